@@ -1,0 +1,100 @@
+"""Files that are either whole or not there: atomic writing, checksums, locks, natural order, JSON."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+from typing import Any, Iterator, List, Tuple, Union
+
+from tsm.cli import UserError
+
+CHUNK = 1 << 20  # bytes read at a time when a file is hashed
+
+
+def part_name(path: str) -> str:
+    """The name a file has while it is being written: beside the final one, hidden, and always the same.
+
+    Always the same, so that what a killed run left behind is overwritten by the next instead of piling up.
+    """
+    folder, name = os.path.split(path)
+    return os.path.join(folder, ".%s.part" % name)
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[str]:
+    """Yield a temporary name beside `path`; move it to `path` when the block ends well, remove it when it does not."""
+    part = part_name(path)
+    try:
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        _remove(part)
+        if error.filename in (None, part):  # name the file the user knows
+            error.filename = path
+        raise
+    except BaseException:
+        _remove(part)
+        raise
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.remove(path)
+
+
+def write_text(path: str, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    with replacing(path) as part:
+        with open(part, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+
+
+def write_json(path: str, value: Any, indent: int = 1) -> None:
+    """Write `value` as JSON (no NaN, keys in the order given), whole or not at all."""
+    write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+
+
+def read_json(path: str) -> Any:
+    """The JSON value in `path`. Raises UserError where it is not JSON in UTF-8."""
+    with open(path, "rb") as file:
+        raw = file.read()
+    try:
+        return json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError("%s: not JSON (%s); make it again" % (path, error))
+
+
+def sha256(path: str) -> str:
+    """Hex SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for piece in iter(lambda: file.read(CHUNK), b""):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def natural(name: str) -> List[Tuple[int, Union[int, str]]]:
+    """Sort key: digits by value, letters without case (0, 1, 2, …, 10), the order ais_bench reads a folder in."""
+    return [(0, int(word)) if word.isdigit() else (1, word.lower()) for word in re.split("([0-9]+)", name)]
+
+
+@contextlib.contextmanager
+def locked(folder: str) -> Iterator[None]:
+    """Hold `folder` for this process; raises UserError at once where another run holds it.
+
+    The lock is on the folder itself (flock), so there is no lock file to go stale: it ends with the process.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise UserError("%s: another run is at work in this folder; wait for it or choose another" % folder)
+        yield
+    finally:
+        os.close(descriptor)
