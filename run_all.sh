@@ -1,0 +1,217 @@
+#!/usr/bin/env bash
+# The whole chain, stage by stage; ./run_all.sh --help tells how to use it. Every decision that takes more than a line
+# is in the script that a stage runs; each stage prints its command, so any of them can be copied and run by hand.
+set -euo pipefail
+
+usage() {
+    cat <<'HELP'
+usage: ./run_all.sh BATCH_SIZE [options]
+
+From a TSM checkpoint to measured accuracy and throughput: lists, preprocessing, export, graph surgery, inference, top-k,
+throughput, table, report.json. With no options it runs the bundled demo; running it again redoes only what is missing or
+out of date.
+
+data and model
+  --data_root DIR        folder of the videos, or of the extracted frames, that --ann_file names
+  --ann_file FILE        list of TSM_dataset.py: `<video> <label>` or `<frame folder> <frames> <label>` per line
+  --checkpoint WHAT      a path, an http(s) address, or `official` (fetches the published file); default: the demo's
+  --on-error fail|skip   what an unreadable video does (default: fail)
+  --dtype float32|uint8  tensors on disk: float32 is the guide's, uint8 a quarter of it (default: float32)
+  --num_worker N         preprocessing processes (default: the processors)
+  --chunk N              at most N videos' tensors are made, inferred and dropped at a time; 0: all at once
+                         (default: all at once while that is under 20 GB, else as many as fit)
+how it runs
+  --device auto|cpu|npu  npu: atc and ais_bench on an Atlas host; cpu: TSM_infer.py (default: npu where its tools are)
+  --fusion score|prob    score: mean of the class scores, then softmax (the guide); prob: softmax per view, then mean
+  --precision P          cpu only: fp32, bf16 or int8 (default: fp32)
+  --exporter E           auto, builtin, or mmaction2 (./mmaction2, $MMACTION2 or the installed package; default: auto)
+  --chip NAME            npu only: chip name, e.g. 310P3 (default: read from npu-smi)
+  --loop N               repetitions of the throughput measurement (default: 20; cpu: about 8 videos in all)
+  --perf_batches LIST    batch sizes to measure, e.g. 1,4,8,16,32 (default: BATCH_SIZE)
+  --work_dir DIR         where everything goes (default: this folder)
+
+PYTHON=/path/to/python uses that interpreter's environment as it is and installs nothing; otherwise the first run sets up
+.venv in this folder (cpu), or python3 is used as it is (npu).
+exit status: 0 done; 1 a stage failed (or the failing tool's own status); 2 wrong usage
+HELP
+}
+misuse() { echo "run_all.sh: error: $* (see --help)" >&2; exit 2; }
+fail() { echo "run_all.sh: error: $*" >&2; exit 1; }
+
+suite=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+batch='' data_root='' ann_file='' checkpoint='' on_error=fail dtype=float32 num_worker=$(nproc) chunk=auto
+official=https://download.openmmlab.com/mmaction/recognition/tsm/tsm_r50_1x1x8_50e_sthv2_rgb/tsm_r50_256h_1x1x8_50e_sthv2_rgb_20210816-032aa4da.pth
+tensor_bytes=20000000000  # of tensors on disk at a time, unless --chunk says otherwise
+device=auto fusion=score precision=fp32 exporter=auto chip='' loop='' perf_batches='' work_dir=$suite
+while [ $# -gt 0 ]; do
+    case $1 in
+    -h | --help) usage; exit ;;
+    --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+    --data_root | --ann_file | --checkpoint | --on-error | --dtype | --num_worker | --chunk | --device | --fusion | \
+        --precision | --exporter | --chip | --loop | --perf_batches | --work_dir)
+        [ $# -ge 2 ] || misuse "$1 wants a value"
+        name=${1#--}
+        printf -v "${name//-/_}" %s "$2"
+        shift 2
+        ;;
+    -*) misuse "unknown option $1" ;;
+    *) [ -z "$batch" ] || misuse "one batch size, not $batch and $1"; batch=$1; shift ;;
+    esac
+done
+count='^[1-9][0-9]{0,6}$'
+one_of() { local name=$1 value=$2; shift 2; case " $* " in *" $value "*) ;; *) misuse "$name $value: choose from $*" ;; esac; }
+[ -n "$batch" ] || misuse "BATCH_SIZE is missing, as in ./run_all.sh 1"
+perf_batches=${perf_batches:-$batch}
+for value in "$batch" "$num_worker" "${loop:-1}" ${perf_batches//,/ }; do
+    [[ $value =~ $count ]] || misuse "$value is not a whole number above 0"
+done
+[[ $chunk =~ ^(auto|0)$ || $chunk =~ $count ]] || misuse "--chunk $chunk: a whole number, 0 or auto"
+one_of --on-error "$on_error" fail skip
+one_of --dtype "$dtype" float32 uint8
+one_of --device "$device" auto cpu npu
+one_of --fusion "$fusion" score prob
+one_of --precision "$precision" fp32 bf16 int8
+one_of --exporter "$exporter" auto builtin mmaction2
+[ -n "$data_root" ] && [ -n "$ann_file" ] || [ -z "$data_root$ann_file" ] || misuse "--data_root and --ann_file go together"
+[ -z "$data_root" ] || [ -d "$data_root" ] || fail "$data_root: no such folder; --data_root names the videos or frames"
+[ -z "$ann_file" ] || [ -f "$ann_file" ] || fail "$ann_file: no such file; make it with TSM_dataset.py"
+case $checkpoint in
+'' | official | http://* | https://*) ;;
+*) [ -f "$checkpoint" ] || fail "$checkpoint: no such file; --checkpoint takes a path, an http(s) address or official" ;;
+esac
+
+# Paths from the caller's folder stay right after the change to the work folder.
+absolute() { case $1 in '' | /* | official | http://* | https://*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
+data_root=$(absolute "$data_root") ann_file=$(absolute "$ann_file") checkpoint=$(absolute "$checkpoint")
+MMACTION2=$(absolute "${MMACTION2:-}")
+mkdir -p "$work_dir" && cd "$work_dir" || fail "$work_dir: cannot be used as the work folder"
+s=$suite/
+[ ! . -ef "$suite" ] || s=''
+exec 9<.
+flock -n 9 || fail "$PWD: another run is at work in this folder; wait for it or choose another --work_dir"
+
+# The device, its tools and the interpreter.
+ascend_env=${ASCEND_SET_ENV:-/usr/local/Ascend/ascend-toolkit/set_env.sh}
+if [ $device = auto ]; then
+    if command -v atc >/dev/null || [ -f "$ascend_env" ]; then device=npu; else device=cpu; fi
+fi
+python=${PYTHON:-python3}
+if [ $device = npu ]; then
+    [ "$precision" = fp32 ] || misuse "--precision is for the CPU; atc decides it on an NPU"
+    if ! command -v atc >/dev/null && [ -f "$ascend_env" ]; then
+        set +eu; . "$ascend_env"; set -eu
+    fi
+    command -v atc >/dev/null || fail "atc: not found; it comes with the CANN toolkit, whose set_env.sh belongs at $ascend_env"
+    [ -n "$chip" ] || command -v npu-smi >/dev/null || fail "npu-smi: not found; it comes with the Ascend driver (or name the chip: --chip 310P3)"
+    "$python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("ais_bench"))' ||
+        fail "ais_bench: $python has no such package; build its wheel from ascend/tools (ais-bench_workload/tool/ais_bench)"
+    "$python" -c 'import cv2, numpy, onnx, onnxruntime, torch, tqdm' 2>/dev/null ||
+        fail "$python lacks packages of the suite; run $python -m pip install -r $suite/requirements.txt"
+    if [ -z "$chip" ]; then
+        # A chip's first row is `| 0  310P3 | OK | …`; its second has a bus id with colons where the health was.
+        chip=$(npu-smi info | awk -F'|' '$2 ~ /^ *[0-9]+ +[0-9A-Za-z]+ *$/ && $3 ~ /[A-Za-z]/ && $3 !~ /:/ { split($2, c, " "); print c[2] }' | sort -u)
+        [ -n "$chip" ] || fail "npu-smi info: lists no chip; check the driver, or name the chip: --chip 310P3"
+        [ "$(wc -l <<<"$chip")" = 1 ] || fail "npu-smi info: lists chips of different names ($(paste -sd ' ' <<<"$chip")); choose one: --chip NAME"
+    fi
+    bench=("$python" -m ais_bench) model=tsm_bs suffix=om target=ascend
+elif [ -z "${PYTHON:-}" ]; then
+    "$suite/setup.sh"
+    . "$suite/.venv/bin/activate"
+    echo "environment: . ${s}.venv/bin/activate"
+fi
+[ $device = npu ] || bench=("$python" "${s}TSM_infer.py") model=tsm_new_bs suffix=onnx target=cpu
+
+# The exporter: mmaction2's own where it is at hand.
+mmaction2=''
+if [ "$exporter" != builtin ]; then
+    installed=$("$python" -c 'import importlib.util as u; s = u.find_spec("mmaction"); print(s.submodule_search_locations[0] if s else "")')
+    for place in "$MMACTION2" mmaction2 "${s}mmaction2" "$installed/.mim"; do
+        [ -z "$mmaction2" ] && [ -f "$place/tools/deployment/pytorch2onnx.py" ] && mmaction2=$place
+    done
+    if [ -n "$mmaction2" ] && ! "$python" -c 'import mmaction, mmcv' 2>/dev/null; then
+        echo "note: $mmaction2 is there, but $python cannot import mmaction with mmcv 1.x"
+        mmaction2=''
+    fi
+    [ -n "$mmaction2" ] || [ "$exporter" = auto ] ||
+        fail "mmaction2: not usable; clone it to ./mmaction2 and install it with mmcv 1.x, set MMACTION2, or use --exporter builtin"
+fi
+
+number=0
+stage() { # stage NAME TITLE [--in PATH]... [--out PATH]... [--tee FILE] -- COMMAND...
+    number=$((number + 1))
+    "$python" "$suite/tsm/stage.py" "$1" --title "$number. $2" "${@:3}"
+}
+
+# Data: the lists, the checkpoint, the tensors.
+if [ -z "$data_root" ]; then
+    data_root=${s}demo/videos ann_file=sthv2_val_list_videos.txt
+    annotations=${s}demo/annotations/something-something-v2
+    stage lists "Lists of the demo clips" --in "$data_root" --in "$annotations-validation.json" --out "$ann_file" -- \
+        "$python" "${s}TSM_dataset.py" --annotations "$annotations-validation.json" \
+        --labels "$annotations-labels.json" --videos "$data_root"
+fi
+[ "$checkpoint" != official ] || checkpoint=$official
+case $checkpoint in
+'')
+    checkpoint=tsm_demo.pth
+    stage checkpoint "The demo's checkpoint" --in "${s}demo/tsm_thin.pth" --out "$checkpoint" -- \
+        "$python" "${s}demo/expand.py" --output "$checkpoint"
+    ;;
+http://* | https://*)
+    stage checkpoint "Fetch the checkpoint" -- "$python" "${s}TSM_checkpoint.py" "$checkpoint"
+    checkpoint=${checkpoint%%[?#]*} checkpoint=${checkpoint##*/}
+    ;;
+esac
+preprocess=("$python" "${s}TSM_preprocess.py" --data_root "$data_root" --ann_file "$ann_file"
+    --batch_size "$batch" --num_worker "$num_worker")
+[ "$dtype" = float32 ] || preprocess+=(--dtype "$dtype")
+[ "$on_error" = fail ] || preprocess+=(--on-error "$on_error")
+bytes_per_video=$((48 * 3 * 256 * 256 * $([ "$dtype" = uint8 ] && echo 1 || echo 4)))
+if [ "$chunk" = auto ]; then
+    chunk=$((tensor_bytes / bytes_per_video))
+    [ "$(wc -l <"$ann_file")" -gt "$chunk" ] && chunk=$((chunk / 2)) || chunk=0  # two chunks are alive at a time
+fi
+[ "$chunk" != 0 ] || stage preprocess "Preprocess the videos" -- "${preprocess[@]}" --output_dir sthv2
+
+# Model: one export, then one modified model per batch size.
+if [ -n "$mmaction2" ]; then
+    export=("$python" "$mmaction2/tools/deployment/pytorch2onnx.py"
+        "$mmaction2/configs/recognition/tsm/tsm_r50_1x1x8_50e_sthv2_rgb.py")
+else
+    export=("$python" "${s}pytorch2onnx.py")
+fi
+stage export "Checkpoint to ONNX" --in "$checkpoint" --out tsm_bs1.onnx -- \
+    "${export[@]}" "$checkpoint" --output-file tsm_bs1.onnx --softmax --shape 1 48 3 256 256
+perf_batches=$(printf '%s\n' ${perf_batches//,/ } | sort -nu)
+for bs in $(printf '%s\n' "$batch" $perf_batches | sort -nu); do
+    modify=("$python" "${s}modify_onnx.py" -m1 tsm_bs1.onnx -m2 "tsm_new_bs$bs.onnx" -bs "$bs" --target $target)
+    [ "$fusion" = score ] || modify+=(--fusion "$fusion")
+    [ "$dtype" = float32 ] || modify+=(--input_dtype "$dtype")
+    stage "surgery_bs$bs" "Graph surgery, batch $bs" --in tsm_bs1.onnx --out "tsm_new_bs$bs.onnx" -- "${modify[@]}"
+    [ $device = cpu ] || stage "atc_bs$bs" "ATC, batch $bs" --in "tsm_new_bs$bs.onnx" --out "tsm_bs$bs.om" -- \
+        atc --model="tsm_new_bs$bs.onnx" --framework=5 --output="tsm_bs$bs" --input_format=ND --log=error \
+        --soc_version="Ascend$chip"
+done
+
+# Inference, accuracy, throughput, the table.
+infer=("${bench[@]}" --model "./$model$batch.$suffix")
+[ "$precision" = fp32 ] || infer+=(--precision "$precision")
+if [ "$chunk" = 0 ]; then
+    stage infer "Inference" --in "$model$batch.$suffix" --in sthv2/sthv2.json --out inference_result/out \
+        --out inference_result/out_summary.json -- \
+        "${infer[@]}" --input ./sthv2/preprocess_bin --output ./inference_result --output_dirname out --outfmt TXT
+else
+    stage infer "Preprocessing and inference, $chunk videos at a time" -- \
+        "$python" "${s}TSM_chunked.py" --chunk "$chunk" --preprocess "${preprocess[@]}" --infer "${infer[@]}"
+fi
+results=(--result_path=inference_result/out_summary.json --info_path=sthv2/sthv2.info)
+stage accuracy "Accuracy" -- "$python" "${s}TSM_postprocess.py" "${results[@]}"
+mkdir -p perf
+for bs in $perf_batches; do
+    [ $device = npu ] && default_loop=20 || default_loop=$(((7 + bs) / bs))
+    perf=("${bench[@]}" "--model=$model$bs.$suffix" "--loop=${loop:-$default_loop}")
+    [ "$precision" = fp32 ] || perf+=(--precision "$precision")
+    stage "throughput_bs$bs" "Throughput, batch $bs" --tee "perf/bs$bs.log" -- "${perf[@]}"
+done
+stage report "Report" -- "$python" "${s}TSM_report.py" "${results[@]}" --device "$device" --precision "$precision" \
+    --batch_size "$batch" --perf_batches $perf_batches --model "tsm_new_bs$batch.onnx"
