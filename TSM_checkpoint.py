@@ -12,6 +12,8 @@ import argparse
 import http.client
 import os
 import re
+import socket
+import ssl
 import sys
 import urllib.error
 import urllib.request
@@ -41,8 +43,8 @@ def download(url: str, part: str) -> None:
     from tqdm import tqdm
 
     have = os.path.getsize(part) if os.path.exists(part) else 0
-    request = urllib.request.Request(url, headers={"Range": "bytes=%d-" % have} if have else {})
     try:
+        request = urllib.request.Request(url, headers={"Range": "bytes=%d-" % have} if have else {})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             have = have if answer.status == 206 else 0
             length = answer.headers.get("Content-Length")
@@ -57,9 +59,8 @@ def download(url: str, part: str) -> None:
         if error.code == 416:  # nothing left to send: `part` is whole, or wrong, which its digest tells
             return
         raise UserError("%s: the server answered %d %s; check the address" % (url, error.code, error.reason))
-    except (OSError, http.client.HTTPException, ValueError) as error:  # URLError is an OSError
-        if getattr(error, "filename", None):
-            raise  # the file, not the connection
+    except (urllib.error.URLError, ConnectionError, socket.timeout, ssl.SSLError, http.client.HTTPException,
+            ValueError) as error:
         reason = getattr(error, "reason", error)
         raise UserError("%s: cannot be reached (%s); run again to go on, or fetch it elsewhere and pass its path"
                         % (url, reason))

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Every test. ./test/run.sh [PYTEST_ARGUMENTS]  sets up .venv as run_all.sh does, with what the tests need on top;
+# PYTHON=/path/to/python uses that interpreter as it is.
+# ./test/run.sh --reference  proves the suite against mmaction2 itself, in its own environment (Python 3.7).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ "${1:-}" = --reference ]; then
+    exec test/reference/run.sh "${@:2}"
+fi
+if [ -z "${PYTHON:-}" ]; then
+    ./setup.sh test/requirements.txt
+    PYTHON=.venv/bin/python
+fi
+exec "$PYTHON" -m pytest -q -p no:cacheprovider "${@:-test}"

@@ -1,0 +1,179 @@
+"""TSM_postprocess.py: joined by id, every form of result, and each way a result can be wrong."""
+
+import json
+
+import numpy as np
+import pytest
+
+from TSM_postprocess import measure, wilson
+
+RNG = np.random.RandomState(7)
+VIDEOS = 11
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A folder with 11 results as ais_bench leaves them, 8 of them right, 9 in the top five."""
+    scores = RNG.permutation(VIDEOS * 174).reshape(VIDEOS, 174) / 1e4
+    labels = RNG.randint(0, 174, VIDEOS)
+    for index, label in enumerate(labels):
+        ranked = np.argsort(-scores[index])
+        other = ranked[0 if index < 8 else 3 if index == 8 else 100]
+        scores[index, [label, other]] = scores[index, [other, label]]
+    write(tmp_path, labels, scores, "txt")
+    return tmp_path, labels, scores
+
+
+def write(folder, labels, scores, form, order=None):
+    (folder / "sthv2").mkdir(exist_ok=True)
+    (folder / "inference_result/out").mkdir(parents=True, exist_ok=True)
+    (folder / "sthv2/sthv2.info").write_text("".join("%d %d\n" % pair for pair in enumerate(labels)))
+    infos = {}
+    for key, index in enumerate(range(len(scores)) if order is None else order):
+        path = "inference_result/out/%d_0.%s" % (index, form)
+        rows = np.atleast_2d(scores[index]).astype(np.float32)
+        if form == "txt":
+            (folder / path).write_text("".join("".join("%f " % value for value in row) + "\n" for row in rows))
+        elif form == "npy":
+            np.save(str(folder / path), rows)
+        else:
+            rows.tofile(str(folder / path))
+        infos[str(key)] = {"infiles": ["sthv2/preprocess_bin/%d.bin" % index], "outfiles": [path]}
+    (folder / "inference_result/out_summary.json").write_text(json.dumps({"filesinfo": infos}))
+
+
+ARGS = ("--result_path=inference_result/out_summary.json", "--info_path=sthv2/sthv2.info")
+
+
+def figures(works, folder):
+    return json.loads(works("TSM_postprocess.py", *ARGS, "--json", "-", cwd=folder).split("\n", 4)[4])
+
+
+def test_accuracy_of_known_results(works, results):
+    folder, _, _ = results
+    out = works("TSM_postprocess.py", *ARGS, cwd=folder)
+    assert "top-1                0.7273" in out and "top-5                0.8182" in out
+    assert figures(works, folder)["top1_acc"] == 8 / 11
+
+
+@pytest.mark.parametrize("form", ["npy", "bin"])
+def test_other_forms_and_any_order_give_the_same(works, results, form):
+    folder, labels, scores = results
+    expected = figures(works, folder)
+    write(folder, labels, scores, form, order=RNG.permutation(VIDEOS))
+    assert figures(works, folder) == expected
+
+
+@pytest.mark.parametrize("form", ["txt", "npy", "bin"])
+def test_whole_batch_files_drop_their_filler(works, results, form):
+    folder, labels, scores = results
+    expected = figures(works, folder)
+    filled = np.concatenate((scores, scores[8:9])).reshape(3, 4, 174)  # the last batch is filled with its first video
+    write(folder, labels, filled, form)
+    assert figures(works, folder) == expected
+
+
+def test_results_may_be_moved_with_their_summary(works, results):
+    folder, _, _ = results
+    expected = figures(works, folder)
+    (folder / "inference_result").rename(folder / "elsewhere")
+    moved = ("--result_path=elsewhere/out_summary.json",) + ARGS[1:]
+    assert "%.4f" % expected["top1_acc"] in works("TSM_postprocess.py", *moved, cwd=folder)
+
+
+def test_skipped_videos_are_said(works, results):
+    folder, _, _ = results
+    (folder / "sthv2/sthv2.json").write_text(json.dumps({"skipped": [{"line": 12, "source": "x", "reason": "empty"}]}))
+    assert "accuracy over 11 of 12 (1 skipped) videos" in works("TSM_postprocess.py", *ARGS, cwd=folder)
+
+
+def _drop(folder):
+    (folder / "inference_result/out/3_0.txt").unlink()
+    return "3_0.txt"
+
+
+def _unlabelled(folder):
+    lines = (folder / "sthv2/sthv2.info").read_text().splitlines(True)
+    (folder / "sthv2/sthv2.info").write_text("".join(lines[:-1]))
+    return "10_0.txt"
+
+
+def _unmeasured(folder):
+    with (folder / "sthv2/sthv2.info").open("a") as file:
+        file.write("11 0\n")
+    return "video 11"
+
+
+def _twice(folder):
+    summary = json.loads((folder / "inference_result/out_summary.json").read_text())
+    summary["filesinfo"]["11"] = summary["filesinfo"]["3"]
+    (folder / "inference_result/out_summary.json").write_text(json.dumps(summary))
+    return "video 3"
+
+
+def _replace(text):
+    def damage(folder):
+        path = folder / "inference_result/out/3_0.txt"
+        words = path.read_text().split()
+        path.write_text(text(words))
+        return "3_0.txt"
+
+    return damage
+
+
+def _summary(text):
+    def damage(folder):
+        (folder / "inference_result/out_summary.json").write_text(text)
+        return "out_summary.json"
+
+    return damage
+
+
+def _info(text):
+    def damage(folder):
+        (folder / "sthv2/sthv2.info").write_text(text)
+        return "sthv2.info"
+
+    return damage
+
+
+@pytest.mark.parametrize("damage", [
+    _drop, _unlabelled, _unmeasured, _twice,
+    _replace(lambda words: " ".join(["nan"] + words[1:])),
+    _replace(lambda words: " ".join(["inf"] + words[1:])),
+    _replace(lambda words: " ".join(words[1:])),
+    _replace(lambda words: " ".join(words + ["0"])),
+    _replace(lambda words: " ".join(["zero"] + words[1:])),
+    _replace(lambda words: " ".join(words) + "\n" + words[0]),
+    _replace(lambda words: ""),
+    _summary("{"), _summary("[]"), _summary("{}"), _summary('{"filesinfo": {"0": {"infiles": [], "outfiles": []}}}'),
+    _summary('{"filesinfo": {"0": {"infiles": ["clip.bin"], "outfiles": ["a_0.txt"]}}}'),
+    _summary('{"filesinfo": {"0": {"infiles": [3], "outfiles": [4]}}}'),
+    _info(""), _info("0\n"), _info("0 174\n"), _info("0 -1\n"), _info("0 1\n0 2\n"), _info("a b\n"), _info("\0\0\0"),
+])
+def test_what_is_wrong_is_named_in_one_line(fails, results, damage):
+    folder, _, _ = results
+    named = damage(folder)
+    assert named in fails("TSM_postprocess.py", *ARGS, cwd=folder)
+
+
+def test_usage_errors_exit_2(fails, tmp_path):
+    assert "--result_path" in fails("TSM_postprocess.py", cwd=tmp_path, status=2)
+
+
+def test_ties_go_to_the_lower_class_and_are_counted():
+    scores = np.zeros((2, 174))
+    scores[:, [5, 9]] = 0.5
+    accuracy = measure(scores, np.array([5, 9]), 0)
+    assert (accuracy.top1_acc, accuracy.top5_acc, accuracy.verdicts_on_ties) == (0.5, 1.0, 2)
+
+
+def test_mean_class_accuracy_weighs_classes_alike():
+    scores = np.eye(174)[[0, 0, 0, 7]]
+    assert measure(scores, np.array([0, 0, 0, 3]), 0).mean_class_accuracy == 0.5
+
+
+def test_wilson_interval_against_published_values():
+    # Newcombe, Statistics in Medicine 17 (1998), table I, method 3: 81/263 and 15/148
+    assert np.allclose(wilson(81, 263), (0.2553, 0.3662), atol=5e-5)
+    assert np.allclose(wilson(15, 148), (0.0624, 0.1605), atol=5e-5)
