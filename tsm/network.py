@@ -12,6 +12,7 @@ from typing import Any, Dict, List
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tsm.cli import UserError
 from tsm.protocol import CLASSES, SEGMENTS, SHIFT_DIV, VIEWS
@@ -29,12 +30,11 @@ def temporal_shift(x: Tensor, fold: int) -> Tensor:
             where there is no such frame they are 0.
     Returns: the same shape and dtype.
     """
-    n, c, h, w = x.shape
-    x = x.view(-1, SEGMENTS, c, h * w)
-    ahead, behind, still = x[:, :, :fold], x[:, :, fold : 2 * fold], x[:, :, 2 * fold :]
-    ahead = torch.cat((ahead[:, 1:], torch.zeros_like(ahead[:, :1])), 1)
-    behind = torch.cat((torch.zeros_like(behind[:, :1]), behind[:, :-1]), 1)
-    return torch.cat((ahead, behind, still), 2).view(n, c, h, w)
+    c, h, w = x.shape[1:]
+    ahead, behind, still = x.view(-1, SEGMENTS, c, h * w).split((fold, fold, c - 2 * fold), 2)
+    ahead = functional.pad(ahead, (0, 0, 0, 0, -1, 1))  # drops the first frame, appends zeros
+    behind = functional.pad(behind, (0, 0, 0, 0, 1, -1))
+    return torch.cat((ahead, behind, still), 2).view(-1, c, h, w)
 
 
 class Shifted(nn.Module):

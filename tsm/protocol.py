@@ -4,10 +4,14 @@ Source: mmaction2 0.24.1, configs/recognition/tsm/tsm_r50_1x1x8_50e_sthv2_rgb.py
 names. One video is 48 images = 3 crops x 2 samples x 8 segments, the crop being the slow axis.
 """
 
+import hashlib
 import os
-from typing import Dict
+from typing import Any, Dict
+
+import numpy as np
 
 from tsm.cli import UserError
+from tsm.files import read_json
 
 SEGMENTS = 8  # frames that one view spans; the temporal shift acts among them
 SAMPLES = 2  # twice_sample: the middles of the segments, then their starts
@@ -55,3 +59,35 @@ def manifest_path(info_path: str) -> str:
     return os.path.splitext(info_path)[0] + ".json"
 
 
+
+
+def read_manifest(path: str) -> Dict[str, Any]:
+    """The manifest of TSM_preprocess.py (sthv2.json); UserError where it is something else."""
+    manifest = read_json(path)
+    try:
+        for entry in manifest["samples"]:
+            if not (isinstance(entry["id"], int) and isinstance(entry["bytes"], int)):
+                raise TypeError
+            os.path.basename(entry["file"]) + entry["sha256"] + entry["source"]
+        manifest["protocol"]["dtype"], manifest["versions"], len(manifest["skipped"])
+    except (KeyError, TypeError, AttributeError):
+        raise UserError("%s: not a manifest of TSM_preprocess.py; run it again" % path)
+    return manifest
+
+
+def check_folder(manifest: Dict[str, Any], folder: str, manifest_file: str) -> None:
+    """UserError that names the first .bin file of `folder` that the manifest has not, or the other way round."""
+    listed = {os.path.basename(entry["file"]) for entry in manifest["samples"]}
+    there = {name for name in os.listdir(folder) if name.endswith(".bin") and not name.startswith(".")}
+    for names, what in ((there - listed, "is not in"), (listed - there, "is missing, though it is in")):
+        if names:
+            raise UserError("%s %s %s; run TSM_preprocess.py again"
+                            % (os.path.join(folder, min(names)), what, manifest_file))
+
+
+def check_tensor(entry: Dict[str, Any], data: np.ndarray, path: str) -> None:
+    """UserError unless `data` has the length and the SHA-256 that the manifest's entry gives."""
+    if data.nbytes != entry["bytes"]:
+        raise UserError("%s: %d bytes instead of %d; run TSM_preprocess.py again" % (path, data.nbytes, entry["bytes"]))
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise UserError("%s: its checksum is not the manifest's: it was changed; run TSM_preprocess.py again" % path)

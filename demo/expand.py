@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Expand the demo's thin TSM into a checkpoint of the full ResNet-50, in mmaction2's form.
+
+    python3 demo/expand.py --output tsm_demo.pth
+
+The thin network (one eighth of the channels) sits inside the full one: each of its channels takes a place in the same
+shift group (shifted ahead, shifted back, still), every other channel is zero throughout, so the two networks give the
+same class scores up to float error. What runs is the full network with the full cost.
+"""
+
+import argparse
+import os
+import sys
+
+import numpy as np
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(HERE))
+
+from tsm.cli import parser, run  # noqa: E402
+from tsm.files import replacing  # noqa: E402
+from tsm.protocol import SHIFT_DIV  # noqa: E402
+
+
+def get_args() -> argparse.Namespace:
+    cli = parser(__doc__)
+    cli.add_argument("--output", required=True, metavar="FILE", help="the checkpoint to write, e.g. tsm_demo.pth")
+    cli.add_argument("--thin", default=os.path.join(HERE, "tsm_thin.pth"), metavar="FILE", help="the thin weights "
+                     "(default: those of the demo)")
+    return cli.parse_args()
+
+
+def places(thin: int, full: int) -> np.ndarray:
+    """Where `thin` channels go among `full` ones: int64 [thin]; each into its own shift group, the order kept."""
+    if thin == full:
+        return np.arange(thin)  # kernels, classes, colours
+    here, there, channel = thin // SHIFT_DIV, full // SHIFT_DIV, np.arange(thin)
+    group = np.minimum(channel // here, 2)  # 0: takes the next frame's value, 1: the previous one's, 2: stays
+    return channel + group * (there - here)
+
+
+def expand(thin):
+    """State dict of a thin TSM -> that of the full TSM with the same function."""
+    from tsm.network import TSM
+
+    full = TSM().state_dict()
+    for key, value in full.items():
+        value.fill_(1 if key.endswith("running_var") else 0)  # an unused channel: (0 - 0) / 1 * 0 + 0
+        index = [places(have, want) for have, want in zip(thin[key].shape, value.shape)]
+        value.numpy()[np.ix_(*index) if index else ...] = thin[key].numpy()
+    return full
+
+
+def main() -> None:
+    args = get_args()
+    import torch
+
+    from tsm.network import load_state_dict
+
+    state = expand(load_state_dict(args.thin))
+    with replacing(args.output) as part:
+        torch.save({"state_dict": state, "meta": {"source": "the demo's thin TSM, expanded"}}, part)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,273 @@
+"""TSM as an ONNX graph: the trunk common to all its forms, and the forms that runtimes are given.
+
+A trunk is a list of ONNX nodes from `frames` [frames, 3, 256, 256] to `features` [frames, 2048, 8, 8], made of Conv, Relu,
+MaxPool, Add and one operator of our own, TemporalShift (one input, one output, fold = channels // 8). build() writes it
+out for a target; trunk_of() reads it back from what build() wrote.
+"""
+
+import os
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from tsm import __version__
+from tsm.cli import UserError
+from tsm.protocol import FRAMES, MEAN, SEGMENTS, SHIFT_DIV, SIZE, STD, VIEWS
+
+OPSET = 11  # the newest that both ATC (CANN 6) and every runtime of the last years take
+SHIFT = "TemporalShift"
+FORMS = ("ascend", "cpu", "view", "none")
+# ascend: zeros by Concat, for ATC;  cpu: zeros by Pad;  view: cpu for the 8 frames of one view, without the batch;
+# none: the view form with no shift at all, the floor that the shift's cost is measured from
+
+
+class Trunk(NamedTuple):
+    """A network without its form: `nodes` in canonical order, their `weights`, and the classifier [classes, features]."""
+
+    nodes: List[NodeProto]
+    weights: Dict[str, np.ndarray]
+    fc_weight: np.ndarray
+    fc_bias: np.ndarray
+
+
+def load(path: str) -> onnx.ModelProto:
+    """An ONNX model with all its weights.
+
+    Raises UserError, in one line, where the file is not ONNX, is cut short, or keeps weights in a file that is missing,
+    too short, or outside the model's own folder.
+    """
+    with open(path, "rb") as file:
+        raw = file.read()
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(raw)
+    except Exception:  # protobuf's errors differ between its versions
+        raise UserError("%s: not an ONNX model, or cut short; export it again" % path)
+    if not model.graph.node or not model.opset_import:
+        raise UserError("%s: not an ONNX model (no graph in it); export it again" % path)
+    folder = os.path.dirname(os.path.abspath(path))
+    for tensor in model.graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        name = place.get("location", "")
+        data = os.path.join(folder, name)
+        if os.path.isabs(name) or not os.path.realpath(data).startswith(os.path.realpath(folder) + os.sep):
+            raise UserError("%s: its weights lie outside its folder (%s); export it again" % (path, name))
+        if not os.path.isfile(data):
+            raise UserError("%s: its weights in %s are missing; keep the two files together" % (path, name))
+        try:
+            offset, length = int(place.get("offset", 0)), int(place.get("length", os.path.getsize(data)))
+        except ValueError:
+            raise UserError("%s: does not say where in %s its weights are; export it again" % (path, name))
+        if offset < 0 or length < 0 or offset + length > os.path.getsize(data):
+            raise UserError("%s: %s is too short for its weights; export it again" % (path, name))
+        with open(data, "rb") as file:
+            file.seek(offset)
+            tensor.raw_data = file.read(length)
+        del tensor.external_data[:]
+        tensor.data_location = TensorProto.DEFAULT
+    return model
+
+
+def metadata(model: onnx.ModelProto) -> Dict[str, str]:
+    """The model's metadata_props as a dict."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def set_metadata(model: onnx.ModelProto, values: Dict[str, str]) -> None:
+    """Put `values` into the model's metadata_props, over what stands there under the same keys."""
+    merged = dict(metadata(model), **values)
+    del model.metadata_props[:]
+    for key, value in merged.items():
+        model.metadata_props.add(key=key, value=value)
+
+
+def attributes(node: NodeProto) -> Dict[str, object]:
+    """A node's attributes as Python values."""
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def output_shape(node: NodeProto, shape: Tuple[int, ...], weights: Dict[str, np.ndarray]) -> Tuple[int, ...]:
+    """Shape (channels, height, width) of a trunk node's output from that of its first input."""
+    if node.op_type not in ("Conv", "MaxPool"):
+        return shape
+    given = attributes(node)
+    strides, pads = given.get("strides", [1, 1]), given.get("pads", [0, 0, 0, 0])
+    sides = [
+        (shape[1 + axis] + pads[axis] + pads[axis + 2] - given["kernel_shape"][axis]) // strides[axis] + 1
+        for axis in (0, 1)
+    ]
+    channels = weights[node.input[1]].shape[0] if node.op_type == "Conv" else shape[0]
+    return (channels, sides[0], sides[1])
+
+
+class _Graph:
+    """The nodes and constants of a model being written."""
+
+    def __init__(self) -> None:
+        self.nodes, self.constants = [], {}  # type: List[NodeProto], Dict[str, TensorProto]
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        return name
+
+    def ints(self, *values: int) -> str:
+        name = "ints_" + "_".join(str(value).replace("-", "m") for value in values)
+        return self.constant(name, np.array(values, np.int64))
+
+    def add(self, op: str, inputs: List[str], name: str, outputs: int = 0, **given: object) -> List[str]:
+        """Append a node; its output is called as it is, or `name`:0, 1, … where `outputs` are asked for."""
+        values = ["%s:%d" % (name, number) for number in range(outputs)] or [name]
+        self.nodes.append(helper.make_node(op, inputs, values, name, **given))
+        return values
+
+    def one(self, op: str, inputs: List[str], name: str, **given: object) -> str:
+        return self.add(op, inputs, name, **given)[0]
+
+
+def _shift(graph: _Graph, x: str, name: str, shape: Tuple[int, ...], form: str, batch: int) -> str:
+    """The temporal shift of x, float [frames, C, H, W], in a form; returns the shifted value's name."""
+    channels, height, width = shape
+    fold = channels // SHIFT_DIV
+    if form == "view":
+        parts = graph.add("Split", [x], name + "/split", 3, axis=1, split=[fold, fold, channels - 2 * fold])
+        ahead = graph.one("Pad", [parts[0], graph.ints(-1, 0, 0, 0, 1, 0, 0, 0)], name + "/ahead")
+        behind = graph.one("Pad", [parts[1], graph.ints(1, 0, 0, 0, -1, 0, 0, 0)], name + "/behind")
+        return graph.one("Concat", [ahead, behind, parts[2]], name, axis=1)
+    area = height * width
+    x = graph.one("Reshape", [x, graph.ints(-1, SEGMENTS, channels, area)], name + "/views")
+    if form == "cpu":
+        parts = graph.add("Split", [x], name + "/split", 3, axis=2, split=[fold, fold, channels - 2 * fold])
+        ahead = graph.one("Pad", [parts[0], graph.ints(0, -1, 0, 0, 0, 1, 0, 0)], name + "/ahead")
+        behind = graph.one("Pad", [parts[1], graph.ints(0, 1, 0, 0, 0, -1, 0, 0)], name + "/behind")
+        still = parts[2]
+    else:
+
+        def cut(part: str, starts: Tuple[int, ...], ends: Tuple[int, ...], axes: Tuple[int, ...]) -> str:
+            return graph.one("Slice", [x, graph.ints(*starts), graph.ints(*ends), graph.ints(*axes)], part)
+
+        zeros = graph.constant("zeros_%dx%d" % (fold, area), np.zeros((VIEWS * batch, 1, fold, area), np.float32))
+        ahead = cut(name + "/next", (1, 0), (SEGMENTS, fold), (1, 2))
+        ahead = graph.one("Concat", [ahead, zeros], name + "/ahead", axis=1)
+        behind = cut(name + "/previous", (0, fold), (SEGMENTS - 1, 2 * fold), (1, 2))
+        behind = graph.one("Concat", [zeros, behind], name + "/behind", axis=1)
+        still = cut(name + "/still", (2 * fold,), (channels,), (2,))
+    x = graph.one("Concat", [ahead, behind, still], name + "/joined", axis=2)
+    return graph.one("Reshape", [x, graph.ints(-1, channels, height, width)], name)
+
+
+def _normalise(graph: _Graph, x: str) -> str:
+    """uint8 RGB -> float32 (x - mean) / std, per channel of [frames, 3, H, W]."""
+    x = graph.one("Cast", [x], "cast", to=TensorProto.FLOAT)
+    mean = graph.constant("mean", np.float32(MEAN).reshape(1, 3, 1, 1))
+    scale = graph.constant("scale", (1 / np.float64(np.float32(STD))).astype(np.float32).reshape(1, 3, 1, 1))
+    return graph.one("Mul", [graph.one("Sub", [x, mean], "centred"), scale], "normalised")
+
+
+def _tail(graph: _Graph, fusion: Optional[str], softmax: bool, classes: int) -> None:
+    """frame_scores [frames, classes] -> `output`: per view [views, classes], or the fused [batch, classes]."""
+    over_frames = dict(axes=[1], keepdims=0)
+    if fusion == "score":
+        x = graph.one("Reshape", ["frame_scores", graph.ints(-1, FRAMES, classes)], "videos")
+        x = graph.one("ReduceMean", [x], "scores", **over_frames)
+        graph.one("Softmax", [x], "output", axis=1)
+        return
+    x = graph.one("Reshape", ["frame_scores", graph.ints(-1, SEGMENTS, classes)], "views")
+    x = graph.one("ReduceMean", [x], "output" if not (fusion or softmax) else "view_scores", **over_frames)
+    if fusion or softmax:
+        x = graph.one("Softmax", [x], "view_probabilities" if fusion else "output", axis=1)
+    if fusion:
+        x = graph.one("Reshape", [x, graph.ints(-1, VIEWS, classes)], "videos")
+        graph.one("ReduceMean", [x], "output", **over_frames)
+
+
+def build(
+    trunk: Trunk, form: str, batch: int = 1, fusion: Optional[str] = None, softmax: bool = False,
+    dtype: str = "float32",
+) -> onnx.ModelProto:
+    """Write a trunk out as a model.
+
+    Args:
+        form: one of FORMS. ascend, cpu: `input` [batch, 48, 3, 256, 256] -> `output` [batch, classes], or, where fusion
+            is None, per view [6 * batch, classes]. view, none: `input` [8, 3, 256, 256] -> `output`, the frame scores
+            [8, classes], whatever batch, fusion and softmax.
+        fusion: one of tsm.protocol.FUSIONS, or None.
+        softmax: for fusion None: probabilities per view instead of class scores.
+        dtype: float32, or uint8 (RGB 0..255, normalised in the graph).
+    """
+    graph, view = _Graph(), form in ("view", "none")
+    kind = TensorProto.UINT8 if dtype == "uint8" else TensorProto.FLOAT
+    frame = [3, SIZE, SIZE]
+    x = "input"
+    if not view:
+        x = graph.one("Reshape", [x, graph.ints(-1, *frame)], "frames")
+    if dtype == "uint8":
+        x = _normalise(graph, x)
+    values, shapes = {"frames": x}, {"frames": (3, SIZE, SIZE)}
+    numbers = {}  # type: Dict[str, int]
+    for node in trunk.nodes:
+        number = numbers[node.op_type] = numbers.get(node.op_type, -1) + 1
+        shape = shapes[node.output[0]] = output_shape(node, shapes[node.input[0]], trunk.weights)
+        name = "%s_%d" % ("shift" if node.op_type == SHIFT else node.op_type.lower(), number)
+        inputs = [values[value] for value in node.input if value in values]
+        if node.op_type == SHIFT:
+            out = inputs[0] if form == "none" else _shift(graph, inputs[0], name, shape, form, batch)
+        else:
+            inputs += [
+                graph.constant("%s.%s" % (name, what), trunk.weights[value])
+                for value, what in zip(node.input[1:], ("weight", "bias")) if value in trunk.weights
+            ]
+            out = graph.one(node.op_type, inputs, name, **attributes(node))
+        values[node.output[0]] = out
+    classes, features = trunk.fc_weight.shape
+    x = graph.one("GlobalAveragePool", [values["features"]], "pooled")
+    x = graph.one("Flatten", [x], "flat", axis=1)
+    fc = [graph.constant("fc.weight", trunk.fc_weight), graph.constant("fc.bias", trunk.fc_bias)]
+    graph.one("Gemm", [x] + fc, "output" if view else "frame_scores", transB=1)
+    if not view:
+        _tail(graph, fusion, softmax, classes)
+    rows = SEGMENTS if view else batch if fusion else batch * VIEWS
+    made = helper.make_graph(
+        graph.nodes,
+        "tsm",
+        [helper.make_tensor_value_info("input", kind, ([SEGMENTS] if view else [batch, FRAMES]) + frame)],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [rows, classes])],
+        list(graph.constants.values()),
+    )
+    model = helper.make_model(made, producer_name="tsm", producer_version=__version__)
+    model.ir_version = 6  # that of opset 11, so that the oldest supported runtime reads it
+    del model.opset_import[:]
+    model.opset_import.add(domain="", version=OPSET)
+    return model
+
+
+def trunk_of(model: onnx.ModelProto) -> Trunk:
+    """The trunk of a model that build() wrote in the ascend or cpu form; UserError for any other model."""
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    nodes, names = [], {}  # type: List[NodeProto], Dict[str, str]
+    for node in model.graph.node:
+        if node.output[0] in ("frames", "normalised"):
+            names[node.output[0]] = "frames"
+        elif node.name.startswith("shift_"):
+            if node.name.endswith("/views"):
+                source = names.get(node.input[0], node.input[0])
+            elif "/" not in node.name:
+                nodes.append(helper.make_node(SHIFT, [source], [node.output[0]]))
+        elif node.op_type == "GlobalAveragePool":
+            names[node.input[0]] = "features"
+        elif node.op_type in ("Conv", "Relu", "MaxPool", "Add"):
+            nodes.append(node)
+    if "fc.weight" not in weights or "features" not in names.values():
+        raise UserError("the model is not one of modify_onnx.py's")
+    renamed = []
+    for node in nodes:
+        copy = helper.make_node(
+            node.op_type, [names.get(value, value) for value in node.input],
+            [names.get(value, value) for value in node.output], **attributes(node)
+        )
+        renamed.append(copy)
+    return Trunk(renamed, weights, weights["fc.weight"], weights["fc.bias"])
