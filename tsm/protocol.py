@@ -6,7 +6,7 @@ names. One video is 48 images = 3 crops x 2 samples x 8 segments, the crop being
 
 import hashlib
 import os
-from typing import Any, Dict
+from typing import Any, Dict, Iterator, NamedTuple, Optional
 
 import numpy as np
 
@@ -30,6 +30,58 @@ VIDEO_VALUES = FRAMES * 3 * SIZE * SIZE
 FUSIONS = ("score", "prob")
 # score: mean of the class scores of all 48 frames, then softmax (the Ascend guide: top-1 0.6187, top-5 0.8721)
 # prob:  softmax per view, then mean over the 6 views (mmaction2: top-1 0.6182, top-5 0.8680)
+
+
+class Sample(NamedTuple):
+    """One line of an annotation list. `frames` is None for a video, the number of frames for a folder of them."""
+
+    id: int  # the index among the list's videos
+    line: int  # the line of the list, from 1
+    source: str
+    frames: Optional[int]
+    label: int
+
+
+def frame_indices(frames: int) -> np.ndarray:
+    """The 16 frames sampled from a video of `frames`, int64, from 0: the segments' middles, then their starts.
+
+    mmaction2's SampleFrames(clip_len=1, num_clips=8, twice_sample=True, test_mode=True).
+    """
+    starts = np.arange(SEGMENTS) * (frames / SEGMENTS)
+    return np.concatenate((starts + frames / SEGMENTS / 2.0, starts)).astype(np.int64)
+
+
+def read_list(path: str) -> Iterator[Sample]:
+    """The samples of an annotation list: `<video> <label>` or `<frame folder> <frames> <label>` per line.
+
+    Raises UserError, naming file and line, where a line has other columns than the first, a number out of range, or a
+    name that leads out of the data root.
+    """
+    columns = count = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            words = line.split()
+            if not words:
+                continue
+            where = "%s, line %d" % (path, number)
+            columns = columns or len(words)
+            if len(words) not in (2, 3) or len(words) != columns:
+                raise UserError("%s: %d columns; expected '<video> <label>' or '<folder> <frames> <label>' throughout"
+                                % (where, len(words)))
+            if not all(word.isdigit() and len(word) < 8 for word in words[1:]):
+                raise UserError("%s: %s is not a count" % (where, b" ".join(words[1:]).decode("utf-8", "replace")[:40]))
+            source, label = os.fsdecode(words[0]), int(words[-1])
+            if label >= CLASSES:
+                raise UserError("%s: label %d is not one of the %d classes" % (where, label, CLASSES))
+            if os.path.isabs(source) or os.path.normpath(source).split(os.sep)[0] == os.pardir or "\0" in source:
+                raise UserError("%s: %s leads out of the data root; names are relative to it" % (where, source))
+            frames = int(words[1]) if columns == 3 else None
+            if frames == 0:
+                raise UserError("%s: %s has 0 frames" % (where, source))
+            yield Sample(count, number, source, frames, label)
+            count += 1
+    if not count:
+        raise UserError("%s: no videos in it" % path)
 
 
 def read_info(path: str) -> Dict[int, int]:
