@@ -63,7 +63,7 @@ class _Thing:
 
 
 def _background(rng: RandomState, height: int, width: int) -> np.ndarray:
-    return _texture(rng, height, width, 32)
+    return _texture(rng, height, width, 20)
 
 
 def _travel(rng: RandomState, height: int, width: int, axis: int) -> Scene:
