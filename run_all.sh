@@ -202,7 +202,8 @@ if [ "$chunk" = 0 ]; then
         "${infer[@]}" --input ./sthv2/preprocess_bin --output ./inference_result --output_dirname out --outfmt TXT
 else
     stage infer "Preprocessing and inference, $chunk videos at a time" -- \
-        "$python" "${s}TSM_chunked.py" --chunk "$chunk" --preprocess "${preprocess[@]}" --infer "${infer[@]}"
+        "$python" "${s}TSM_chunked.py" --chunk "$chunk" \
+        --preprocess "$(printf '%q ' "${preprocess[@]}")" --infer "$(printf '%q ' "${infer[@]}")"
 fi
 results=(--result_path=inference_result/out_summary.json --info_path=sthv2/sthv2.info)
 stage accuracy "Accuracy" -- "$python" "${s}TSM_postprocess.py" "${results[@]}"
