@@ -6,7 +6,7 @@ names. One video is 48 images = 3 crops x 2 samples x 8 segments, the crop being
 
 import hashlib
 import os
-from typing import Any, Dict, Iterator, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 import numpy as np
 
@@ -32,56 +32,61 @@ FUSIONS = ("score", "prob")
 # prob:  softmax per view, then mean over the 6 views (mmaction2: top-1 0.6182, top-5 0.8680)
 
 
-class Sample(NamedTuple):
-    """One line of an annotation list. `frames` is None for a video, the number of frames for a folder of them."""
-
-    id: int  # the index among the list's videos
-    line: int  # the line of the list, from 1
-    source: str
-    frames: Optional[int]
-    label: int
-
-
-def frame_indices(frames: int) -> np.ndarray:
-    """The 16 frames sampled from a video of `frames`, int64, from 0: the segments' middles, then their starts.
+def frame_indices(frames: int) -> List[int]:
+    """The SAMPLES x SEGMENTS frames of a clip of `frames` frames, from 0: the middles of its segments, then their starts.
 
     mmaction2's SampleFrames(clip_len=1, num_clips=8, twice_sample=True, test_mode=True).
     """
-    starts = np.arange(SEGMENTS) * (frames / SEGMENTS)
-    return np.concatenate((starts + frames / SEGMENTS / 2.0, starts)).astype(np.int64)
+    segment = frames / SEGMENTS
+    middles = [int(k * segment + segment / 2) for k in range(SEGMENTS)]
+    return middles + [int(k * segment) for k in range(SEGMENTS)]
 
 
-def read_list(path: str) -> Iterator[Sample]:
-    """The samples of an annotation list: `<video> <label>` or `<frame folder> <frames> <label>` per line.
+class Clip(NamedTuple):
+    """A line of an annotation list: `source` is a video file, or a folder of `frames` frames, under the data root."""
 
-    Raises UserError, naming file and line, where a line has other columns than the first, a number out of range, or a
-    name that leads out of the data root.
+    line: int
+    source: str
+    frames: Optional[int]  # None for a video
+    label: int
+
+
+def read_list(path: str) -> List[Clip]:
+    """The clips of an annotation list, `<file> <label>` or `<folder> <frames> <label>` per line, in its order.
+
+    Empty lines do not count. Raises UserError naming file and line for anything else, a label that is no class, and a
+    source outside the data root.
     """
-    columns = count = 0
+    clips = []  # type: List[Clip]
+    width = 0
     with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            words = line.split()
+        for number, raw in enumerate(file, 1):
+            words = raw.lstrip(b"\xef\xbb\xbf").split() if number == 1 else raw.split()
             if not words:
                 continue
             where = "%s, line %d" % (path, number)
-            columns = columns or len(words)
-            if len(words) not in (2, 3) or len(words) != columns:
-                raise UserError("%s: %d columns; expected '<video> <label>' or '<folder> <frames> <label>' throughout"
-                                % (where, len(words)))
-            if not all(word.isdigit() and len(word) < 8 for word in words[1:]):
-                raise UserError("%s: %s is not a count" % (where, b" ".join(words[1:]).decode("utf-8", "replace")[:40]))
+            width = width or len(words)
+            if len(words) != width or width not in (2, 3) or not all(_is_count(word) for word in words[1:]):
+                raise UserError("%s: expected '%s', found %r" % (where, _COLUMNS.get(width, _ANY_COLUMNS), raw[:80]))
             source, label = os.fsdecode(words[0]), int(words[-1])
             if label >= CLASSES:
                 raise UserError("%s: label %d is not one of the %d classes" % (where, label, CLASSES))
-            if os.path.isabs(source) or os.path.normpath(source).split(os.sep)[0] == os.pardir or "\0" in source:
-                raise UserError("%s: %s leads out of the data root; names are relative to it" % (where, source))
-            frames = int(words[1]) if columns == 3 else None
-            if frames == 0:
-                raise UserError("%s: %s has 0 frames" % (where, source))
-            yield Sample(count, number, source, frames, label)
-            count += 1
-    if not count:
-        raise UserError("%s: no videos in it" % path)
+            if os.path.isabs(source) or ".." in source.split(os.sep) or "\0" in source:
+                raise UserError("%s: %s is not a path inside the data root" % (where, source))
+            if width == 3 and not int(words[1]):
+                raise UserError("%s: a clip of 0 frames; take the line out" % where)
+            clips.append(Clip(number, source, int(words[1]) if width == 3 else None, label))
+    if not clips:
+        raise UserError("%s: no videos in it; make it with TSM_dataset.py" % path)
+    return clips
+
+
+_COLUMNS = {2: "<file> <label>", 3: "<folder> <frames> <label>"}
+_ANY_COLUMNS = "' or '".join(_COLUMNS.values())
+
+
+def _is_count(word: bytes) -> bool:
+    return word.isdigit() and len(word) < 7
 
 
 def read_info(path: str) -> Dict[int, int]:
@@ -109,8 +114,6 @@ def read_info(path: str) -> Dict[int, int]:
 def manifest_path(info_path: str) -> str:
     """sthv2/sthv2.info -> sthv2/sthv2.json, the manifest beside it."""
     return os.path.splitext(info_path)[0] + ".json"
-
-
 
 
 def read_manifest(path: str) -> Dict[str, Any]:

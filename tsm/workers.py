@@ -1,0 +1,102 @@
+"""Work spread over processes that may crash, be killed or hang, each on an item of its own.
+
+A decoder that meets a corrupt file can take its process down. multiprocessing.Pool then waits for ever, and
+ProcessPoolExecutor gives up without telling which item it was; here the item is known and the others go on.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import time
+from multiprocessing.connection import Connection, wait
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Tuple
+
+from tsm.cli import UserError
+from tsm.frames import Corrupt
+
+PATIENCE = 300.0  # seconds that one item may take
+_PR_SET_PDEATHSIG = 1
+_NONE_LEFT = object()
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def each(work: Callable[[Any], Any], items: Iterable[Any], count: int) -> Iterator[Tuple[Any, Any]]:
+    """Yield (item, work(item)) for every item as it is done, in any order, computed in `count` processes.
+
+    A result may be a Corrupt: the one that work raised, or one that says how the process crashed or how long it hung. Any
+    other exception is raised here. Close the iterator (contextlib.closing) to end the processes at once.
+    """
+    context, left = multiprocessing.get_context("fork"), iter(items)
+    running = {}  # type: Dict[Connection, Tuple[Any, Any, float]]
+
+    def start() -> Tuple[Any, Connection]:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(work, theirs, os.getpid()), daemon=True)
+        process.start()
+        theirs.close()  # so that the process's end is the end of the pipe
+        return process, ours
+
+    def assign(process: Any, pipe: Connection) -> None:
+        item = next(left, _NONE_LEFT)
+        if item is _NONE_LEFT:
+            return _end(process, pipe)
+        running[pipe] = process, item, time.monotonic() + PATIENCE
+        pipe.send(item)
+
+    try:
+        for _ in range(count):
+            assign(*start())
+        while running:
+            soonest = min(limit for _, _, limit in running.values())
+            ready = wait(list(running), max(0.0, soonest - time.monotonic()))  # type: List[Any]
+            overdue = [pipe for pipe, (_, _, limit) in running.items() if limit < time.monotonic() and pipe not in ready]
+            for pipe in ready + overdue:
+                process, item, _ = running[pipe]
+                if pipe in overdue:
+                    result, error = None, Corrupt("decoding it takes more than %d s" % PATIENCE)  # type: Any, Any
+                    _end(process, pipe)
+                else:
+                    try:
+                        result, error = pipe.recv()
+                    except (EOFError, ConnectionResetError):
+                        process.join()
+                        result, error = None, _died(process.exitcode)
+                del running[pipe]
+                if error is not None and not isinstance(error, Corrupt):
+                    _end(process, pipe)
+                    raise error
+                assign(*((process, pipe) if process.is_alive() else start()))
+                yield item, result if error is None else error
+    finally:
+        for pipe, (process, _, _) in running.items():
+            _end(process, pipe)
+
+
+def _end(process: Any, pipe: Connection) -> None:
+    process.kill()
+    process.join()
+    pipe.close()
+
+
+def _died(exitcode: int) -> Exception:
+    if exitcode in (-signal.SIGKILL, -signal.SIGTERM):
+        return UserError("a worker process was killed, perhaps for want of memory; run the same command again, with a "
+                         "smaller --num_worker if that was the reason")
+    return Corrupt("the decoder crashed (%s)" % (signal.Signals(-exitcode).name if exitcode < 0 else exitcode))
+
+
+def _serve(work: Callable[[Any], Any], pipe: Connection, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no worker outlives a parent that was killed
+    while os.getppid() == parent:
+        item = pipe.recv()
+        try:
+            answer = work(item), None
+        except Exception as error:
+            answer = None, error  # type: ignore
+        pipe.send(answer)
