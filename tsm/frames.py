@@ -52,7 +52,7 @@ def strict() -> Iterator[None]:
 def _refuse(said: str) -> NoReturn:
     """Raise Corrupt with the first line that a decoder said, less what differs from run to run."""
     line = said.strip().split("\n")[0]
-    line = re.sub(r"\[\d\d:\d\d:\d\d\] \S+: |@ 0x[0-9a-f]+|\[ *\w+:\d+@[\d.]+\]", "", line)
+    line = re.sub(r"\[\d\d:\d\d:\d\d\] \S+: |\[\S+ @ 0x[0-9a-f]+\]|\[ *\w+:\d+@[\d.]+\]", "", line)
     raise Corrupt("the decoder says: " + " ".join(line.split())[:200])
 
 
@@ -95,8 +95,12 @@ def read_jpegs(folder: str, indices: Sequence[int]) -> Iterator[Frame]:
 
 def read_video(path: str, choose: Callable[[int], Sequence[int]]) -> Iterator[Frame]:
     """(index, frame RGB uint8 [H, W, 3]) of the frames choose(number of frames), ascending. For use in strict()."""
+    if not os.path.isfile(path):
+        raise Corrupt("is no file")
     if not os.path.getsize(path):
         raise Corrupt("is empty")
+    if not path.isprintable():  # neither decoder takes bytes for a name; OpenCV crashes on some
+        raise Corrupt("its name is not UTF-8 text, which video decoders need; rename it")
     return (_read_by_opencv if decord is None else _read_by_decord)(path, choose)
 
 
@@ -115,7 +119,10 @@ def count_frames(path: str) -> int:
 
 def _read_by_decord(path: str, choose: Callable[[int], Sequence[int]]) -> Iterator[Frame]:
     decord.logging.set_level(decord.logging.ERROR)  # by default FFmpeg's errors are not even printed
-    reader = decord.VideoReader(path, num_threads=1)
+    try:
+        reader = decord.VideoReader(path, num_threads=1)
+    except _DECODER_ERRORS:
+        raise Corrupt("cannot be opened as a video")
     if not len(reader):
         raise Corrupt("has no frames")
     for index in choose(len(reader)):

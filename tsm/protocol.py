@@ -67,12 +67,14 @@ def read_list(path: str) -> List[Clip]:
             where = "%s, line %d" % (path, number)
             width = width or len(words)
             if len(words) != width or width not in (2, 3) or not all(_is_count(word) for word in words[1:]):
-                raise UserError("%s: expected '%s', found %r" % (where, _COLUMNS.get(width, _ANY_COLUMNS), raw[:80]))
+                raise UserError("%s: expected '%s', found %r; mend the line"
+                                % (where, _COLUMNS.get(width, _ANY_COLUMNS), raw[:80]))
             source, label = os.fsdecode(words[0]), int(words[-1])
             if label >= CLASSES:
-                raise UserError("%s: label %d is not one of the %d classes" % (where, label, CLASSES))
+                raise UserError("%s: label %d is not one of the %d classes; mend the line"
+                                % (where, label, CLASSES))
             if os.path.isabs(source) or ".." in source.split(os.sep) or "\0" in source:
-                raise UserError("%s: %s is not a path inside the data root" % (where, source))
+                raise UserError("%s: %s is not a path inside the data root; mend the line" % (where, source))
             if width == 3 and not int(words[1]):
                 raise UserError("%s: a clip of 0 frames; take the line out" % where)
             clips.append(Clip(number, source, int(words[1]) if width == 3 else None, label))
