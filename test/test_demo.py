@@ -1,0 +1,134 @@
+"""The demo: its clips and labels are what they claim, the expansion is exact, and only time tells its classes apart."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from tsm.protocol import CROPS, SAMPLES, SEGMENTS
+
+
+@pytest.fixture(scope="module")
+def demo(repo):
+    sys.path.insert(0, str(repo / "demo"))
+    yield repo / "demo"
+    sys.path.remove(str(repo / "demo"))
+
+
+@pytest.fixture(scope="module")
+def annotations(demo):
+    folder = demo / "annotations"
+    labels = json.loads((folder / "something-something-v2-labels.json").read_text())
+    entries = json.loads((folder / "something-something-v2-validation.json").read_text())
+    return entries, {template: int(index) for template, index in labels.items()}
+
+
+def plain(entry):
+    return entry["template"].replace("[", "").replace("]", "")
+
+
+def test_annotations_have_the_datasets_form(demo, annotations):
+    entries, labels = annotations
+    assert sorted(labels.values()) == list(range(174)) and labels["Pushing something from left to right"] == 93
+    assert len(entries) >= 32 and len({entry["id"] for entry in entries}) == len(entries)
+    assert {entry["id"] + ".webm" for entry in entries} == {path.name for path in (demo / "videos").iterdir()}
+    for entry in entries:
+        assert plain(entry) in labels and entry["template"].count("[something]") == len(entry["placeholders"])
+    assert len({plain(entry) for entry in entries}) >= 8
+
+
+def test_clips_are_varied_and_small(demo):
+    import cv2
+
+    shapes, lengths, size = set(), set(), 0
+    for path in (demo / "videos").iterdir():
+        video, frames = cv2.VideoCapture(str(path)), 0
+        shapes.add((video.get(cv2.CAP_PROP_FRAME_WIDTH), video.get(cv2.CAP_PROP_FRAME_HEIGHT)))
+        while video.grab():
+            frames += 1
+        lengths.add(frames)
+        size += path.stat().st_size
+    assert min(lengths) >= 12 and max(lengths) <= 60 and len(lengths) > 8
+    assert any(w > h for w, h in shapes) and any(w < h for w, h in shapes) and size < 1.2e6
+
+
+def test_a_clip_comes_again_from_its_seed(demo):
+    from render import TEMPLATES, render
+
+    times = np.linspace(0, 1, 3)
+    first, second = (render(np.random.RandomState(5), TEMPLATES[0], 60, 80, times) for _ in range(2))
+    assert np.array_equal(first, second) and first[0].shape == (60, 80, 3)
+
+
+def test_a_pair_differs_only_in_the_direction_of_time(demo):
+    """Without shake and noise the two classes of a pair show the same frames in opposite order."""
+    import render
+
+    class Still(np.random.RandomState):
+        def normal(self, loc=0.0, scale=1.0, size=None):
+            return np.zeros(size) if size else 0.0
+
+    times = np.linspace(0, 1, 5)
+    for action in render.ACTIONS:
+        forwards, backwards = (render.render(Still(3), template, 60, 80, times)
+                               for template in (action.forwards, action.backwards))
+        assert np.array_equal(forwards, backwards[::-1]) and not np.array_equal(forwards[0], forwards[-1])
+
+
+def test_the_expanded_network_is_the_thin_one(demo):
+    import torch
+
+    from expand import expand
+    from tsm.network import TSM, load_state_dict
+
+    state = load_state_dict(str(demo / "tsm_thin.pth"))
+    thin, full = TSM(width=8).eval(), TSM().eval()
+    thin.load_state_dict(state)
+    full.load_state_dict(expand(state))
+    torch.manual_seed(0)
+    videos = torch.randn(1, 16, 3, 64, 64)
+    with torch.no_grad():
+        expected, actual = thin(videos), full(videos)
+    assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_expansion_is_deterministic_and_named_errors_are_one_line(works, fails, tmp_path):
+    for name in ("a.pth", "b.pth"):
+        works("demo/expand.py", "--output", name, cwd=tmp_path)
+    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
+    assert "none.pth" in fails("demo/expand.py", "--output", "c.pth", "--thin", "none.pth", cwd=tmp_path)
+    assert not (tmp_path / "c.pth").exists()
+
+
+def test_only_the_shift_tells_the_classes_of_a_pair_apart(works, demo, annotations, tmp_path):
+    """The thin network on the protocol's tensors: right with its shift; without it, no better than chance in a pair."""
+    import torch
+
+    from render import ACTIONS
+    from tsm.network import TSM, fuse, load_state_dict
+
+    entries, labels = annotations
+    lines = ["%s.webm %d\n" % (entry["id"], labels[plain(entry)]) for entry in entries]
+    (tmp_path / "list.txt").write_text("".join(lines))
+    works("TSM_preprocess.py", "--data_root", demo / "videos", "--ann_file", "list.txt", "--output_dir", ".", cwd=tmp_path)
+    nets = [TSM(width=8, shift=shift).eval() for shift in (True, False)]
+    state = load_state_dict(str(demo / "tsm_thin.pth"))
+    for net in nets:
+        net.load_state_dict(state)
+    scores = []
+    for index in range(len(entries)):
+        video = np.fromfile(str(tmp_path / "preprocess_bin" / ("%d.bin" % index)), np.float32)
+        video = torch.from_numpy(video.reshape(1, CROPS * SAMPLES * SEGMENTS, 3, 256, 256))
+        with torch.no_grad():
+            scores.append([fuse(net(video), "score")[0].numpy() for net in nets])
+    scores = np.array(scores)  # [videos, with or without, classes]
+    truth = np.array([labels[plain(entry)] for entry in entries])
+    assert (scores[:, 0].argmax(1) == truth).mean() >= 0.95
+    right = total = 0
+    for action in ACTIONS:
+        pair = [labels[action.forwards], labels[action.backwards]]
+        chosen = np.isin(truth, pair)
+        right += (np.array(pair)[scores[chosen, 1][:, pair].argmax(1)] == truth[chosen]).sum()
+        total += chosen.sum()
+    assert 0.25 <= right / total <= 0.75, "%d of %d right without the shift" % (right, total)
