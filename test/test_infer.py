@@ -1,0 +1,181 @@
+"""TSM_infer.py keeps to ais_bench's contract on any model, and runs TSM's view by view to the same probabilities."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+BATCH, WIDTH = 4, 6
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A model [4, 6] -> [4, 3] that is not TSM, and what it computes."""
+    weight = np.random.RandomState(0).standard_normal((WIDTH, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], "tiny",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [BATCH, WIDTH])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [BATCH, 3])], [numpy_helper.from_array(weight, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)])
+    model.ir_version = 6
+    onnx.save(model, str(tmp_path / "tiny.onnx"))
+    return weight
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Eleven single-sample files, 0.bin to 10.bin: three batches of four, the last one partial."""
+    data = np.random.RandomState(1).standard_normal((11, WIDTH)).astype(np.float32)
+    (tmp_path / "in").mkdir()
+    for index, row in enumerate(data):
+        row.tofile(str(tmp_path / "in" / ("%d.bin" % index)))
+    return data
+
+
+ARGS = ("--model", "tiny.onnx", "--input", "in", "--output", "res", "--output_dirname", "out")
+
+
+def summary(folder):
+    return json.loads((folder / "res/out_summary.json").read_text())
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_files_are_packed_in_natural_order_and_each_has_its_result(works, tmp_path, tiny, rows, backend):
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    out = works("TSM_infer.py", *ARGS, "--outfmt", "TXT", "--backend", backend, cwd=tmp_path)
+    assert "[INFO] NPU_compute_time (ms): min = " in out and "[INFO] throughput 1000*batchsize.mean(4)/NPU_compute_time.mean(" in out
+    found = summary(tmp_path)
+    infos = [found["filesinfo"][str(key)] for key in range(11)]
+    assert [info["infiles"] for info in infos] == [["in/%d.bin" % index] for index in range(11)]
+    assert [info["outfiles"] for info in infos] == [["res/out/%d_0.txt" % index] for index in range(11)]
+    for index, info in enumerate(infos):
+        text = (tmp_path / info["outfiles"][0]).read_text()
+        assert text.endswith(" \n") and text.count("\n") == 1
+        assert np.allclose([float(word) for word in text.split()], rows[index] @ tiny, atol=2e-6)
+    assert found["NPU_compute_time"]["count"] == 3 == len(found["npu_compute_time_list"])
+    assert set(found["NPU_compute_time"]) == {"min", "max", "mean", "median", "percentile(99%)", "count"}
+    assert {"args", "H2D_latency", "D2H_latency", "throughput", "pid"} <= set(found)
+    assert sorted(path.name for path in (tmp_path / "res").iterdir()) == ["out", "out_summary.json"]
+
+
+@pytest.mark.parametrize("form", ["NPY", "BIN"])
+def test_other_forms_keep_float32(works, tmp_path, tiny, rows, form):
+    works("TSM_infer.py", *ARGS, "--outfmt", form, cwd=tmp_path)
+    path = tmp_path / ("res/out/10_0." + form.lower())
+    values = np.load(str(path)) if form == "NPY" else np.fromfile(str(path), np.float32)
+    assert values.dtype == np.float32 and np.allclose(values.reshape(-1), rows[10] @ tiny, atol=1e-6)
+
+
+def test_a_whole_batch_file_gives_one_result_with_its_rows(works, tmp_path, tiny, rows):
+    np.save(str(tmp_path / "whole.npy"), rows[:4])
+    works("TSM_infer.py", "-m", "tiny.onnx", "-i", "whole.npy", "-o", "res", "--output_dirname", "out", "--outfmt", "NPY",
+          cwd=tmp_path)
+    assert np.allclose(np.load(str(tmp_path / "res/out/whole_0.npy")), rows[:4] @ tiny, atol=1e-6)
+
+
+def test_files_are_taken_in_the_order_given(works, tmp_path, tiny, rows):
+    works("TSM_infer.py", "-m", "tiny.onnx", "-i", "in/7.bin,in/2.bin", "-o", "res", "--output_dirname", "out", cwd=tmp_path)
+    assert [info["infiles"][0] for info in summary(tmp_path)["filesinfo"].values()] == ["in/7.bin", "in/2.bin"]
+
+
+def test_loop_and_pure_inference(works, tmp_path, tiny, rows):
+    works("TSM_infer.py", *ARGS, "--loop", 5, cwd=tmp_path)
+    assert summary(tmp_path)["NPU_compute_time"]["count"] == 15
+    out = works("TSM_infer.py", "--model=tiny.onnx", "--loop=20", "--pure_data_type", "random", cwd=tmp_path)
+    assert "throughput" in out and sorted(path.name for path in tmp_path.iterdir()) == ["in", "res", "tiny.onnx"]
+
+
+@pytest.mark.parametrize("damage, says", [
+    (lambda folder: (folder / "in/3.bin").write_bytes(b"12345"), "3.bin"),
+    (lambda folder: (folder / "in/3.bin").write_bytes(b""), "3.bin"),
+    (lambda folder: (folder / "in/3.bin").write_bytes(b"0" * 5 * WIDTH * 4), "3.bin"),
+    (lambda folder: np.full(WIDTH, np.nan, np.float32).tofile(str(folder / "in/3.bin")), "not finite"),
+    (lambda folder: (folder / "in/3.1.bin").write_bytes(b"0" * WIDTH * 4), "same name"),
+    (lambda folder: (folder / "tiny.onnx").write_bytes(b"no model"), "tiny.onnx"),
+    (lambda folder: (folder / "tiny.onnx").write_bytes((folder / "tiny.onnx").read_bytes()[:-20]), "tiny.onnx"),
+    (lambda folder: (folder / "tiny.onnx").unlink(), "tiny.onnx"),
+    (lambda folder: shutil.rmtree(str(folder / "in")), "in"),
+    (lambda folder: [path.unlink() for path in (folder / "in").iterdir()], "in"),
+])
+def test_what_is_wrong_is_named_and_no_summary_is_left(fails, works, tmp_path, tiny, rows, damage, says):
+    works("TSM_infer.py", *ARGS, cwd=tmp_path)
+    damage(tmp_path)
+    assert says in fails("TSM_infer.py", *ARGS, cwd=tmp_path)
+    if (tmp_path / "tiny.onnx").exists() and (tmp_path / "tiny.onnx").read_bytes() != b"no model" and says.endswith(".bin"):
+        assert not (tmp_path / "res/out_summary.json").exists()
+
+
+@pytest.mark.parametrize("args", [("--outfmt", "txt"), ("--loop", "0"), ("--warmup_count", "-1"), ("--precision", "fp64"), ()])
+def test_usage_errors_exit_2(fails, tmp_path, args):
+    model = ("--model", "x.onnx") if args else ("--output_dirname", "out")
+    fails("TSM_infer.py", *(model + args), cwd=tmp_path, status=2)
+
+
+@pytest.fixture(scope="module")
+def tensors(works, repo, tmp_path_factory):
+    """Three demo clips, preprocessed, with their manifest."""
+    folder = tmp_path_factory.mktemp("tensors")
+    clips = sorted(path.name for path in (repo / "demo/videos").iterdir())[:3]
+    (folder / "list.txt").write_text("".join("%s %d\n" % (name, index) for index, name in enumerate(clips)))
+    works("TSM_preprocess.py", "--data_root", repo / "demo/videos", "--ann_file", "list.txt", cwd=folder)
+    return folder
+
+
+def probabilities(works, tensors, name, *args):
+    works("TSM_infer.py", "-i", "sthv2/preprocess_bin", "-o", "res", "--output_dirname", name, "--outfmt", "NPY", *args,
+          cwd=tensors)
+    return np.stack([np.load(str(tensors / "res" / name / ("%d_0.npy" % index)))[0] for index in range(3)])
+
+
+def test_tsm_view_by_view_equals_the_whole_model(works, tensors, demo_new_onnx, tmp_path):
+    """Both backends, batch 1 and a batch that three clips do not fill, against ONNX Runtime on the graph as it is."""
+    import onnxruntime
+
+    from tsm.graph import build, load, metadata, set_metadata, trunk_of
+
+    session = onnxruntime.InferenceSession(str(demo_new_onnx), providers=["CPUExecutionProvider"])
+    videos = [np.fromfile(str(tensors / "sthv2/preprocess_bin" / ("%d.bin" % i)), np.float32) for i in range(3)]
+    whole = np.concatenate([session.run(None, {"input": video.reshape(1, 48, 3, 256, 256)})[0] for video in videos])
+    four = build(trunk_of(load(str(demo_new_onnx))), "cpu", 4, "score")
+    set_metadata(four, metadata(load(str(demo_new_onnx))))
+    onnx.save(four, str(tmp_path / "four.onnx"))
+    for name, args in {"ov": ("-m", demo_new_onnx, "--backend", "openvino"), "ort": ("-m", demo_new_onnx, "--backend", "onnxruntime"),
+                       "four": ("-m", tmp_path / "four.onnx")}.items():
+        assert np.abs(probabilities(works, tensors, name, *args) - whole).max() <= 1e-5, name
+    assert json.loads((tensors / "res/four_summary.json").read_text())["NPU_compute_time"]["count"] == 1
+
+
+def _flip(path):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("damage, named", [
+    (lambda bins: (bins / "1.bin").write_bytes((bins / "1.bin").read_bytes()[:-4]), "1.bin"),
+    (lambda bins: shutil.copy(str(bins / "0.bin"), str(bins / "1.bin")), "1.bin"),
+    (lambda bins: (bins / "1.bin").unlink(), "1.bin"),
+    (lambda bins: shutil.copy(str(bins / "0.bin"), str(bins / "9.bin")), "9.bin"),
+    (lambda bins: _flip(bins / "1.bin"), "1.bin"),
+    (lambda bins: (bins.parent / "sthv2.json").write_text("{}"), "sthv2.json"),
+])
+def test_tampered_tensors_are_named(fails, tensors, demo_new_onnx, tmp_path, damage, named):
+    shutil.copytree(str(tensors / "sthv2"), str(tmp_path / "sthv2"))
+    damage(tmp_path / "sthv2/preprocess_bin")
+    assert named in fails("TSM_infer.py", "-m", demo_new_onnx, "-i", "sthv2/preprocess_bin", "-o", "res", "--output_dirname",
+                          "out", cwd=tmp_path)
+    assert not (tmp_path / "res/out_summary.json").exists()
+
+
+def test_bf16_reports_its_agreement_or_says_why_not(run, tensors, demo_new_onnx):
+    done = run("TSM_infer.py", "-m", demo_new_onnx, "-i", "sthv2/preprocess_bin", "--precision", "bf16", "--agreement", 2,
+               "--backend", "openvino", cwd=tensors)
+    if done.returncode:
+        assert "bfloat16" in done.stderr and done.stderr.count("\n") == 1
+    else:
+        assert "[INFO] top-1 agrees with fp32 on 2 of 2 videos" in done.stdout
