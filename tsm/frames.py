@@ -84,7 +84,10 @@ def read_jpegs(folder: str, indices: Sequence[int]) -> Iterator[Frame]:
             raise Corrupt("%s: is empty" % name)
         if not data.rstrip(b"\0").endswith(b"\xff\xd9"):  # OpenCV 4 fills what is missing with grey and says nothing
             raise Corrupt("%s: is no JPEG or is cut short (no end marker)" % name)
-        frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        try:
+            frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        except cv2.error:  # a size beyond the bound; by version, an exception or None
+            frame = None
         if frame is None:
             raise Corrupt("%s: cannot be decoded" % name)
         shape = shape or frame.shape

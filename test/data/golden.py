@@ -1,4 +1,4 @@
-"""Writes golden.json: SHA-256 of the float32 tensors that mmaction2 itself makes of the frames here and of demo videos.
+"""Writes golden.json: SHA-256 of the float32 tensors that mmaction2 itself makes of the frames and videos here.
 
     /path/to/python3.7 test/data/golden.py [--check]
 
@@ -17,7 +17,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 REPO = os.path.dirname(os.path.dirname(HERE))
 SHAPES = ("landscape", "square", "portrait", "wide256", "odd")  # wide256 is exactly 256 wide: its crops differ in height only
 LENGTHS = (1, 7, 8, 15, 300)
-VIDEOS = ("74225.webm", "74262.webm", "74299.webm", "74336.webm")
+VIDEOS = ("video_a.webm", "video_b.webm", "video_c.webm")
 PICTURES = 12
 
 
@@ -31,13 +31,12 @@ def clip_of(shape, length, folder):
 
 def hashes(kind, root, lines):
     """mmaction2's SHA-256 per line of a list."""
-    ann_file = os.path.join(root, "list.txt") if kind == "rawframes" else os.path.join(tempfile.gettempdir(), "golden.txt")
-    with open(ann_file, "w") as file:
-        file.write("\n".join(lines) + "\n")
-    done = subprocess.run(
-        [sys.executable, os.path.join(REPO, "bench", "mmaction2_dataset.py"), kind, root, ann_file, root],
-        input="sha256\n", stdout=subprocess.PIPE, universal_newlines=True, check=True)
-    os.remove(ann_file)
+    with tempfile.NamedTemporaryFile("w") as ann_file:
+        ann_file.write("\n".join(lines) + "\n")
+        ann_file.flush()
+        done = subprocess.run(
+            [sys.executable, os.path.join(REPO, "bench", "mmaction2_dataset.py"), kind, root, ann_file.name, root],
+            input="sha256\n", stdout=subprocess.PIPE, universal_newlines=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -47,7 +46,7 @@ def main():
         for name in clips:
             clip_of(name.split("_")[0], int(name.split("_")[1]), os.path.join(root, name))
         golden = dict(zip(clips, hashes("rawframes", root, ["%s %s 0" % (name, name.split("_")[1]) for name in clips])))
-    golden.update(zip(VIDEOS, hashes("video", os.path.join(REPO, "demo", "videos"), [name + " 0" for name in VIDEOS])))
+    golden.update(zip(VIDEOS, hashes("video", HERE, [name + " 0" for name in VIDEOS])))
     path = os.path.join(HERE, "golden.json")
     if "--check" in sys.argv:
         with open(path) as file:

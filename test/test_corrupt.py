@@ -1,0 +1,272 @@
+"""Corrupt inputs of TSM_preprocess.py: one line that names the list's line and the file, or a skip that is on record.
+
+TSM_FUZZ=2000 runs the fuzz tests in full size.
+"""
+
+import faulthandler
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from clips import VIDEOS, clip_of
+from fuzz import damaged
+from tsm.cli import UserError
+from tsm.protocol import check_folder, check_tensor, read_list, read_manifest
+
+FUZZ = int(os.environ.get("TSM_FUZZ", 150))
+VIDEO = VIDEOS[-1]
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flipped_scan(path):
+    """Damage in the compressed data, which libjpeg decodes with a warning."""
+    data = bytearray(path.read_bytes())
+    data[-40:-10] = bytes(30)
+    path.write_bytes(bytes(data))
+
+
+def absurd_header(path):
+    """A JPEG that claims to be 65,500 x 65,500 pixels."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"\xff\xc0")
+    data[place + 5 : place + 9] = (65500).to_bytes(2, "big") * 2
+    path.write_bytes(bytes(data))
+
+
+def resized(path):
+    cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), (90, 50)))
+
+
+def thin(path):
+    for frame in path.parent.iterdir():
+        cv2.imwrite(str(frame), np.zeros((2, 3000, 3), np.uint8))
+
+
+def numbered_from_0(path):
+    for number in range(1, 9):
+        (path.parent / ("img_%05d.jpg" % number)).rename(path.parent / ("img_%05d.jpg" % (number - 1)))
+
+
+@pytest.mark.parametrize("harm, words", [
+    (truncated, ["img_00004.jpg", "cut short"]),
+    (flipped_scan, ["decoder", "Corrupt JPEG data"]),
+    (absurd_header, ["img_00004.jpg"]),
+    (lambda path: path.write_bytes(b""), ["img_00004.jpg", "empty"]),
+    (lambda path: path.write_bytes(b"GIF89a" + bytes(500)), ["img_00004.jpg", "no JPEG"]),
+    (lambda path: path.unlink(), ["img_00004.jpg", "no such file"]),
+    (lambda path: (path.unlink(), path.mkdir()), ["img_00004.jpg", "directory"]),
+    (resized, ["img_00004.jpg", "90x50", "96x54"]),
+    (thin, ["3000x2"]),
+    (numbered_from_0, ["img_00008.jpg"]),
+    (lambda path: shutil.copy(str(path), str(path.parent / "img_00009.jpg")), ["img_00009.jpg", "8 frames"]),
+    (lambda path: shutil.rmtree(str(path.parent)), ["no such file"]),
+])
+def test_frames(fails, works, tmp_path, harm, words):
+    for name in ("good", "bad"):
+        clip_of("landscape", 8, str(tmp_path / "root" / name))
+    (tmp_path / "list.txt").write_text("good 8 1\nbad 8 2\n")
+    harm(tmp_path / "root/bad/img_00004.jpg")
+    arguments = ["--data_root", "root", "--ann_file", "list.txt", "--dtype", "uint8", "--num_worker", 2]
+    check(fails, works, tmp_path, arguments, 2, "bad", words)
+
+
+@pytest.mark.parametrize("data, words", [
+    (lambda video: video[: len(video) // 2], ["decoder", "e"]),
+    (lambda video: video[: len(video) * 9 // 10], ["decoder", "e"]),
+    (lambda video: video[:8000] + bytes(4000) + video[12000:], ["decoder", "e"]),
+    (lambda video: b"", ["empty"]),
+    (lambda video: bytes(5000), ["video"]),
+    (lambda video: None, ["no such file"]),
+])
+def test_videos(fails, works, tmp_path, data, words):
+    (tmp_path / "root").mkdir()
+    shutil.copy(str(VIDEO), str(tmp_path / "root/good.webm"))
+    bad = data(VIDEO.read_bytes())
+    if bad is not None:
+        (tmp_path / "root/bad.webm").write_bytes(bad)
+    (tmp_path / "list.txt").write_text("\ngood.webm 1\nbad.webm 2\n")
+    arguments = ["--data_root", "root", "--ann_file", "list.txt", "--dtype", "uint8", "--num_worker", 2]
+    check(fails, works, tmp_path, arguments, 3, "bad.webm", words)
+
+
+def check(fails, works, folder, arguments, line, source, words):
+    """The run fails in one line with those words; with --on-error skip it goes on, and says so in the manifest."""
+    said = fails("TSM_preprocess.py", *arguments, cwd=folder)
+    for word in ["list.txt, line %d: %s: " % (line, source)] + words:
+        assert word in said
+    out = folder / "sthv2"
+    assert not (out / "sthv2.json").exists() and not (out / "preprocess_bin/1.bin").exists()
+    works("TSM_preprocess.py", *arguments, "--on-error", "skip", cwd=folder)
+    manifest = json.loads((out / "sthv2.json").read_text())
+    assert [sample["id"] for sample in manifest["samples"]] == [0]
+    assert [(entry["line"], entry["source"]) for entry in manifest["skipped"]] == [(line, source)]
+    assert manifest["skipped"][0]["reason"] in said
+    assert (out / "sthv2.info").read_text() == "0 1\n" and os.listdir(str(out / "preprocess_bin")) == ["0.bin"]
+
+
+@pytest.mark.parametrize("text, words", [
+    (b"", ["no videos in it"]),
+    (b"\n\n", ["no videos in it"]),
+    (b"clip\n", ["line 1", "expected"]),
+    (b"clip 8 1\nclip.webm 1\n", ["line 2", "<folder> <frames> <label>"]),
+    (b"clip 8 1 1\n", ["line 1", "expected"]),
+    (b"clip eight 1\n", ["line 1", "eight"]),
+    (b"clip 0 1\n", ["line 1", "0 frames"]),
+    (b"clip 8 1\nclip 8 174\n", ["line 2", "label 174"]),
+    (b"clip 8 -1\n", ["line 1", "-1"]),
+    (b"clip 8 1" + b"0" * 5000 + b"\n", ["line 1"]),
+    (b"../clip 8 1\n", ["line 1", "../clip"]),
+    (b"a/../../clip 8 1\n", ["line 1", "data root"]),
+    (b"/clip 8 1\n", ["line 1", "/clip"]),
+    (b"cl\0ip 8 1\n", ["line 1"]),
+    (b"cl\xffip 8 1\n", ["line 1", "cl\\udcffip", "no such file"]),
+    (b"\xff\xfec\0l\0i\0p\0\n\0", ["line 1"]),
+])
+def test_lists(fails, tmp_path, text, words):
+    clip_of("landscape", 8, str(tmp_path / "root/clip"))
+    (tmp_path / "list.txt").write_bytes(text)
+    said = fails("TSM_preprocess.py", "--data_root", "root", "--ann_file", "list.txt", cwd=tmp_path)
+    assert "list.txt" in said and all(word in said for word in words) and len(said) < 400
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_lists_of_windows_and_other_encodings_are_read(works, tmp_path):
+    clip_of("landscape", 8, os.fsdecode(os.fsencode(str(tmp_path)) + b"/root/cl\xe9p"))
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfcl\xe9p 8 1\r\n\r\ncl\xe9p 8 2")
+    works("TSM_preprocess.py", "--data_root", "root", "--ann_file", "list.txt", "--dtype", "uint8", cwd=tmp_path)
+    assert (tmp_path / "sthv2/sthv2.info").read_text() == "0 1\n1 2\n"
+
+
+def test_a_video_whose_name_no_decoder_can_open_is_told(fails, works, tmp_path):
+    (tmp_path / "root").mkdir()
+    shutil.copy(str(VIDEO), os.fsdecode(os.fsencode(str(tmp_path)) + b"/root/v\xe9.webm"))
+    (tmp_path / "list.txt").write_bytes(b"v\xe9.webm 1\n")
+    said = fails("TSM_preprocess.py", "--data_root", "root", "--ann_file", "list.txt", cwd=tmp_path)
+    assert "line 1: v\\udce9.webm: its name is not UTF-8" in said
+
+
+def test_a_million_lines_are_read_in_seconds(tmp_path):
+    (tmp_path / "list.txt").write_text("some/clip 45 17\n" * 1000000)
+    start = time.monotonic()
+    clips = read_list(str(tmp_path / "list.txt"))
+    assert len(clips) == 1000000 and clips[-1].line == 1000000 and time.monotonic() - start < 30
+
+
+def test_a_decoder_that_crashes_or_hangs_costs_one_clip(monkeypatch):
+    from tsm import workers
+    from tsm.frames import Corrupt
+
+    def work(item):
+        if item == 3:
+            faulthandler.disable()  # pytest's
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if item == 5:
+            time.sleep(60)
+        if item == 7:
+            raise Corrupt("bad")
+        return item * item
+
+    monkeypatch.setattr(workers, "PATIENCE", 1.0)
+    results = dict(workers.each(work, range(20), 2))
+    assert {item: str(results[item]) for item in (3, 5, 7)} == {
+        3: "the decoder crashed (SIGSEGV)", 5: "decoding it takes more than 1 s", 7: "bad"}
+    assert all(results[item] == item * item for item in range(20) if item not in (3, 5, 7))
+
+
+def fuzzed(tmp_path, works, name, make):
+    """Run the script over FUZZ damaged clips that make(folder, chance) leaves there; (clips used, clips skipped)."""
+    chance = random.Random(name)
+    (tmp_path / "root").mkdir()
+    columns = [make(tmp_path / "root" / str(number), chance) for number in range(FUZZ)]
+    (tmp_path / "list.txt").write_text("".join("%s 0\n" % column for column in columns))
+    printed = works("TSM_preprocess.py", "--data_root", "root", "--ann_file", "list.txt", "--dtype", "uint8", "--num_worker",
+                    2, "--on-error", "skip", cwd=tmp_path, timeout=1800)
+    manifest = read_manifest(str(tmp_path / "sthv2/sthv2.json"))
+    used, skipped = len(manifest["samples"]), len(manifest["skipped"])
+    assert used + skipped == FUZZ == printed.count("skipped: ") + used
+    check_folder(manifest, str(tmp_path / "sthv2/preprocess_bin"), "sthv2.json")
+    shutil.rmtree(str(tmp_path / "sthv2"))
+    return used, skipped
+
+
+def test_fuzzed_frames(tmp_path, works):
+    def make(folder, chance):
+        clip_of("landscape", 3, str(folder))
+        frame = folder / "img_00002.jpg"
+        frame.write_bytes(damaged(frame.read_bytes(), chance))
+        return "%s 3" % folder.name
+
+    used, skipped = fuzzed(tmp_path, works, "frames", make)
+    assert skipped > used  # what is used has a flipped bit that decodes
+
+
+def test_fuzzed_videos(tmp_path, works):
+    sources = [path.read_bytes() for path in VIDEOS]
+
+    def make(path, chance):
+        path.write_bytes(damaged(chance.choice(sources), chance))
+        return path.name
+
+    _, skipped = fuzzed(tmp_path, works, "videos", make)
+    assert skipped > FUZZ // 10
+
+
+def test_fuzzed_lists(tmp_path):
+    chance, path = random.Random("lists"), tmp_path / "list.txt"
+    text = "".join("clips/c%d %d %d\n" % (number, number + 1, number) for number in range(100)).encode()
+    refused = 0
+    for _ in range(FUZZ):
+        path.write_bytes(damaged(text, chance))
+        try:
+            clips = read_list(str(path))
+            assert all(0 <= clip.label < 174 and clip.frames > 0 and ".." not in clip.source for clip in clips)
+        except UserError as error:
+            refused += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+    assert refused > FUZZ // 5
+
+
+def test_fuzzed_tensors_and_manifests(tmp_path):
+    chance = random.Random("tensors")
+    tensor = np.random.RandomState(0).randint(0, 256, 20000).astype(np.uint8).tobytes()
+    entry = {"id": 0, "source": "a", "label": 1, "file": "preprocess_bin/0.bin", "bytes": len(tensor),
+             "sha256": hashlib.sha256(tensor).hexdigest()}
+    check_tensor(entry, np.frombuffer(tensor, np.uint8), "0.bin")
+    for _ in range(FUZZ):
+        with pytest.raises(UserError, match="0.bin: .*TSM_preprocess.py"):
+            check_tensor(entry, np.frombuffer(damaged(tensor, chance), np.uint8), "0.bin")
+    path = tmp_path / "sthv2.json"
+    manifest = json.dumps({"protocol": {"dtype": "uint8"}, "versions": {}, "samples": [entry], "skipped": []}).encode()
+    for _ in range(FUZZ):
+        path.write_bytes(damaged(manifest, chance))
+        try:
+            found = read_manifest(str(path))
+            check_folder(found, str(tmp_path), "sthv2.json")
+        except UserError as error:
+            assert "\n" not in re.sub(r"\\n", "", str(error))
+
+
+def test_a_folder_that_is_not_the_manifest_s_is_told(tmp_path):
+    manifest = {"samples": [{"file": "preprocess_bin/0.bin"}, {"file": "preprocess_bin/1.bin"}]}
+    for name in ("0.bin", "1.bin"):
+        (tmp_path / name).write_bytes(b"")
+    check_folder(manifest, str(tmp_path), "sthv2.json")
+    (tmp_path / "2.bin").write_bytes(b"")
+    with pytest.raises(UserError, match="2.bin is not in sthv2.json"):
+        check_folder(manifest, str(tmp_path), "sthv2.json")
+    (tmp_path / "2.bin").rename(tmp_path / "1.bin")
+    (tmp_path / "0.bin").unlink()
+    with pytest.raises(UserError, match="0.bin is missing"):
+        check_folder(manifest, str(tmp_path), "sthv2.json")

@@ -1,0 +1,122 @@
+"""TSM_preprocess.py: the tensors are mmaction2's to the bit, and no more work is done than they take."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+import TSM_preprocess
+from clips import DATA, clip_of
+from tsm.protocol import MEAN, STD, Clip, frame_indices
+
+GOLDEN = json.loads((DATA / "golden.json").read_text())
+FRAMES = sorted(name for name in GOLDEN if not name.endswith(".webm"))
+
+
+@pytest.fixture(scope="module")
+def made(works, tmp_path_factory):
+    """made(dtype) -> output folder for every golden clip of frames, made by the script with two workers."""
+    folder = tmp_path_factory.mktemp("golden")
+    for name in FRAMES:
+        clip_of(name.split("_")[0], int(name.split("_")[1]), str(folder / "frames" / name))
+    (folder / "list.txt").write_text("".join("%s %s %d\n" % (name, name.split("_")[1], label)
+                                             for label, name in enumerate(FRAMES)))
+
+    def made(dtype):
+        if not (folder / dtype).exists():
+            works("TSM_preprocess.py", "--data_root", "frames", "--ann_file", "list.txt", "--output_dir", dtype,
+                  "--dtype", dtype, "--num_worker", 2, cwd=folder)
+        return folder / dtype
+
+    return made
+
+
+def test_float32_from_frames_is_bit_equal_to_mmaction2(made):
+    manifest = json.loads((made("float32") / "sthv2.json").read_text())
+    assert {sample["source"]: sample["sha256"] for sample in manifest["samples"]} == {name: GOLDEN[name] for name in FRAMES}
+
+
+def test_float32_from_videos_is_bit_equal_to_mmaction2(works, tmp_path):
+    names = sorted(set(GOLDEN) - set(FRAMES))
+    (tmp_path / "list.txt").write_text("".join(name + " 0\n" for name in names))
+    works("TSM_preprocess.py", "--data_root", DATA, "--ann_file", "list.txt", cwd=tmp_path)
+    manifest = json.loads((tmp_path / "sthv2" / "sthv2.json").read_text())
+    assert {sample["source"]: sample["sha256"] for sample in manifest["samples"]} == {name: GOLDEN[name] for name in names}
+
+
+def test_uint8_normalised_is_float32(made):
+    table = TSM_preprocess.normalisation()
+    for number in range(len(FRAMES)):
+        bytes_, floats = (np.fromfile(str(made(dtype) / "preprocess_bin" / ("%d.bin" % number)), dtype).reshape(48, 3, -1)
+                          for dtype in ("uint8", "float32"))
+        for channel in range(3):
+            assert np.array_equal(table[channel][bytes_[:, channel]], floats[:, channel])
+
+
+def test_the_table_is_the_normalisation():
+    exact = (np.arange(256) - np.array(MEAN)[:, None]) / np.array(STD)[:, None]
+    assert np.allclose(TSM_preprocess.normalisation(), exact, rtol=1e-6, atol=1e-6)
+
+
+def test_files_and_manifest_are_as_documented(made):
+    folder = made("uint8")
+    manifest = json.loads((folder / "sthv2.json").read_text())
+    assert (folder / "sthv2.info").read_text() == "".join("%d %d\n" % (i, i) for i in range(len(FRAMES)))
+    assert manifest["protocol"] == {
+        "crops": 3, "samples": 2, "segments": 8, "size": 256, "mean": list(MEAN), "std": list(STD), "dtype": "uint8",
+        "layout": "NCHW", "shape": [48, 3, 256, 256]}
+    assert manifest["list"]["videos"] == len(FRAMES) and manifest["skipped"] == []
+    assert manifest["versions"]["opencv"] == cv2.__version__
+    for number, sample in enumerate(manifest["samples"]):
+        tensor = (folder / sample["file"]).read_bytes()
+        assert sample == {
+            "id": number, "source": FRAMES[number], "label": number, "file": "preprocess_bin/%d.bin" % number,
+            "bytes": 48 * 3 * 256 * 256, "sha256": hashlib.sha256(tensor).hexdigest()}
+        assert len(tensor) == sample["bytes"]
+    assert sorted(path.name for path in folder.iterdir()) == [".journal", "preprocess_bin", "sthv2.info", "sthv2.json"]
+
+
+def test_a_range_keeps_the_numbers_of_the_whole_list(made, works):
+    folder = made("uint8").parent
+    works("TSM_preprocess.py", "--data_root", "frames", "--ann_file", "list.txt", "--output_dir", "some", "--dtype", "uint8",
+          "--range", "3:5", cwd=folder)
+    assert sorted(path.name for path in (folder / "some" / "preprocess_bin").iterdir()) == ["3.bin", "4.bin"]
+    assert (folder / "some" / "sthv2.info").read_text() == "3 3\n4 4\n"
+    whole, some = (json.loads((folder / name / "sthv2.json").read_text()) for name in ("uint8", "some"))
+    assert some["samples"] == whole["samples"][3:5] and some["list"] == whole["list"]
+
+
+@pytest.mark.parametrize("frames", [1, 2, 7, 8, 9, 15, 16, 45, 300])
+def test_frame_indices_are_the_middles_then_the_starts(frames):
+    indices = frame_indices(frames)
+    assert indices[8:] == [k * frames // 8 for k in range(8)]
+    assert indices[:8] == [(2 * k + 1) * frames // 16 for k in range(8)]
+
+
+@pytest.mark.parametrize("frames, distinct", [(1, 1), (8, 8), (300, 16)])
+def test_each_distinct_frame_is_decoded_and_resized_once(monkeypatch, tmp_path, frames, distinct):
+    clip_of("square", frames, str(tmp_path / "clip"))
+    calls = []
+    for name in ("imdecode", "resize"):
+        def counted(*args, name=name, function=getattr(cv2, name), **options):
+            calls.append(name)
+            return function(*args, **options)
+
+        monkeypatch.setattr(cv2, name, counted)
+    TSM_preprocess.fill(str(tmp_path / "clip"), Clip(1, "clip", frames, 0), None, np.empty((48, 3, 256, 256), np.uint8))
+    assert calls.count("imdecode") == calls.count("resize") == distinct
+
+
+def test_it_starts_within_a_second_and_without_torch(repo):
+    program = "import sys; sys.path.insert(0, %r); import TSM_preprocess; sys.exit('torch' in sys.modules)" % str(repo)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", program], check=True)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1.0

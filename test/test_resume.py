@@ -1,0 +1,259 @@
+"""TSM_preprocess.py killed, starved and misled: what is right is kept, what is not is made again, nothing is half there.
+
+TSM_KILLS=100 and TSM_MEMORY=2000 run the kill and the memory test in full size.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from clips import VIDEOS, clip_of, contents, linked, times
+
+KILLS = int(os.environ.get("TSM_KILLS", 12))
+MEMORY = int(os.environ.get("TSM_MEMORY", 600))
+
+
+@pytest.fixture
+def start(repo, tmp_path):
+    """start(*arguments) -> a running TSM_preprocess.py."""
+
+    def start(*args, **options):
+        command = [sys.executable, str(repo / "TSM_preprocess.py")] + [str(arg) for arg in args]
+        return subprocess.Popen(command, cwd=str(tmp_path), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, universal_newlines=True, **options)
+
+    return start
+
+
+def arguments(root, ann_file, output_dir="out"):
+    return ["--data_root", root, "--ann_file", ann_file, "--output_dir", output_dir, "--dtype", "uint8", "--num_worker", 2]
+
+
+def counts(stdout):
+    """(made, already right, skipped), from what the script prints."""
+    return tuple(int(number) for number in re.search(r"(\d+) made, (\d+) already right, (\d+) skipped", stdout).groups())
+
+
+def workers_of(pid):
+    """Processes whose parent is `pid`."""
+    with contextlib.suppress(OSError):
+        with open("/proc/%d/task/%d/children" % (pid, pid)) as file:
+            return [int(word) for word in file.read().split()]
+    return []
+
+
+def wait_for(condition, seconds=30.0):
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "it did not happen within %d s" % seconds
+        time.sleep(0.002)
+
+
+def finished(output_dir):
+    """{tensor: time of change} of the tensors that the journal knows to be right."""
+    there = times(output_dir)
+    with open(str(output_dir / ".journal")) as file:
+        known = {(line.split()[0] + ".bin", int(line.split()[3])) for line in file if line.count(" ") == 3 and line[-1] == "\n"}
+    return {name: stamp for name, stamp in there.items() if (name, stamp) in known}
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bytes(works, start, tmp_path):
+    root, ann_file = linked(tmp_path, 24)
+    begin = time.monotonic()
+    works("TSM_preprocess.py", *arguments(root, ann_file, "undisturbed"), cwd=tmp_path)
+    duration = time.monotonic() - begin
+    expected, out = contents(tmp_path / "undisturbed"), tmp_path / "out"
+    chance, kills, kept = random.Random(0), 0, {}
+    while kills < KILLS:
+        process = start(*arguments(root, ann_file))
+        try:
+            process.wait(chance.uniform(0.3, 1.0) * duration)
+        except subprocess.TimeoutExpired:
+            children = workers_of(process.pid)
+            process.kill()
+            kills += 1
+            wait_for(lambda: not any(os.path.exists("/proc/%d" % child) for child in children))
+        process.communicate()
+        if (out / ".journal").exists():
+            now = finished(out)
+            assert all(now.get(name) == stamp for name, stamp in kept.items()), "a right tensor was made again"
+            kept = now
+        if process.returncode == 0:  # nothing left to disturb: begin anew with some tensors gone
+            assert contents(out) == expected
+            for name in chance.sample(sorted(kept), 16):
+                (out / "preprocess_bin" / name).unlink()
+                del kept[name]
+    works("TSM_preprocess.py", *arguments(root, ann_file), cwd=tmp_path)
+    assert contents(out) == expected
+    assert all(times(out)[name] == stamp for name, stamp in kept.items())
+
+
+def test_changes_invalidate_what_they_must_and_nothing_else(works, tmp_path):
+    for number in range(4):
+        clip_of("odd", 20 + number, str(tmp_path / "root" / ("c%d" % number)))
+    lines = ["c%d %d %d" % (number, 20 + number, number) for number in range(4)]
+    out = tmp_path / "out"
+
+    def again(*options):
+        (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
+        before = times(out) if out.exists() else {}
+        printed = works("TSM_preprocess.py", *arguments("root", "list.txt"), *options, cwd=tmp_path)
+        after = times(out)
+        remade = sorted(int(name[:-4]) for name in after if before.get(name) != after[name])
+        assert counts(printed)[:2] == (len(remade), len(after) - len(remade))
+        return remade
+
+    assert again() == [0, 1, 2, 3]
+    assert again() == []
+    os.utime(str(tmp_path / "root/c1/img_00001.jpg"), (1, 1))
+    assert again() == [1]
+    os.utime(str(tmp_path / "root/c3/img_00023.jpg"), (1, 1))  # the last frame: not one of the 16 that count
+    assert again() == []
+    lines[2] = "c2 22 99"  # the label is not in the tensor
+    assert again() == [] and "2 99\n" in (out / "sthv2.info").read_text()
+    lines[0], lines[1] = lines[1], lines[0]
+    assert again() == [0, 1]
+    lines.pop()
+    assert again() == [] and sorted(times(out)) == ["0.bin", "1.bin", "2.bin"]
+    with open(str(out / "preprocess_bin/1.bin"), "r+b") as tensor:
+        tensor.write(b"\1\2\3")
+    assert again() == [1]
+    os.utime(str(out / "preprocess_bin/2.bin"), (1, 1))  # touched, but its checksum is right
+    assert again() == []
+    (out / "preprocess_bin/.2.bin.part").write_bytes(b"a killed run's")
+    (out / "preprocess_bin/0.bin").unlink()
+    assert again() == [0] and sorted(os.listdir(str(out / "preprocess_bin"))) == ["0.bin", "1.bin", "2.bin"]
+    assert again("--dtype", "float32") == [0, 1, 2]
+
+
+def test_other_versions_make_everything_anew(works, repo, tmp_path):
+    root, ann_file = linked(tmp_path, 2)
+    works("TSM_preprocess.py", *arguments(root, ann_file), cwd=tmp_path)
+    program = ("import sys; sys.path.insert(0, %r); import cv2; cv2.__version__ = '0'; import TSM_preprocess; "
+               "TSM_preprocess.main()" % str(repo))
+    done = subprocess.run([sys.executable, "-c", program] + [str(arg) for arg in arguments(root, ann_file)],
+                          cwd=str(tmp_path), check=True, stdout=subprocess.PIPE, universal_newlines=True)
+    assert counts(done.stdout) == (2, 0, 0)
+
+
+def test_the_second_of_two_runs_stops_at_once(fails, tmp_path):
+    root, ann_file = linked(tmp_path, 1)
+    (tmp_path / "out").mkdir()
+    holder = os.open(str(tmp_path / "out"), os.O_RDONLY)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        assert "another run is at work" in fails("TSM_preprocess.py", *arguments(root, ann_file), cwd=tmp_path)
+    finally:
+        os.close(holder)
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_interrupted_it_leaves_no_worker_and_goes_on(works, start, tmp_path, number, status):
+    root, ann_file = linked(tmp_path, 60)
+    process = start(*arguments(root, ann_file))
+    wait_for(lambda: (tmp_path / "out/preprocess_bin").exists() and len(times(tmp_path / "out")) > 3)
+    children = workers_of(process.pid)
+    process.send_signal(number)
+    errors = process.communicate(timeout=30)[1].splitlines()
+    assert process.returncode == status
+    assert len(errors) == (1 if status == 130 else 0) and all("interrupted" in line for line in errors)
+    wait_for(lambda: not any(os.path.exists("/proc/%d" % child) for child in children))
+    assert len(children) == 2 and not (tmp_path / "out/sthv2.json").exists()
+    made, kept, _ = counts(works("TSM_preprocess.py", *arguments(root, ann_file), cwd=tmp_path))
+    assert kept > 3 and made + kept == 60
+
+
+def test_a_killed_worker_ends_the_run_in_one_line(start, tmp_path):
+    root, ann_file = linked(tmp_path, 200)
+    process = start(*arguments(root, ann_file))
+    wait_for(lambda: (tmp_path / "out/preprocess_bin").exists() and len(times(tmp_path / "out")) > 3)
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    lines = process.communicate(timeout=30)[1].splitlines()
+    assert process.returncode == 1 and len(lines) == 1 and "a worker process was killed" in lines[0]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 24 MB, room for two tensors."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.call(["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(folder)], stderr=subprocess.DEVNULL):
+        pytest.skip("mounting a file system is not permitted here")
+    yield folder
+    subprocess.check_call(["umount", str(folder)])
+
+
+def test_a_disk_that_is_too_small_is_told_before_any_work(fails, small_disk, tmp_path):
+    root, ann_file = linked(tmp_path, 3)
+    line = fails("TSM_preprocess.py", *arguments(root, ann_file, small_disk), cwd=tmp_path)
+    assert "GB free" in line and not times(small_disk)
+
+
+def test_a_disk_that_fills_up_ends_in_one_line_and_the_next_run_goes_on(works, repo, small_disk, tmp_path):
+    root, ann_file = linked(tmp_path, 2)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(10 << 20))
+    blind = ("import runpy, shutil, sys, types; shutil.disk_usage = lambda path: types.SimpleNamespace(free=1 << 60); "
+             "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')")  # as if the disk had been filled since
+    done = subprocess.run(
+        [sys.executable, "-c", blind, str(repo / "TSM_preprocess.py")]
+        + [str(arg) for arg in arguments(root, ann_file, small_disk)], cwd=str(tmp_path), env=dict(os.environ, PYTHONPATH=str(repo)),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=60)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1 and len(lines) == 1 and "No space left" in lines[0] and "free some space" in lines[0]
+    assert len(times(small_disk)) == 1 and not list((small_disk / "preprocess_bin").glob(".*"))
+    ballast.unlink()
+    assert counts(works("TSM_preprocess.py", *arguments(root, ann_file, small_disk), cwd=tmp_path)) == (1, 1, 0)
+
+
+def test_a_read_only_folder_ends_in_one_line(fails, small_disk, tmp_path):
+    root, ann_file = linked(tmp_path, 1)
+    subprocess.check_call(["mount", "-o", "remount,ro", str(small_disk)])
+    assert "Read-only file system" in fails("TSM_preprocess.py", *arguments(root, ann_file, small_disk / "out"), cwd=tmp_path)
+
+
+def test_memory_does_not_grow_with_the_number_of_videos(repo, tmp_path):
+    root, _ = linked(tmp_path, 0)
+    program = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
+               "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")  # of the script and its workers, the largest
+
+    def peak(count):
+        (tmp_path / "list.txt").write_text("clip 8 1\n" * count)
+        bins, stop = tmp_path / str(count) / "preprocess_bin", threading.Event()
+
+        def take_away():  # so that the test needs no disk: a tensor is not read again once it is there
+            while not stop.wait(0.05):
+                for path in bins.glob("*.bin"):
+                    path.unlink()
+
+        thread = threading.Thread(target=take_away)
+        thread.start()
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", program, sys.executable, str(repo / "TSM_preprocess.py")]
+                + [str(arg) for arg in arguments(root, "list.txt", str(count))], cwd=str(tmp_path), check=True,
+                stdout=subprocess.PIPE, universal_newlines=True)
+        finally:
+            stop.set()
+            thread.join()
+        assert len(json.loads((tmp_path / str(count) / "sthv2.json").read_text())["samples"]) == count
+        return int(done.stdout)
+
+    few, many = peak(MEMORY // 10), peak(MEMORY)
+    assert many < 1.05 * few, "%d kB for %d videos, %d kB for %d" % (few, MEMORY // 10, many, MEMORY)
+
+
+def test_videos_too_are_made_once(works, tmp_path):
+    (tmp_path / "list.txt").write_text("".join(path.name + " 0\n" for path in VIDEOS))
+    assert counts(works("TSM_preprocess.py", *arguments(VIDEOS[0].parent, "list.txt"), cwd=tmp_path)) == (3, 0, 0)
+    assert counts(works("TSM_preprocess.py", *arguments(VIDEOS[0].parent, "list.txt"), cwd=tmp_path)) == (0, 3, 0)
