@@ -1,0 +1,187 @@
+"""The command line, files and figures of `python3 -m ais_bench` (Ascend/tools, June 2023), for a static model with one
+input and one output; only the execution is ONNX Runtime's. Written apart from the suite, so that the two can be compared.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+
+import numpy as np
+import onnxruntime
+
+SUFFIXES = (".npy", ".NPY", ".bin", ".BIN")
+
+
+def whole(low, high=None):
+    def convert(text):
+        value = int(text)
+        if value < low or high is not None and value > high:
+            raise argparse.ArgumentTypeError("%s is out of range" % text)
+        return value
+    return convert
+
+
+def devices(text):
+    return [whole(0, 255)(part) for part in text.split(",")]
+
+
+def yes_or_no(text):
+    if text.lower() not in ("yes", "no", "1", "0", "true", "false"):
+        raise argparse.ArgumentTypeError("Boolean value expected, not %s" % text)
+    return text.lower() in ("yes", "1", "true")
+
+
+def get_args():
+    cli = argparse.ArgumentParser(prog="ais_bench")
+    cli.add_argument("--model", "-m", required=True)
+    cli.add_argument("--input", "-i")
+    cli.add_argument("--output", "-o")
+    cli.add_argument("--output_dirname")
+    cli.add_argument("--outfmt", default="BIN", choices=["NPY", "BIN", "TXT"])
+    cli.add_argument("--loop", "-l", type=whole(1), default=1)
+    cli.add_argument("--warmup_count", type=whole(0), default=1)
+    cli.add_argument("--batchsize", type=whole(1))
+    cli.add_argument("--device", "-d", type=devices, default=[0])
+    cli.add_argument("--pure_data_type", default="zero", choices=["zero", "random"])
+    cli.add_argument("--run_mode", default="array", choices=["array", "files", "tensor", "full"])
+    cli.add_argument("--output_batchsize_axis", type=whole(0), default=0)
+    for name in ("debug", "display_all_summary", "profiler", "dump"):
+        cli.add_argument("--" + name, type=yes_or_no, default=False)
+    args = cli.parse_args()
+    if args.output_dirname and not args.output:
+        cli.error("when --output_dirname is given, --output is needed")
+    return args
+
+
+def stop(text):
+    print("[ERROR] " + text)
+    sys.exit(1)
+
+
+def natural(name):
+    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", name)]
+
+
+def input_files(given):
+    if os.path.isdir(given):
+        names = [name for name in os.listdir(given) if os.path.splitext(name)[1] in SUFFIXES]
+        files = [os.path.join(given, name) for name in sorted(names, key=natural)]
+    else:
+        files = given.split(",")
+    for path in files:
+        if not os.path.isfile(path):
+            stop("Invalid input path: %s does not exist" % path)
+    if not files:
+        stop("%s has no .npy or .bin files" % given)
+    return files
+
+
+def contents(path, dtype):
+    """A file's values, flat."""
+    return np.load(path).reshape(-1) if path.lower().endswith(".npy") else np.fromfile(path, dtype)
+
+
+def packed(files, shape, dtype):
+    """(files of the batch, the batch) for each run of the model, the last one filled up with its own first file."""
+    need = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    each = contents(files[0], dtype).nbytes
+    if not each or need % each:
+        stop("arg0 tensorsize: %d filesize: %d not match" % (need, each))
+    per_run = need // each
+    for first in range(0, len(files), per_run):
+        names = files[first:first + per_run]
+        parts = [contents(name, dtype) for name in names]
+        for part in parts:
+            if part.nbytes != each:
+                stop("arg0 tensorsize: %d filesize: %d not match" % (need, part.nbytes))
+        parts += [parts[0]] * (per_run - len(parts))
+        yield names, np.concatenate(parts).reshape(shape)
+
+
+def save(path, array, fmt):
+    """Write one file's output; the path it got."""
+    path += "." + fmt.lower()
+    if fmt == "NPY":
+        np.save(path, array)
+    elif fmt == "BIN":
+        array.tofile(path)
+    else:
+        with open(path, "w") as file:
+            for row in array.reshape(-1, array.shape[-1]):
+                file.write("".join("%f " % value for value in row) + "\n")
+    return path
+
+
+def statistics(times):
+    return {"min": min(times), "max": max(times), "mean": float(np.mean(times)), "median": float(np.median(times)),
+            "percentile(99%)": float(np.percentile(times, 99)), "count": len(times)}
+
+
+def main():
+    args = get_args()
+    if not os.path.isfile(args.model):
+        stop("%s: no such model" % args.model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False  # a batch of 8 videos takes GBs, which are better returned
+    with open(args.model, "rb") as file:
+        session = onnxruntime.InferenceSession(file.read(), options, providers=["CPUExecutionProvider"])
+    tensor = session.get_inputs()[0]
+    shape, dtype = tensor.shape, {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}[tensor.type]
+    if args.input:
+        runs = packed(input_files(args.input), shape, dtype)
+    else:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        data = bytes(size) if args.pure_data_type == "zero" else os.urandom(size)
+        runs = iter([(["pure_infer_data"], np.frombuffer(data, dtype).reshape(shape))])
+    folder = None
+    if args.output:
+        folder = os.path.join(args.output, args.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))
+        os.makedirs(folder, exist_ok=True)
+
+    filesinfo, to_device, execute, from_device = {}, [], [], []
+
+    def timed(times, work):
+        start = time.perf_counter()
+        result = work()
+        times.append(1000 * (time.perf_counter() - start))
+        return result
+
+    for number, (names, batch) in enumerate(runs):
+        if number == 0:
+            for _ in range(args.warmup_count):
+                session.run(None, {tensor.name: batch})
+        there = timed(to_device, batch.copy)
+        for _ in range(args.loop):
+            output = timed(execute, lambda: session.run(None, {tensor.name: there})[0])
+        output = timed(from_device, output.copy)
+        if folder:
+            per_file = int(np.prod(shape)) // contents(names[0], dtype).size if args.input else 1
+            for name, part in zip(names, np.split(output, per_file, axis=args.output_batchsize_axis)):
+                stem = os.path.basename(name).split(".")[0]
+                saved = save(os.path.join(folder, stem + "_0"), part, args.outfmt)
+                filesinfo[len(filesinfo)] = {"infiles": [name], "outfiles": [saved]}
+
+    throughput = 1000 * (args.batchsize or shape[0]) / np.mean(execute)
+    summary = {
+        "filesinfo": filesinfo, "args": sys.argv, "NPU_compute_time": statistics(execute),
+        "H2D_latency": statistics(to_device), "D2H_latency": statistics(from_device), "throughput": throughput,
+        "npu_compute_time_list": execute, "pid": os.getpid(),
+    }
+    print("[INFO] -----------------Performance Summary------------------")
+    for name in ("H2D_latency", "NPU_compute_time", "D2H_latency"):
+        figures = ", ".join("%s = %s" % item for item in summary[name].items() if item[0] != "count")
+        print("[INFO] %s (ms): %s" % (name, figures))
+    print("[INFO] throughput 1000*batchsize.mean(%d)/NPU_compute_time.mean(%s): %s"
+          % (args.batchsize or shape[0], np.mean(execute), throughput))
+    print("[INFO] ------------------------------------------------------")
+    if folder:
+        with open(folder + "_summary.json", "w") as file:
+            json.dump(summary, file)
+
+
+if __name__ == "__main__":
+    main()
