@@ -107,8 +107,8 @@ def crop_offsets(width: int, height: int) -> List[Tuple[int, int]]:
 def compute(frames: Iterator[Frame], indices: List[int], bgr: bool, table: Optional[np.ndarray], out: np.ndarray) -> None:
     """Fill `out` [48, 3, 256, 256] from the distinct frames uint8 [H, W, 3]; `indices` are the 16 of the protocol.
 
-    Whatever is the same in several views (a frame that both samples take, crops that coincide) is computed once: per
-    frame, the resize, the split into planes and the normalisation; what is left per view is copying.
+    What several views share is computed once per distinct frame: decoding, the resize, the split into planes. Per view
+    there is only the copy of a crop, through the table for float32, which costs no more than copying floats.
     """
     views = out.reshape(CROPS, SAMPLES * SEGMENTS, 3, SIZE, SIZE)
     for index, frame in frames:
@@ -117,11 +117,13 @@ def compute(frames: Iterator[Frame], indices: List[int], bgr: bool, table: Optio
         planes = cv2.split(cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR))
         places = [place for place, wanted in enumerate(indices) if wanted == index]
         for channel, plane in enumerate(reversed(planes) if bgr else planes):
-            if table is not None:
-                plane = cv2.LUT(plane, table[channel])
             for crop, (x, y) in enumerate(crop_offsets(*size)):
+                pixels = plane[y : y + SIZE, x : x + SIZE]
                 for place in places:
-                    views[crop, place, channel] = plane[y : y + SIZE, x : x + SIZE]
+                    if table is None:
+                        views[crop, place, channel] = pixels
+                    else:
+                        cv2.LUT(pixels, table[channel], views[crop, place, channel])
 
 
 def fill(path: str, clip: Clip, table: Optional[np.ndarray], out: np.ndarray) -> None:
