@@ -1,0 +1,308 @@
+"""run_all.sh --device npu, end to end over the stand-ins for npu-smi, atc and ais_bench; and TSM_infer.py against ais_bench's."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+CLIPS = 5  # neither 4 nor 8 divides it
+PERF = ("--num_worker", 2, "--loop", 1)
+
+
+@pytest.fixture(scope="module")
+def standins(repo):
+    return repo / "test" / "standins"
+
+
+@pytest.fixture(scope="module")
+def atlas(standins):
+    """The environment of an Atlas host: the stand-ins, this Python, and no set_env.sh but the PATH's."""
+    path = os.pathsep.join([str(standins), os.path.dirname(sys.executable), os.environ["PATH"]])
+    return {"PATH": path, "PYTHONPATH": str(standins), "PYTHON": sys.executable, "ASCEND_SET_ENV": "/nowhere/set_env.sh"}
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """An environment with the usual tools on its PATH, and nothing of Ascend's."""
+    folder = tmp_path_factory.mktemp("bin")
+    for tool in ("awk", "bash", "dirname", "flock", "mkdir", "nproc", "paste", "printf", "sort", "wc"):
+        (folder / tool).symlink_to(shutil.which(tool))
+    return {"PATH": str(folder), "PYTHONPATH": "", "PYTHON": sys.executable, "ASCEND_SET_ENV": "/nowhere/set_env.sh"}
+
+
+@pytest.fixture(scope="module")
+def demo(repo, works, demo_checkpoint, tmp_path_factory):
+    """Arguments for run_all.sh: the first clips of the demo."""
+    folder = tmp_path_factory.mktemp("demo")
+    annotations = str(repo / "demo" / "annotations" / "something-something-v2-")
+    works("TSM_dataset.py", "--annotations", annotations + "validation.json", "--labels", annotations + "labels.json",
+          "--videos", repo / "demo" / "videos", cwd=folder)
+    lines = (folder / "sthv2_val_list_videos.txt").read_text().splitlines(True)
+    (folder / "list.txt").write_text("".join(lines[:CLIPS]))
+    return ["--data_root", repo / "demo" / "videos", "--ann_file", folder / "list.txt", "--checkpoint", demo_checkpoint,
+            "--exporter", "builtin"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return tmp_path_factory.mktemp("npu")
+
+
+def probabilities_in(work):
+    rows = [np.loadtxt(str(work / "inference_result" / "out" / ("%d_0.txt" % number))) for number in range(CLIPS)]
+    return np.stack(rows)
+
+
+@pytest.fixture(scope="module")
+def on_cpu(works, demo, demo_new_onnx, tmp_path_factory):
+    """(probabilities, accuracy) of the CPU's scripts."""
+    folder = tmp_path_factory.mktemp("cpu")
+    works("TSM_preprocess.py", *demo[:4], cwd=folder)
+    works("TSM_infer.py", "--model", demo_new_onnx, "--input", "sthv2/preprocess_bin", "--output", "inference_result",
+          "--output_dirname", "out", "--outfmt", "TXT", "--warmup_count", 0, cwd=folder)
+    works("TSM_postprocess.py", "--result_path=inference_result/out_summary.json", "--info_path=sthv2/sthv2.info", "--json",
+          "accuracy.json", cwd=folder)
+    return probabilities_in(folder), json.loads((folder / "accuracy.json").read_text())
+
+
+@pytest.fixture(scope="module", params=[1, 4, 8])
+def on_npu(request, works, atlas, demo, work):
+    """(batch size, what the run printed, probabilities, report) of run_all.sh over the stand-ins, in one work folder."""
+    said = works("run_all.sh", request.param, "--device", "npu", *demo, *PERF, "--perf_batches", 1, "--work_dir", work,
+                 cwd=work, env=atlas, timeout=900)
+    return request.param, said, probabilities_in(work), json.loads((work / "report.json").read_text())
+
+
+def test_npu_gives_what_the_cpu_gives(on_npu, on_cpu):
+    batch, _, probabilities, report = on_npu
+    expected, accuracy = on_cpu
+    assert np.abs(probabilities - expected).max() <= 2e-5  # two roundings to %f, and float error
+    assert (probabilities.argmax(1) == expected.argmax(1)).all()
+    assert report["accuracy"]["videos"] == CLIPS
+    for key in ("top1_acc", "top5_acc"):
+        assert report["accuracy"][key] == accuracy[key]
+    assert report["inference"]["NPU_compute_time"]["count"] == -(-CLIPS // batch)
+
+
+def test_commands_are_the_guide_s(on_npu):
+    batch, said = on_npu[:2]
+    printed = [line[2:].replace(sys.executable, "python3") for line in said.splitlines() if line.startswith("$ ")]
+    for command in (
+        "atc --model=tsm_new_bs{0}.onnx --framework=5 --output=tsm_bs{0} --input_format=ND --log=error "
+        "--soc_version=Ascend310P3",
+        "python3 -m ais_bench --model ./tsm_bs{0}.om --input ./sthv2/preprocess_bin --output ./inference_result "
+        "--output_dirname out --outfmt TXT",
+    ):
+        assert command.format(batch) in printed
+    assert "python3 -m ais_bench --model=tsm_bs1.om --loop=1" in printed
+    post = next(line for line in printed if "TSM_postprocess.py" in line)
+    assert post.endswith("--result_path=inference_result/out_summary.json --info_path=sthv2/sthv2.info")
+
+
+def test_the_guide_s_published_rows_stand_beside_ours(on_npu):
+    said = on_npu[1]
+    for figure in ("0.6187 / 0.8721", "20.77", "18.41", "17.67", "17.12", "17.36"):
+        assert figure in said
+
+
+def test_a_failing_atc_is_shown_and_its_status_kept(on_npu, run, atlas, demo, work):
+    done = run("run_all.sh", 1, "--device", "npu", "--chip", "310P9", *demo, *PERF, "--work_dir", work, cwd=work, env=atlas)
+    assert done.returncode == 255
+    assert "Value [Ascend310P9] for parameter [--soc_version] is invalid" in done.stdout
+
+
+def test_chip_names_override_a_mixed_listing(on_npu, run, atlas, demo, work):
+    """--chip is taken as it is: atc is told so, and says that it knows no such chip."""
+    done = run("run_all.sh", 1, "--device", "npu", "--chip", "310P8", *demo, *PERF, "--work_dir", work, cwd=work,
+               env=dict(atlas, NPU_SMI_CHIPS="310P3 910A"))
+    assert "--soc_version=Ascend310P8" in done.stdout and done.returncode == 255
+
+
+@pytest.mark.parametrize("chips, said", [
+    ("", "npu-smi info: lists no chip; "),
+    ("310P3 910A", "npu-smi info: lists chips of different names (310P3 910A); choose one: --chip NAME"),
+])
+def test_a_listing_that_does_not_decide(chips, said, fails, atlas, tmp_path):
+    line = fails("run_all.sh", 1, "--device", "npu", "--work_dir", tmp_path, cwd=tmp_path, env=dict(atlas, NPU_SMI_CHIPS=chips))
+    assert said in line
+    assert not os.listdir(str(tmp_path))
+
+
+def only(bare, standins, folder, *tools):
+    """`bare` with some of the stand-ins' commands on its PATH."""
+    folder.mkdir()
+    for tool in tools:
+        (folder / tool).symlink_to(standins / tool)
+    return dict(bare, PATH="%s:%s" % (folder, bare["PATH"]))
+
+
+@pytest.mark.parametrize("tools, said", [
+    ((), "atc: not found; it comes with the CANN toolkit"),
+    (("atc",), "npu-smi: not found; it comes with the Ascend driver"),
+    (("atc", "npu-smi"), "has no such package; build its wheel from ascend/tools"),
+])
+def test_a_missing_tool_is_named_before_any_work(tools, said, fails, bare, standins, tmp_path):
+    env = only(bare, standins, tmp_path / "bin", *tools)
+    work = tmp_path / "work"
+    work.mkdir()
+    assert said in fails("run_all.sh", 1, "--device", "npu", "--work_dir", work, cwd=tmp_path, env=env)
+    assert not os.listdir(str(work))
+
+
+@pytest.mark.parametrize("device", ["npu", "auto"])
+def test_set_env_is_sourced_when_atc_is_not_on_the_path(device, fails, bare, standins, tmp_path):
+    env = only(bare, standins, tmp_path / "bin")
+    ascend = only(bare, standins, tmp_path / "ascend", "atc")["PATH"]
+    script = tmp_path / "set_env.sh"
+    script.write_text('false\nLD_LIBRARY_PATH=/lib:$NOT_SET_ANYWHERE\nexport PATH=%s\n' % ascend)  # as careless as CANN's
+    line = fails("run_all.sh", 1, "--device", device, "--work_dir", tmp_path, cwd=tmp_path,
+                 env=dict(env, ASCEND_SET_ENV=str(script)))
+    assert "npu-smi: not found" in line  # so atc was found
+
+
+def save_model(path, batch, make_nodes, columns=5, opset=11):
+    """A model from `input` [batch, 4] to `output`; make_nodes(helper) -> its nodes."""
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    weight = onnx.numpy_helper.from_array(np.random.RandomState(0).standard_normal((4, columns)).astype(np.float32), "w")
+    bias = onnx.numpy_helper.from_array(np.zeros(columns, np.float32), "b")
+    graph = helper.make_graph(
+        make_nodes(helper), "small", [helper.make_tensor_value_info("input", kind, [batch, 4])],
+        [helper.make_tensor_value_info("output", kind, [batch, columns])], [weight, bias])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    model.ir_version = 6
+    onnx.save(model, str(path))
+
+
+def gemm(helper):
+    return [helper.make_node("Gemm", ["input", "w", "b"], ["output"], "gemm")]
+
+
+def scatter(folder, count):
+    """Files 0.bin, 1.bin, …; their values, [count, 4]."""
+    folder.mkdir()
+    values = np.random.RandomState(1).standard_normal((count, 4)).astype(np.float32)
+    for number, row in enumerate(values):
+        row.tofile(str(folder / ("%d.bin" % number)))
+    return values
+
+
+def bench(atlas, folder, *args):
+    return subprocess.run([sys.executable, "-m", "ais_bench"] + [str(arg) for arg in args], cwd=str(folder),
+                          env=dict(os.environ, **atlas), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          universal_newlines=True)
+
+
+@pytest.mark.parametrize("outfmt", ["TXT", "NPY", "BIN"])
+def test_infer_writes_what_ais_bench_writes(outfmt, atlas, works, tmp_path):
+    save_model(tmp_path / "m.om", 4, gemm)
+    shutil.copy(str(tmp_path / "m.om"), str(tmp_path / "m.onnx"))
+    scatter(tmp_path / "in", 11)
+    flags = ["--input", "./in", "--output", "./out", "--outfmt", outfmt, "--loop", 2, "--output_dirname"]
+    theirs = bench(atlas, tmp_path, "--model", "m.om", *(flags + ["theirs"]))
+    assert theirs.returncode == 0, theirs.stderr
+    ours = works("TSM_infer.py", "--model", "m.onnx", "--backend", "onnxruntime", *flags, "ours", cwd=tmp_path)
+
+    def written(name):
+        return {path.name: path.read_bytes() for path in (tmp_path / "out" / name).iterdir()}
+
+    assert sorted(written("theirs")) == sorted(written("ours"))
+    for name, content in written("theirs").items():
+        if outfmt == "TXT":
+            assert np.abs(np.fromstring(content, sep=" ") - np.fromstring(written("ours")[name], sep=" ")).max() <= 1.1e-6
+            assert [len(line.split(b" ")) for line in content.splitlines()] == [6]  # a space after every value
+            assert len(content.splitlines()) == len(written("ours")[name].splitlines())
+            assert written("ours")[name].endswith(b" \n")
+        else:
+            assert len(content) == len(written("ours")[name])
+    summaries = [json.loads((tmp_path / "out" / (name + "_summary.json")).read_text()) for name in ("theirs", "ours")]
+    assert set(summaries[0]) <= set(summaries[1])
+    for key in ("NPU_compute_time", "H2D_latency", "D2H_latency"):
+        assert set(summaries[0][key]) == set(summaries[1][key])
+    assert summaries[0]["NPU_compute_time"]["count"] == summaries[1]["NPU_compute_time"]["count"] == 6
+    for number in range(11):
+        their_files, our_files = (summary["filesinfo"][str(number)] for summary in summaries)
+        assert [os.path.basename(path) for path in their_files["infiles"]] == ["%d.bin" % number]  # natural order
+        for key in ("infiles", "outfiles"):
+            assert [os.path.basename(path) for path in their_files[key]] == [os.path.basename(path) for path in our_files[key]]
+    for said in (theirs.stdout, ours):
+        assert "[INFO] NPU_compute_time (ms): min = " in said
+        assert "[INFO] throughput 1000*batchsize.mean(4)/NPU_compute_time.mean(" in said
+
+
+def test_the_stand_in_fills_the_last_batch_with_its_own_first_file(atlas, tmp_path):
+    """A model that mixes the rows of its batch shows what the filler was."""
+    def mix(helper):
+        return [helper.make_node("ReduceMean", ["input"], ["mean"], "mean", axes=[0], keepdims=1),
+                helper.make_node("Add", ["input", "mean"], ["mixed"], "mix"),
+                helper.make_node("Gemm", ["mixed", "w", "b"], ["output"], "gemm")]
+
+    save_model(tmp_path / "m.om", 4, mix)
+    values = scatter(tmp_path / "in", 6)
+    done = bench(atlas, tmp_path, "--model", "m.om", "--input", "in", "--output", "out", "--output_dirname", "o", "--outfmt", "NPY")
+    assert done.returncode == 0, done.stderr
+    last = values[[4, 5, 4, 4]]
+    weight = np.random.RandomState(0).standard_normal((4, 5)).astype(np.float32)
+    expected = (last + last.mean(0)) @ weight
+    for row, number in enumerate((4, 5)):
+        assert np.allclose(np.load(str(tmp_path / "out" / "o" / ("%d_0.npy" % number))), expected[row:row + 1], atol=1e-5)
+    assert len(os.listdir(str(tmp_path / "out" / "o"))) == 6
+
+
+def test_the_stand_ins_refuse_what_the_real_tools_refuse(atlas, tmp_path):
+    save_model(tmp_path / "good.onnx", 1, gemm)
+    save_model(tmp_path / "new.onnx", 1, gemm, opset=17)
+    save_model(tmp_path / "dynamic.onnx", None, gemm)
+    save_model(tmp_path / "sub.onnx", 1, lambda helper: [
+        helper.make_node("Sub", ["input", "input"], ["zero"], "zero"),
+        helper.make_node("Gemm", ["zero", "w", "b"], ["output"], "gemm")])
+
+    def atc(*args):
+        return subprocess.run(["atc"] + list(args), cwd=str(tmp_path), env=dict(os.environ, **atlas),
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+
+    flags = ["--framework=5", "--output=m", "--input_format=ND", "--log=error", "--soc_version=Ascend310P3"]
+    done = atc("--model=good.onnx", *flags)
+    assert done.returncode == 0 and "ATC run success, welcome to the next use." in done.stdout
+    assert (tmp_path / "m.om").read_bytes() == (tmp_path / "good.onnx").read_bytes()
+    for name, said in (("absent", "no such file"), ("new", "Opset"), ("dynamic", "dynamic"), ("sub", "optype [Sub]")):
+        done = atc("--model=%s.onnx" % name, *flags)
+        assert done.returncode == 255 and said in done.stdout, (name, done.stdout)
+    assert atc("--model=good.onnx", "--unknown=1", *flags).returncode == 255
+    assert atc("--model=good.onnx", *flags[:-1]).returncode == 255
+
+    scatter(tmp_path / "in", 2)
+    np.zeros(3, np.float32).tofile(str(tmp_path / "odd.bin"))
+    done = bench(atlas, tmp_path, "--model", "m.om", "--input", "odd.bin")
+    assert done.returncode == 1 and "[ERROR] arg0 tensorsize: 16 filesize: 12 not match" in done.stdout
+    for wrong in (["--outfmt", "txt"], ["--loop", "0"], ["--device", "256"], ["--output_dirname", "o"], ["--unknown"]):
+        assert bench(atlas, tmp_path, "--model", "m.om", *wrong).returncode == 2, wrong
+
+
+GUIDE_S = {"Conv", "Relu", "MaxPool", "Add", "Reshape", "Slice", "Concat", "GlobalAveragePool", "Flatten", "Gemm",
+           "ReduceMean", "Softmax"}
+
+
+@pytest.mark.parametrize("batch", [1, 4, 8, 16, 32])
+def test_ascend_graphs_keep_to_the_guide_s_operators(batch, demo_new_onnx, atlas, tmp_path):
+    import onnx
+
+    from tsm.graph import build, load, trunk_of
+
+    model = build(trunk_of(load(str(demo_new_onnx))), "ascend", batch, "score")
+    assert {node.op_type for node in model.graph.node} == GUIDE_S
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 11)]
+    for value, shape in ((model.graph.input, [batch, 48, 3, 256, 256]), (model.graph.output, [batch, 174])):
+        assert [[dim.dim_value for dim in one.type.tensor_type.shape.dim] for one in value] == [shape]
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    done = subprocess.run(
+        ["atc", "--model=m.onnx", "--framework=5", "--output=m", "--input_format=ND", "--log=error",
+         "--soc_version=Ascend310P3"],
+        cwd=str(tmp_path), env=dict(os.environ, **atlas), stdout=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == 0, done.stdout  # it checks that every shape is static and that the weights are in the file
+    for path in tmp_path.iterdir():
+        path.unlink()
