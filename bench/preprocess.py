@@ -35,6 +35,7 @@ from tsm.cli import UserError, parser, positive, run  # noqa: E402
 from tsm.files import write_json  # noqa: E402
 from tsm.frames import VIDEO_DECODER, count_frames, read_video  # noqa: E402
 from tsm.protocol import VIDEO_SHAPE, Clip, read_list  # noqa: E402
+from tsm.workers import keep_freed_memory  # noqa: E402
 from TSM_dataset import extract  # noqa: E402
 from TSM_preprocess import fill, normalisation  # noqa: E402
 
@@ -165,7 +166,8 @@ def two_workers(root: str, ann_file: str, folder: str, rounds: int) -> Dict[str,
 
 def main() -> None:
     args = get_args()
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(1)  # as in a worker process
+    keep_freed_memory()
     processors = os.sched_getaffinity(0)
     figures = {}  # type: Dict[str, Any]
     with tempfile.TemporaryDirectory(dir=args.work_dir) as work:
