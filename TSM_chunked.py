@@ -26,11 +26,14 @@ import sys
 import time
 from typing import Any, Dict, List, NamedTuple
 
+from TSM_preprocess import fingerprint
+from tsm import __version__
 from tsm.cli import UserError, parser, positive, run
 from tsm.files import locked, read_json, sha256, write_json, write_text
-from tsm.protocol import VIDEO_VALUES, Sample, read_list, read_manifest
+from tsm.frames import Corrupt
+from tsm.protocol import VIDEO_VALUES, read_list, read_manifest
 
-SAMPLE = 8  # videos that the estimate measures preprocessing on
+SAMPLE = 8  # clips that the estimate measures preprocessing on
 RESULTS = "inference_result"
 
 
@@ -67,29 +70,20 @@ def option(command: List[str], name: str, default: str = "") -> str:
     return default
 
 
-def sources(samples: List[Sample], data_root: str) -> List[Any]:
-    """What tells that a video or its frames have changed: (name, size, time of change) of each file."""
-    found = []  # type: List[Any]
-    for sample in samples:
-        path = os.path.join(data_root, sample.source)
-        try:
-            files = sorted(entry.path for entry in os.scandir(path)) if sample.frames else [path]
-            stats = [os.stat(file) for file in files]
-            found.append((sample, [(file, stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, stats)]))
-        except OSError:
-            found.append((sample, None))
-    return found
-
-
 def plan(args: argparse.Namespace) -> List[Chunk]:
     """The chunks of the list, each with the digest of everything its results depend on."""
-    samples = list(read_list(option(args.preprocess, "--ann_file")))
-    data_root, model = option(args.preprocess, "--data_root"), option(args.infer, "--model")
-    common = [args.preprocess, args.infer, sha256(model)]
+    clips, data_root = read_list(option(args.preprocess, "--ann_file")), option(args.preprocess, "--data_root")
+    basis = json.dumps([args.preprocess, args.infer, sha256(option(args.infer, "--model")), __version__])
     chunks = []
-    for start in range(0, len(samples), args.chunk):
-        part = samples[start : start + args.chunk]
-        key = hashlib.sha256(repr((common, sources(part, data_root))).encode("utf-8", "surrogateescape")).hexdigest()
+    for start in range(0, len(clips), args.chunk):
+        part = clips[start : start + args.chunk]
+        marks = []
+        for clip in part:
+            try:
+                marks.append(fingerprint(os.path.join(data_root, clip.source), clip, basis))
+            except Corrupt as error:
+                marks.append(str(error))  # preprocessing will name it
+        key = hashlib.sha256("".join(marks).encode()).hexdigest()
         name = "chunk_%d_%d" % (start, start + len(part))
         chunks.append(Chunk(start, start + len(part), os.path.join(args.output_dir, name), name, key))
     return chunks

@@ -82,11 +82,11 @@ def verdict(accuracy: Accuracy, fusion: str) -> str:
     """One line: does the measured top-1 agree with the published one?"""
     source, top1, _ = PUBLISHED[fusion]
     if accuracy.videos + accuracy.skipped != VALIDATION_VIDEOS:
-        return ("The published top-1 is of the %d videos of the validation set; these are %d videos, so the two are not "
+        return ("the published top-1 is of the %d videos of the validation set; these are %d videos, so the two are not "
                 "compared." % (VALIDATION_VIDEOS, accuracy.videos))
     low, high = accuracy.top1_interval_95
     return "%s's top-1 %.4f lies %s the measured 95 %% interval %.4f to %.4f." % (
-        source[0].upper() + source[1:], top1, "within" if low <= top1 <= high else "OUTSIDE", low, high)
+        source, top1, "within" if low <= top1 <= high else "OUTSIDE", low, high)
 
 
 def table(rows: List[List[str]]) -> str:

@@ -237,6 +237,7 @@ def raise_trunk(source: Source) -> Tuple[Any, Dict[str, int]]:
     features, fc_weight, fc_bias = match_head(source)
     names, shapes = {}, {"frames": (3, SIZE, SIZE)}  # type: Dict[str, str], Dict[str, Tuple[int, ...]]
     nodes, counts = [], {"input": 0, "shift": 0, "head": 1}
+    weights = dict(source.weights)
 
     def visit(value: str) -> str:
         """Emit what makes `value`; its name in the trunk."""
@@ -255,9 +256,13 @@ def raise_trunk(source: Source) -> Tuple[Any, Dict[str, int]]:
                 raise UserError("%s: the weights of %s are not constant" % (source.path, node.name or value))
             kept = dict({"dilations": [1, 1], "group": 1, "pads": [0] * 4, "strides": [1, 1],
                          "kernel_shape": list(weight.shape[2:])}, **kept)
-        out = helper.make_node(node.op_type, inputs + [name for name in node.input if name in source.weights], [value], **kept)
+        constants = [name for name in node.input if name in weights]
+        if node.op_type == "Conv" and len(constants) == 1:  # an exporter may leave out a bias of zeros
+            constants.append(value + ".bias")
+            weights[constants[1]] = np.zeros(len(weight), np.float32)
+        out = helper.make_node(node.op_type, inputs + constants, [value], **kept)
         nodes.append(out)
-        shapes[value] = output_shape(out, shapes[inputs[0]], source.weights)
+        shapes[value] = output_shape(out, shapes[inputs[0]], weights)
         names[value] = value
         return value
 
@@ -290,7 +295,7 @@ def raise_trunk(source: Source) -> Tuple[Any, Dict[str, int]]:
     if counts["shift"] != expected:
         raise UserError("%s: %d temporal shifts, where this network has %d; is it TSM, exported with its shift?"
                         % (source.path, counts["shift"], expected))
-    return Trunk(nodes, source.weights, fc_weight, fc_bias), counts
+    return Trunk(nodes, weights, fc_weight, fc_bias), counts
 
 
 def expected_shifts(nodes: List[Any], shapes: Dict[str, Tuple[int, ...]]) -> int:

@@ -7,6 +7,7 @@ Sources: "TSM: Temporal Shift Module for Efficient Video Understanding" (Lin et 
 import collections
 import inspect
 import pickle
+import re
 import types
 from typing import Any, Dict, List
 
@@ -140,17 +141,13 @@ _SAFE = {
 _STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 
 
-class _Refused(pickle.UnpicklingError):
-    pass
-
-
 class _WeightsUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _SAFE:
             return _SAFE[module, name]
         if module == "torch" and name in [kind + "Storage" for kind in _STORAGES]:
             return getattr(torch, name)
-        raise _Refused("%s.%s" % (module, name))
+        raise pickle.UnpicklingError("forbidden %s.%s" % (module, name))
 
 
 def load_state_dict(path: str) -> Dict[str, Tensor]:
@@ -173,10 +170,11 @@ def load_state_dict(path: str) -> Dict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", **options)
     except pickle.UnpicklingError as error:
-        if isinstance(error, _Refused) or "weights_only" in str(error) or "GLOBAL" in str(error):
+        forbidden = re.search(r"GLOBAL\s+(\S+)|forbidden (\S+)", str(error))
+        if forbidden:
             raise UserError(
-                "%s: holds more than weights (%s), which could run code, so it was not loaded; "
-                "save its state_dict alone" % (path, _culprit(error))
+                "%s: holds more than weights (%s), which could run code, so it was not loaded; save its state_dict alone"
+                % (path, forbidden.group(1) or forbidden.group(2))
             )
         raise UserError("%s: not a PyTorch checkpoint, or a damaged one; fetch it again" % path)
     except MemoryError:
@@ -187,12 +185,6 @@ def load_state_dict(path: str) -> Dict[str, Tensor]:
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError("%s: no state_dict in it; pass a checkpoint of TSM ResNet-50" % path)
     return {key[len("module.") :] if key.startswith("module.") else key: value for key, value in state.items()}
-
-
-def _culprit(error: Exception) -> str:
-    words = str(error).replace("`", " ").split()
-    named = [word for word in words if "." in word.strip(".") and not word.startswith(("http", "torch.load"))]
-    return named[0].strip(".,:") if named else type(error).__name__
 
 
 def _first(error: Exception) -> str:
