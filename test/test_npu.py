@@ -73,7 +73,7 @@ def on_cpu(works, demo, demo_new_onnx, tmp_path_factory):
 def on_npu(request, works, atlas, demo, work):
     """(batch size, what the run printed, probabilities, report) of run_all.sh over the stand-ins, in one work folder."""
     said = works("run_all.sh", request.param, "--device", "npu", *demo, *PERF, "--perf_batches", 1, "--work_dir", work,
-                 cwd=work, env=atlas, timeout=900)
+                 cwd=work, env=atlas, timeout=1800)
     return request.param, said, probabilities_in(work), json.loads((work / "report.json").read_text())
 
 

@@ -224,7 +224,7 @@ def test_the_whole_chain_with_mmaction2_s_exporter(weights, works, tell, demo_li
     _, checkpoint, expected = weights
     said = works("run_all.sh", 1, "--device", "cpu", "--exporter", "mmaction2", "--fusion", "prob", "--checkpoint", checkpoint,
                  "--data_root", DEMO, "--ann_file", demo_list.parent / "demo8.txt", "--num_worker", 2, "--loop", 1,
-                 "--work_dir", tmp_path, cwd=tmp_path, env={"PYTHON": sys.executable})
+                 "--work_dir", tmp_path, cwd=tmp_path, env={"PYTHON": sys.executable}, timeout=1800)
     assert ".mim/tools/deployment/pytorch2onnx.py" in said
     out = tmp_path / "inference_result" / "out"
     actual = np.stack([np.loadtxt(str(out / ("%d_0.txt" % number))) for number in range(CLIPS)])
