@@ -32,9 +32,9 @@ import numpy as np
 from tsm import __version__
 from tsm.cli import UserError, parser, positive, run
 from tsm.files import replacing, sha256
-from tsm.protocol import CLASSES, FUSIONS, MEAN, SEGMENTS, SHIFT_DIV, SIZE, STD, VIDEO_SHAPE, VIEWS
+from tsm.protocol import CLASSES, CROPS, FRAMES, FUSIONS, MEAN, SEGMENTS, SHIFT_DIV, SIZE, STD, VIDEO_SHAPE, VIEWS
 
-MAGNITUDES = (0.1, 1.0, 5.0)  # standard deviations of the proof's random videos
+MAGNITUDES = ((0.1, 1.0, 5.0), (5.0, 0.1, 1.0))  # standard deviations of the crops of each of the proof's random videos
 TOLERANCE = 1e-5  # largest difference of a probability
 TRUNK_OPS = ("Conv", "Relu", "MaxPool", "Add")
 
@@ -176,6 +176,11 @@ def evaluate(source: Source, nodes: List[Any], start: str, end: str, x: np.ndarr
         raise UserError("%s: the nodes before %s cannot run (%s)" % (source.path, end, str(error).splitlines()[0][:160]))
 
 
+def distinct_values(shape: Tuple[int, ...]) -> np.ndarray:
+    """Random float32 values of which hardly two are alike; a prime number of them, repeated, since hundreds of millions take long."""
+    return np.resize(np.random.RandomState(1).standard_normal(1000003).astype(np.float32), shape)
+
+
 def shifted(x: np.ndarray, fold: int) -> np.ndarray:
     """TSM's temporal shift of x [views * SEGMENTS, C, H, W], by its definition (see tsm.network.temporal_shift)."""
     views = x.reshape((-1, SEGMENTS) + x.shape[1:])
@@ -187,7 +192,7 @@ def shifted(x: np.ndarray, fold: int) -> np.ndarray:
 
 def match_shift(source: Source, conv: Any, nodes: List[Any], start: str, shape: Tuple[int, ...]) -> None:
     """Rule `shift`: UserError, with what they do instead, unless `nodes` are the temporal shift before `conv`."""
-    x = np.random.RandomState(1).standard_normal((source.batch * VIEWS * SEGMENTS,) + shape).astype(np.float32)
+    x = distinct_values((source.batch * VIEWS * SEGMENTS,) + shape)
     out, fold = evaluate(source, nodes, start, conv.input[0], x), shape[0] // SHIFT_DIV
     if np.array_equal(out, shifted(x, fold)):
         return
@@ -272,7 +277,7 @@ def raise_trunk(source: Source) -> Tuple[Any, Dict[str, int]]:
             return visit(value)
         between_nodes, start = between(source, value)
         if start == source.input:
-            videos = np.random.RandomState(0).standard_normal((source.batch,) + VIDEO_SHAPE).astype(np.float32)
+            videos = distinct_values((source.batch,) + VIDEO_SHAPE)
             if not np.array_equal(evaluate(source, between_nodes, start, value, videos),
                                   videos.reshape((-1,) + VIDEO_SHAPE[1:])):
                 raise UserError("%s: the nodes before %s do not lay out the videos as frames" % (source.path, value))
@@ -357,21 +362,22 @@ def prove(exported: Any, path: str, source_batch: int, new: Any, fusion: str, dt
             if batch == source_batch:
                 raise UserError("%s: does not run in ONNX Runtime; export it again" % path)
     largest, agree, videos_run = 0.0, 0, 0
-    for magnitude in MAGNITUDES:
+    for magnitudes in MAGNITUDES:
         if dtype == "uint8":
             videos = rng.randint(0, 256, (batch,) + VIDEO_SHAPE).astype(np.uint8)
             shape = (1, 1, 3, 1, 1)
             plain = (videos - np.float32(MEAN).reshape(shape)) * (1 / np.float64(np.float32(STD))).reshape(shape)
             plain = plain.astype(np.float32)
         else:
-            videos = plain = (magnitude * rng.standard_normal((batch,) + VIDEO_SHAPE)).astype(np.float32)
+            scale = np.repeat(np.float32(magnitudes), FRAMES // CROPS)[:, None, None, None]
+            videos = plain = rng.standard_normal((batch,) + VIDEO_SHAPE).astype(np.float32) * scale
         expected = fuse(before.run(None, {name: plain})[0], fusion)
         actual = np.concatenate([after.run(None, {"input": video[None]})[0] for video in videos])
         difference = float(np.abs(actual - expected).max())
         largest = max(largest, difference) if np.isfinite(difference) else float("inf")
         agree += int((actual.argmax(1) == expected.argmax(1)).sum())
         videos_run += batch
-    return {"videos": videos_run, "magnitudes": list(MAGNITUDES), "largest_difference": largest, "tolerance": TOLERANCE,
+    return {"videos": videos_run, "magnitudes": MAGNITUDES, "largest_difference": largest, "tolerance": TOLERANCE,
             "top1_agreement": agree}
 
 
@@ -380,18 +386,19 @@ def auto_optimize(model: Any) -> Tuple[Any, int]:
     import onnx
 
     try:
-        from auto_optimizer import OnnxGraph
-        from auto_optimizer.graph_optimizer.optimizer import GraphOptimizer
-        from auto_optimizer.pattern.knowledge_factory import KnowledgeFactory
+        from auto_optimizer import KnowledgeFactory, OnnxGraph
+        from auto_optimizer.graph_optimizer.optimizer import NONEQUIVALENT_KNOWLEDGES, GraphOptimizer
     except (ImportError, AttributeError) as error:
         raise UserError("--auto_optimizer: it cannot be imported (%s); it needs onnx below 1.19, or do without" % error)
+    names = [name for name in KnowledgeFactory.get_knowledge_pool() if name not in NONEQUIVALENT_KNOWLEDGES]
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.onnx")
         onnx.save(model, path)
-        graph, applied = OnnxGraph.parse(path), []
-        optimizer = GraphOptimizer(list(KnowledgeFactory.get_knowledge_pool()))
-        graph, applied = optimizer.apply_knowledges(graph)
-        graph.save(path)
+        try:
+            graph, applied = GraphOptimizer(names).apply_knowledges(OnnxGraph.parse(path, add_name_suffix=True))
+            graph.save(path)
+        except Exception as error:  # it is not ours, and raises what it likes
+            raise UserError("--auto_optimizer: it failed on this graph (%s); do without" % error)
         return onnx.load(path), len(applied)
 
 

@@ -58,8 +58,8 @@ def main() -> None:
     from tsm.network import load_state_dict
 
     state = expand(load_state_dict(args.thin))
-    with replacing(args.output) as part:
-        torch.save({"state_dict": state, "meta": {"source": "the demo's thin TSM, expanded"}}, part)
+    with replacing(args.output) as part, open(part, "wb") as file:  # a path would put its name into the file
+        torch.save({"state_dict": state, "meta": {"source": "the demo's thin TSM, expanded"}}, file)
 
 
 if __name__ == "__main__":

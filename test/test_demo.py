@@ -103,25 +103,26 @@ def test_expansion_is_deterministic_and_named_errors_are_one_line(works, fails, 
 
 def test_only_the_shift_tells_the_classes_of_a_pair_apart(works, demo, annotations, tmp_path):
     """The thin network on the protocol's tensors: right with its shift; without it, no better than chance in a pair."""
-    import torch
+    import onnxruntime
 
+    from pytorch2onnx import trunk_from
     from render import ACTIONS
-    from tsm.network import TSM, fuse, load_state_dict
+    from tsm.graph import build
+    from tsm.network import TSM, load_state_dict
 
     entries, labels = annotations
     lines = ["%s.webm %d\n" % (entry["id"], labels[plain(entry)]) for entry in entries]
     (tmp_path / "list.txt").write_text("".join(lines))
     works("TSM_preprocess.py", "--data_root", demo / "videos", "--ann_file", "list.txt", "--output_dir", ".", cwd=tmp_path)
-    nets = [TSM(width=8, shift=shift).eval() for shift in (True, False)]
-    state = load_state_dict(str(demo / "tsm_thin.pth"))
-    for net in nets:
-        net.load_state_dict(state)
+    net = TSM(width=8).eval()
+    net.load_state_dict(load_state_dict(str(demo / "tsm_thin.pth")))
+    sessions = [onnxruntime.InferenceSession(build(trunk_from(net), form).SerializeToString(),
+                                             providers=["CPUExecutionProvider"]) for form in ("view", "none")]
     scores = []
     for index in range(len(entries)):
         video = np.fromfile(str(tmp_path / "preprocess_bin" / ("%d.bin" % index)), np.float32)
-        video = torch.from_numpy(video.reshape(1, CROPS * SAMPLES * SEGMENTS, 3, 256, 256))
-        with torch.no_grad():
-            scores.append([fuse(net(video), "score")[0].numpy() for net in nets])
+        views = video.reshape(CROPS * SAMPLES, SEGMENTS, 3, 256, 256)
+        scores.append([np.mean([session.run(None, {"input": view})[0] for view in views], (0, 1)) for session in sessions])
     scores = np.array(scores)  # [videos, with or without, classes]
     truth = np.array([labels[plain(entry)] for entry in entries])
     assert (scores[:, 0].argmax(1) == truth).mean() >= 0.95
