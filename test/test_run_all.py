@@ -26,7 +26,7 @@ def chain(suite, *args, **options):
     return subprocess.run(
         ["./run_all.sh"] + [str(arg) for arg in args], cwd=str(options.pop("cwd", suite)), stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
-        env=dict(os.environ, PYTHON=sys.executable, **options.pop("env", {})), **options)
+        env=dict(dict(os.environ, PYTHON=sys.executable), **options.pop("env", {})), **options)
 
 
 def report(suite):
