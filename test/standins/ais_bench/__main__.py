@@ -126,7 +126,6 @@ def main():
         stop("%s: no such model" % args.model)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False  # a batch of 8 videos takes GBs, which are better returned
     with open(args.model, "rb") as file:
         session = onnxruntime.InferenceSession(file.read(), options, providers=["CPUExecutionProvider"])
     tensor = session.get_inputs()[0]
