@@ -22,7 +22,8 @@ def standins(repo):
 def atlas(standins):
     """The environment of an Atlas host: the stand-ins, this Python, and no set_env.sh but the PATH's."""
     path = os.pathsep.join([str(standins), os.path.dirname(sys.executable), os.environ["PATH"]])
-    return {"PATH": path, "PYTHONPATH": str(standins), "PYTHON": sys.executable, "ASCEND_SET_ENV": "/nowhere/set_env.sh"}
+    return {"PATH": path, "PYTHONPATH": str(standins), "PYTHON": sys.executable, "ASCEND_SET_ENV": "/nowhere/set_env.sh",
+            "STANDIN_WITHOUT_WARMUP": "1"}
 
 
 @pytest.fixture(scope="module")
