@@ -34,7 +34,7 @@ import numpy as np
 from tsm import __version__
 from tsm.cli import UserError, non_negative, parser, positive, run
 from tsm.files import natural, replacing, write_text
-from tsm.protocol import SEGMENTS, SIZE, VIEWS, check_folder, check_tensor, read_manifest
+from tsm.protocol import SEGMENTS, SIZE, VIEWS, check_folder, check_tensor, fuse, read_manifest
 
 AHEAD = 2  # videos read before they are needed
 SUFFIXES = (".npy", ".NPY", ".bin", ".BIN")
@@ -271,17 +271,6 @@ def reading_ahead(jobs: Iterator[Callable[[], np.ndarray]]) -> Iterator[np.ndarr
         stop.set()
 
 
-def softmax(scores: np.ndarray) -> np.ndarray:
-    raised = np.exp(scores - scores.max(-1, keepdims=True))
-    return raised / raised.sum(-1, keepdims=True)
-
-
-def fuse(frame_scores: np.ndarray, fusion: str) -> np.ndarray:
-    """Frame scores of one video, [VIEWS, SEGMENTS, classes] -> probabilities float32 [classes]."""
-    views = frame_scores.astype(np.float64).mean(1)
-    return (softmax(views.mean(0)) if fusion == "score" else softmax(views).mean(0)).astype(np.float32)
-
-
 def compute(engine: Engine, model: Model, samples: np.ndarray, take: Callable[[np.ndarray], None]) -> None:
     """Submit samples, [samples, …], view by view or whole; take(output [samples, classes]) once all of them are done."""
     if model.fusion is None:
@@ -295,8 +284,8 @@ def compute(engine: Engine, model: Model, samples: np.ndarray, take: Callable[[n
             left[0] -= 1
             last = not left[0]
         if last:
-            scores = np.stack(outputs).reshape((len(samples), VIEWS, SEGMENTS, -1))
-            take(np.stack([fuse(video, model.fusion) for video in scores]))
+            view_scores = np.stack(outputs).mean(1, dtype=np.float64)  # of each view's eight frames
+            take(fuse(view_scores, model.fusion).astype(np.float32))
 
     for number, view in enumerate(views):
         engine.submit(view, lambda output, number=number: finish(number, output))

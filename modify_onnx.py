@@ -32,7 +32,8 @@ import numpy as np
 from tsm import __version__
 from tsm.cli import UserError, parser, positive, run
 from tsm.files import replacing, sha256
-from tsm.protocol import CLASSES, CROPS, FRAMES, FUSIONS, MEAN, SEGMENTS, SHIFT_DIV, SIZE, STD, VIDEO_SHAPE, VIEWS
+from tsm.protocol import (CLASSES, CROPS, FRAMES, FUSIONS, MEAN, SEGMENTS, SHIFT_DIV, SIZE, STD, VIDEO_SHAPE, VIEWS, fuse,
+                          softmax)
 
 MAGNITUDES = ((0.1, 1.0, 5.0), (5.0, 0.1, 1.0))  # standard deviations of the crops of each of the proof's random videos
 TOLERANCE = 1e-5  # largest difference of a probability
@@ -313,18 +314,6 @@ def expected_shifts(nodes: List[Any], shapes: Dict[str, Tuple[int, ...]]) -> int
     blocks = [stages[channels] for channels in sorted(stages)]
     step = 2 if len(blocks) > 2 and blocks[2] >= 23 else 1
     return sum((count + step - 1) // step for count in blocks)
-
-
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis, in float64."""
-    raised = np.exp(scores.astype(np.float64) - scores.max(-1, keepdims=True))
-    return raised / raised.sum(-1, keepdims=True)
-
-
-def fuse(view_scores: np.ndarray, fusion: str) -> np.ndarray:
-    """Class scores per view [videos * VIEWS, classes] -> probabilities [videos, classes], by the fusion's definition."""
-    views = view_scores.reshape(-1, VIEWS, view_scores.shape[-1])
-    return softmax(views.mean(1)) if fusion == "score" else softmax(views).mean(1)
 
 
 def with_scores(model: Any, batch: int) -> Any:

@@ -42,6 +42,18 @@ def frame_indices(frames: int) -> List[int]:
     return middles + [int(k * segment) for k in range(SEGMENTS)]
 
 
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis, in float64."""
+    raised = np.exp(scores.astype(np.float64) - scores.max(-1, keepdims=True))
+    return raised / raised.sum(-1, keepdims=True)
+
+
+def fuse(view_scores: np.ndarray, fusion: str) -> np.ndarray:
+    """Class scores per view, [videos * VIEWS, classes] -> probabilities [videos, classes] float64, by the definition."""
+    views = view_scores.astype(np.float64).reshape(-1, VIEWS, view_scores.shape[-1])
+    return softmax(views.mean(1)) if fusion == "score" else softmax(views).mean(1)
+
+
 class Clip(NamedTuple):
     """A line of an annotation list: `source` is a video file, or a folder of `frames` frames, under the data root."""
 
