@@ -73,7 +73,8 @@ def option(command: List[str], name: str, default: str = "") -> str:
 def plan(args: argparse.Namespace) -> List[Chunk]:
     """The chunks of the list, each with the digest of everything its results depend on."""
     clips, data_root = read_list(option(args.preprocess, "--ann_file")), option(args.preprocess, "--data_root")
-    basis = json.dumps([args.preprocess, args.infer, sha256(option(args.infer, "--model")), __version__])
+    models = [option(args.infer, name) for name in ("--model", "--int8_model")]
+    basis = json.dumps([args.preprocess, args.infer, [sha256(path) for path in models if path], __version__])
     chunks = []
     for start in range(0, len(clips), args.chunk):
         part = clips[start : start + args.chunk]
@@ -182,6 +183,10 @@ def merge(args: argparse.Namespace, chunks: List[Chunk]) -> None:
                   throughput=len(infos) / seconds)  # type: Dict[str, Any]
     for figure in ("NPU_compute_time", "H2D_latency", "D2H_latency"):
         merged.pop(figure, None)  # of the last chunk alone
+    agreements = [summary.get("tsm", {}).get("top1_agreement_with_fp32") for summary in summaries]
+    if all(agreements):
+        total = {key: sum(agreement[key] for agreement in agreements) for key in agreements[0]}
+        merged["tsm"] = dict(merged["tsm"], top1_agreement_with_fp32=total)
     write_json(os.path.join(args.output_dir, "sthv2.json"), whole)
     write_text(os.path.join(args.output_dir, "sthv2.info"),
                "".join("%d %d\n" % (entry["id"], entry["label"]) for entry in whole["samples"]))

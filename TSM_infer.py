@@ -20,6 +20,7 @@ computes its own videos only, and counts in the throughput as what it is.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import queue
@@ -28,6 +29,7 @@ import sys
 import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -77,8 +79,9 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--pure_data_type", choices=("zero", "random"), default="zero", help="without --input: zeros, or "
                      "normally distributed values (default: %(default)s)")
     cli.add_argument("--backend", choices=("openvino", "onnxruntime"), help="default: openvino where it is installed")
-    cli.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="what it computes in; bf16 needs a "
-                     "processor that has it, and OpenVINO (default: %(default)s)")
+    cli.add_argument("--precision", choices=("fp32", "bf16", "int8"), default="fp32", help="what it computes in; bf16 needs "
+                     "a processor that has it, int8 TSM_quantise.py's file, both OpenVINO (default: %(default)s)")
+    cli.add_argument("--int8_model", metavar="FILE", help="TSM_quantise.py's file (default: tsm_int8.xml beside the model)")
     cli.add_argument("--agreement", type=non_negative, default=8, metavar="N", help="videos that a precision below fp32 is "
                      "compared on with fp32 (default: %(default)s)")
     cli.add_argument("--streams", type=positive, metavar="N", help="views computed at a time (default: one per core, "
@@ -120,7 +123,39 @@ def view_model(model: Model) -> Any:
     return build(trunk_of(model.proto), "view", dtype=model.dtype.name)
 
 
-def openvino_engine(proto: Any, path: str, precision: str, streams: int) -> Engine:
+def view_digest(view: Any) -> str:
+    """SHA-256 of a one-view model; the same for every batch size that it was taken from."""
+    return hashlib.sha256(view.SerializeToString()).hexdigest()
+
+
+def int8_file(model: str) -> str:
+    """Where TSM_quantise.py's file of a model is unless it is named."""
+    return os.path.join(os.path.dirname(model), "tsm_int8.xml")
+
+
+def read_int8(path: str, view: Any, given: str) -> Tuple[Any, Dict[str, str]]:
+    """(the openvino.Model that TSM_quantise.py made from `view`, what it was made by and on).
+
+    Raises UserError where it is missing, damaged, or made from another network than that of the model `given`.
+    """
+    import openvino as ov
+
+    again = "make it: python3 TSM_quantise.py --model %s --input FOLDER_OF_TENSORS --output %s" % (given, path)
+    if not os.path.exists(path):
+        raise UserError("%s: no such file; %s" % (path, again))
+    try:
+        known = {entry.tag: entry.get("value", "") for entry in ElementTree.parse(path).iterfind("rt_info/tsm/*")}
+        network = ov.Core().read_model(path)
+    except (ElementTree.ParseError, RuntimeError) as error:
+        raise UserError("%s: not TSM_quantise.py's, or damaged (%s); %s"
+                        % (path, str(error).strip().splitlines()[-1][:100], again))
+    if known.get("view_sha256") != view_digest(view):
+        raise UserError("%s: was made from another network, or --input_dtype, than %s; %s" % (path, given, again))
+    return network, known
+
+
+def openvino_engine(network: Any, path: str, precision: str, streams: int) -> Engine:
+    """Compiles an onnx.ModelProto, or the openvino.Model of read_int8()."""
     import openvino as ov
 
     core = ov.Core()
@@ -130,10 +165,12 @@ def openvino_engine(proto: Any, path: str, precision: str, streams: int) -> Engi
         "PERFORMANCE_HINT": "THROUGHPUT",
         "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": cores(),
-        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16", "int8": "f32"}[precision],  # of what is not int8
     }
     try:
-        compiled = core.compile_model(core.read_model(proto.SerializeToString()), "CPU", config)
+        if not isinstance(network, ov.Model):
+            network = core.read_model(network.SerializeToString())
+        compiled = core.compile_model(network, "CPU", config)
     except RuntimeError as error:
         raise UserError("%s: OpenVINO refuses it (%s)" % (path, str(error).splitlines()[-1][:200]))
     requests = ov.AsyncInferQueue(compiled, streams)
@@ -148,7 +185,7 @@ def openvino_engine(proto: Any, path: str, precision: str, streams: int) -> Engi
     return Engine("OpenVINO " + ov.__version__.split("-")[0], streams, submit, requests.wait_all)
 
 
-def onnxruntime_engine(proto: Any, path: str, precision: str, streams: int) -> Engine:
+def onnxruntime_engine(network: Any, path: str, precision: str, streams: int) -> Engine:
     from concurrent.futures import ThreadPoolExecutor
 
     import onnxruntime
@@ -159,7 +196,7 @@ def onnxruntime_engine(proto: Any, path: str, precision: str, streams: int) -> E
     options.log_severity_level = 4
     options.intra_op_num_threads = max(1, cores() // streams)
     try:
-        session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(network.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's errors have no common base
         raise UserError("%s: ONNX Runtime refuses it (%s)" % (path, str(error).splitlines()[0][:200]))
     name, pool = session.get_inputs()[0].name, ThreadPoolExecutor(streams)
@@ -381,8 +418,13 @@ def main() -> None:
 
     views = VIEWS * model.batch
     streams = args.streams or (even_streams(views, cores()) if model.fusion else 1)
-    proto = view_model(model) if model.fusion else model.proto
-    engine = BACKENDS[backend](proto, args.model, args.precision, streams)
+    network = view_model(model) if model.fusion else model.proto
+    quantised = {}  # type: Dict[str, str]
+    if args.precision == "int8":
+        if backend != "openvino" or not model.fusion:
+            raise UserError("--precision int8: needs OpenVINO and a model of modify_onnx.py; use fp32")
+        small, quantised = read_int8(args.int8_model or int8_file(args.model), network, args.model)
+    engine = BACKENDS[backend](small if quantised else network, args.model, args.precision, streams)
     way = "%s views at a time, fused by %s" % (streams, model.fusion) if model.fusion else "the whole batch at a time"
     print("[INFO] %s on %d threads, %s, %s" % (engine.name, cores(), args.precision, way), flush=True)
 
@@ -418,10 +460,10 @@ def main() -> None:
     times, waits = infer(engine, model, batches, read, args.loop, done, "inference")
 
     report = {"version": __version__, "engine": engine.name, "precision": args.precision, "streams": streams,
-              "threads": cores(), "model": model.metadata, "peak_memory_bytes": peak_memory()}  # type: Dict[str, Any]
+              "threads": cores(), "model": model.metadata, "int8": quantised or None, "peak_memory_bytes": peak_memory()}  # type: Dict[str, Any]
     if args.precision != "fp32" and top1:
         exact = {}  # type: Dict[int, np.ndarray]
-        reference = BACKENDS[backend](proto, args.model, "fp32", streams)
+        reference = BACKENDS[backend](network, args.model, "fp32", streams)
         few = [number for number in range(count) if number in top1]
         infer(reference, model, [[number] for number in few] if model.fusion else batches[: len(few)], read, 1,
               lambda number, output: exact.__setitem__(number, output.argmax(-1)), "fp32, for comparison")

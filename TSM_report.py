@@ -122,6 +122,10 @@ def main() -> None:
                      measured, speed])
     print(table(rows))
     print("\nviews fused by %s; %s" % (fusion, verdict(accuracy, fusion)))
+    agreement = summary.get("tsm", {}).get("top1_agreement_with_fp32")
+    if agreement:
+        print("top-1 in %s agrees with fp32 on %d of the %d videos that both were run on" % (
+            args.precision, agreement["same"], agreement["videos"]))
     print("\n" + table([["stage", "seconds", "peak memory, MB"]] + [
         [stage, "%.1f" % entry["seconds"], "%.0f" % entry["peak_mb"]] for stage, entry in stages.items()]))
 

@@ -23,7 +23,7 @@ data and model
 how it runs
   --device auto|cpu|npu  npu: atc and ais_bench on an Atlas host; cpu: TSM_infer.py (default: npu where its tools are)
   --fusion score|prob    score: mean of the class scores, then softmax (the guide); prob: softmax per view, then mean
-  --precision P          cpu only: fp32, bf16 or int8 (default: fp32)
+  --precision P          cpu only: fp32, bf16, or int8, calibrated on 32 of the videos (default: fp32)
   --exporter E           auto, builtin, or mmaction2 (./mmaction2, $MMACTION2 or the installed package; default: auto)
   --chip NAME            npu only: chip name, e.g. 310P3 (default: read from npu-smi)
   --loop N               repetitions of the throughput measurement (default: 20; cpu: about 8 videos in all)
@@ -194,8 +194,21 @@ for bs in $(printf '%s\n' "$batch" $perf_batches | sort -nu); do
 done
 
 # Inference, accuracy, throughput, the table.
+[ "$precision" = fp32 ] || bench+=(--precision "$precision")
+if [ "$precision" = int8 ]; then
+    clips=sthv2
+    if [ "$chunk" != 0 ]; then  # the tensors are not there yet, so some of the videos are preprocessed apart
+        clips=calibration
+        mkdir -p $clips
+        awk -v n="$(wc -l <"$ann_file")" 'n <= 32 || int(NR * 32 / n) > int((NR - 1) * 32 / n)' "$ann_file" >$clips/list.txt
+        stage calibration "Preprocess the calibration clips" -- \
+            "${preprocess[@]}" --ann_file $clips/list.txt --output_dir $clips
+    fi
+    stage quantise "Quantisation to int8" --in tsm_bs1.onnx --in $clips/sthv2.json --out tsm_int8.xml --out tsm_int8.bin -- \
+        "$python" "${s}TSM_quantise.py" --model "tsm_new_bs$batch.onnx" --input $clips/preprocess_bin --output tsm_int8.xml
+    bench+=(--int8_model tsm_int8.xml)
+fi
 infer=("${bench[@]}" --model "./$model$batch.$suffix")
-[ "$precision" = fp32 ] || infer+=(--precision "$precision")
 if [ "$chunk" = 0 ]; then
     stage infer "Inference" --in "$model$batch.$suffix" --in sthv2/sthv2.json --out inference_result/out \
         --out inference_result/out_summary.json -- \
@@ -211,7 +224,6 @@ mkdir -p perf
 for bs in $perf_batches; do
     [ $device = npu ] && default_loop=20 || default_loop=$(((7 + bs) / bs))
     perf=("${bench[@]}" "--model=$model$bs.$suffix" "--loop=${loop:-$default_loop}")
-    [ "$precision" = fp32 ] || perf+=(--precision "$precision")
     stage "throughput_bs$bs" "Throughput, batch $bs" --tee "perf/bs$bs.log" -- "${perf[@]}"
 done
 stage report "Report" -- "$python" "${s}TSM_report.py" "${results[@]}" --device "$device" --precision "$precision" \

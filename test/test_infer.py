@@ -179,3 +179,64 @@ def test_bf16_reports_its_agreement_or_says_why_not(run, tensors, demo_new_onnx)
         assert "bfloat16" in done.stderr and done.stderr.count("\n") == 1
     else:
         assert "[INFO] top-1 agrees with fp32 on 2 of 2 videos" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def int8(works, tensors, demo_new_onnx):
+    """TSM_quantise.py's file for the demo's model, calibrated on two clips."""
+    pytest.importorskip("nncf")
+    out = works("TSM_quantise.py", "--model", demo_new_onnx, "--input", "sthv2/preprocess_bin", "--clips", 2, "--output",
+                "tsm_int8.xml", cwd=tensors)
+    assert "calibrated on 2 clips" in out and not list(tensors.glob(".*"))
+    return tensors / "tsm_int8.xml"
+
+
+def saved_again(model, path, **changes):
+    """A model of modify_onnx.py, written for batch 4 with another classifier's bias or input dtype."""
+    from tsm.graph import build, load, metadata, set_metadata, trunk_of
+
+    source = load(str(model))
+    trunk, dtype = trunk_of(source), changes.pop("dtype", "float32")
+    made = build(trunk._replace(**{key: change(getattr(trunk, key)) for key, change in changes.items()}), "cpu", 4, "score",
+                 dtype=dtype)
+    set_metadata(made, metadata(source))
+    onnx.save(made, str(path))
+    return path
+
+
+def test_int8_agrees_with_fp32_at_any_batch_size(works, tensors, demo_new_onnx, int8, tmp_path):
+    exact = probabilities(works, tensors, "fp32", "-m", demo_new_onnx, "--backend", "openvino")
+    small = ("--precision", "int8", "--int8_model", int8)
+    one = probabilities(works, tensors, "int8", "-m", demo_new_onnx, *small)
+    four = probabilities(works, tensors, "int8_4", "-m", saved_again(demo_new_onnx, tmp_path / "four.onnx"), *small)
+    assert np.array_equal(one, four) and 0 < np.abs(one - exact).max() < 0.2
+    assert (one.argmax(1) == exact.argmax(1)).all()
+    kept = json.loads((tensors / "res/int8_summary.json").read_text())["tsm"]
+    assert kept["top1_agreement_with_fp32"] == {"same": 3, "videos": 3} and json.loads(kept["int8"]["calibration"])["clips"] == 2
+
+
+@pytest.mark.parametrize("damage, says", [
+    (lambda folder: (folder / "q.xml").unlink(), "no such file; make it: python3 TSM_quantise.py"),
+    (lambda folder: (folder / "q.bin").unlink(), "q.xml"),
+    (lambda folder: (folder / "q.bin").write_bytes((folder / "q.bin").read_bytes()[:-1000]), "q.xml"),
+    (lambda folder: (folder / "q.xml").write_bytes((folder / "q.xml").read_bytes()[:5000]), "q.xml"),
+    (lambda folder: (folder / "q.xml").write_text("<net/>"), "q.xml"),
+])
+def test_a_damaged_int8_file_is_named(fails, tensors, demo_new_onnx, int8, tmp_path, damage, says):
+    for suffix in (".xml", ".bin"):
+        shutil.copy(str(int8.with_suffix(suffix)), str(tmp_path / ("q" + suffix)))
+    damage(tmp_path)
+    assert says in fails("TSM_infer.py", "-m", demo_new_onnx, "--precision", "int8", "--int8_model", "q.xml", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"fc_bias": lambda bias: bias + 1}, {"dtype": "uint8"}])
+def test_int8_of_another_network_is_refused(fails, demo_new_onnx, int8, tmp_path, changes):
+    other = saved_again(demo_new_onnx, tmp_path / "other.onnx", **changes)
+    assert "another network" in fails("TSM_infer.py", "-m", other, "--precision", "int8", "--int8_model", int8, cwd=tmp_path)
+
+
+def test_quantising_names_what_it_cannot_use(fails, tensors, tiny, tmp_path):
+    pytest.importorskip("nncf")
+    assert "tiny.onnx" in fails("TSM_quantise.py", "-m", "tiny.onnx", "-i", tensors / "sthv2/preprocess_bin", cwd=tmp_path)
+    fails("TSM_quantise.py", "-m", "tiny.onnx", "-i", "x", "--output", "int8.onnx", cwd=tmp_path, status=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.onnx"]

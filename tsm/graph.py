@@ -6,7 +6,7 @@ out for a target; trunk_of() reads it back from what build() wrote.
 """
 
 import os
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 import numpy as np
 import onnx
@@ -19,8 +19,8 @@ from tsm.protocol import FRAMES, MEAN, SEGMENTS, SHIFT_DIV, SIZE, STD, VIEWS
 OPSET = 11  # the newest that both ATC (CANN 6) and every runtime of the last years take
 SHIFT = "TemporalShift"
 FORMS = ("ascend", "cpu", "view", "none")
-# ascend: zeros by Concat, for ATC;  cpu: zeros by Pad;  view: cpu for the 8 frames of one view, without the batch;
-# none: the view form with no shift at all, the floor that the shift's cost is measured from
+# ascend: zeros by Concat, for ATC;  cpu: zeros by Pad;  view: the 8 frames of one view, the shift taken apart (_in_parts);
+# none: one view with no shift at all, the floor that the shift's cost is measured from
 
 
 class Trunk(NamedTuple):
@@ -130,14 +130,9 @@ class _Graph:
 
 
 def _shift(graph: _Graph, x: str, name: str, shape: Tuple[int, ...], form: str, batch: int) -> str:
-    """The temporal shift of x, float [frames, C, H, W], in a form; returns the shifted value's name."""
+    """The temporal shift of x, float [frames, C, H, W], in the ascend or cpu form; returns the shifted value's name."""
     channels, height, width = shape
     fold = channels // SHIFT_DIV
-    if form == "view":
-        parts = graph.add("Split", [x], name + "/split", 3, axis=1, split=[fold, fold, channels - 2 * fold])
-        ahead = graph.one("Pad", [parts[0], graph.ints(-1, 0, 0, 0, 1, 0, 0, 0)], name + "/ahead")
-        behind = graph.one("Pad", [parts[1], graph.ints(1, 0, 0, 0, -1, 0, 0, 0)], name + "/behind")
-        return graph.one("Concat", [ahead, behind, parts[2]], name, axis=1)
     area = height * width
     x = graph.one("Reshape", [x, graph.ints(-1, SEGMENTS, channels, area)], name + "/views")
     if form == "cpu":
@@ -158,6 +153,88 @@ def _shift(graph: _Graph, x: str, name: str, shape: Tuple[int, ...], form: str, 
         still = cut(name + "/still", (2 * fold,), (channels,), (2,))
     x = graph.one("Concat", [ahead, behind, still], name + "/joined", axis=2)
     return graph.one("Reshape", [x, graph.ints(-1, channels, height, width)], name)
+
+
+def _named(trunk: Trunk) -> Iterator[Tuple[NodeProto, str, Tuple[int, ...]]]:
+    """Each node of the trunk with its name in a model (conv_0, conv_1, …) and its output's (channels, height, width)."""
+    shapes, numbers = {"frames": (3, SIZE, SIZE)}, {}  # type: Dict[str, Tuple[int, ...]], Dict[str, int]
+    for node in trunk.nodes:
+        number = numbers[node.op_type] = numbers.get(node.op_type, -1) + 1
+        shapes[node.output[0]] = output_shape(node, shapes[node.input[0]], trunk.weights)
+        yield node, "%s_%d" % ("shift" if node.op_type == SHIFT else node.op_type.lower(), number), shapes[node.output[0]]
+
+
+def _whole(graph: _Graph, trunk: Trunk, x: str, form: str, batch: int) -> str:
+    """The trunk on x, float [frames, 3, 256, 256], node by node, its shifts in a form; returns the features' name."""
+    values = {"frames": x}
+    for node, name, shape in _named(trunk):
+        inputs = [values[value] for value in node.input if value in values]
+        if node.op_type == SHIFT:
+            out = inputs[0] if form == "none" else _shift(graph, inputs[0], name, shape, form, batch)
+        else:
+            inputs += [
+                graph.constant("%s.%s" % (name, what), trunk.weights[value])
+                for value, what in zip(node.input[1:], ("weight", "bias")) if value in trunk.weights
+            ]
+            out = graph.one(node.op_type, inputs, name, **attributes(node))
+        values[node.output[0]] = out
+    return values["features"]
+
+
+def _in_parts(graph: _Graph, trunk: Trunk, x: str) -> str:
+    """The trunk on one view, x float [8, 3, 256, 256], with hardly a copy for its shifts; returns the features' name.
+
+    A shift copies all channels to move a quarter of them. Here the value that a shift takes is never whole: the
+    convolutions that make it write its channels that go ahead, those that go behind and those that stay as three tensors,
+    what lies between (Add, Relu) works on each, and only the first two are moved. The convolution after the shift is
+    the sum of one over what moved and one over what stayed, a sum that engines add up in place. The arithmetic is the
+    same but for the order of that sum.
+    """
+    parted = set()  # type: Set[str]  # values kept in three tensors
+    for node in reversed(trunk.nodes):
+        if node.op_type == SHIFT or node.op_type in ("Add", "Relu") and node.output[0] in parted:
+            parted.update(node.input)
+    parts, joined = {"frames": [x]}, {}  # type: Dict[str, List[str]], Dict[str, str]
+
+    def whole(value: str) -> str:
+        if value not in joined:
+            several = len(parts[value]) > 1
+            joined[value] = graph.one("Concat", parts[value], parts[value][0] + "/joined", axis=1) if several else parts[value][0]
+        return joined[value]
+
+    for node, name, (channels, _, _) in _named(trunk):
+        source, out = node.input[0], node.output[0]
+        given, fold = attributes(node), channels // SHIFT_DIV
+        cut = {"/ahead": fold, "/behind": fold, "/still": channels - 2 * fold} if out in parted else {"": channels}
+        if node.op_type == SHIFT:
+            ahead, behind, still = parts[source]
+            ahead = graph.one("Pad", [ahead, graph.ints(-1, 0, 0, 0, 1, 0, 0, 0)], name + "/ahead")
+            behind = graph.one("Pad", [behind, graph.ints(1, 0, 0, 0, -1, 0, 0, 0)], name + "/behind")
+            parts[out] = [graph.one("Concat", [ahead, behind], name + "/moved", axis=1), still]
+        elif node.op_type == "Conv":
+            weight, bias = (trunk.weights[value] for value in node.input[1:])
+            after_shift = len(parts[source]) == 2
+            moved = 2 * (weight.shape[1] // SHIFT_DIV)
+            parts[out], start = [], 0
+            for part, size in cut.items():
+                rows = slice(start, start + size)
+                start += size
+                weights = graph.constant(name + part + ".weight", weight[rows, moved:] if after_shift else weight[rows])
+                biases = graph.constant(name + part + ".bias", bias[rows])
+                x = parts[source][1] if after_shift else whole(source)
+                x = graph.one("Conv", [x, weights, biases], name + part, **given)
+                if after_shift:
+                    weights = graph.constant(name + part + "/moved.weight", weight[rows, :moved])
+                    y = graph.one("Conv", [parts[source][0], weights], name + part + "/moved", **given)
+                    x = graph.one("Add", [x, y], name + part + "/sum")
+                parts[out].append(x)
+        elif node.op_type in ("Add", "Relu"):
+            inputs = [parts[value] if out in parted else [whole(value)] for value in node.input]
+            parts[out] = [graph.one(node.op_type, list(x), name + part) for part, x in zip(cut, zip(*inputs))]
+        else:
+            x = graph.one(node.op_type, [whole(source)], name, **given)
+            parts[out] = graph.add("Split", [x], name + "/split", 3, axis=1, split=list(cut.values())) if out in parted else [x]
+    return whole("features")
 
 
 def _normalise(graph: _Graph, x: str) -> str:
@@ -207,24 +284,9 @@ def build(
         x = graph.one("Reshape", [x, graph.ints(-1, *frame)], "frames")
     if dtype == "uint8":
         x = _normalise(graph, x)
-    values, shapes = {"frames": x}, {"frames": (3, SIZE, SIZE)}
-    numbers = {}  # type: Dict[str, int]
-    for node in trunk.nodes:
-        number = numbers[node.op_type] = numbers.get(node.op_type, -1) + 1
-        shape = shapes[node.output[0]] = output_shape(node, shapes[node.input[0]], trunk.weights)
-        name = "%s_%d" % ("shift" if node.op_type == SHIFT else node.op_type.lower(), number)
-        inputs = [values[value] for value in node.input if value in values]
-        if node.op_type == SHIFT:
-            out = inputs[0] if form == "none" else _shift(graph, inputs[0], name, shape, form, batch)
-        else:
-            inputs += [
-                graph.constant("%s.%s" % (name, what), trunk.weights[value])
-                for value, what in zip(node.input[1:], ("weight", "bias")) if value in trunk.weights
-            ]
-            out = graph.one(node.op_type, inputs, name, **attributes(node))
-        values[node.output[0]] = out
-    classes, features = trunk.fc_weight.shape
-    x = graph.one("GlobalAveragePool", [values["features"]], "pooled")
+    x = _in_parts(graph, trunk, x) if form == "view" else _whole(graph, trunk, x, form, batch)
+    classes = len(trunk.fc_weight)
+    x = graph.one("GlobalAveragePool", [x], "pooled")
     x = graph.one("Flatten", [x], "flat", axis=1)
     fc = [graph.constant("fc.weight", trunk.fc_weight), graph.constant("fc.bias", trunk.fc_bias)]
     graph.one("Gemm", [x] + fc, "output" if view else "frame_scores", transB=1)
