@@ -145,12 +145,12 @@ def read_int8(path: str, view: Any, given: str) -> Tuple[Any, Dict[str, str]]:
         raise UserError("%s: no such file; %s" % (path, again))
     try:
         known = {entry.tag: entry.get("value", "") for entry in ElementTree.parse(path).iterfind("rt_info/tsm/*")}
-        network = ov.Core().read_model(path)
+        network = ov.Core().read_model(path) if known else None
     except (ElementTree.ParseError, RuntimeError) as error:
         raise UserError("%s: not TSM_quantise.py's, or damaged (%s); %s"
                         % (path, str(error).strip().splitlines()[-1][:100], again))
     if known.get("view_sha256") != view_digest(view):
-        raise UserError("%s: was made from another network, or --input_dtype, than %s; %s" % (path, given, again))
+        raise UserError("%s: was not made from the network (or --input_dtype) of %s; %s" % (path, given, again))
     return network, known
 
 
