@@ -1,0 +1,214 @@
+#!/usr/bin/env python3
+"""Inference, every way side by side: mmaction2, ONNX Runtime and OpenVINO on the graph as exported, ours, and the floor.
+
+    bench/run.sh inference        # makes what this needs, then runs it
+
+The floor is our network without its shifts on the same engine: the shift moves a quarter of the channels and computes
+nothing, so time above the floor ("shift tax") is what a better graph could still save. Every way lives in a process of
+its own, computes videos once unmeasured, and then takes its turn in every round; figures are medians over the rounds, and
+each ratio is the median of that ratio within the rounds, so that a slow spell of the machine touches both sides alike.
+Values are random; no way's speed depends on them.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from statistics import median
+from typing import Any, Dict, List, Optional, Tuple
+
+REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, REPO)
+
+import numpy as np  # noqa: E402
+
+from tsm.cli import UserError, parser, positive, run  # noqa: E402
+from tsm.files import write_json  # noqa: E402
+from TSM_infer import BACKENDS, cores, even_streams, infer, list_inputs, read_int8, read_model, view_model  # noqa: E402
+from TSM_quantise import calibration_views, quantise  # noqa: E402
+from TSM_report import device_name  # noqa: E402
+
+EAGER, EAGER_KEPT = "mmaction2, PyTorch fp32", "mmaction2, PyTorch fp32, freed memory kept"
+RATIOS = {
+    "shift tax, fp32": ("ours fp32", "no shift fp32", "<= 1.05"),
+    "shift tax, bf16": ("ours bf16", "no shift bf16", "<= 1.05"),
+    "shift tax, int8": ("ours int8", "no shift int8", "<= 1.05"),
+    "ONNX Runtime as exported / ours fp32": ("ONNX Runtime as exported", "ours fp32", ">= 1.4"),
+    "OpenVINO bf16 as exported / ours bf16": ("OpenVINO bf16 as exported", "ours bf16", ">= 1.3"),
+    "benchmark_app bf16 as exported / ours bf16": ("benchmark_app bf16 as exported", "ours bf16", ">= 1.3"),
+    "mmaction2 / ours fp32": (EAGER, "ours fp32", ""),
+    "mmaction2 / ours bf16": (EAGER, "ours bf16", ">= 8"),
+    "mmaction2 / ours int8": (EAGER, "ours int8", ">= 15"),
+}  # name: (slower way, faster way, what was aimed at)
+
+
+def get_args() -> argparse.Namespace:
+    cli = parser(__doc__)
+    cli.add_argument("--work_dir", required=True, metavar="DIR", help="holds tsm_demo.pth, export.onnx, tsm_new_bs1.onnx, "
+                     "tsm_int8.xml and sthv2/preprocess_bin, as bench/run.sh makes them")
+    cli.add_argument("--reference_python", metavar="PYTHON", help="a Python with mmaction2; without it its rows are left out")
+    cli.add_argument("--rounds", type=positive, default=7, metavar="N", help="default: %(default)s")
+    cli.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
+    cli.add_argument("--way", help=argparse.SUPPRESS)  # what a process of its own is started with
+    return cli.parse_args()
+
+
+def random_video() -> np.ndarray:
+    return np.random.RandomState(0).standard_normal((1, 48, 3, 256, 256)).astype(np.float32)
+
+
+def answer(name: str, compute: Any) -> None:
+    """Say what `compute(videos)` runs on, then time it for every number on stdin."""
+    compute(1)
+    print(json.dumps(name), flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        compute(int(line))
+        print(json.dumps((time.perf_counter() - start) / int(line)), flush=True)
+
+
+def one_way(way: str, folder: str) -> None:
+    """The process of one way, `what backend precision`, where what is exported, ours or no_shift."""
+    what, backend, precision = way.split()
+    names = {"exported": "export.onnx", "ours": "tsm_new_bs1.onnx", "no_shift": "tsm_new_bs1.onnx"}
+    model_file = os.path.join(folder, names[what])
+    model = read_model(model_file)
+    network, video = model.proto, random_video()
+    if what == "no_shift":
+        from tsm.graph import build, trunk_of
+
+        network = build(trunk_of(model.proto), "none")
+    elif what == "ours":
+        network = view_model(model)
+    if precision == "int8" and what == "ours":
+        network = read_int8(os.path.join(folder, "tsm_int8.xml"), network, model_file)[0]
+    elif precision == "int8":
+        files = list_inputs(os.path.join(folder, "sthv2", "preprocess_bin"))[::4]
+        network = quantise(network, list(calibration_views(files, model)))
+    # Whole batches: one at a time on all cores, which is quicker here than two at a time.
+    streams = even_streams(6, cores()) if model.fusion else 1
+    engine = BACKENDS[backend](network, way, precision, streams)
+    answer(engine.name, lambda videos: infer(engine, model, [[0]] * videos, lambda number: video, 1, lambda number, out: None))
+
+
+class Way:
+    """A process that computes videos on request."""
+
+    def __init__(self, command: List[str], environment: Optional[Dict[str, str]] = None) -> None:
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                        universal_newlines=True, env=dict(os.environ, **(environment or {})))
+        self.about = self.read()
+
+    def read(self) -> Any:
+        for line in self.process.stdout:  # type: ignore
+            if re.match(r'["0-9]', line):  # some libraries talk, too
+                return json.loads(line)
+        raise UserError("%s: ended early (%s)" % (" ".join(map(str, self.process.args)),
+                                                  self.process.stderr.read().strip().splitlines()[-1:]))  # type: ignore
+
+    def seconds(self, videos: int) -> float:
+        print(videos, file=self.process.stdin, flush=True)
+        return self.read()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class BenchmarkApp:
+    """OpenVINO's own benchmark_app on the graph as exported, started anew for each turn, as it is meant to be."""
+
+    def __init__(self, folder: str, precision: str) -> None:
+        self.command = [os.path.join(os.path.dirname(sys.executable), "benchmark_app"), "-m", os.path.join(folder, "export.onnx"),
+                        "-d", "CPU", "-hint", "throughput", "-infer_precision", precision, "-niter", "6"]
+        self.about = "OpenVINO's benchmark_app, -hint throughput"
+
+    def seconds(self, videos: int) -> float:
+        done = subprocess.run(self.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+        found = re.search(r"Throughput:\s+([0-9.]+) FPS", done.stdout)
+        if not found:
+            raise UserError("%s: %s" % (" ".join(self.command), done.stdout.strip().splitlines()[-1:]))
+        return 1 / float(found.group(1))
+
+    def close(self) -> None:
+        pass
+
+
+def start_ways(args: argparse.Namespace) -> Dict[str, Any]:
+    """All ways, started and warm, in the order of the table."""
+    ways = {}  # type: Dict[str, Any]
+    if args.reference_python:
+        command = [args.reference_python, os.path.join(REPO, "bench", "mmaction2_eager.py"),
+                   os.path.join(args.work_dir, "tsm_demo.pth")]
+        ways[EAGER] = Way(command)
+        ways[EAGER_KEPT] = Way(command, {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "16000000000"})
+
+    def ours(way: str) -> Way:
+        return Way([sys.executable, os.path.abspath(__file__), "--work_dir", args.work_dir, "--way", way])
+
+    import openvino
+
+    precisions = ["fp32", "bf16", "int8"]
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        precisions.remove("bf16")
+    ways["ONNX Runtime as exported"] = ours("exported onnxruntime fp32")
+    for precision in precisions[:-1]:
+        ways["OpenVINO %s as exported" % precision] = ours("exported openvino " + precision)
+        ways["benchmark_app %s as exported" % precision] = BenchmarkApp(args.work_dir, precision.replace("fp32", "f32"))
+    ways["ours fp32, on ONNX Runtime"] = ours("ours onnxruntime fp32")
+    for precision in precisions:
+        ways["ours " + precision] = ours("ours openvino " + precision)
+        ways["no shift " + precision] = ours("no_shift openvino " + precision)
+    return ways
+
+
+def take_turns(ways: Dict[str, Any], rounds: int) -> Dict[str, List[float]]:
+    """{way: seconds per video in each round}; about as long a turn for each."""
+    from tqdm import tqdm
+
+    times = {name: [] for name in ways}  # type: Dict[str, List[float]]
+    for _ in tqdm(range(rounds), desc="rounds", disable=None):
+        for name, way in ways.items():
+            videos = 1 if name in (EAGER, EAGER_KEPT) else 2 if "fp32" in name or "exported" in name else 4
+            times[name].append(way.seconds(videos))
+    return times
+
+
+def ratios(times: Dict[str, List[float]]) -> Dict[str, Tuple[float, str]]:
+    """{ratio: (median over rounds, aim)} of those whose two ways were run."""
+    return {name: (median(a / b for a, b in zip(times[slow], times[fast])), aim)
+            for name, (slow, fast, aim) in RATIOS.items() if slow in times and fast in times}
+
+
+def main() -> None:
+    args = get_args()
+    if args.way:
+        return one_way(args.way, args.work_dir)
+    ways = {}  # type: Dict[str, Any]
+    try:
+        ways = start_ways(args)
+        times = take_turns(ways, args.rounds)
+    finally:
+        for way in ways.values():
+            way.close()
+    print("%s, %s, %d rounds\n" % (device_name("cpu"), time.strftime("%Y-%m-%d"), args.rounds))
+    print("| way | seconds per video | videos per second |\n|---|---|---|")
+    for name, values in times.items():
+        print("| %s | %.3f | %.2f |" % (name, median(values), 1 / median(values)))
+    print("\n| ratio | measured | aim |\n|---|---|---|")
+    for name, (value, aim) in ratios(times).items():
+        print("| %s | %.3f | %s |" % (name, value, aim))
+    if args.json:
+        write_json(args.json, {
+            "machine": device_name("cpu"), "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
+            "ways": {name: {"on": ways[name].about, "seconds": values} for name, values in times.items()},
+            "ratios": {name: value for name, (value, _) in ratios(times).items()},
+        })
+
+
+if __name__ == "__main__":
+    run(main)

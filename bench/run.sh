@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# The benchmarks. bench/run.sh [inference|batches|preprocess]...   (default: all three, about 40 minutes on two cores)
+# Each part prints its table and writes bench/results/<part>.json. Run it on a machine that does nothing else.
+# Sets up .venv and .venv-reference (mmaction2) and makes its models in bench/work, all once. PYTHON=… and
+# REFERENCE_PYTHON=… use those environments as they are.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+parts=("${@:-inference batches preprocess}")
+for part in ${parts[*]}; do
+    case $part in inference | batches | preprocess) ;; *) sed -n 2,5p bench/run.sh | cut -c3- >&2; exit 2 ;; esac
+done
+if [ -z "${PYTHON:-}" ]; then
+    ./setup.sh
+    PYTHON=$PWD/.venv/bin/python
+fi
+if [ -z "${REFERENCE_PYTHON:-}" ]; then
+    test/reference/setup.sh
+    REFERENCE_PYTHON=$PWD/.venv-reference/bin/python
+fi
+export PYTHON REFERENCE_PYTHON
+mkdir -p bench/work bench/results
+
+make_models() { # in bench/work: the demo's checkpoint, mmaction2's own export of it, and what run_all.sh makes of that
+    cd bench/work
+    suite=../..
+    make() { [ -e "$1" ] || { echo "making bench/work/$1"; "${@:2}" >make.log 2>&1 || { tail -3 make.log >&2; exit 1; }; }; }
+    make tsm_demo.pth "$PYTHON" $suite/demo/expand.py --output tsm_demo.pth
+    tools=$("$REFERENCE_PYTHON" -c 'import mmaction; print(mmaction.__path__[0] + "/.mim")' | tail -1)
+    make export.onnx "$REFERENCE_PYTHON" "$tools/tools/deployment/pytorch2onnx.py" \
+        "$tools/configs/recognition/tsm/tsm_r50_1x1x8_50e_sthv2_rgb.py" tsm_demo.pth --output-file export.onnx --softmax \
+        --shape 1 48 3 256 256
+    for batch in 1 32; do
+        make tsm_new_bs$batch.onnx "$PYTHON" $suite/modify_onnx.py -m1 export.onnx -m2 tsm_new_bs$batch.onnx -bs $batch --target cpu
+    done
+    annotations=$suite/demo/annotations/something-something-v2
+    make sthv2_val_list_videos.txt "$PYTHON" $suite/TSM_dataset.py --annotations $annotations-validation.json \
+        --labels $annotations-labels.json --videos $suite/demo/videos
+    make sthv2/sthv2.json "$PYTHON" $suite/TSM_preprocess.py --data_root $suite/demo/videos \
+        --ann_file sthv2_val_list_videos.txt --output_dir sthv2
+    make tsm_int8.xml "$PYTHON" $suite/TSM_quantise.py --model tsm_new_bs1.onnx --input sthv2/preprocess_bin
+}
+for part in ${parts[*]}; do
+    echo "== $part"
+    case $part in
+    inference | batches)
+        (make_models)
+        reference=()
+        [ $part = batches ] || reference=(--reference_python "$REFERENCE_PYTHON")
+        "$PYTHON" bench/$part.py --work_dir bench/work --json bench/results/$part.json "${reference[@]}"
+        ;;
+    preprocess) "$PYTHON" bench/preprocess.py --reference_python "$REFERENCE_PYTHON" --json bench/results/preprocess.json ;;
+    esac
+done
