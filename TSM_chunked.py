@@ -24,7 +24,7 @@ import shutil
 import subprocess
 import sys
 import time
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Dict, List, NamedTuple, Optional
 
 from TSM_preprocess import fingerprint
 from tsm import __version__
@@ -94,11 +94,19 @@ def summary_file(chunk: Chunk) -> str:
     return os.path.join(RESULTS, chunk.name + "_summary.json")
 
 
+def manifest_of(chunk: Chunk) -> Dict[str, Any]:
+    return read_manifest(os.path.join(chunk.folder, "sthv2.json"))
+
+
+def results_digest(chunk: Chunk) -> Optional[str]:
+    """SHA-256 of the chunk's summary; None where none of its videos could be read, so that there is none."""
+    return sha256(summary_file(chunk)) if manifest_of(chunk)["samples"] else None
+
+
 def is_done(chunk: Chunk) -> bool:
     """Are the chunk's results there, and made from what is there now?"""
     try:
-        done = read_json(os.path.join(chunk.folder, "done.json"))
-        return done == {"key": chunk.key, "summary": sha256(summary_file(chunk))}
+        return read_json(os.path.join(chunk.folder, "done.json")) == {"key": chunk.key, "summary": results_digest(chunk)}
     except (OSError, UserError):
         return False
 
@@ -158,9 +166,10 @@ def process(args: argparse.Namespace, chunks: List[Chunk]) -> None:
             if following:
                 ahead = start(preprocess_command(args, following), "preprocess " + title % following[:2])
             tensors = os.path.join(chunk.folder, "preprocess_bin")
-            finish(start(args.infer + ["--input", tensors, "--output", RESULTS, "--output_dirname", chunk.name,
-                                       "--outfmt", "TXT"], "infer " + title % chunk[:2]))
-            write_json(os.path.join(chunk.folder, "done.json"), {"key": chunk.key, "summary": sha256(summary_file(chunk))})
+            if manifest_of(chunk)["samples"]:
+                finish(start(args.infer + ["--input", tensors, "--output", RESULTS, "--output_dirname", chunk.name,
+                                           "--outfmt", "TXT"], "infer " + title % chunk[:2]))
+            write_json(os.path.join(chunk.folder, "done.json"), {"key": chunk.key, "summary": results_digest(chunk)})
             shutil.rmtree(tensors)
     finally:
         if ahead.poll() is None:
@@ -170,8 +179,12 @@ def process(args: argparse.Namespace, chunks: List[Chunk]) -> None:
 
 def merge(args: argparse.Namespace, chunks: List[Chunk]) -> None:
     """Write the manifest, the info file and the summary of all chunks, as an undivided run would have."""
-    manifests = [read_manifest(os.path.join(chunk.folder, "sthv2.json")) for chunk in chunks]
-    summaries = [read_json(summary_file(chunk)) for chunk in chunks]
+    manifests = [manifest_of(chunk) for chunk in chunks]
+    summaries = [read_json(summary_file(chunk)) for chunk, manifest in zip(chunks, manifests) if manifest["samples"]]
+    if not summaries:
+        skipped = manifests[0]["skipped"][0]
+        raise UserError("%s: none of its videos could be read (line %d: %s)"
+                        % (option(args.preprocess, "--ann_file"), skipped["line"], skipped["reason"]))
     whole = dict(manifests[0], samples=[], skipped=[])
     for manifest in manifests:
         whole["samples"] += manifest["samples"]

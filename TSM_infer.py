@@ -35,7 +35,7 @@ import numpy as np
 
 from tsm import __version__
 from tsm.cli import UserError, non_negative, parser, positive, run
-from tsm.files import natural, replacing, write_text
+from tsm.files import natural, read_npy, replacing, write_text
 from tsm.protocol import SEGMENTS, SIZE, VIEWS, check_folder, check_tensor, fuse, read_manifest
 
 AHEAD = 2  # videos read before they are needed
@@ -55,6 +55,7 @@ class Engine(NamedTuple):
 class Model(NamedTuple):
     """What the suite needs to know of an ONNX file. `fusion` is None for a model that runs whole."""
 
+    path: str
     proto: Any
     batch: int
     shape: Tuple[int, ...]  # of the input, the batch included
@@ -113,14 +114,21 @@ def read_model(path: str) -> Model:
         from onnx.mapping import TENSOR_TYPE_TO_NP_TYPE
 
         convert = TENSOR_TYPE_TO_NP_TYPE.__getitem__
-    return Model(proto, shape[0], shape, np.dtype(convert(kind.elem_type)), known.get("tsm.fusion"), known)
+    return Model(path, proto, shape[0], shape, np.dtype(convert(kind.elem_type)), known.get("tsm.fusion"), known)
 
 
 def view_model(model: Model) -> Any:
-    """The ONNX model of one view, [8, 3, 256, 256] -> frame scores [8, classes], of a model of modify_onnx.py."""
+    """The ONNX model of one view, [8, 3, 256, 256] -> frame scores [8, classes], of a model of modify_onnx.py.
+
+    Raises UserError where it is none, though its metadata say so.
+    """
     from tsm.graph import build, trunk_of
 
-    return build(trunk_of(model.proto), "view", dtype=model.dtype.name)
+    try:
+        return build(trunk_of(model.proto), "view", dtype=model.dtype.name)
+    except Exception as error:  # what was changed behind modify_onnx.py's back can be wrong in any way
+        raise UserError("%s: not as modify_onnx.py wrote it (%s: %s); make it again"
+                        % (model.path, type(error).__name__, str(error)[:100]))
 
 
 def view_digest(view: Any) -> str:
@@ -250,10 +258,7 @@ def read_tensor(path: str, model: Model, entry: Optional[Dict[str, Any]]) -> np.
     """A file's samples, [samples, …] in the model's dtype, checked against the manifest's entry where there is one."""
     with open(path, "rb") as file:
         if path.lower().endswith(".npy"):
-            try:
-                data = np.ascontiguousarray(np.load(file, allow_pickle=False))
-            except (ValueError, EOFError) as error:
-                raise UserError("%s: not an .npy array (%s); make it again" % (path, error))
+            data = np.ascontiguousarray(read_npy(path))
             if data.dtype != model.dtype:
                 raise UserError("%s: holds %s, the model takes %s" % (path, data.dtype, model.dtype))
             flat = data.reshape(-1)

@@ -24,7 +24,7 @@ from typing import Dict, Iterator, NamedTuple, Tuple
 import numpy as np
 
 from tsm.cli import UserError, parser, run
-from tsm.files import read_json, write_json
+from tsm.files import read_json, read_npy, write_json
 from tsm.protocol import CLASSES, manifest_path, read_info
 
 Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
@@ -62,13 +62,13 @@ def read_scores(path: str) -> np.ndarray:
                 raise UserError("%s: its rows differ in width; run the inference again" % path)
             scores = np.array(rows, np.float64)
         elif suffix == ".npy":
-            scores = np.load(path, allow_pickle=False).astype(np.float64)
+            scores = read_npy(path).astype(np.float64)
         elif suffix == ".bin":
             scores = np.fromfile(path, np.float32).astype(np.float64)
         else:
             raise UserError("%s: results are .txt, .npy or .bin files" % path)
     except (ValueError, EOFError) as error:
-        raise UserError("%s: cannot be read as class scores (%s); run the inference again" % (path, error))
+        raise UserError("%s: cannot be read as class scores (%s); run the inference again" % (path, str(error)[:120]))
     width = scores.shape[-1] if suffix != ".bin" and scores.ndim else scores.size
     if not scores.size or width != CLASSES and (suffix != ".bin" or width % CLASSES):
         raise UserError("%s: %d values in a row instead of %d class scores; is the model's output [batch, %d]?"

@@ -283,7 +283,7 @@ def preprocess(args: argparse.Namespace) -> None:
     finally:
         os.close(journal_file)
         remove_matching(bins, UNFINISHED)
-    if not done:
+    if not done and not args.range:  # a part of the list may turn out empty
         raise UserError("%s: none of its %d clips could be read (line %d: %s)"
                         % (args.ann_file, len(chosen), chosen[min(corrupt)].line, corrupt[min(corrupt)]))
 

@@ -96,9 +96,10 @@ def one_way(way: str, folder: str) -> None:
 
 
 class Way:
-    """A process that computes videos on request."""
+    """A process that computes videos on request, `videos` of them a turn."""
 
-    def __init__(self, command: List[str], environment: Optional[Dict[str, str]] = None) -> None:
+    def __init__(self, command: List[str], videos: int = 1, environment: Optional[Dict[str, str]] = None) -> None:
+        self.videos = videos
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                         universal_newlines=True, env=dict(os.environ, **(environment or {})))
         self.about = self.read()
@@ -110,8 +111,9 @@ class Way:
         raise UserError("%s: ended early (%s)" % (" ".join(map(str, self.process.args)),
                                                   self.process.stderr.read().strip().splitlines()[-1:]))  # type: ignore
 
-    def seconds(self, videos: int) -> float:
-        print(videos, file=self.process.stdin, flush=True)
+    def seconds(self) -> float:
+        """Per video, of one turn."""
+        print(self.videos, file=self.process.stdin, flush=True)
         return self.read()
 
     def close(self) -> None:
@@ -127,7 +129,7 @@ class BenchmarkApp:
                         "-d", "CPU", "-hint", "throughput", "-infer_precision", precision, "-niter", "6"]
         self.about = "OpenVINO's benchmark_app, -hint throughput"
 
-    def seconds(self, videos: int) -> float:
+    def seconds(self) -> float:
         done = subprocess.run(self.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
         found = re.search(r"Throughput:\s+([0-9.]+) FPS", done.stdout)
         if not found:
@@ -145,10 +147,11 @@ def start_ways(args: argparse.Namespace) -> Dict[str, Any]:
         command = [args.reference_python, os.path.join(REPO, "bench", "mmaction2_eager.py"),
                    os.path.join(args.work_dir, "tsm_demo.pth")]
         ways[EAGER] = Way(command)
-        ways[EAGER_KEPT] = Way(command, {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "16000000000"})
+        ways[EAGER_KEPT] = Way(command, environment={"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "16000000000"})
 
     def ours(way: str) -> Way:
-        return Way([sys.executable, os.path.abspath(__file__), "--work_dir", args.work_dir, "--way", way])
+        return Way([sys.executable, os.path.abspath(__file__), "--work_dir", args.work_dir, "--way", way],
+                   videos=2 if "fp32" in way or "exported" in way else 4)
 
     import openvino
 
@@ -167,14 +170,13 @@ def start_ways(args: argparse.Namespace) -> Dict[str, Any]:
 
 
 def take_turns(ways: Dict[str, Any], rounds: int) -> Dict[str, List[float]]:
-    """{way: seconds per video in each round}; about as long a turn for each."""
+    """{way: seconds per video in each round}."""
     from tqdm import tqdm
 
     times = {name: [] for name in ways}  # type: Dict[str, List[float]]
     for _ in tqdm(range(rounds), desc="rounds", disable=None):
         for name, way in ways.items():
-            videos = 1 if name in (EAGER, EAGER_KEPT) else 2 if "fp32" in name or "exported" in name else 4
-            times[name].append(way.seconds(videos))
+            times[name].append(way.seconds())
     return times
 
 

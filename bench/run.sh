@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# The benchmarks. bench/run.sh [inference|batches|preprocess]...   (default: all three, about 40 minutes on two cores)
-# Each part prints its table and writes bench/results/<part>.json. Run it on a machine that does nothing else.
+# The benchmarks. bench/run.sh [inference|batches|forms|preprocess]...   (default: all, about 40 minutes on two cores)
+# Each part prints its table and writes bench/results/<part>.json and .md. Run it on a machine that does nothing else.
 # Sets up .venv and .venv-reference (mmaction2) and makes its models in bench/work, all once. PYTHON=… and
 # REFERENCE_PYTHON=… use those environments as they are.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-parts=("${@:-inference batches preprocess}")
-for part in ${parts[*]}; do
-    case $part in inference | batches | preprocess) ;; *) sed -n 2,5p bench/run.sh | cut -c3- >&2; exit 2 ;; esac
+[ $# -gt 0 ] || set -- inference batches forms preprocess
+parts=("$@")
+for part in "${parts[@]}"; do
+    case $part in inference | batches | forms | preprocess) ;; *) sed -n 2,5p bench/run.sh | cut -c3- >&2; exit 2 ;; esac
 done
 if [ -z "${PYTHON:-}" ]; then
     ./setup.sh
@@ -39,15 +40,13 @@ make_models() { # in bench/work: the demo's checkpoint, mmaction2's own export o
         --ann_file sthv2_val_list_videos.txt --output_dir sthv2
     make tsm_int8.xml "$PYTHON" $suite/TSM_quantise.py --model tsm_new_bs1.onnx --input sthv2/preprocess_bin
 }
-for part in ${parts[*]}; do
+for part in "${parts[@]}"; do
     echo "== $part"
-    case $part in
-    inference | batches)
+    options=(--json "bench/results/$part.json")
+    case $part in inference | preprocess) options+=(--reference_python "$REFERENCE_PYTHON") ;; esac
+    if [ "$part" != preprocess ]; then
         (make_models)
-        reference=()
-        [ $part = batches ] || reference=(--reference_python "$REFERENCE_PYTHON")
-        "$PYTHON" bench/$part.py --work_dir bench/work --json bench/results/$part.json "${reference[@]}"
-        ;;
-    preprocess) "$PYTHON" bench/preprocess.py --reference_python "$REFERENCE_PYTHON" --json bench/results/preprocess.json ;;
-    esac
+        options+=(--work_dir bench/work)
+    fi
+    "$PYTHON" "bench/$part.py" "${options[@]}" | tee "bench/results/$part.md"
 done

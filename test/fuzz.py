@@ -1,7 +1,12 @@
-"""Damage for files of any kind: what disks, networks, editors and people do to them."""
+"""Damage for files of any kind: what disks, networks, editors and people do to them.
 
-import random
+TSM_FUZZ=2000 (./test/run.sh --full) runs the fuzz tests in full size.
+"""
+
+import os
 import re
+
+FUZZ = int(os.environ.get("TSM_FUZZ", 150))  # damaged files of each kind
 
 
 def damaged(data, chance):

@@ -97,3 +97,18 @@ def test_a_failing_command_ends_the_run_with_its_own_line(run, setting):
     done = run("TSM_chunked.py", *args, cwd=folder)
     assert done.returncode == 1 and "absent.webm" in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not (folder / "inference_result/out_summary.json").exists()
+
+
+def test_a_chunk_of_nothing_readable_is_passed_by_where_that_is_asked_for(run, works, setting):
+    folder, args = setting
+    for clip in sorted((folder / "videos").iterdir())[CHUNK : 2 * CHUNK]:
+        clip.write_bytes(b"")
+    skip = list(args)
+    skip[3] += " --on-error skip"
+    assert "-- infer chunk 2:4" not in works("TSM_chunked.py", *skip, cwd=folder)
+    assert "accuracy over 3 of 5 (2 skipped) videos" in works("TSM_postprocess.py", *RESULTS, cwd=folder)
+    assert "3 of 3 chunks are done" in works("TSM_chunked.py", *skip, cwd=folder)
+    for clip in (folder / "videos").iterdir():
+        clip.write_bytes(b"")
+    done = run("TSM_chunked.py", *skip, cwd=folder)
+    assert done.returncode == 1 and "list.txt: none of its videos could be read (line 1: is empty)" in done.stderr

@@ -1,7 +1,4 @@
-"""Corrupt inputs of TSM_preprocess.py: one line that names the list's line and the file, or a skip that is on record.
-
-TSM_FUZZ=2000 runs the fuzz tests in full size.
-"""
+"""Corrupt inputs of TSM_preprocess.py: one line that names the list's line and the file, or a skip that is on record."""
 
 import faulthandler
 import hashlib
@@ -18,11 +15,10 @@ import numpy as np
 import pytest
 
 from clips import VIDEOS, clip_of
-from fuzz import damaged
+from fuzz import FUZZ, damaged
 from tsm.cli import UserError
 from tsm.protocol import check_folder, check_tensor, read_list, read_manifest
 
-FUZZ = int(os.environ.get("TSM_FUZZ", 150))
 VIDEO = VIDEOS[-1]
 
 

@@ -207,7 +207,8 @@ def test_a_disk_that_fills_up_ends_in_one_line_and_the_next_run_goes_on(works, r
              "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')")  # as if the disk had been filled since
     done = subprocess.run(
         [sys.executable, "-c", blind, str(repo / "TSM_preprocess.py")]
-        + [str(arg) for arg in arguments(root, ann_file, small_disk)], cwd=str(tmp_path), env=dict(os.environ, PYTHONPATH=str(repo)),
+        + [str(arg) for arg in arguments(root, ann_file, small_disk) + ["--num_worker", 1]],  # two could fill it with two halves
+        cwd=str(tmp_path), env=dict(os.environ, PYTHONPATH=str(repo)),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=60)
     lines = done.stderr.splitlines()
     assert done.returncode == 1 and len(lines) == 1 and "No space left" in lines[0] and "free some space" in lines[0]

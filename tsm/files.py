@@ -9,6 +9,8 @@ import os
 import re
 from typing import Any, Iterator, List, Tuple, Union
 
+import numpy as np
+
 from tsm.cli import UserError
 
 CHUNK = 1 << 20  # bytes read at a time when a file is hashed
@@ -65,6 +67,16 @@ def read_json(path: str) -> Any:
         return json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError("%s: not JSON (%s); make it again" % (path, error))
+
+
+def read_npy(path: str) -> np.ndarray:
+    """The array in an .npy file. Raises UserError where it is none, is cut short, or holds Python objects."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # numpy parses the header as Python text, which can go wrong in any way
+        raise UserError("%s: not an .npy array (%s); make it again" % (path, str(error).split("\n")[0][:120]))
 
 
 def sha256(path: str) -> str:

@@ -6,7 +6,7 @@ out for a target; trunk_of() reads it back from what build() wrote.
 """
 
 import os
-from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
 
 import numpy as np
 import onnx
@@ -35,8 +35,8 @@ class Trunk(NamedTuple):
 def load(path: str) -> onnx.ModelProto:
     """An ONNX model with all its weights.
 
-    Raises UserError, in one line, where the file is not ONNX, is cut short, or keeps weights in a file that is missing,
-    too short, or outside the model's own folder.
+    Raises UserError, in one line, where the file is not ONNX, is cut short, breaks ONNX's rules, or keeps weights in a file
+    that is missing, too short, or outside the model's own folder.
     """
     with open(path, "rb") as file:
         raw = file.read()
@@ -69,6 +69,10 @@ def load(path: str) -> onnx.ModelProto:
             tensor.raw_data = file.read(length)
         del tensor.external_data[:]
         tensor.data_location = TensorProto.DEFAULT
+    try:
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
+        raise UserError("%s: not a valid ONNX model (%s); export it again" % (path, str(error).strip().split("\n")[0][:160]))
     return model
 
 
@@ -104,7 +108,7 @@ def output_shape(node: NodeProto, shape: Tuple[int, ...], weights: Dict[str, np.
     return (channels, sides[0], sides[1])
 
 
-class _Graph:
+class Graph:
     """The nodes and constants of a model being written."""
 
     def __init__(self) -> None:
@@ -129,7 +133,7 @@ class _Graph:
         return self.add(op, inputs, name, **given)[0]
 
 
-def _shift(graph: _Graph, x: str, name: str, shape: Tuple[int, ...], form: str, batch: int) -> str:
+def _shift(graph: Graph, x: str, name: str, shape: Tuple[int, ...], form: str, batch: int) -> str:
     """The temporal shift of x, float [frames, C, H, W], in the ascend or cpu form; returns the shifted value's name."""
     channels, height, width = shape
     fold = channels // SHIFT_DIV
@@ -164,13 +168,16 @@ def _named(trunk: Trunk) -> Iterator[Tuple[NodeProto, str, Tuple[int, ...]]]:
         yield node, "%s_%d" % ("shift" if node.op_type == SHIFT else node.op_type.lower(), number), shapes[node.output[0]]
 
 
-def _whole(graph: _Graph, trunk: Trunk, x: str, form: str, batch: int) -> str:
-    """The trunk on x, float [frames, 3, 256, 256], node by node, its shifts in a form; returns the features' name."""
+Shift = Callable[[Graph, str, str, Tuple[int, ...]], str]  # (graph, x, name, (channels, height, width)) -> shifted value
+
+
+def _whole(graph: Graph, trunk: Trunk, x: str, shift: Shift) -> str:
+    """The trunk on x, float [frames, 3, 256, 256], node by node; `shift` writes its shifts. Returns the features' name."""
     values = {"frames": x}
     for node, name, shape in _named(trunk):
         inputs = [values[value] for value in node.input if value in values]
         if node.op_type == SHIFT:
-            out = inputs[0] if form == "none" else _shift(graph, inputs[0], name, shape, form, batch)
+            out = shift(graph, inputs[0], name, shape)
         else:
             inputs += [
                 graph.constant("%s.%s" % (name, what), trunk.weights[value])
@@ -181,7 +188,7 @@ def _whole(graph: _Graph, trunk: Trunk, x: str, form: str, batch: int) -> str:
     return values["features"]
 
 
-def _in_parts(graph: _Graph, trunk: Trunk, x: str) -> str:
+def _in_parts(graph: Graph, trunk: Trunk, x: str) -> str:
     """The trunk on one view, x float [8, 3, 256, 256], with hardly a copy for its shifts; returns the features' name.
 
     A shift copies all channels to move a quarter of them. Here the value that a shift takes is never whole: the
@@ -237,7 +244,7 @@ def _in_parts(graph: _Graph, trunk: Trunk, x: str) -> str:
     return whole("features")
 
 
-def _normalise(graph: _Graph, x: str) -> str:
+def _normalise(graph: Graph, x: str) -> str:
     """uint8 RGB -> float32 (x - mean) / std, per channel of [frames, 3, H, W]."""
     x = graph.one("Cast", [x], "cast", to=TensorProto.FLOAT)
     mean = graph.constant("mean", np.float32(MEAN).reshape(1, 3, 1, 1))
@@ -245,7 +252,7 @@ def _normalise(graph: _Graph, x: str) -> str:
     return graph.one("Mul", [graph.one("Sub", [x, mean], "centred"), scale], "normalised")
 
 
-def _tail(graph: _Graph, fusion: Optional[str], softmax: bool, classes: int) -> None:
+def _tail(graph: Graph, fusion: Optional[str], softmax: bool, classes: int) -> None:
     """frame_scores [frames, classes] -> `output`: per view [views, classes], or the fused [batch, classes]."""
     over_frames = dict(axes=[1], keepdims=0)
     if fusion == "score":
@@ -263,7 +270,7 @@ def _tail(graph: _Graph, fusion: Optional[str], softmax: bool, classes: int) -> 
 
 
 def build(
-    trunk: Trunk, form: str, batch: int = 1, fusion: Optional[str] = None, softmax: bool = False,
+    trunk: Trunk, form: Union[str, Shift], batch: int = 1, fusion: Optional[str] = None, softmax: bool = False,
     dtype: str = "float32",
 ) -> onnx.ModelProto:
     """Write a trunk out as a model.
@@ -271,12 +278,14 @@ def build(
     Args:
         form: one of FORMS. ascend, cpu: `input` [batch, 48, 3, 256, 256] -> `output` [batch, classes], or, where fusion
             is None, per view [6 * batch, classes]. view, none: `input` [8, 3, 256, 256] -> `output`, the frame scores
-            [8, classes], whatever batch, fusion and softmax.
+            [8, classes], whatever batch, fusion and softmax. Or a function that writes the shift, to try another form:
+            as view and none, of `batch` views.
         fusion: one of tsm.protocol.FUSIONS, or None.
         softmax: for fusion None: probabilities per view instead of class scores.
         dtype: float32, or uint8 (RGB 0..255, normalised in the graph).
     """
-    graph, view = _Graph(), form in ("view", "none")
+    graph, view = Graph(), callable(form) or form in ("view", "none")
+    frames = SEGMENTS * (batch if callable(form) else 1)  # of a model of views
     kind = TensorProto.UINT8 if dtype == "uint8" else TensorProto.FLOAT
     frame = [3, SIZE, SIZE]
     x = "input"
@@ -284,7 +293,12 @@ def build(
         x = graph.one("Reshape", [x, graph.ints(-1, *frame)], "frames")
     if dtype == "uint8":
         x = _normalise(graph, x)
-    x = _in_parts(graph, trunk, x) if form == "view" else _whole(graph, trunk, x, form, batch)
+    if form == "view":
+        x = _in_parts(graph, trunk, x)
+    else:
+        shifts = {"ascend": lambda *of: _shift(*of, "ascend", batch), "cpu": lambda *of: _shift(*of, "cpu", batch),
+                  "none": lambda graph, x, name, shape: x}  # type: Dict[str, Shift]
+        x = _whole(graph, trunk, x, form if callable(form) else shifts[form])
     classes = len(trunk.fc_weight)
     x = graph.one("GlobalAveragePool", [x], "pooled")
     x = graph.one("Flatten", [x], "flat", axis=1)
@@ -292,11 +306,11 @@ def build(
     graph.one("Gemm", [x] + fc, "output" if view else "frame_scores", transB=1)
     if not view:
         _tail(graph, fusion, softmax, classes)
-    rows = SEGMENTS if view else batch if fusion else batch * VIEWS
+    rows = frames if view else batch if fusion else batch * VIEWS
     made = helper.make_graph(
         graph.nodes,
         "tsm",
-        [helper.make_tensor_value_info("input", kind, ([SEGMENTS] if view else [batch, FRAMES]) + frame)],
+        [helper.make_tensor_value_info("input", kind, ([frames] if view else [batch, FRAMES]) + frame)],
         [helper.make_tensor_value_info("output", TensorProto.FLOAT, [rows, classes])],
         list(graph.constants.values()),
     )
@@ -308,7 +322,7 @@ def build(
 
 
 def trunk_of(model: onnx.ModelProto) -> Trunk:
-    """The trunk of a model that build() wrote in the ascend or cpu form; UserError for any other model."""
+    """The trunk of a model that build() wrote in the ascend or cpu form; ValueError for any other model."""
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     nodes, names = [], {}  # type: List[NodeProto], Dict[str, str]
     for node in model.graph.node:
@@ -324,7 +338,7 @@ def trunk_of(model: onnx.ModelProto) -> Trunk:
         elif node.op_type in ("Conv", "Relu", "MaxPool", "Add"):
             nodes.append(node)
     if "fc.weight" not in weights or "features" not in names.values():
-        raise UserError("the model is not one of modify_onnx.py's")
+        raise ValueError("no trunk or no classifier in it")
     renamed = []
     for node in nodes:
         copy = helper.make_node(

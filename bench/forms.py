@@ -1,0 +1,180 @@
+#!/usr/bin/env python3
+"""The temporal shift in every form that was tried, on OpenVINO: what each costs over the same network without a shift.
+
+    bench/run.sh forms        # makes what this needs, then runs it
+
+Every form computes the same (checked here, on a random view, before it is timed). Each lives in a process of its own and
+takes its turn in every round; the cost is the median over rounds of its time over that of the shift-free network.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from statistics import median
+from typing import Any, Dict, List, NamedTuple, Tuple, Union
+
+from inference import Way, answer, random_video, take_turns  # sets up the path to the suite
+
+import numpy as np
+
+from tsm.cli import parser, positive, run
+from tsm.files import write_json
+from tsm.graph import Graph, Shift, build, trunk_of
+from tsm.protocol import SEGMENTS, SHIFT_DIV, SIZE
+from TSM_infer import BACKENDS, list_inputs, read_model
+from TSM_quantise import calibration_views, quantise
+from TSM_report import device_name
+
+CALIBRATION = 12  # clips: for speed, not for accuracy
+
+
+def thirds(graph: Graph, x: str, name: str, channels: int) -> List[str]:
+    """The channels of x [frames, C, H, W] that go ahead, that go behind, that stay."""
+    fold = channels // SHIFT_DIV
+    return graph.add("Split", [x], name + "/split", 3, axis=1, split=[fold, fold, channels - 2 * fold])
+
+
+def pad(graph: Graph, x: str, name: str, shape: Tuple[int, ...]) -> str:
+    """One view: Split on C, Pad by +-1 on the frames, Concat on C."""
+    ahead, behind, still = thirds(graph, x, name, shape[0])
+    ahead = graph.one("Pad", [ahead, graph.ints(-1, 0, 0, 0, 1, 0, 0, 0)], name + "/ahead")
+    behind = graph.one("Pad", [behind, graph.ints(1, 0, 0, 0, -1, 0, 0, 0)], name + "/behind")
+    return graph.one("Concat", [ahead, behind, still], name, axis=1)
+
+
+def pad_views(graph: Graph, x: str, name: str, shape: Tuple[int, ...]) -> str:
+    """Several views: the same on [views, 8, C, H * W]."""
+    channels, height, width = shape
+    fold = channels // SHIFT_DIV
+    x = graph.one("Reshape", [x, graph.ints(-1, SEGMENTS, channels, height * width)], name + "/views")
+    ahead, behind, still = graph.add("Split", [x], name + "/split", 3, axis=2, split=[fold, fold, channels - 2 * fold])
+    ahead = graph.one("Pad", [ahead, graph.ints(0, -1, 0, 0, 0, 1, 0, 0)], name + "/ahead")
+    behind = graph.one("Pad", [behind, graph.ints(0, 1, 0, 0, 0, -1, 0, 0)], name + "/behind")
+    x = graph.one("Concat", [ahead, behind, still], name + "/joined", axis=2)
+    return graph.one("Reshape", [x, graph.ints(-1, channels, height, width)], name)
+
+
+def slice_concat(graph: Graph, x: str, name: str, shape: Tuple[int, ...]) -> str:
+    """One view: Slice of the frames, Concat with a frame of zeros."""
+    channels, height, width = shape
+    fold = channels // SHIFT_DIV
+    zeros = graph.constant("zeros_%dx%d" % (fold, height), np.zeros((1, fold, height, width), np.float32))
+    ahead, behind, still = thirds(graph, x, name, channels)
+    ahead = graph.one("Slice", [ahead, graph.ints(1), graph.ints(SEGMENTS), graph.ints(0)], name + "/next")
+    behind = graph.one("Slice", [behind, graph.ints(0), graph.ints(SEGMENTS - 1), graph.ints(0)], name + "/previous")
+    ahead = graph.one("Concat", [ahead, zeros], name + "/ahead", axis=0)
+    behind = graph.one("Concat", [zeros, behind], name + "/behind", axis=0)
+    return graph.one("Concat", [ahead, behind, still], name, axis=1)
+
+
+def masks(graph: Graph, x: str, name: str, shape: Tuple[int, ...]) -> str:
+    """One view: the frames turned round by Gather, the one that came round set to zero by Mul."""
+    last, first = np.ones((2, SEGMENTS, 1, 1, 1), np.float32)
+    last[-1], first[0] = 0, 0
+    order = np.arange(SEGMENTS)
+    ahead, behind, still = thirds(graph, x, name, shape[0])
+    ahead = graph.one("Gather", [ahead, graph.constant("next", np.roll(order, -1))], name + "/next", axis=0)
+    behind = graph.one("Gather", [behind, graph.constant("previous", np.roll(order, 1))], name + "/previous", axis=0)
+    ahead = graph.one("Mul", [ahead, graph.constant("last", last)], name + "/ahead")
+    behind = graph.one("Mul", [behind, graph.constant("first", first)], name + "/behind")
+    return graph.one("Concat", [ahead, behind, still], name, axis=1)
+
+
+class Form(NamedTuple):
+    """A row of the table: a form of tsm.graph.build() or a function that writes the shift; how it is run."""
+
+    what: str
+    shift: Union[str, Shift]
+    views: int  # a call
+    streams: int
+
+
+FLOOR, CHOSEN = "no_shift", "parts"
+FORMS = {
+    FLOOR: Form("no shift at all, one view a call, 2 streams", "none", 1, 2),
+    CHOSEN: Form("CHOSEN: kept in three tensors, split convolutions, 2 streams", "view", 1, 2),
+    "parts_1": Form("the same, 1 stream of all cores", "view", 1, 1),
+    "parts_3": Form("the same, 3 streams", "view", 1, 3),
+    "parts_6": Form("the same, 6 streams", "view", 1, 6),
+    "pad": Form("Split, Pad by 1 frame, Concat", pad, 1, 2),
+    "slice": Form("Split, Slice, Concat with zeros, Concat", slice_concat, 1, 2),
+    "masks": Form("Split, Gather, Mul by 0 and 1, Concat", masks, 1, 2),
+    "pad_2": Form("two views a call, Split, Pad, Concat on [2, 8, C, H * W]", pad_views, 2, 2),
+    "pad_3": Form("three views a call, likewise", pad_views, 3, 2),
+    "pad_6": Form("the whole video a call, likewise, 1 stream", pad_views, 6, 1),
+}
+
+
+def get_args() -> argparse.Namespace:
+    cli = parser(__doc__)
+    cli.add_argument("--work_dir", required=True, metavar="DIR", help="holds tsm_new_bs1.onnx and sthv2/preprocess_bin, as "
+                     "bench/run.sh makes them")
+    cli.add_argument("--precisions", nargs="+", choices=("fp32", "bf16", "int8"), default=["fp32", "bf16", "int8"])
+    cli.add_argument("--rounds", type=positive, default=5, metavar="N", help="default: %(default)s")
+    cli.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
+    cli.add_argument("--way", help=argparse.SUPPRESS)  # what a process of its own is started with
+    return cli.parse_args()
+
+
+def one_way(name: str, precision: str, folder: str) -> None:
+    """The process of one form."""
+    form, model = FORMS[name], read_model(os.path.join(folder, "tsm_new_bs1.onnx"))
+    trunk = trunk_of(model.proto)
+    network, calls = build(trunk, form.shift, form.views), random_video().reshape(-1, SEGMENTS * form.views, 3, SIZE, SIZE)
+    if name not in (FLOOR, CHOSEN):
+        views, outputs = calls[0].reshape(form.views, SEGMENTS, 3, SIZE, SIZE), []  # type: np.ndarray, List[np.ndarray]
+        for tried, inputs in ((network, [calls[0]]), (build(trunk, "view"), list(views))):
+            engine = BACKENDS["openvino"](tried, name, "fp32", 1)
+            taken = []  # type: List[np.ndarray]
+            for x in inputs:
+                engine.submit(x, taken.append)
+                engine.wait()
+            outputs.append(np.concatenate(taken))
+        assert np.allclose(*outputs, rtol=1e-4, atol=1e-4 * np.abs(outputs[1]).max()), "%s computes something else" % name
+    if precision == "int8":
+        files = list_inputs(os.path.join(folder, "sthv2", "preprocess_bin"))[:CALIBRATION]
+        clips = [np.concatenate([view] * form.views) for view in calibration_views(files, model)]
+        network = quantise(network, clips)
+    engine = BACKENDS["openvino"](network, name, precision, form.streams)
+
+    def compute(videos: int) -> None:
+        for x in list(calls) * videos:
+            engine.submit(x, lambda output: None)
+        engine.wait()
+
+    answer(engine.name, compute)
+
+
+def measure(args: argparse.Namespace, precision: str) -> Dict[str, List[float]]:
+    """{form: seconds per video in each round}."""
+    ways = {}  # type: Dict[str, Any]
+    try:
+        for name in FORMS:
+            ways[name] = Way([sys.executable, os.path.abspath(__file__), "--work_dir", args.work_dir, "--way",
+                              "%s %s" % (name, precision)], videos=1 if precision == "fp32" else 2)
+        return take_turns(ways, args.rounds)
+    finally:
+        for way in ways.values():
+            way.close()
+
+
+def main() -> None:
+    args = get_args()
+    if args.way:
+        return one_way(*args.way.split(), args.work_dir)
+    times = {precision: measure(args, precision) for precision in args.precisions}
+    costs = {precision: {name: median(a / b for a, b in zip(seconds[name], seconds[FLOOR])) for name in FORMS}
+             for precision, seconds in times.items()}
+    print("%s, %s, %d rounds; time over that of the network without a shift\n" % (
+        device_name("cpu"), time.strftime("%Y-%m-%d"), args.rounds))
+    print("| form of the shift | %s |\n|---|%s" % (" | ".join(args.precisions), "---|" * len(args.precisions)))
+    for name, form in FORMS.items():
+        print("| %s | %s |" % (form.what, " | ".join("%.3f" % costs[precision][name] for precision in args.precisions)))
+    if args.json:
+        write_json(args.json, {"machine": device_name("cpu"), "date": time.strftime("%Y-%m-%d"), "seconds": times, "costs": costs})
+
+
+if __name__ == "__main__":
+    run(main)
