@@ -129,7 +129,8 @@ def test_models(model, tmp_path, work, which):
         spot = chance.choice((STRUCTURE, STRUCTURE, len(data)))
         return damaged(data[:spot], chance) + data[spot:]
 
-    assert survive(work, work.__name__ + ".onnx", damage, tmp_path / "work", count) > count // 4
+    refused = survive(work, work.__name__ + ".onnx", damage, tmp_path / "work", count)
+    assert count // 4 < refused < count  # a weight may change and the model still be one
 
 
 @pytest.mark.parametrize("name", ["out_summary.json", "sthv2.info", "3_0.txt", "3_0.npy", "3_0.bin"])
