@@ -112,6 +112,8 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--work_dir", required=True, metavar="DIR", help="holds tsm_new_bs1.onnx and sthv2/preprocess_bin, as "
                      "bench/run.sh makes them")
     cli.add_argument("--precisions", nargs="+", choices=("fp32", "bf16", "int8"), default=["fp32", "bf16", "int8"])
+    cli.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS), metavar="FORM", help="some of the rows: "
+                     + ", ".join(FORMS) + " (default: all)")
     cli.add_argument("--rounds", type=positive, default=5, metavar="N", help="default: %(default)s")
     cli.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
     cli.add_argument("--way", help=argparse.SUPPRESS)  # what a process of its own is started with
@@ -151,7 +153,7 @@ def measure(args: argparse.Namespace, precision: str) -> Dict[str, List[float]]:
     """{form: seconds per video in each round}."""
     ways = {}  # type: Dict[str, Any]
     try:
-        for name in FORMS:
+        for name in args.forms:
             ways[name] = Way([sys.executable, os.path.abspath(__file__), "--work_dir", args.work_dir, "--way",
                               "%s %s" % (name, precision)], videos=1 if precision == "fp32" else 2)
         return take_turns(ways, args.rounds)
@@ -164,14 +166,15 @@ def main() -> None:
     args = get_args()
     if args.way:
         return one_way(*args.way.split(), args.work_dir)
+    args.forms = [FLOOR] + [name for name in args.forms if name != FLOOR]
     times = {precision: measure(args, precision) for precision in args.precisions}
-    costs = {precision: {name: median(a / b for a, b in zip(seconds[name], seconds[FLOOR])) for name in FORMS}
+    costs = {precision: {name: median(a / b for a, b in zip(seconds[name], seconds[FLOOR])) for name in args.forms}
              for precision, seconds in times.items()}
     print("%s, %s, %d rounds; time over that of the network without a shift\n" % (
         device_name("cpu"), time.strftime("%Y-%m-%d"), args.rounds))
     print("| form of the shift | %s |\n|---|%s" % (" | ".join(args.precisions), "---|" * len(args.precisions)))
-    for name, form in FORMS.items():
-        print("| %s | %s |" % (form.what, " | ".join("%.3f" % costs[precision][name] for precision in args.precisions)))
+    for name in args.forms:
+        print("| %s | %s |" % (FORMS[name].what, " | ".join("%.3f" % costs[precision][name] for precision in args.precisions)))
     if args.json:
         write_json(args.json, {"machine": device_name("cpu"), "date": time.strftime("%Y-%m-%d"), "seconds": times, "costs": costs})
 

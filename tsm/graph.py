@@ -205,6 +205,11 @@ def _in_parts(graph: Graph, trunk: Trunk, x: str) -> str:
             joined[value] = graph.one("Concat", parts[value], parts[value][0] + "/joined", axis=1) if several else parts[value][0]
         return joined[value]
 
+    def every_second(value: str) -> str:
+        """Of a value in parts, the pixels that a 1x1 convolution of stride 2 reads: a quarter of it to join."""
+        few = [graph.one("MaxPool", [part], part + "/every_second", kernel_shape=[1, 1], strides=[2, 2]) for part in parts[value]]
+        return graph.one("Concat", few, value + "/every_second", axis=1)
+
     for node, name, (channels, _, _) in _named(trunk):
         source, out = node.input[0], node.output[0]
         given, fold = attributes(node), channels // SHIFT_DIV
@@ -217,6 +222,9 @@ def _in_parts(graph: Graph, trunk: Trunk, x: str) -> str:
         elif node.op_type == "Conv":
             weight, bias = (trunk.weights[value] for value in node.input[1:])
             after_shift = len(parts[source]) == 2
+            if len(parts[source]) == 3 and given["kernel_shape"] == [1, 1] and given["strides"] == [2, 2]:
+                parts[source + "/2"], source = [every_second(source)], source + "/2"
+                given = dict(given, strides=[1, 1])
             moved = 2 * (weight.shape[1] // SHIFT_DIV)
             parts[out], start = [], 0
             for part, size in cut.items():
@@ -236,6 +244,7 @@ def _in_parts(graph: Graph, trunk: Trunk, x: str) -> str:
             parts[out] = [graph.one(node.op_type, list(x), name + part) for part, x in zip(cut, zip(*inputs))]
         else:
             x = graph.one(node.op_type, [whole(source)], name, **given)
+            joined[out] = x
             parts[out] = graph.add("Split", [x], name + "/split", 3, axis=1, split=list(cut.values())) if out in parted else [x]
     return whole("features")
 
