@@ -190,13 +190,16 @@ def _in_parts(graph: Graph, trunk: Trunk, x: str) -> str:
     A shift copies all channels to move a quarter of them. Here the value that a shift takes is never whole: the
     convolutions that make it write its channels that go ahead, those that go behind and those that stay as three tensors,
     what lies between (Add, Relu) works on each, and only the first two are moved. The convolution after the shift is
-    the sum of one over what moved and one over what stayed, a sum that engines add up in place. The arithmetic is the
-    same but for the order of that sum.
+    the sum of one over what moved and one over what stayed, a sum that engines add up in place. A strided shortcut gets
+    only the pixels that it reads joined. The pooled stem is whole as it comes, so there the second convolution runs over
+    all of it, with weights of zero for what moved. The arithmetic is the same but for the order of the sums.
     """
     parted = set()  # type: Set[str]  # values kept in three tensors
     for node in reversed(trunk.nodes):
         if node.op_type == SHIFT or node.op_type in ("Add", "Relu") and node.output[0] in parted:
             parted.update(node.input)
+    parted -= {node.output[0] for node in trunk.nodes if node.op_type == "MaxPool"}
+    unmoved = set()  # type: Set[str]  # shifted values beside which the whole of what was shifted is kept
     parts, joined = {"frames": [x]}, {}  # type: Dict[str, List[str]], Dict[str, str]
 
     def whole(value: str) -> str:
@@ -215,10 +218,13 @@ def _in_parts(graph: Graph, trunk: Trunk, x: str) -> str:
         given, fold = attributes(node), channels // SHIFT_DIV
         cut = {"/ahead": fold, "/behind": fold, "/still": channels - 2 * fold} if out in parted else {"": channels}
         if node.op_type == SHIFT:
-            ahead, behind, still = parts[source]
-            ahead = graph.one("Pad", [ahead, graph.ints(-1, 0, 0, 0, 1, 0, 0, 0)], name + "/ahead")
-            behind = graph.one("Pad", [behind, graph.ints(1, 0, 0, 0, -1, 0, 0, 0)], name + "/behind")
+            ahead, behind, still = parts[source] if source in parted else parts[source] * 3
+            first, rest = (0, 0) if source in parted else (fold, channels - fold)  # channels to cut off
+            ahead = graph.one("Pad", [ahead, graph.ints(-1, 0, 0, 0, 1, -rest, 0, 0)], name + "/ahead")
+            behind = graph.one("Pad", [behind, graph.ints(1, -first, 0, 0, -1, first - rest, 0, 0)], name + "/behind")
             parts[out] = [graph.one("Concat", [ahead, behind], name + "/moved", axis=1), still]
+            if source not in parted:
+                unmoved.add(out)
         elif node.op_type == "Conv":
             weight, bias = (trunk.weights[value] for value in node.input[1:])
             after_shift = len(parts[source]) == 2
@@ -226,11 +232,14 @@ def _in_parts(graph: Graph, trunk: Trunk, x: str) -> str:
                 parts[source + "/2"], source = [every_second(source)], source + "/2"
                 given = dict(given, strides=[1, 1])
             moved = 2 * (weight.shape[1] // SHIFT_DIV)
+            remaining = weight.copy() if source in unmoved else weight[:, moved:] if after_shift else weight
+            if source in unmoved:
+                remaining[:, :moved] = 0
             parts[out], start = [], 0
             for part, size in cut.items():
                 rows = slice(start, start + size)
                 start += size
-                weights = graph.constant(name + part + ".weight", weight[rows, moved:] if after_shift else weight[rows])
+                weights = graph.constant(name + part + ".weight", remaining[rows])
                 biases = graph.constant(name + part + ".bias", bias[rows])
                 x = parts[source][1] if after_shift else whole(source)
                 x = graph.one("Conv", [x, weights, biases], name + part, **given)
@@ -243,9 +252,7 @@ def _in_parts(graph: Graph, trunk: Trunk, x: str) -> str:
             inputs = [parts[value] if out in parted else [whole(value)] for value in node.input]
             parts[out] = [graph.one(node.op_type, list(x), name + part) for part, x in zip(cut, zip(*inputs))]
         else:
-            x = graph.one(node.op_type, [whole(source)], name, **given)
-            joined[out] = x
-            parts[out] = graph.add("Split", [x], name + "/split", 3, axis=1, split=list(cut.values())) if out in parted else [x]
+            parts[out] = [graph.one(node.op_type, [whole(source)], name, **given)]
     return whole("features")
 
 
