@@ -23,22 +23,26 @@ mkdir -p bench/work bench/results
 
 make_models() { # in bench/work: the demo's checkpoint, mmaction2's own export of it, and what run_all.sh makes of that
     cd bench/work
-    suite=../..
-    make() { [ -e "$1" ] || { echo "making bench/work/$1"; "${@:2}" >make.log 2>&1 || { tail -3 make.log >&2; exit 1; }; }; }
-    make tsm_demo.pth "$PYTHON" $suite/demo/expand.py --output tsm_demo.pth
+    suite=../.. annotations=../../demo/annotations/something-something-v2
+    make() { # make WHAT [--in FILE]… -- COMMAND…: unless it is there and up to date
+        echo "bench/work/$1"
+        "$PYTHON" $suite/tsm/stage.py "$1" --out "$@" >make.log 2>&1 || { tail -3 make.log >&2; exit 1; }
+    }
+    make tsm_demo.pth -- "$PYTHON" $suite/demo/expand.py --output tsm_demo.pth
     tools=$("$REFERENCE_PYTHON" -c 'import mmaction; print(mmaction.__path__[0] + "/.mim")' | tail -1)
-    make export.onnx "$REFERENCE_PYTHON" "$tools/tools/deployment/pytorch2onnx.py" \
+    make export.onnx --in tsm_demo.pth -- "$REFERENCE_PYTHON" "$tools/tools/deployment/pytorch2onnx.py" \
         "$tools/configs/recognition/tsm/tsm_r50_1x1x8_50e_sthv2_rgb.py" tsm_demo.pth --output-file export.onnx --softmax \
         --shape 1 48 3 256 256
     for batch in 1 32; do
-        make tsm_new_bs$batch.onnx "$PYTHON" $suite/modify_onnx.py -m1 export.onnx -m2 tsm_new_bs$batch.onnx -bs $batch --target cpu
+        make tsm_new_bs$batch.onnx --in export.onnx -- "$PYTHON" $suite/modify_onnx.py -m1 export.onnx \
+            -m2 tsm_new_bs$batch.onnx -bs $batch --target cpu
     done
-    annotations=$suite/demo/annotations/something-something-v2
-    make sthv2_val_list_videos.txt "$PYTHON" $suite/TSM_dataset.py --annotations $annotations-validation.json \
+    make sthv2_val_list_videos.txt -- "$PYTHON" $suite/TSM_dataset.py --annotations $annotations-validation.json \
         --labels $annotations-labels.json --videos $suite/demo/videos
-    make sthv2/sthv2.json "$PYTHON" $suite/TSM_preprocess.py --data_root $suite/demo/videos \
-        --ann_file sthv2_val_list_videos.txt --output_dir sthv2
-    make tsm_int8.xml "$PYTHON" $suite/TSM_quantise.py --model tsm_new_bs1.onnx --input sthv2/preprocess_bin
+    make sthv2/sthv2.json --in sthv2_val_list_videos.txt -- "$PYTHON" $suite/TSM_preprocess.py \
+        --data_root $suite/demo/videos --ann_file sthv2_val_list_videos.txt --output_dir sthv2
+    make tsm_int8.xml --in tsm_new_bs1.onnx --in sthv2/sthv2.json --out tsm_int8.bin -- \
+        "$PYTHON" $suite/TSM_quantise.py --model tsm_new_bs1.onnx --input sthv2/preprocess_bin
 }
 for part in "${parts[@]}"; do
     echo "== $part"
