@@ -6,6 +6,7 @@ out for a target; trunk_of() reads it back from what build() wrote.
 """
 
 import os
+from functools import partial
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
 
 import numpy as np
@@ -130,7 +131,9 @@ class Graph:
 
 
 def _shift(graph: Graph, x: str, name: str, shape: Tuple[int, ...], form: str, batch: int) -> str:
-    """The temporal shift of x, float [frames, C, H, W], in the ascend or cpu form; returns the shifted value's name."""
+    """The temporal shift of x, float [frames, C, H, W], in the ascend, cpu or none form; returns the shifted value's name."""
+    if form == "none":
+        return x
     channels, height, width = shape
     fold = channels // SHIFT_DIV
     area = height * width
@@ -308,9 +311,7 @@ def build(
     if form == "view":
         x = _in_parts(graph, trunk, x)
     else:
-        shifts = {"ascend": lambda *of: _shift(*of, "ascend", batch), "cpu": lambda *of: _shift(*of, "cpu", batch),
-                  "none": lambda graph, x, name, shape: x}  # type: Dict[str, Shift]
-        x = _whole(graph, trunk, x, form if callable(form) else shifts[form])
+        x = _whole(graph, trunk, x, form if callable(form) else partial(_shift, form=form, batch=batch))
     classes = len(trunk.fc_weight)
     x = graph.one("GlobalAveragePool", [x], "pooled")
     x = graph.one("Flatten", [x], "flat", axis=1)
