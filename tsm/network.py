@@ -9,6 +9,7 @@ import inspect
 import pickle
 import re
 import types
+import warnings
 from typing import Any, Dict, List
 
 import torch
@@ -168,7 +169,9 @@ def load_state_dict(path: str) -> Dict[str, Tensor]:
         reader.load = lambda file, **kw: _WeightsUnpickler(file, **kw).load()  # type: ignore
         options = {"pickle_module": reader}
     try:
-        loaded = torch.load(path, map_location="cpu", **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damage can lead torch into code that warns
+            loaded = torch.load(path, map_location="cpu", **options)
     except pickle.UnpicklingError as error:
         forbidden = re.search(r"GLOBAL\s+(\S+)|forbidden (\S+)", str(error))
         if forbidden:
