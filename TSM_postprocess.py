@@ -51,6 +51,12 @@ def get_args() -> argparse.Namespace:
     return cli.parse_args()
 
 
+def as_float64(values: np.ndarray) -> np.ndarray:
+    """The values as float64; what is not finite is found later, so numpy need not warn of it here."""
+    with np.errstate(all="ignore"):
+        return values.astype(np.float64)
+
+
 def read_scores(path: str) -> np.ndarray:
     """The class scores in a result file, float64 [rows, CLASSES]; TXT, NPY or float32 BIN by its suffix."""
     suffix = os.path.splitext(path)[1].lower()
@@ -62,9 +68,9 @@ def read_scores(path: str) -> np.ndarray:
                 raise UserError("%s: its rows differ in width; run the inference again" % path)
             scores = np.array(rows, np.float64)
         elif suffix == ".npy":
-            scores = read_npy(path).astype(np.float64)
+            scores = as_float64(read_npy(path))
         elif suffix == ".bin":
-            scores = np.fromfile(path, np.float32).astype(np.float64)
+            scores = as_float64(np.fromfile(path, np.float32))
         else:
             raise UserError("%s: results are .txt, .npy or .bin files" % path)
     except (ValueError, EOFError) as error:
