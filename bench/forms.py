@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from statistics import median
 from typing import Any, Dict, List, NamedTuple, Tuple, Union
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from tsm.cli import parser, positive, run
 from tsm.files import write_json
-from tsm.graph import Graph, Shift, build, trunk_of
+from tsm.graph import Graph, Shift, build, shift, trunk_of
 from tsm.protocol import SEGMENTS, SHIFT_DIV, SIZE
 from TSM_infer import BACKENDS, list_inputs, read_model
 from TSM_quantise import calibration_views, quantise
@@ -44,16 +45,7 @@ def pad(graph: Graph, x: str, name: str, shape: Tuple[int, ...]) -> str:
     return graph.one("Concat", [ahead, behind, still], name, axis=1)
 
 
-def pad_views(graph: Graph, x: str, name: str, shape: Tuple[int, ...]) -> str:
-    """Several views: the same on [views, 8, C, H * W]."""
-    channels, height, width = shape
-    fold = channels // SHIFT_DIV
-    x = graph.one("Reshape", [x, graph.ints(-1, SEGMENTS, channels, height * width)], name + "/views")
-    ahead, behind, still = graph.add("Split", [x], name + "/split", 3, axis=2, split=[fold, fold, channels - 2 * fold])
-    ahead = graph.one("Pad", [ahead, graph.ints(0, -1, 0, 0, 0, 1, 0, 0)], name + "/ahead")
-    behind = graph.one("Pad", [behind, graph.ints(0, 1, 0, 0, 0, -1, 0, 0)], name + "/behind")
-    x = graph.one("Concat", [ahead, behind, still], name + "/joined", axis=2)
-    return graph.one("Reshape", [x, graph.ints(-1, channels, height, width)], name)
+pad_views = partial(shift, form="cpu", batch=1)  # several views: the same on [views, 8, C, H * W]
 
 
 def slice_concat(graph: Graph, x: str, name: str, shape: Tuple[int, ...]) -> str:

@@ -130,7 +130,7 @@ class Graph:
         return self.add(op, inputs, name, **given)[0]
 
 
-def _shift(graph: Graph, x: str, name: str, shape: Tuple[int, ...], form: str, batch: int) -> str:
+def shift(graph: Graph, x: str, name: str, shape: Tuple[int, ...], form: str, batch: int) -> str:
     """The temporal shift of x, float [frames, C, H, W], in the ascend, cpu or none form; returns the shifted value's name."""
     if form == "none":
         return x
@@ -170,13 +170,13 @@ def _named(trunk: Trunk) -> Iterator[Tuple[NodeProto, str, Tuple[int, ...]]]:
 Shift = Callable[[Graph, str, str, Tuple[int, ...]], str]  # (graph, x, name, (channels, height, width)) -> shifted value
 
 
-def _whole(graph: Graph, trunk: Trunk, x: str, shift: Shift) -> str:
-    """The trunk on x, float [frames, 3, 256, 256], node by node; `shift` writes its shifts. Returns the features' name."""
+def _whole(graph: Graph, trunk: Trunk, x: str, write_shift: Shift) -> str:
+    """The trunk on x, float [frames, 3, 256, 256], node by node, its shifts by `write_shift`. Returns the features' name."""
     values = {"frames": x}
     for node, name, shape in _named(trunk):
         inputs = [values[value] for value in node.input if value in values]
         if node.op_type == SHIFT:
-            out = shift(graph, inputs[0], name, shape)
+            out = write_shift(graph, inputs[0], name, shape)
         else:
             inputs += [
                 graph.constant("%s.%s" % (name, what), trunk.weights[value])
@@ -311,7 +311,7 @@ def build(
     if form == "view":
         x = _in_parts(graph, trunk, x)
     else:
-        x = _whole(graph, trunk, x, form if callable(form) else partial(_shift, form=form, batch=batch))
+        x = _whole(graph, trunk, x, form if callable(form) else partial(shift, form=form, batch=batch))
     classes = len(trunk.fc_weight)
     x = graph.one("GlobalAveragePool", [x], "pooled")
     x = graph.one("Flatten", [x], "flat", axis=1)
