@@ -28,10 +28,10 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 from TSM_preprocess import fingerprint
 from tsm import __version__
-from tsm.cli import UserError, parser, positive, run
+from tsm.cli import Corrupt, UserError, parser, positive, run
 from tsm.files import locked, read_json, sha256, write_json, write_text
-from tsm.frames import Corrupt
-from tsm.protocol import VIDEO_VALUES, read_list, read_manifest
+from tsm.protocol import VIDEO_VALUES
+from tsm.samples import read_list, read_manifest
 
 SAMPLE = 8  # clips that the estimate measures preprocessing on
 RESULTS = "inference_result"

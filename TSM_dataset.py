@@ -21,11 +21,12 @@ from typing import Dict, List, NamedTuple
 
 import cv2
 
-from tsm.cli import UserError, parser, positive, run
+from tsm.cli import Corrupt, UserError, parser, positive, run
 from tsm.files import part_name, read_json, write_text
-from tsm.frames import Corrupt, count_frames, read_video, strict
+from tsm.frames import count_frames, read_video, strict
+from tsm.machine import cores
 from tsm.protocol import CLASSES
-from tsm.workers import cores, each
+from tsm.workers import each
 
 SUFFIXES = (".webm", ".mp4", ".avi", ".mkv")  # the dataset's own first
 JPEG_QUALITY = 95

@@ -36,7 +36,8 @@ import numpy as np
 from tsm import __version__
 from tsm.cli import UserError, non_negative, parser, positive, run
 from tsm.files import natural, read_npy, replacing, write_text
-from tsm.protocol import SEGMENTS, SIZE, VIEWS, check_folder, check_tensor, fuse, read_manifest
+from tsm.protocol import SEGMENTS, SIZE, VIEWS, fuse
+from tsm.samples import check_folder, check_tensor, read_manifest
 
 AHEAD = 2  # videos read before they are needed
 SUFFIXES = (".npy", ".NPY", ".bin", ".BIN")
@@ -97,7 +98,7 @@ def read_model(path: str) -> Model:
     """Load and describe a model; UserError where it is not a static model with one input."""
     from onnx import helper
 
-    from tsm.graph import load, metadata
+    from tsm.onnxfile import load, metadata
 
     proto = load(path)
     graph, known = proto.graph, metadata(proto)
@@ -327,7 +328,7 @@ def compute(engine: Engine, model: Model, samples: np.ndarray, take: Callable[[n
             last = not left[0]
         if last:
             view_scores = np.stack(outputs).mean(1, dtype=np.float64)  # of each view's eight frames
-            take(fuse(view_scores, model.fusion).astype(np.float32))
+            take(fuse(view_scores, VIEWS, model.fusion).astype(np.float32))
 
     for number, view in enumerate(views):
         engine.submit(view, lambda output, number=number: finish(number, output))

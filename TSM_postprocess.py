@@ -25,7 +25,8 @@ import numpy as np
 
 from tsm.cli import UserError, parser, run
 from tsm.files import read_json, read_npy, write_json
-from tsm.protocol import CLASSES, manifest_path, read_info
+from tsm.protocol import CLASSES
+from tsm.samples import manifest_path, read_info
 
 Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 

@@ -35,12 +35,14 @@ import cv2
 import numpy as np
 
 from tsm import __version__
-from tsm.cli import UserError, parser, positive, run
+from tsm.cli import Corrupt, UserError, parser, positive, run
 from tsm.files import locked, replacing, sha256, write_json, write_text
-from tsm.frames import VIDEO_DECODER, Corrupt, Frame, check_folder_of_frames, read_jpegs, read_video, strict
-from tsm.protocol import (CROPS, MEAN, SAMPLES, SEGMENTS, SIZE, STD, VIDEO_SHAPE, VIDEO_VALUES, Clip, frame_indices,
-                          read_list)
-from tsm.workers import cores, each
+from tsm.frames import VIDEO_DECODER, Frame, check_folder_of_frames, read_jpegs, read_video, strict
+from tsm.machine import cores
+from tsm.protocol import CROPS_3 as CROPS
+from tsm.protocol import MEAN, SAMPLES, SEGMENTS, SIZE, SSV2, STD, VIDEO_SHAPE, VIDEO_VALUES, crop_boxes, frame_indices
+from tsm.samples import Clip, read_list
+from tsm.workers import each
 
 REVISION = 1  # to be raised with any change of this script that changes a tensor: the old ones are then made again
 TENSOR, UNFINISHED = r"(0|[1-9]\d*)\.bin", r"\.(\d+)\.bin\.part"  # names in preprocess_bin; any other is not ours
@@ -98,12 +100,6 @@ def resized_size(width: int, height: int) -> Tuple[int, int]:
     return int(width * scale + 0.5), int(height * scale + 0.5)
 
 
-def crop_offsets(width: int, height: int) -> List[Tuple[int, int]]:
-    """(x, y) of the three crops: left, right, middle of a wide frame; top, bottom, middle of a tall one (ThreeCrop)."""
-    step_x, step_y = (width - SIZE) // 2, (height - SIZE) // 2
-    return [(0, 0), (2 * step_x, 2 * step_y), (step_x, step_y)]
-
-
 def compute(frames: Iterator[Frame], indices: List[int], bgr: bool, table: Optional[np.ndarray], out: np.ndarray) -> None:
     """Fill `out` [48, 3, 256, 256] from the distinct frames uint8 [H, W, 3]; `indices` are the 16 of the protocol.
 
@@ -117,7 +113,7 @@ def compute(frames: Iterator[Frame], indices: List[int], bgr: bool, table: Optio
         planes = cv2.split(cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR))
         places = [place for place, wanted in enumerate(indices) if wanted == index]
         for channel, plane in enumerate(reversed(planes) if bgr else planes):
-            for crop, (x, y) in enumerate(crop_offsets(*size)):
+            for crop, (x, y) in enumerate(crop_boxes(size[0], size[1], SSV2)):
                 pixels = plane[y : y + SIZE, x : x + SIZE]
                 for place in places:
                     if table is None:
@@ -131,12 +127,12 @@ def fill(path: str, clip: Clip, table: Optional[np.ndarray], out: np.ndarray) ->
     with strict():
         if clip.frames is not None:
             check_folder_of_frames(path, clip.frames)
-            indices = frame_indices(clip.frames)
+            indices = frame_indices(clip.frames, SSV2)
             return compute(read_jpegs(path, sorted(set(indices))), indices, True, table, out)
         indices = []
 
         def choose(count: int) -> List[int]:
-            indices[:] = frame_indices(count)
+            indices[:] = frame_indices(count, SSV2)
             return sorted(set(indices))
 
         compute(read_video(path, choose), indices, False, table, out)
@@ -146,7 +142,7 @@ def fingerprint(path: str, clip: Clip, basis: str) -> str:
     """Changes when the tensor might: hash of the basis (protocol, versions) and the clip's path, length, sizes and times."""
     files = [path]
     if clip.frames is not None:
-        files = [os.path.join(path, "img_%05d.jpg" % (index + 1)) for index in sorted(set(frame_indices(clip.frames)))]
+        files = [os.path.join(path, "img_%05d.jpg" % (index + 1)) for index in sorted(set(frame_indices(clip.frames, SSV2)))]
     facts = [basis, clip.source, clip.frames]  # type: List[Any]
     for file in files:
         try:

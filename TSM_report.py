@@ -20,7 +20,7 @@ from TSM_postprocess import Accuracy, accuracy_of
 from tsm import __version__
 from tsm.cli import UserError, parser, positive, run
 from tsm.files import read_json, write_json
-from tsm.protocol import manifest_path
+from tsm.samples import manifest_path
 
 VALIDATION_VIDEOS = 24777  # of Something-Something V2
 PUBLISHED = {  # by the fusion: (source, top-1, top-5)

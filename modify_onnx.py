@@ -32,8 +32,9 @@ import numpy as np
 from tsm import __version__
 from tsm.cli import UserError, parser, positive, run
 from tsm.files import replacing, sha256
-from tsm.protocol import (CLASSES, CROPS, FRAMES, FUSIONS, MEAN, SEGMENTS, SHIFT_DIV, SIZE, STD, VIDEO_SHAPE, VIEWS, fuse,
-                          softmax)
+from tsm.onnxfile import session
+from tsm.protocol import CLASSES, FRAMES, FUSIONS, MEAN, SEGMENTS, SHIFT_DIV, SIZE, STD, VIDEO_SHAPE, VIEWS, fuse, shifted, softmax
+from tsm.protocol import CROPS_3 as CROPS
 
 MAGNITUDES = ((0.1, 1.0, 5.0), (5.0, 0.1, 1.0))  # standard deviations of the crops of each of the proof's random videos
 TOLERANCE = 1e-5  # largest difference of a probability
@@ -69,23 +70,6 @@ def get_args() -> argparse.Namespace:
     if args.input_dtype == "uint8" and args.target == "ascend":
         cli.error("--input_dtype uint8: for --target cpu; on an NPU, normalise by ATC's --insert_op_conf")
     return args
-
-
-def session(model: Any, path: str, optimise: bool = True, save_as: str = "") -> Any:
-    """An ONNX Runtime session for a ModelProto; UserError naming `path` where the runtime refuses it."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
-    if save_as:
-        options.graph_optimization_level = levels.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = save_as
-    try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's errors have no common base
-        raise UserError("%s: ONNX Runtime refuses it (%s); export it again" % (path, str(error).splitlines()[0][:200]))
 
 
 def weights_leave_inputs(model: Any) -> int:
@@ -182,20 +166,11 @@ def distinct_values(shape: Tuple[int, ...]) -> np.ndarray:
     return np.resize(np.random.RandomState(1).standard_normal(1000003).astype(np.float32), shape)
 
 
-def shifted(x: np.ndarray, fold: int) -> np.ndarray:
-    """TSM's temporal shift of x [views * SEGMENTS, C, H, W], by its definition (see tsm.network.temporal_shift)."""
-    views = x.reshape((-1, SEGMENTS) + x.shape[1:])
-    out = views.copy()
-    out[:, :-1, :fold], out[:, -1, :fold] = views[:, 1:, :fold], 0
-    out[:, 1:, fold : 2 * fold], out[:, 0, fold : 2 * fold] = views[:, :-1, fold : 2 * fold], 0
-    return out.reshape(x.shape)
-
-
 def match_shift(source: Source, conv: Any, nodes: List[Any], start: str, shape: Tuple[int, ...]) -> None:
     """Rule `shift`: UserError, with what they do instead, unless `nodes` are the temporal shift before `conv`."""
     x = distinct_values((source.batch * VIEWS * SEGMENTS,) + shape)
     out, fold = evaluate(source, nodes, start, conv.input[0], x), shape[0] // SHIFT_DIV
-    if np.array_equal(out, shifted(x, fold)):
+    if np.array_equal(out, shifted(x, SEGMENTS, fold)):
         return
     what = "another shape, %s" % list(out.shape)
     if out.shape == x.shape:
@@ -360,7 +335,7 @@ def prove(exported: Any, path: str, source_batch: int, new: Any, fusion: str, dt
         else:
             scale = np.repeat(np.float32(magnitudes), FRAMES // CROPS)[:, None, None, None]
             videos = plain = rng.standard_normal((batch,) + VIDEO_SHAPE).astype(np.float32) * scale
-        expected = fuse(before.run(None, {name: plain})[0], fusion)
+        expected = fuse(before.run(None, {name: plain})[0], VIEWS, fusion)
         actual = np.concatenate([after.run(None, {"input": video[None]})[0] for video in videos])
         difference = float(np.abs(actual - expected).max())
         largest = max(largest, difference) if np.isfinite(difference) else float("inf")
@@ -395,7 +370,8 @@ def main() -> None:
     args = get_args()
     import onnx
 
-    from tsm.graph import build, load, metadata, set_metadata
+    from tsm.graph import build
+    from tsm.onnxfile import load, metadata, set_metadata
 
     exported = load(args.model1)
     if "tsm.fusion" in metadata(exported):

@@ -35,8 +35,9 @@ import numpy as np  # noqa: E402
 from tsm.cli import UserError, parser, positive, run  # noqa: E402
 from tsm.files import write_json  # noqa: E402
 from tsm.frames import VIDEO_DECODER, count_frames, read_video  # noqa: E402
-from tsm.protocol import VIDEO_SHAPE, Clip, frame_indices, read_list  # noqa: E402
-from tsm.workers import keep_freed_memory  # noqa: E402
+from tsm.protocol import SSV2, VIDEO_SHAPE, frame_indices  # noqa: E402
+from tsm.samples import Clip, read_list  # noqa: E402
+from tsm.machine import keep_freed_memory  # noqa: E402
 from TSM_dataset import extract  # noqa: E402
 from TSM_preprocess import fill, normalisation, resized_size  # noqa: E402
 
@@ -106,7 +107,7 @@ def opencv_alone(root: str, clips: List[Clip]) -> Side:
     """A round of what nobody can leave out: OpenCV's decoding and resizing of the distinct frames, from memory."""
     files = []  # type: List[List[np.ndarray]]
     for clip in clips:
-        numbers = [index + 1 for index in sorted(set(frame_indices(clip.frames or 0)))]
+        numbers = [index + 1 for index in sorted(set(frame_indices(clip.frames or 0, SSV2)))]
         files.append([np.fromfile(os.path.join(root, clip.source, "img_%05d.jpg" % number), np.uint8) for number in numbers])
 
     def once() -> List[float]:

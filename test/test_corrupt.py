@@ -17,7 +17,7 @@ import pytest
 from clips import VIDEOS, clip_of
 from fuzz import FUZZ, damaged
 from tsm.cli import UserError
-from tsm.protocol import check_folder, check_tensor, read_list, read_manifest
+from tsm.samples import check_folder, check_tensor, read_list, read_manifest
 
 VIDEO = VIDEOS[-1]
 
@@ -162,7 +162,7 @@ def test_a_million_lines_are_read_in_seconds(tmp_path):
 
 def test_a_decoder_that_crashes_or_hangs_costs_one_clip(monkeypatch):
     from tsm import workers
-    from tsm.frames import Corrupt
+    from tsm.cli import Corrupt
 
     def work(item):
         if item == 3:

@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from tsm.protocol import CROPS, SAMPLES, SEGMENTS
+from tsm.protocol import CROPS_3 as CROPS
+from tsm.protocol import SAMPLES, SEGMENTS
 
 
 @pytest.fixture(scope="module")

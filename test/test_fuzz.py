@@ -108,7 +108,8 @@ def model(repo, tmp_path_factory):
     """The thin network as mmaction2 exports it, and as modify_onnx.py makes it: two files' bytes."""
     onnx = pytest.importorskip("onnx")
     from test_modify import fill
-    from tsm.graph import build, set_metadata
+    from tsm.graph import build
+    from tsm.onnxfile import set_metadata
     import modify_onnx
 
     path = tmp_path_factory.mktemp("model") / "good.onnx"

@@ -136,7 +136,8 @@ def test_tsm_view_by_view_equals_the_whole_model(works, tensors, demo_new_onnx, 
     """Both backends, batch 1 and a batch that three clips do not fill, against ONNX Runtime on the graph as it is."""
     import onnxruntime
 
-    from tsm.graph import build, load, metadata, set_metadata, trunk_of
+    from tsm.graph import build, trunk_of
+    from tsm.onnxfile import load, metadata, set_metadata
 
     session = onnxruntime.InferenceSession(str(demo_new_onnx), providers=["CPUExecutionProvider"])
     videos = [np.fromfile(str(tensors / "sthv2/preprocess_bin" / ("%d.bin" % i)), np.float32) for i in range(3)]
@@ -193,7 +194,8 @@ def int8(works, tensors, demo_new_onnx):
 
 def saved_again(model, path, **changes):
     """A model of modify_onnx.py, written for batch 4 with another classifier's bias or input dtype."""
-    from tsm.graph import build, load, metadata, set_metadata, trunk_of
+    from tsm.graph import build, trunk_of
+    from tsm.onnxfile import load, metadata, set_metadata
 
     source = load(str(model))
     trunk, dtype = trunk_of(source), changes.pop("dtype", "float32")

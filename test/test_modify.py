@@ -11,7 +11,8 @@ onnx = pytest.importorskip("onnx")
 from onnx import helper, numpy_helper  # noqa: E402
 
 import modify_onnx  # noqa: E402
-from tsm.graph import SHIFT, build, metadata, trunk_of  # noqa: E402
+from tsm.graph import SHIFT, build, trunk_of  # noqa: E402
+from tsm.onnxfile import metadata  # noqa: E402
 
 SPECIMENS = ("mmaction2_torch1.9", "torchscript_torch2.13", "dynamo_torch2.13")
 ASCEND_OPS = {"Conv", "Relu", "MaxPool", "Add", "Reshape", "Slice", "Concat", "GlobalAveragePool", "Flatten", "Gemm",

@@ -292,7 +292,8 @@ GUIDE_S = {"Conv", "Relu", "MaxPool", "Add", "Reshape", "Slice", "Concat", "Glob
 def test_ascend_graphs_keep_to_the_guide_s_operators(batch, demo_new_onnx, atlas, tmp_path):
     import onnx
 
-    from tsm.graph import build, load, trunk_of
+    from tsm.graph import build, trunk_of
+    from tsm.onnxfile import load
 
     model = build(trunk_of(load(str(demo_new_onnx))), "ascend", batch, "score")
     assert {node.op_type for node in model.graph.node} == GUIDE_S

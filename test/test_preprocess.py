@@ -12,7 +12,8 @@ import pytest
 
 import TSM_preprocess
 from clips import DATA, clip_of
-from tsm.protocol import MEAN, STD, Clip, frame_indices
+from tsm.protocol import MEAN, SSV2, STD, frame_indices
+from tsm.samples import Clip
 
 GOLDEN = json.loads((DATA / "golden.json").read_text())
 FRAMES = sorted(name for name in GOLDEN if not name.endswith(".webm"))
@@ -93,7 +94,7 @@ def test_a_range_keeps_the_numbers_of_the_whole_list(made, works):
 
 @pytest.mark.parametrize("frames", [1, 2, 7, 8, 9, 15, 16, 45, 300])
 def test_frame_indices_are_the_middles_then_the_starts(frames):
-    indices = frame_indices(frames)
+    indices = frame_indices(frames, SSV2)
     assert indices[8:] == [k * frames // 8 for k in range(8)]
     assert indices[:8] == [(2 * k + 1) * frames // 16 for k in range(8)]
 

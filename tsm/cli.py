@@ -17,6 +17,16 @@ class UserError(Exception):
     """What the user can mend. Its text is one line that names the file or value, then the remedy."""
 
 
+class Corrupt(Exception):
+    """A clip that cannot be used as it is; the text says what is wrong, and with which frame where that is known."""
+
+
+def first_line(error: object, limit: int = 160) -> str:
+    """The first line of a foreign error's text, or its type's name where it has none; at most `limit` characters."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:limit]
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         sys.stderr.write("%s: error: %s (see --help)\n" % (self.prog, " ".join(message.split())))

@@ -14,6 +14,8 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))  # read when c
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
+from tsm.cli import Corrupt  # noqa: E402
+
 try:
     import decord  # decord2 on current Pythons
 except (ImportError, OSError):
@@ -23,10 +25,6 @@ VIDEO_DECODER = "OpenCV " + cv2.__version__ if decord is None else "decord " + d
 MAX_ASPECT = 16  # long side / short side
 _DECODER_ERRORS = (cv2.error, RuntimeError, IndexError) + (() if decord is None else (decord.DECORDError,))
 Frame = Tuple[int, np.ndarray]
-
-
-class Corrupt(Exception):
-    """A clip that cannot be used as it is; the text says what is wrong, and with which frame where that is known."""
 
 
 @contextlib.contextmanager

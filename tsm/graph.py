@@ -5,7 +5,6 @@ MaxPool, Add and one operator of our own, TemporalShift (one input, one output, 
 out for a target; trunk_of() reads it back from what build() wrote.
 """
 
-import os
 from functools import partial
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
 
@@ -14,7 +13,6 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from tsm import __version__
-from tsm.cli import UserError
 from tsm.protocol import FRAMES, MEAN, SEGMENTS, SHIFT_DIV, SIZE, STD, VIEWS
 
 OPSET = 11  # the newest that both ATC (CANN 6) and every runtime of the last years take
@@ -31,59 +29,6 @@ class Trunk(NamedTuple):
     weights: Dict[str, np.ndarray]
     fc_weight: np.ndarray
     fc_bias: np.ndarray
-
-
-def load(path: str) -> onnx.ModelProto:
-    """An ONNX model with all its weights.
-
-    Raises UserError, in one line, where the file is not ONNX, is cut short, or keeps weights in a file that is missing,
-    too short, or outside the model's own folder.
-    """
-    with open(path, "rb") as file:
-        raw = file.read()
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(raw)
-    except Exception:  # protobuf's errors differ between its versions
-        raise UserError("%s: not an ONNX model, or cut short; export it again" % path)
-    if not model.graph.node or not model.opset_import:
-        raise UserError("%s: not an ONNX model (no graph in it); export it again" % path)
-    folder = os.path.dirname(os.path.abspath(path))
-    for tensor in model.graph.initializer:
-        if tensor.data_location != TensorProto.EXTERNAL:
-            continue
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        name = place.get("location", "")
-        data = os.path.join(folder, name)
-        if os.path.isabs(name) or not os.path.realpath(data).startswith(os.path.realpath(folder) + os.sep):
-            raise UserError("%s: its weights lie outside its folder (%s); export it again" % (path, name))
-        if not os.path.isfile(data):
-            raise UserError("%s: its weights in %s are missing; keep the two files together" % (path, name))
-        try:
-            offset, length = int(place.get("offset", 0)), int(place.get("length", os.path.getsize(data)))
-        except ValueError:
-            raise UserError("%s: does not say where in %s its weights are; export it again" % (path, name))
-        if offset < 0 or length < 0 or offset + length > os.path.getsize(data):
-            raise UserError("%s: %s is too short for its weights; export it again" % (path, name))
-        with open(data, "rb") as file:
-            file.seek(offset)
-            tensor.raw_data = file.read(length)
-        del tensor.external_data[:]
-        tensor.data_location = TensorProto.DEFAULT
-    return model
-
-
-def metadata(model: onnx.ModelProto) -> Dict[str, str]:
-    """The model's metadata_props as a dict."""
-    return {entry.key: entry.value for entry in model.metadata_props}
-
-
-def set_metadata(model: onnx.ModelProto, values: Dict[str, str]) -> None:
-    """Put `values` into the model's metadata_props, over what stands there under the same keys."""
-    merged = dict(metadata(model), **values)
-    del model.metadata_props[:]
-    for key, value in merged.items():
-        model.metadata_props.add(key=key, value=value)
 
 
 def attributes(node: NodeProto) -> Dict[str, object]:

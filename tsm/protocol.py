@@ -1,45 +1,98 @@
-"""The evaluation protocol of TSM on Something-Something V2, and the text files that carry it between scripts.
+"""The evaluation protocol of a TSM: which pixels a network is shown, and how its answers become a verdict.
 
-Source: mmaction2 0.24.1, configs/recognition/tsm/tsm_r50_1x1x8_50e_sthv2_rgb.py (test_pipeline) and the classes it
-names. One video is 48 images = 3 crops x 2 samples x 8 segments, the crop being the slow axis.
+One video is `frames` = crops x samples x segments images, the crop being the slow axis. A view is one crop of one
+sample: `segments` frames in a row, among which the temporal shift acts. Source: mmaction2 0.24.1, the test_pipeline of
+configs/recognition/tsm and the classes it names.
 """
 
-import hashlib
-import os
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import List, NamedTuple, Tuple
 
 import numpy as np
 
-from tsm.cli import UserError
-from tsm.files import read_json
-
-SEGMENTS = 8  # frames that one view spans; the temporal shift acts among them
-SAMPLES = 2  # twice_sample: the middles of the segments, then their starts
-CROPS = 3  # left, right, middle (or top, bottom, middle)
-VIEWS = CROPS * SAMPLES
-FRAMES = VIEWS * SEGMENTS  # 48
-SIZE = 256  # short side after the resize, and side of a crop, in pixels
-CLASSES = 174
-SHIFT_DIV = 8  # one eighth of the channels is shifted each way
-SHIFTS = 16  # shifted blocks in a ResNet-50
-MEAN = (123.675, 116.28, 103.53)  # RGB, of values 0..255
-STD = (58.395, 57.12, 57.375)
-VIDEO_SHAPE = (FRAMES, 3, SIZE, SIZE)  # one video, NCHW
-VIDEO_VALUES = FRAMES * 3 * SIZE * SIZE
-
+SAMPLINGS = {"twice": 2}  # name: samples per video
+CROPS = {"three": 3}  # name: crops per frame
 FUSIONS = ("score", "prob")
-# score: mean of the class scores of all 48 frames, then softmax (the Ascend guide: top-1 0.6187, top-5 0.8721)
-# prob:  softmax per view, then mean over the 6 views (mmaction2: top-1 0.6182, top-5 0.8680)
+# score: mean of the class scores of all views, then softmax (the Ascend guide: top-1 0.6187, top-5 0.8721)
+# prob:  softmax per view, then mean over the views (mmaction2: top-1 0.6182, top-5 0.8680)
 
 
-def frame_indices(frames: int) -> List[int]:
-    """The SAMPLES x SEGMENTS frames of a clip of `frames` frames, from 0: the middles of its segments, then their starts.
+class Protocol(NamedTuple):
+    """How a TSM is tested: what a tensor, a graph and a verdict must agree on. Sizes are in pixels."""
 
-    mmaction2's SampleFrames(clip_len=1, num_clips=8, twice_sample=True, test_mode=True).
+    segments: int = 8  # frames of a view
+    sampling: str = "twice"  # of SAMPLINGS
+    crops: str = "three"  # of CROPS
+    short_side: int = 256  # after the resize
+    size: int = 256  # side of a crop
+    classes: int = 174
+    mean: Tuple[float, ...] = (123.675, 116.28, 103.53)  # RGB, of values 0..255
+    std: Tuple[float, ...] = (58.395, 57.12, 57.375)
+    shift_div: int = 8  # one part in so many of the channels is shifted each way
+
+    @property
+    def views(self) -> int:
+        """Views of a video."""
+        return CROPS[self.crops] * SAMPLINGS[self.sampling]
+
+    @property
+    def frames(self) -> int:
+        """Images of a video, over all its views."""
+        return self.views * self.segments
+
+    @property
+    def frame_shape(self) -> Tuple[int, int, int]:
+        """Shape of one image: (3, size, size)."""
+        return (3, self.size, self.size)
+
+    @property
+    def view_shape(self) -> Tuple[int, ...]:
+        """Shape of one view's tensor: (segments, 3, size, size)."""
+        return (self.segments,) + self.frame_shape
+
+    @property
+    def video_shape(self) -> Tuple[int, ...]:
+        """Shape of one video's tensor: (frames, 3, size, size)."""
+        return (self.frames,) + self.frame_shape
+
+    def nbytes(self, dtype: str) -> int:
+        """Bytes of one video's tensor."""
+        return int(np.prod(self.video_shape)) * np.dtype(dtype).itemsize
+
+
+SSV2 = Protocol()  # TSM on Something-Something V2, as the Ascend guide and mmaction2 test it
+
+
+def frame_indices(frames: int, protocol: Protocol) -> List[int]:
+    """The samples x segments frames of a clip of `frames` frames, from 0.
+
+    twice: the middles of the segments, then their starts (mmaction2's SampleFrames(clip_len=1, num_clips=segments,
+    twice_sample=True, test_mode=True)).
     """
-    segment = frames / SEGMENTS
-    middles = [int(k * segment + segment / 2) for k in range(SEGMENTS)]
-    return middles + [int(k * segment) for k in range(SEGMENTS)]
+    length = frames / protocol.segments  # of a segment, in frames
+    middles = [int(k * length + length / 2) for k in range(protocol.segments)]
+    return middles + [int(k * length) for k in range(protocol.segments)]
+
+
+def crop_boxes(width: int, height: int, protocol: Protocol) -> List[Tuple[int, int]]:
+    """(x, y) of the crops of a resized frame.
+
+    three: left, right, middle of a wide frame; top, bottom, middle of a tall one (mmaction2's ThreeCrop).
+    """
+    step_x, step_y = (width - protocol.size) // 2, (height - protocol.size) // 2
+    return [(0, 0), (2 * step_x, 2 * step_y), (step_x, step_y)]
+
+
+def shifted(x: np.ndarray, segments: int, fold: int) -> np.ndarray:
+    """TSM's temporal shift of x [views * segments, C, H, W], by its definition (Lin et al., ICCV 2019).
+
+    Channels [0, fold) take the next frame's value, [fold, 2 * fold) the previous frame's, the rest stay; where a view has
+    no such frame they are 0.
+    """
+    views = x.reshape((-1, segments) + x.shape[1:])
+    out = views.copy()
+    out[:, :-1, :fold], out[:, -1, :fold] = views[:, 1:, :fold], 0
+    out[:, 1:, fold : 2 * fold], out[:, 0, fold : 2 * fold] = views[:, :-1, fold : 2 * fold], 0
+    return out.reshape(x.shape)
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -48,115 +101,13 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return raised / raised.sum(-1, keepdims=True)
 
 
-def fuse(view_scores: np.ndarray, fusion: str) -> np.ndarray:
-    """Class scores per view, [videos * VIEWS, classes] -> probabilities [videos, classes] float64, by the definition."""
-    views = view_scores.astype(np.float64).reshape(-1, VIEWS, view_scores.shape[-1])
-    return softmax(views.mean(1)) if fusion == "score" else softmax(views).mean(1)
+def fuse(view_scores: np.ndarray, views: int, fusion: str) -> np.ndarray:
+    """Class scores per view, [videos * views, classes] -> probabilities [videos, classes] float64, by the definition."""
+    scores = view_scores.astype(np.float64).reshape(-1, views, view_scores.shape[-1])
+    return softmax(scores.mean(1)) if fusion == "score" else softmax(scores).mean(1)
 
 
-class Clip(NamedTuple):
-    """A line of an annotation list: `source` is a video file, or a folder of `frames` frames, under the data root."""
-
-    line: int
-    source: str
-    frames: Optional[int]  # None for a video
-    label: int
-
-
-def read_list(path: str) -> List[Clip]:
-    """The clips of an annotation list, `<file> <label>` or `<folder> <frames> <label>` per line, in its order.
-
-    Empty lines do not count. Raises UserError naming file and line for anything else, a label that is no class, and a
-    source outside the data root.
-    """
-    clips = []  # type: List[Clip]
-    width = 0
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, 1):
-            words = raw.lstrip(b"\xef\xbb\xbf").split() if number == 1 else raw.split()
-            if not words:
-                continue
-            where = "%s, line %d" % (path, number)
-            width = width or len(words)
-            if len(words) != width or width not in (2, 3) or not all(_is_count(word) for word in words[1:]):
-                raise UserError("%s: expected '%s', found %r; mend the line"
-                                % (where, _COLUMNS.get(width, _ANY_COLUMNS), raw[:80]))
-            source, label = os.fsdecode(words[0]), int(words[-1])
-            if label >= CLASSES:
-                raise UserError("%s: label %d is not one of the %d classes; mend the line"
-                                % (where, label, CLASSES))
-            if os.path.isabs(source) or ".." in source.split(os.sep) or "\0" in source:
-                raise UserError("%s: %s is not a path inside the data root; mend the line" % (where, source))
-            if width == 3 and not int(words[1]):
-                raise UserError("%s: a clip of 0 frames; take the line out" % where)
-            clips.append(Clip(number, source, int(words[1]) if width == 3 else None, label))
-    if not clips:
-        raise UserError("%s: no videos in it; make it with TSM_dataset.py" % path)
-    return clips
-
-
-_COLUMNS = {2: "<file> <label>", 3: "<folder> <frames> <label>"}
-_ANY_COLUMNS = "' or '".join(_COLUMNS.values())
-
-
-def _is_count(word: bytes) -> bool:
-    return word.isdigit() and len(word) < 7
-
-
-def read_info(path: str) -> Dict[int, int]:
-    """sthv2.info -> {index: label}. One line per video, `<index> <label>`; raises UserError naming file and line."""
-    labels = {}  # type: Dict[int, int]
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            words = line.split()
-            where = "%s, line %d" % (path, number)
-            if not words:
-                continue
-            if len(words) != 2 or not all(word.isdigit() and len(word) < 10 for word in words):
-                raise UserError("%s: expected '<index> <label>', found %r" % (where, line[:80]))
-            index, label = int(words[0]), int(words[1])
-            if label >= CLASSES:
-                raise UserError("%s: label %d is not one of the %d classes" % (where, label, CLASSES))
-            if index in labels:
-                raise UserError("%s: index %d stands there twice" % (where, index))
-            labels[index] = label
-    if not labels:
-        raise UserError("%s: no videos in it; run TSM_preprocess.py first" % path)
-    return labels
-
-
-def manifest_path(info_path: str) -> str:
-    """sthv2/sthv2.info -> sthv2/sthv2.json, the manifest beside it."""
-    return os.path.splitext(info_path)[0] + ".json"
-
-
-def read_manifest(path: str) -> Dict[str, Any]:
-    """The manifest of TSM_preprocess.py (sthv2.json); UserError where it is something else."""
-    manifest = read_json(path)
-    try:
-        for entry in manifest["samples"]:
-            if not (isinstance(entry["id"], int) and isinstance(entry["bytes"], int)):
-                raise TypeError
-            os.path.basename(entry["file"]) + entry["sha256"] + entry["source"]
-        manifest["protocol"]["dtype"], manifest["versions"], len(manifest["skipped"])
-    except (KeyError, TypeError, AttributeError):
-        raise UserError("%s: not a manifest of TSM_preprocess.py; run it again" % path)
-    return manifest
-
-
-def check_folder(manifest: Dict[str, Any], folder: str, manifest_file: str) -> None:
-    """UserError that names the first .bin file of `folder` that the manifest has not, or the other way round."""
-    listed = {os.path.basename(entry["file"]) for entry in manifest["samples"]}
-    there = {name for name in os.listdir(folder) if name.endswith(".bin") and not name.startswith(".")}
-    for names, what in ((there - listed, "is not in"), (listed - there, "is missing, though it is in")):
-        if names:
-            raise UserError("%s %s %s; run TSM_preprocess.py again"
-                            % (os.path.join(folder, min(names)), what, manifest_file))
-
-
-def check_tensor(entry: Dict[str, Any], data: np.ndarray, path: str) -> None:
-    """UserError unless `data` has the length and the SHA-256 that the manifest's entry gives."""
-    if data.nbytes != entry["bytes"]:
-        raise UserError("%s: %d bytes instead of %d; run TSM_preprocess.py again" % (path, data.nbytes, entry["bytes"]))
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise UserError("%s: its checksum is not the manifest's: it was changed; run TSM_preprocess.py again" % path)
+# What follows goes when the last caller passes a Protocol.
+SEGMENTS, SAMPLES, CROPS_3, VIEWS, FRAMES, SIZE = 8, 2, 3, 6, 48, 256
+CLASSES, SHIFT_DIV, MEAN, STD = SSV2.classes, SSV2.shift_div, SSV2.mean, SSV2.std
+VIDEO_SHAPE, VIDEO_VALUES = SSV2.video_shape, SSV2.nbytes("uint8")

@@ -4,7 +4,6 @@ A decoder that meets a corrupt file can take its process down. multiprocessing.P
 ProcessPoolExecutor gives up without telling which item it was; here the item is known and the others go on.
 """
 
-import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -13,24 +12,12 @@ import time
 from multiprocessing.connection import Connection, wait
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Tuple
 
-from tsm.cli import UserError
-from tsm.frames import Corrupt
+from tsm.cli import Corrupt, UserError
+from tsm.machine import keep_freed_memory
 
 PATIENCE = 300.0  # seconds that one item may take
-_PR_SET_PDEATHSIG, _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = 1, -1, -3  # prctl(2), mallopt(3)
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 _NONE_LEFT = object()
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def keep_freed_memory() -> None:
-    """Have malloc keep up to 64 MB that was freed: frames come and go, and giving their pages back each time costs 13 %."""
-    with contextlib.suppress(AttributeError):  # glibc only
-        for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
-            ctypes.CDLL(None).mallopt(parameter, 1 << 26)
 
 
 def each(work: Callable[[Any], Any], items: Iterable[Any], count: int) -> Iterator[Tuple[Any, Any]]:

@@ -1,0 +1,117 @@
+"""ONNX files: loading them whole, their metadata, their input and output, and ONNX Runtime sessions over them."""
+
+import os
+from typing import Any, Dict, List, NamedTuple, Tuple
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from tsm.cli import UserError, first_line
+
+
+class Signature(NamedTuple):
+    """The one input and the one output of a model. A dimension that is not fixed has its name in `shape`."""
+
+    input: str
+    shape: Tuple[Any, ...]  # int, or str where it is not fixed
+    dtype: np.dtype
+    output: str
+
+
+def load(path: str) -> onnx.ModelProto:
+    """An ONNX model with all its weights.
+
+    Raises UserError, in one line, where the file is not ONNX, is cut short, or keeps weights in a file that is missing,
+    too short, or outside the model's own folder.
+    """
+    with open(path, "rb") as file:
+        raw = file.read()
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(raw)
+    except Exception:  # protobuf's errors differ between its versions
+        raise UserError("%s: not an ONNX model, or cut short; export it again" % path)
+    if not model.graph.node or not model.opset_import:
+        raise UserError("%s: not an ONNX model (no graph in it); export it again" % path)
+    folder = os.path.dirname(os.path.abspath(path))
+    for tensor in model.graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        name = place.get("location", "")
+        data = os.path.join(folder, name)
+        if os.path.isabs(name) or not os.path.realpath(data).startswith(os.path.realpath(folder) + os.sep):
+            raise UserError("%s: its weights lie outside its folder (%s); export it again" % (path, name))
+        if not os.path.isfile(data):
+            raise UserError("%s: its weights in %s are missing; keep the two files together" % (path, name))
+        try:
+            offset, length = int(place.get("offset", 0)), int(place.get("length", os.path.getsize(data)))
+        except ValueError:
+            raise UserError("%s: does not say where in %s its weights are; export it again" % (path, name))
+        if offset < 0 or length < 0 or offset + length > os.path.getsize(data):
+            raise UserError("%s: %s is too short for its weights; export it again" % (path, name))
+        with open(data, "rb") as file:
+            file.seek(offset)
+            tensor.raw_data = file.read(length)
+        del tensor.external_data[:]
+        tensor.data_location = TensorProto.DEFAULT
+    return model
+
+
+def metadata(model: onnx.ModelProto) -> Dict[str, str]:
+    """The model's metadata_props as a dict."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def set_metadata(model: onnx.ModelProto, values: Dict[str, str]) -> None:
+    """Put `values` into the model's metadata_props, over what stands there under the same keys."""
+    merged = dict(metadata(model), **values)
+    del model.metadata_props[:]
+    for key, value in merged.items():
+        model.metadata_props.add(key=key, value=value)
+
+
+def signature(model: onnx.ModelProto, path: str) -> Signature:
+    """The model's input and output; UserError where it has not exactly one of each."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    if len(inputs) != 1 or len(model.graph.output) != 1:
+        raise UserError("%s: has %d inputs and %d outputs; TSM has one of each" % (path, len(inputs), len(model.graph.output)))
+    kind = inputs[0].type.tensor_type
+    shape = tuple(dim.dim_value or dim.dim_param or "?" for dim in kind.shape.dim)
+    return Signature(inputs[0].name, shape, numpy_type(kind.elem_type), model.graph.output[0].name)
+
+
+def numpy_type(kind: int) -> np.dtype:
+    """The numpy dtype of an ONNX element type."""
+    convert = getattr(onnx.helper, "tensor_dtype_to_np_dtype", None)
+    if convert is None:  # onnx before 1.13
+        from onnx.mapping import TENSOR_TYPE_TO_NP_TYPE
+
+        convert = TENSOR_TYPE_TO_NP_TYPE.__getitem__
+    return np.dtype(convert(kind))
+
+
+def session(model: onnx.ModelProto, path: str, optimise: bool = True, save_as: str = "", threads: int = 0) -> Any:
+    """An onnxruntime.InferenceSession for a model; UserError naming `path` where the runtime refuses it.
+
+    Args:
+        optimise: False runs the graph node by node as it stands.
+        save_as: folds constants only, and saves the folded model there.
+        threads: per node; 0 is one per processor.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    if save_as:
+        options.graph_optimization_level = levels.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = save_as
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's errors have no common base
+        raise UserError("%s: ONNX Runtime refuses it (%s); export it again" % (path, first_line(error, 200)))
