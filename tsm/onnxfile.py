@@ -1,7 +1,7 @@
 """ONNX files: loading them whole, their metadata, their input and output, and ONNX Runtime sessions over them."""
 
 import os
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, NamedTuple, Tuple
 
 import numpy as np
 import onnx

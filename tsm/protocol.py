@@ -5,9 +5,11 @@ sample: `segments` frames in a row, among which the temporal shift acts. Source:
 configs/recognition/tsm and the classes it names.
 """
 
-from typing import List, NamedTuple, Tuple
+from typing import Any, List, Mapping, NamedTuple, Tuple
 
 import numpy as np
+
+from tsm.cli import UserError
 
 SAMPLINGS = {"twice": 2}  # name: samples per video
 CROPS = {"three": 3}  # name: crops per frame
@@ -60,6 +62,31 @@ class Protocol(NamedTuple):
 
 
 SSV2 = Protocol()  # TSM on Something-Something V2, as the Ascend guide and mmaction2 test it
+
+
+def protocol_from(facts: Mapping[str, Any], where: str) -> Protocol:
+    """The protocol in a JSON object, as Protocol._asdict() gives it; other keys are left alone.
+
+    Raises UserError that names `where` and the fact that is missing or of the wrong kind.
+    """
+    values = []
+    for name, default in SSV2._asdict().items():
+        value = facts.get(name)
+        value = tuple(value) if isinstance(value, list) else value
+        kind_fits = type(value) is type(default) and (not isinstance(value, int) or value > 0)
+        if kind_fits and isinstance(value, tuple):
+            kind_fits = len(value) == 3 and all(isinstance(number, (int, float)) for number in value)
+        known = {"sampling": SAMPLINGS, "crops": CROPS}.get(name)
+        if not kind_fits or known is not None and value not in known:
+            raise UserError("%s: its protocol has %s = %r; make it again" % (where, name, value))
+        values.append(value)
+    return Protocol(*values)
+
+
+def differences(one: Protocol, other: Protocol) -> str:
+    """What differs between two protocols, as in `segments 16, not 8`; empty where they are equal."""
+    pairs = zip(one._fields, one, other)
+    return "; ".join("%s %s, not %s" % (name, value, wanted) for name, value, wanted in pairs if value != wanted)
 
 
 def frame_indices(frames: int, protocol: Protocol) -> List[int]:
