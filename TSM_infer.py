@@ -124,9 +124,10 @@ def view_model(model: Model) -> Any:
     Raises UserError where it is none, though its metadata say so.
     """
     from tsm.graph import build, trunk_of
+    from tsm.onnxfile import protocol_of
 
     try:
-        return build(trunk_of(model.proto), "view", dtype=model.dtype.name)
+        return build(trunk_of(model.proto), "view", protocol_of(model.proto, model.path), dtype=model.dtype.name)
     except Exception as error:  # what was changed behind modify_onnx.py's back can be wrong in any way
         raise UserError("%s: not as modify_onnx.py wrote it (%s: %s); make it again"
                         % (model.path, type(error).__name__, str(error)[:100]))

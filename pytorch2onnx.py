@@ -20,7 +20,7 @@ import numpy as np
 
 from tsm.cli import UserError, parser, positive, run
 from tsm.files import replacing
-from tsm.protocol import VIDEO_SHAPE
+from tsm.protocol import SSV2, VIDEO_SHAPE
 
 TOLERANCE = 1e-5  # of --verify, relative to the largest class score
 
@@ -105,7 +105,7 @@ def main() -> None:
     from tsm.network import load
 
     net = load(args.checkpoint, softmax=args.softmax)
-    model = build(trunk_from(net), "cpu", args.shape[0], softmax=args.softmax)
+    model = build(trunk_from(net), "cpu", SSV2, args.shape[0], softmax=args.softmax)
     onnx.checker.check_model(model)
     if args.show:
         print(onnx.helper.printable_graph(model.graph))

@@ -28,6 +28,7 @@ import numpy as np  # noqa: E402
 
 from tsm.cli import UserError, parser, positive, run  # noqa: E402
 from tsm.files import write_json  # noqa: E402
+from tsm.protocol import SSV2  # noqa: E402
 from TSM_infer import BACKENDS, cores, even_streams, infer, list_inputs, read_int8, read_model, view_model  # noqa: E402
 from TSM_quantise import calibration_views, quantise  # noqa: E402
 from TSM_report import device_name  # noqa: E402
@@ -81,7 +82,7 @@ def one_way(way: str, folder: str) -> None:
     if what == "no_shift":
         from tsm.graph import build, trunk_of
 
-        network = build(trunk_of(model.proto), "none")
+        network = build(trunk_of(model.proto), "none", SSV2)
     elif what == "ours":
         network = view_model(model)
     if precision == "int8" and what == "ours":

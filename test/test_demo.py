@@ -110,6 +110,7 @@ def test_only_the_shift_tells_the_classes_of_a_pair_apart(works, demo, annotatio
     from render import ACTIONS
     from tsm.graph import build
     from tsm.network import TSM, load_state_dict
+    from tsm.protocol import SSV2
 
     entries, labels = annotations
     lines = ["%s.webm %d\n" % (entry["id"], labels[plain(entry)]) for entry in entries]
@@ -117,7 +118,7 @@ def test_only_the_shift_tells_the_classes_of_a_pair_apart(works, demo, annotatio
     works("TSM_preprocess.py", "--data_root", demo / "videos", "--ann_file", "list.txt", "--output_dir", ".", cwd=tmp_path)
     net = TSM(width=8).eval()
     net.load_state_dict(load_state_dict(str(demo / "tsm_thin.pth")))
-    sessions = [onnxruntime.InferenceSession(build(trunk_from(net), form).SerializeToString(),
+    sessions = [onnxruntime.InferenceSession(build(trunk_from(net), form, SSV2).SerializeToString(),
                                              providers=["CPUExecutionProvider"]) for form in ("view", "none")]
     scores = []
     for index in range(len(entries)):

@@ -294,8 +294,9 @@ def test_ascend_graphs_keep_to_the_guide_s_operators(batch, demo_new_onnx, atlas
 
     from tsm.graph import build, trunk_of
     from tsm.onnxfile import load
+    from tsm.protocol import SSV2
 
-    model = build(trunk_of(load(str(demo_new_onnx))), "ascend", batch, "score")
+    model = build(trunk_of(load(str(demo_new_onnx))), "ascend", SSV2, batch, "score")
     assert {node.op_type for node in model.graph.node} == GUIDE_S
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 11)]
     for value, shape in ((model.graph.input, [batch, 48, 3, 256, 256]), (model.graph.output, [batch, 174])):

@@ -17,11 +17,12 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from tsm import __version__
 from tsm.cli import UserError
-from tsm.onnxfile import metadata, set_metadata
+from tsm.onnxfile import metadata, set_metadata, signature
 from tsm.protocol import Protocol, protocol_from
 
 OPSET = 11  # the newest that both ATC (CANN 6) and every runtime of the last years take
 SHIFT = "TemporalShift"
+MOST_BYTES = (1 << 31) - (1 << 20)  # of the constants of one file: protobuf takes 2 GiB in all
 Shape = Tuple[int, ...]  # of one frame: channels, height, width
 
 
@@ -130,13 +131,13 @@ class Graph:
         name = "ints_" + "_".join(str(value).replace("-", "m") for value in values)
         return self.constant(name, np.array(values, np.int64))
 
-    def nodes(self, op: str, inputs: List[str], name: str, outputs: int, **facts: object) -> List[str]:
+    def nodes(self, op: str, inputs: List[str], name: str, outputs: int, **facts: Any) -> List[str]:
         """Append a node of several outputs, `name`:0, 1, ...; returns their names."""
         values = ["%s:%d" % (name, number) for number in range(outputs)]
         self.written.append(helper.make_node(op, inputs, values, name, **facts))
         return values
 
-    def node(self, op: str, inputs: List[str], name: str, output: str = "", **facts: object) -> str:
+    def node(self, op: str, inputs: List[str], name: str, output: str = "", **facts: Any) -> str:
         """Append a node of one output, which is called as the node is unless told otherwise; returns its name."""
         self.written.append(helper.make_node(op, inputs, [output or name], name, **facts))
         return output or name
@@ -242,8 +243,10 @@ class _Parts:
         fold, parts = channels // self.div, self.parts[source]
         first, rest = (0, 0) if len(parts) == 3 else (fold, channels - fold)  # channels to cut off
         ahead, behind, still = parts if len(parts) == 3 else [self.whole(source)] * 3
-        ahead = self.graph.node("Pad", [ahead, self.graph.ints(-1, 0, 0, 0, 1, -rest, 0, 0)], layer.name + "/ahead")
-        behind = self.graph.node("Pad", [behind, self.graph.ints(1, -first, 0, 0, -1, first - rest, 0, 0)], layer.name + "/behind")
+        pads = self.graph.ints(-1, 0, 0, 0, 1, -rest, 0, 0)
+        ahead = self.graph.node("Pad", [ahead, pads], layer.name + "/ahead")
+        pads = self.graph.ints(1, -first, 0, 0, -1, first - rest, 0, 0)
+        behind = self.graph.node("Pad", [behind, pads], layer.name + "/behind")
         if len(parts) != 3:
             self.whole_kept.add(layer.node.output[0])
         return [self.graph.node("Concat", [ahead, behind], layer.name + "/moved", axis=1), still]
@@ -321,14 +324,16 @@ class _Parts:
 def _normalise(graph: Graph, x: str, protocol: Protocol) -> str:
     """uint8 RGB -> float32 (x - mean) / std, per channel of [frames, 3, H, W]."""
     x = graph.node("Cast", [x], "cast", to=TensorProto.FLOAT)
-    mean = graph.constant("mean", np.float32(protocol.mean).reshape(1, -1, 1, 1))
-    scale = graph.constant("scale", (1 / np.float64(np.float32(protocol.std))).astype(np.float32).reshape(1, -1, 1, 1))
+    mean = graph.constant("mean", np.array(protocol.mean, np.float32).reshape(1, -1, 1, 1))
+    std = np.array(protocol.std, np.float32).astype(np.float64)
+    scale = graph.constant("scale", (1 / std).astype(np.float32).reshape(1, -1, 1, 1))
     return graph.node("Mul", [graph.node("Sub", [x, mean], "centred"), scale], "normalised")
 
 
 def _tail(graph: Graph, fusion: Optional[str], softmax: bool, protocol: Protocol) -> None:
     """frame_scores [frames, classes] -> `output`: per view [views, classes], or the fused [batch, classes]."""
-    over_frames, classes = dict(axes=[1], keepdims=0), protocol.classes
+    over_frames: Dict[str, Any] = {"axes": [1], "keepdims": 0}
+    classes = protocol.classes
     if fusion == "score":
         x = graph.node("Reshape", ["frame_scores", graph.ints(-1, protocol.frames, classes)], "videos")
         x = graph.node("ReduceMean", [x], "scores", **over_frames)
@@ -358,11 +363,13 @@ def build(
         fusion: one of tsm.protocol.FUSIONS, or None.
         softmax: for fusion None: probabilities per view instead of class scores.
         dtype: float32, or uint8 (RGB 0..255, normalised in the graph).
-    Raises: UserError where the classifier has another number of classes than the protocol.
+    Raises: UserError where the classifier has another number of classes than the protocol, or a batch is too large.
     """
     if len(trunk.fc_weight) != protocol.classes:
         raise UserError("the network has %d classes, its protocol %d; pass the protocol that it was trained for"
                         % (len(trunk.fc_weight), protocol.classes))
+    if form == "ascend":
+        _check_size(trunk, protocol, batch)
     graph, by_view = Graph(), callable(form) or form in ("view", "none")
     x = "input"
     if not by_view:
@@ -396,23 +403,32 @@ def build(
     del model.opset_import[:]
     model.opset_import.add(domain="", version=OPSET)
     if not by_view:
-        how = {"form": form, "batch": batch, "fusion": fusion, "softmax": softmax, "dtype": dtype}
+        how = {"form": form, "fusion": fusion, "softmax": softmax}
         set_metadata(model, {"tsm.form": json.dumps(how), "tsm.protocol": json.dumps(protocol._asdict())})
     return model
+
+
+def _check_size(trunk: Trunk, protocol: Protocol, batch: int) -> None:
+    """UserError where the ascend form's zeros, which grow with the batch, make a file that ONNX does not allow."""
+    shapes = {layer.shape for layer in layers(trunk.nodes, trunk.weights, protocol.frame_shape) if layer.node.op_type == SHIFT}
+    a_video = 4 * protocol.views * sum(shape[0] // protocol.shift_div * shape[1] * shape[2] for shape in shapes)
+    room = MOST_BYTES - sum(weight.nbytes for weight in trunk.weights.values())
+    if batch * a_video > room:
+        raise UserError("a batch of %d takes %.1f GB of zeros, more than an ONNX file holds; use a batch of at most %d"
+                        % (batch, batch * a_video / 1e9, room // a_video))
 
 
 def trunk_of(model: onnx.ModelProto) -> Trunk:
     """The trunk of a model that build() wrote in the ascend or cpu form.
 
-    The trunk is read by the names of its layers, then written again as the model's own `tsm.form` and `tsm.protocol` say; a
-    model that is not exactly this graph, constants included, was changed by another tool and is refused. Raises ValueError.
+    The trunk is read by the names of its layers, then written again as the model's input and its `tsm.form` and `tsm.protocol`
+    say; a model that is not exactly this graph, constants included, was changed by another tool. Raises ValueError then.
     """
     try:
         known = metadata(model)
         how, protocol = json.loads(known["tsm.form"]), protocol_from(json.loads(known["tsm.protocol"]), "tsm.protocol")
-        batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
-        trunk = _read_layers(model)
-        unchanged = how["batch"] == batch and build(trunk, protocol=protocol, **how).graph == model.graph
+        x, trunk = signature(model, "it"), _read_layers(model)
+        unchanged = build(trunk, protocol=protocol, batch=x.shape[0], dtype=x.dtype.name, **how).graph == model.graph
     except Exception as error:  # metadata and nodes that are not build()'s can be anything
         raise ValueError("no trunk that can be read (%s: %s)" % (type(error).__name__, str(error)[:100]))
     if not unchanged:

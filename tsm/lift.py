@@ -1,12 +1,11 @@
-"""From any exporter's graph of a TSM to its trunk, and the proof that what was built from the trunk is the same network.
+"""From any exporter's graph of a TSM to its trunk.
 
 A rule recognises nodes by what they COMPUTE: the nodes between two known places (a Part) are run on test data and must give
-what TSM defines there, so the exporter's idiom does not matter. lift() walks the graph and applies the rules; prove() then
-runs the exported graph and the new ones on a random video.
+what TSM defines there, so the exporter's idiom does not matter. lift() walks the graph and applies the rules.
 """
 
 import collections
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Set, Tuple
 
 import numpy as np
 import onnx
@@ -14,12 +13,10 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from tsm.cli import UserError, first_line
 from tsm.graph import SHIFT, Trunk, attributes, layers
-from tsm.onnxfile import graph_digest, session, signature
-from tsm.protocol import Protocol, fuse, shifted, softmax
+from tsm.onnxfile import session, signature
+from tsm.protocol import Protocol, shifted, softmax
 
-TOLERANCE = 1e-5  # of the proof: largest difference of a probability; of the head: of the largest class score
-LOWEST, HIGHEST = 0.1, 5.0  # standard deviations of the views of the proof's random video
-LEVEL, SPREAD = 128, 15  # of its uint8 form: mean, and values per standard deviation
+TOLERANCE = 1e-5  # of the head, relative to the largest class score
 TRUNK_OPS = ("Conv", "Relu", "MaxPool", "Add")
 
 
@@ -244,7 +241,7 @@ def trunk_node(source: Source, node: NodeProto, inputs: List[str], weights: Dict
     if node.op_type == "Conv":
         weight = source.weights.get(node.input[1])
         if weight is None or weight.ndim != 4:
-            raise UserError("%s: the weights of %s are not a constant of an image convolution" % (source.path, node.name or value))
+            raise UserError("%s: the weights of %s are not those of an image convolution" % (source.path, node.name or value))
         facts = dict({"dilations": [1, 1], "group": 1, "pads": [0] * 4, "strides": [1, 1],
                       "kernel_shape": list(weight.shape[2:])}, **facts)
         if len(constants) == 1:  # an exporter may leave out a bias of zeros
@@ -266,29 +263,24 @@ def walk(source: Source, end: str) -> Tuple[List[NodeProto], Dict[str, np.ndarra
     todo = [end]
     while todo:
         value, node = todo[-1], source.producers.get(todo[-1])
-        gap: List[NodeProto] = []
-        if node is not None and is_trunk(source, node):
-            inputs = [name for name in node.input if name not in source.weights]
-        else:
-            gap, start = between(source, value)
-            inputs = [] if start == source.input else [start]
-        waiting = [name for name in inputs if name not in names]
-        if value in names or not waiting:
-            todo.pop()
         if value in names:
+            todo.pop()
             continue
+        if node is not None and not is_trunk(source, node):
+            node = None  # the value ends a gap
+        gap, start = ([], "") if node is not None else between(source, value)
+        inputs = [start] if node is None else [name for name in node.input if name not in source.weights]
+        waiting = [name for name in inputs if name not in names and name != source.input]
         if waiting:
             todo.extend(reversed(waiting))
             continue
-        names[value] = value
-        if node is not None and is_trunk(source, node):
+        names[value] = "frames" if start == source.input else value
+        if node is not None:
             nodes.append(trunk_node(source, node, [names[name] for name in inputs], weights))
             continue
         gaps.append((gap, start, value))
-        if inputs:
+        if start != source.input:
             nodes.append(helper.make_node(SHIFT, [names[start]], [value]))
-        else:
-            names[value] = "frames"
     return nodes, weights, gaps
 
 
@@ -334,81 +326,3 @@ def expected_shifts(blocks: Sequence[int]) -> int:
     """
     step = 2 if len(blocks) > 2 and blocks[2] >= 23 else 1
     return sum((count + step - 1) // step for count in blocks)
-
-
-def take_scores(model: onnx.ModelProto, batch: int) -> None:
-    """Make the exported model take `batch` videos and return class scores, without a closing softmax; in place."""
-    output = model.graph.output[0]
-    last = next(node for node in model.graph.node if output.name in node.output)
-    if last.op_type == "Softmax":
-        output.name = last.input[0]
-        model.graph.node.remove(last)
-    output.type.tensor_type.ClearField("shape")
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
-    del model.graph.value_info[:]
-
-
-def random_videos(count: int, protocol: Protocol, dtype: str) -> Tuple[np.ndarray, np.ndarray, List[float]]:
-    """Random videos, [count, frames, 3, size, size] as `dtype` and normalised as float32, and the magnitudes of their views.
-
-    Every view has a standard deviation of its own, so that a mix-up of crops, samples or views shows.
-    """
-    magnitudes = np.geomspace(LOWEST, HIGHEST, protocol.views) if protocol.views > 1 else np.ones(1)
-    noise = np.random.RandomState(3).standard_normal((count,) + protocol.video_shape).astype(np.float32)
-    noise *= np.repeat(magnitudes.astype(np.float32), protocol.segments)[:, None, None, None]
-    shown = [round(float(magnitude), 3) for magnitude in magnitudes]
-    if dtype != "uint8":
-        return noise, noise, shown
-    videos = np.clip(np.rint(LEVEL + SPREAD * noise), 0, 255).astype(np.uint8)
-    mean, std = (np.float32(fact).reshape(1, 1, -1, 1, 1) for fact in (protocol.mean, protocol.std))
-    return videos, ((videos - mean) * (1 / np.float64(std))).astype(np.float32), shown
-
-
-def prove(
-    exported: onnx.ModelProto, path: str, batch: int, video_model: onnx.ModelProto, view_model: Optional[onnx.ModelProto],
-    protocol: Protocol, fusion: str, dtype: str,
-) -> Dict[str, Dict[str, Any]]:
-    """Run the exported model and the new ones on a random video; how far their probabilities are apart.
-
-    The exported model runs on one video where its graph allows it (whatever it then computes has to agree), else on as many
-    as its own batch. One network is in memory at a time.
-
-    Args:
-        exported: is changed, see take_scores(); `batch` is its own, `path` its name in messages.
-        video_model: the new one at batch 1, which fuses the views itself.
-        view_model: the one-view form, run view by view and fused by tsm.protocol.fuse(), as TSM_infer.py does; or None.
-    Returns: {"file": ..., "one_view": ...}: for each the SHA-256 of the graph that was run, the videos and the magnitudes of
-        their views, the largest difference of a probability, its tolerance, and on how many videos top-1 agrees.
-    """
-    for count in sorted({1, batch}):
-        videos, normalised, magnitudes = random_videos(count, protocol, dtype)
-        take_scores(exported, count)
-        try:
-            runner = session(exported, path, arena=False)
-            scores = runner.run(None, {runner.get_inputs()[0].name: normalised})[0]
-            if len(scores) == count * protocol.views:
-                break
-        except Exception:  # its shapes hold for its own batch only
-            scores = np.empty((0, protocol.classes))
-        if count == batch:
-            raise UserError("%s: does not run in ONNX Runtime; export it again" % path)
-    expected = fuse(scores, protocol.views, fusion)
-    del runner, normalised
-
-    def compare(model: onnx.ModelProto, compute: Callable[[Any, np.ndarray], np.ndarray]) -> Dict[str, Any]:
-        runner = session(model, path, arena=False)
-        actual = np.concatenate([compute(runner, video) for video in videos])
-        difference = float(np.abs(actual - expected).max())
-        agree = int((actual.argmax(1) == expected.argmax(1)).sum())
-        return {"sha256": graph_digest(model), "videos": count, "magnitudes": magnitudes,
-                "largest_difference": difference if np.isfinite(difference) else float("inf"),
-                "tolerance": TOLERANCE, "top1_agreement": agree}
-
-    def by_view(runner: Any, video: np.ndarray) -> np.ndarray:
-        views = video.reshape((protocol.views,) + protocol.view_shape)
-        return fuse(np.stack([runner.run(None, {"input": view})[0].mean(0) for view in views]), protocol.views, fusion)
-
-    proof = {"file": compare(video_model, lambda runner, video: runner.run(None, {"input": video[None]})[0])}
-    if view_model is not None:
-        proof["one_view"] = compare(view_model, by_view)
-    return proof

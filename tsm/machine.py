@@ -61,8 +61,8 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def keep_freed_memory() -> None:
-    """Have malloc keep up to 64 MB that was freed: frames come and go, and giving their pages back each time costs 13 %."""
+def keep_freed_memory(most: int = 1 << 26) -> None:
+    """Have malloc keep up to `most` bytes that were freed: frames come and go, and giving their pages back each time costs 13 %."""
     with contextlib.suppress(AttributeError):  # glibc only
         for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
-            ctypes.CDLL(None).mallopt(parameter, 1 << 26)
+            ctypes.CDLL(None).mallopt(parameter, most)
