@@ -36,7 +36,7 @@ class Way:
     """A process that computes videos on request, `videos` of them a turn."""
 
     def __init__(self, command: List[str], videos: int = 1, environment: Optional[Dict[str, str]] = None) -> None:
-        self.videos = videos
+        self.command, self.videos = " ".join(command), videos
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                         universal_newlines=True, env=dict(os.environ, **(environment or {})))
         self.about = self.read()
@@ -45,8 +45,7 @@ class Way:
         for line in self.process.stdout:  # type: ignore
             if re.match(r'["0-9]', line):  # some libraries talk, too
                 return json.loads(line)
-        raise UserError("%s: ended early (%s)" % (" ".join(map(str, self.process.args)),
-                                                  self.process.stderr.read().strip().splitlines()[-1:]))  # type: ignore
+        raise UserError("%s: ended early (%s)" % (self.command, self.process.stderr.read().strip().splitlines()[-1:]))  # type: ignore
 
     def seconds(self) -> float:
         """Per video, of one turn."""

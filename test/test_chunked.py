@@ -126,23 +126,23 @@ def test_another_model_under_the_same_name_is_another_work(works, setting, flags
     assert "0 of 3 chunks are done" in works("TSM_chunked.py", *args, cwd=folder)
 
 
-def test_the_int8_file_belongs_to_the_work_named_or_not(tmp_path, monkeypatch):
-    import importlib.util
-    from pathlib import Path
+def test_the_int8_file_belongs_to_the_work_whether_it_is_named_or_not(works, setting, repo):
+    folder, args = setting
+    wrapper = folder / "infer.py"  # TSM_infer.py without the precision, which the quick model has not
+    wrapper.write_text("import os, sys\nwords = [word for word in sys.argv[1:] if 'int8' not in word]\n"
+                       "os.execv(sys.executable, [sys.executable, %r] + words)\n" % str(repo / "TSM_infer.py"))
+    command = "%s infer.py -m quick.onnx --precision=int8" % shlex.quote(sys.executable)
+    for name, more in (("tsm_int8", ""), ("int8_own", " --int8_model int8_own.xml")):
+        for suffix in (".xml", ".bin"):
+            (folder / (name + suffix)).write_bytes(b"first")
+        works("TSM_chunked.py", *args[:-1], command + more, cwd=folder)
+        assert "3 of 3 chunks are done" in works("TSM_chunked.py", *args[:-1], command + more, cwd=folder)
+        (folder / (name + ".bin")).write_bytes(b"remade")
+        assert "0 of 3 chunks are done" in works("TSM_chunked.py", *args[:-1], command + more, cwd=folder)
 
-    spec = importlib.util.spec_from_file_location("chunked", str(Path(__file__).resolve().parent.parent / "TSM_chunked.py"))
-    chunked = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(chunked)
-    monkeypatch.chdir(tmp_path)
-    for name in ("tsm_int8.xml", "tsm_int8.bin", "own.xml", "own.bin"):
-        (tmp_path / name).write_bytes(b"")
-    command = ["python3", "TSM_infer.py", "-m", "m.onnx"]
-    assert chunked.model_files(command) == ["m.onnx"]
-    assert chunked.model_files(command + ["--precision=int8"]) == ["m.onnx", "tsm_int8.xml", "tsm_int8.bin"]
-    assert chunked.model_files(command + ["--precision", "int8", "--int8_model", "own.xml"]) == ["m.onnx", "own.xml", "own.bin"]
 
-
-@pytest.mark.parametrize("videos, dtype, size", [(529, "float32", 0), (530, "float32", 264), (2119, "uint8", 0), (2120, "uint8", 1059)])
+@pytest.mark.parametrize("videos, dtype, size", [
+    (529, "float32", 0), (530, "float32", 264), (2119, "uint8", 0), (2120, "uint8", 1059)])
 def test_the_size_of_a_chunk_keeps_two_of_them_under_20_gb(works, tmp_path, videos, dtype, size):
     (tmp_path / "list.txt").write_text("".join("%d.webm 0\n" % number for number in range(videos)))
     assert works("TSM_chunked.py", "--size", "--ann_file", "list.txt", "--dtype", dtype, cwd=tmp_path) == "%d\n" % size

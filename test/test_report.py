@@ -118,7 +118,8 @@ def test_statistics_of_merged_summaries_come_from_the_joined_list():
     parts = [summarise([("%d.bin" % (10 * part + index), "x") for index in range(len(times))], times, waits, 1.0, [])
              for part, (times, waits) in enumerate(runs)]
     merged = merge(parts)
-    assert merged["NPU_compute_time"] == statistics([3.0, 1.0, 8.0, 2.0]) and merged["npu_compute_time_list"] == [3.0, 1.0, 8.0, 2.0]
+    times = [3.0, 1.0, 8.0, 2.0]
+    assert merged["NPU_compute_time"] == statistics(times) and merged["npu_compute_time_list"] == times
     assert merged["H2D_latency"] == {"min": 0.5, "max": 9.0, "mean": 3.75, "count": 4}
     assert set(TIMES) <= set(merged) and merged["throughput"] == 1.0
     assert [entry["infiles"] for entry in merged["filesinfo"].values()] == [["0.bin"], ["1.bin"], ["2.bin"], ["10.bin"]]

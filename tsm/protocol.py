@@ -69,7 +69,7 @@ def protocol_from(facts: Mapping[str, Any], where: str) -> Protocol:
 
     Raises UserError that names `where` and the fact that is missing or of the wrong kind.
     """
-    values = []
+    values: List[Any] = []
     for name, default in SSV2._asdict().items():
         value = facts.get(name)
         value = tuple(value) if isinstance(value, list) else value
