@@ -27,11 +27,10 @@ from typing import Callable, Dict, List, Tuple
 
 import numpy as np
 
-from tsm import __version__
-from tsm.cli import UserError, non_negative, parser, positive, run
-from tsm.engine import BACKENDS, Engine, Offline, default_backend, infer, one_view, read_offline, streams_for
-from tsm.int8 import int8_file, read_int8
+from tsm.cli import non_negative, parser, positive, run
+from tsm.engine import about, add_options, infer, open_engine
 from tsm.machine import cores, peak_memory
+from tsm.offline import Offline, read_offline
 from tsm.results import result_path, statistics, summarise, summary_path, throughput_line, write_result, write_summary
 from tsm.tensors import check_protocol, list_inputs, read_tensor
 
@@ -54,30 +53,11 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--device", "-d", default="0", help="accepted for compatibility; there is one CPU")
     cli.add_argument("--pure_data_type", choices=("zero", "random"), default="zero", help="without --input: zeros, or "
                      "normally distributed values (default: %(default)s)")
-    cli.add_argument("--backend", choices=sorted(BACKENDS), help="default: openvino if it is installed")
-    cli.add_argument("--precision", choices=("fp32", "bf16", "int8"), default="fp32", help="what it computes in; bf16 needs "
-                     "a processor that has it, int8 TSM_quantise.py's file, both OpenVINO (default: %(default)s)")
-    cli.add_argument("--int8_model", metavar="FILE", help="TSM_quantise.py's file (default: tsm_int8.xml beside the model)")
-    cli.add_argument("--agreement", type=non_negative, default=8, metavar="N", help="videos that a precision below fp32 is "
-                     "compared on with fp32 (default: %(default)s)")
-    cli.add_argument("--streams", type=positive, metavar="N", help="views computed at a time (default: one per core, "
-                     "evened out over a batch's views)")
+    add_options(cli)
     args = cli.parse_args()
     if args.output_dirname and not args.output:
         cli.error("--output_dirname needs --output")
     return args
-
-
-def open_engine(args: argparse.Namespace, model: Offline, precision: str) -> Tuple[Engine, Dict[str, str]]:
-    """(the model compiled for a precision, what is known of its int8 file)."""
-    backend, streams = args.backend or default_backend(), args.streams or streams_for(model)
-    network = one_view(model) if model.fusion else model.proto
-    facts: Dict[str, str] = {}
-    if precision == "int8":
-        if backend != "openvino" or not model.fusion:
-            raise UserError("--precision int8: needs OpenVINO and a model of modify_onnx.py; use fp32")
-        network, facts = read_int8(args.int8_model or int8_file(args.model), network, args.model)
-    return BACKENDS[backend](network, args.model, precision, streams), facts
 
 
 def synthetic(model: Offline, kind: str) -> np.ndarray:
@@ -150,8 +130,7 @@ def main() -> None:
     infer(engine, model, batches[:1] * args.warmup_count, read, 1, lambda number, output: None)
     times, waits = infer(engine, model, batches, read, loop, done, "inference")
 
-    facts = {"version": __version__, "engine": engine.name, "precision": args.precision, "streams": engine.streams,
-             "threads": cores(), "model": model.metadata, "int8": int8 or None, "peak_memory_bytes": peak_memory()}
+    facts = about(engine, model, args.precision, int8)
     if args.precision != "fp32" and top1:
         facts["top1_agreement_with_fp32"] = agreement(args, model, batches, read, top1)
         print("[INFO] top-1 agrees with fp32 on %(same)d of %(videos)d videos" % facts["top1_agreement_with_fp32"])

@@ -23,9 +23,9 @@ from typing import Dict, List
 import numpy as np
 
 from tsm.cli import Corrupt, UserError, parser, positive, run
-from tsm.engine import Offline, one_view, read_offline
 from tsm.int8 import calibration_view, int8_file, quantise, views_from_tensors, weights_file, write_int8
 from tsm.machine import cores
+from tsm.offline import Offline, one_view, read_offline
 from tsm.protocol import SSV2
 from tsm.samples import evenly, read_list
 from tsm.tensors import list_inputs

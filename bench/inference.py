@@ -23,10 +23,11 @@ from typing import Any, Dict, List, Tuple
 from turns import REPO, Way, answer, random_video, take_turns  # sets up the path to the suite
 
 from tsm.cli import UserError, parser, positive, run
-from tsm.engine import BACKENDS, infer, one_view, read_offline, streams_for
+from tsm.engine import BACKENDS, infer, streams_for
 from tsm.files import write_json
 from tsm.int8 import quantise, read_int8, views_from_tensors
 from tsm.machine import processor_name
+from tsm.offline import one_view, read_offline
 from tsm.tensors import list_inputs
 
 CALIBRATION = 10  # clips for the floor in int8: for speed, not for accuracy

@@ -1,38 +1,27 @@
-"""Offline models on a CPU: what is known of one, the engines that compute it, and the run over videos.
+"""Offline models on a CPU: the engines that compute them, and the runs over videos.
 
 A model of modify_onnx.py runs view by view: the views of a video are independent, one view's activations fit the caches
 better than a batch's, and memory does not grow with the batch. Any other model runs whole.
 """
 
-import hashlib
-import json
+import argparse
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
-from tsm.cli import UserError, first_line
-from tsm.machine import cores
-from tsm.protocol import SSV2, Protocol, fuse, protocol_from
+from tsm import __version__
+from tsm.cli import UserError, first_line, non_negative, positive
+from tsm.int8 import int8_file, read_int8
+from tsm.machine import cores, peak_memory
+from tsm.offline import Offline, one_view
+from tsm.protocol import fuse
 from tsm.tensors import reading_ahead
 
 Take = Callable[[np.ndarray], None]
-
-
-class Offline(NamedTuple):
-    """What the suite needs to know of an ONNX file. `fusion` and `protocol` are None for a model that runs whole."""
-
-    path: str
-    proto: Any  # onnx.ModelProto
-    batch: int
-    shape: Tuple[int, ...]  # of the input, the batch included
-    dtype: np.dtype
-    fusion: Optional[str]
-    protocol: Optional[Protocol]
-    metadata: Dict[str, str]
 
 
 class Engine(NamedTuple):
@@ -42,44 +31,6 @@ class Engine(NamedTuple):
     streams: int
     submit: Callable[[np.ndarray, Take], None]
     wait: Callable[[], None]
-
-
-def read_offline(path: str) -> Offline:
-    """Load and describe a model; UserError unless it has one input, of a fixed shape, and one output."""
-    from tsm.onnxfile import load, metadata, signature
-
-    proto = load(path)
-    facts = metadata(proto)
-    _, shape, dtype, _ = signature(proto, path)
-    unfixed = [size for size in shape if not isinstance(size, int)]
-    if not shape or unfixed:
-        raise UserError("%s: its input [%s] has no fixed size; export it with a fixed --shape"
-                        % (path, ", ".join(map(str, shape))))
-    fusion = facts.get("tsm.fusion")
-    protocol = protocol_from(json.loads(facts["tsm.protocol"]), path) if "tsm.protocol" in facts else SSV2 if fusion else None
-    if protocol and shape[1:] != protocol.video_shape:
-        raise UserError("%s: its input is %s, and its protocol's is %s; make it again with modify_onnx.py"
-                        % (path, list(shape), [shape[0]] + list(protocol.video_shape)))
-    return Offline(path, proto, shape[0], shape, dtype, fusion, protocol, facts)
-
-
-def one_view(model: Offline) -> Any:
-    """The ONNX model of one view, [segments, 3, size, size] -> frame scores [segments, classes], of a modified model.
-
-    Raises UserError if it is none, though its metadata say so.
-    """
-    from tsm.graph import build, trunk_of
-
-    try:
-        return build(trunk_of(model.proto), "view", dtype=model.dtype.name)
-    except Exception as error:  # an edited model can fail anywhere
-        raise UserError("%s: not as modify_onnx.py wrote it (%s: %s); make it again"
-                        % (model.path, type(error).__name__, first_line(error)))
-
-
-def one_view_digest(view: Any) -> str:
-    """SHA-256 of a one-view model; the same for every batch size that it was taken from."""
-    return hashlib.sha256(view.SerializeToString()).hexdigest()
 
 
 def default_backend() -> str:
@@ -165,6 +116,36 @@ def streams_for(model: Offline) -> int:
     return even_streams(model.protocol.views * model.batch, cores()) if model.protocol else 1
 
 
+def add_options(cli: argparse.ArgumentParser) -> None:
+    """The options that choose how a model is computed, for open_engine()."""
+    cli.add_argument("--backend", choices=sorted(BACKENDS), help="default: openvino if it is installed")
+    cli.add_argument("--precision", choices=("fp32", "bf16", "int8"), default="fp32", help="what it computes in; bf16 needs "
+                     "a processor that has it, int8 TSM_quantise.py's file, both OpenVINO (default: %(default)s)")
+    cli.add_argument("--int8_model", metavar="FILE", help="TSM_quantise.py's file (default: tsm_int8.xml beside the model)")
+    cli.add_argument("--agreement", type=non_negative, default=8, metavar="N", help="videos that a precision below fp32 is "
+                     "compared on with fp32 (default: %(default)s)")
+    cli.add_argument("--streams", type=positive, metavar="N", help="views computed at a time (default: one per core, "
+                     "evened out over a batch's views)")
+
+
+def open_engine(args: argparse.Namespace, model: Offline, precision: str) -> Tuple[Engine, Dict[str, str]]:
+    """(the model compiled for a precision by the options of add_options(), what is known of its int8 file)."""
+    backend, streams = args.backend or default_backend(), args.streams or streams_for(model)
+    network = one_view(model) if model.fusion else model.proto
+    facts: Dict[str, str] = {}
+    if precision == "int8":
+        if backend != "openvino" or not model.fusion:
+            raise UserError("--precision int8: needs OpenVINO and a model of modify_onnx.py; use fp32")
+        network, facts = read_int8(args.int8_model or int8_file(model.path), network, model.path)
+    return BACKENDS[backend](network, model.path, precision, streams), facts
+
+
+def about(engine: Engine, model: Offline, precision: str, int8: Dict[str, str]) -> Dict[str, Any]:
+    """What computed, for the summary's `tsm` entry."""
+    return {"version": __version__, "engine": engine.name, "precision": precision, "streams": engine.streams,
+            "threads": cores(), "model": model.metadata, "int8": int8 or None, "peak_memory_bytes": peak_memory()}
+
+
 def compute(engine: Engine, model: Offline, samples: np.ndarray, take: Take) -> None:
     """Submit samples, [samples, …], view by view or whole; take(output [samples, classes]) once all of them are done."""
     if model.protocol is None or model.fusion is None:
@@ -240,3 +221,30 @@ def _run(
         compute(engine, model, filled, lambda output: outputs.update(zip(batch, np.split(output, files))))
     engine.wait()
     return outputs, time.perf_counter() - start, waited
+
+
+def score(engine: Engine, model: Offline, videos: Iterator[Tuple[Any, Any]]) -> Iterator[Tuple[Any, Any, float, float]]:
+    """Compute videos as they come; of each (key, result, ms of computing, ms that it was waited for).
+
+    Args:
+        videos: (key, samples [1, frames, 3, size, size]), or (key, an exception), which is passed on as the result. They
+            are taken ahead of need, in another thread.
+    The result is the fused probabilities, float32 [classes].
+    """
+    ahead = reading_ahead(lambda video=video: video for video in videos)  # type: ignore[misc]
+    while True:
+        asked = time.perf_counter()
+        key, samples = next(ahead, (None, None))
+        arrived = time.perf_counter()
+        if samples is None:
+            return
+        if isinstance(samples, Exception):
+            yield key, samples, 0.0, 1000 * (arrived - asked)
+            continue
+        outputs: List[np.ndarray] = []
+        compute(engine, model, samples, outputs.append)
+        engine.wait()
+        seconds = time.perf_counter() - arrived
+        if not np.isfinite(outputs[0]).all():
+            raise UserError("%s: its scores are not finite; look for NaN or infinity in the model's weights" % (key,))
+        yield key, outputs[0][0], 1000 * seconds, 1000 * (arrived - asked)

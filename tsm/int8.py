@@ -11,8 +11,8 @@ import numpy as np
 
 from tsm import __version__
 from tsm.cli import UserError, first_line
-from tsm.engine import Offline, one_view_digest
 from tsm.files import part_name
+from tsm.offline import Offline, one_view_digest
 from tsm.protocol import SSV2, Protocol
 from tsm.samples import evenly
 from tsm.tensors import Inputs, check_protocol, read_tensor
