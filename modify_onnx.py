@@ -33,11 +33,10 @@ proof) are still those that the suite writes of the network in the file.
 import argparse
 import json
 import os
-import tempfile
 from typing import Any, Dict, Tuple
 
 from tsm import __version__
-from tsm.cli import UserError, first_line, parser, positive, run
+from tsm.cli import UserError, parser, positive, run
 from tsm.files import replacing, sha256
 from tsm.machine import keep_freed_memory
 from tsm.protocol import FUSIONS, Protocol
@@ -60,6 +59,8 @@ def get_args() -> argparse.Namespace:
                      "in the graph (cpu only) (default: %(default)s)")
     cli.add_argument("--auto_optimizer", action="store_true", help="also apply auto-optimizer's default knowledges, where "
                      "it is installed, under the same proof")
+    cli.add_argument("--labels", metavar="FILE", help="names of the classes, to be kept in the model: JSON {name: class}, a "
+                     "JSON list, or a name per line")
     args = cli.parse_args()
     if args.input_dtype == "uint8" and args.target == "ascend":
         cli.error("--input_dtype uint8: for --target cpu; on an NPU, normalise by ATC's --insert_op_conf")
@@ -68,30 +69,10 @@ def get_args() -> argparse.Namespace:
     return args
 
 
-def auto_optimize(model: Any, folder: str) -> Tuple[Any, int]:
-    """Apply auto-optimizer's default knowledges, by way of a file in `folder`: (the model, how many of them changed it)."""
-    import onnx
-
-    try:
-        from auto_optimizer import KnowledgeFactory, OnnxGraph
-        from auto_optimizer.graph_optimizer.optimizer import NONEQUIVALENT_KNOWLEDGES, GraphOptimizer
-    except (ImportError, AttributeError) as error:
-        raise UserError("--auto_optimizer: it cannot be imported (%s); it needs onnx below 1.19, or do without" % error)
-    names = [name for name in KnowledgeFactory.get_knowledge_pool() if name not in NONEQUIVALENT_KNOWLEDGES]
-    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as scratch:
-        path = os.path.join(scratch, "model.onnx")
-        onnx.save(model, path)
-        try:
-            graph, applied = GraphOptimizer(names).apply_knowledges(OnnxGraph.parse(path, add_name_suffix=True))
-            graph.save(path)
-        except Exception as error:  # it is not ours, and raises what it likes
-            raise UserError("--auto_optimizer: it failed on this graph (%s); do without" % first_line(error))
-        return onnx.load(path), len(applied)
-
-
 def write(trunk: Any, args: argparse.Namespace, protocol: Protocol, batch: int) -> Tuple[Any, Dict[str, int]]:
     """(the model of `batch` videos, how often auto-optimizer changed it, where it is asked for)."""
     from tsm.graph import build
+    from tsm.lift import auto_optimize
 
     model = build(trunk, args.target, protocol, batch, args.fusion, dtype=args.input_dtype)
     if not args.auto_optimizer:
@@ -162,11 +143,14 @@ def main() -> None:
     args = get_args()
     import onnx
 
+    from tsm.labels import METADATA, read_labels
     from tsm.onnxfile import load, metadata, protocol_of, set_metadata
 
     keep_freed_memory(1 << 30)  # the proof's activations come and go: without it a tenth of the time is the kernel's
     given = load(args.model1)
     known, protocol = metadata(given), protocol_of(given, args.model1)
+    if args.labels:
+        known[METADATA] = json.dumps(read_labels(args.labels, protocol.classes))
     with replacing(args.model2) as part:
         if "tsm.fusion" in known:
             trunk = carry_over(given, args, protocol)

@@ -8,13 +8,12 @@ takes its turn in every round; the cost is the median over rounds of its time ov
 """
 
 import argparse
-import json
 import os
 import sys
 import time
 from functools import partial
 from statistics import median
-from typing import Any, Dict, List, NamedTuple, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Union
 
 import numpy as np
 from turns import Way, answer, random_video, take_turns  # sets up the path to the suite
@@ -124,7 +123,8 @@ def check_form(network: Any, name: str, views: np.ndarray, chosen: Any) -> None:
             engine.submit(x, taken.append)
             engine.wait()
         outputs.append(np.concatenate(taken))
-    assert np.allclose(*outputs, rtol=1e-4, atol=1e-4 * np.abs(outputs[1]).max()), "%s computes something else" % name
+    found, expected = outputs
+    assert np.allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()), "%s computes something else" % name
 
 
 def one_way(name: str, precision: str, folder: str) -> None:
@@ -136,8 +136,8 @@ def one_way(name: str, precision: str, folder: str) -> None:
     if name not in (FLOOR, CHOSEN):
         check_form(network, name, calls[0].reshape((form.views,) + SSV2.view_shape), build(trunk, CHOSEN_FORM, SSV2))
     if precision == "int8":
-        inputs = list_inputs(os.path.join(folder, "sthv2", "preprocess_bin"))
-        network = quantise(network, [np.concatenate([view] * form.views) for view in views_from_tensors(inputs, model, CALIBRATION)])
+        views = views_from_tensors(list_inputs(os.path.join(folder, "sthv2", "preprocess_bin")), model, CALIBRATION)
+        network = quantise(network, [np.concatenate([view] * form.views) for view in views])
     engine = BACKENDS["openvino"](network, name, precision, form.streams)
 
     def compute(videos: int) -> None:
@@ -164,7 +164,8 @@ def measure(args: argparse.Namespace, precision: str) -> Dict[str, List[float]]:
 def main() -> None:
     args = get_args()
     if args.way:
-        return one_way(*args.way.split(), args.work_dir)
+        name, precision = args.way.split()
+        return one_way(name, precision, args.work_dir)
     args.forms = [FLOOR] + [name for name in args.forms if name != FLOOR]
     times = {precision: measure(args, precision) for precision in args.precisions}
     costs = {precision: {name: median(a / b for a, b in zip(seconds[name], seconds[FLOOR])) for name in args.forms}

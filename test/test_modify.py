@@ -21,6 +21,7 @@ from tsm.onnxfile import metadata, set_metadata  # noqa: E402
 from tsm.protocol import SSV2, fuse, shifted  # noqa: E402
 
 SPECIMENS = ("mmaction2_torch1.9", "torchscript_torch2.13", "dynamo_torch2.13")
+MEAN, STD = (np.float32(fact)[:, None, None] for fact in (SSV2.mean, SSV2.std))
 ASCEND_OPS = {"Conv", "Relu", "MaxPool", "Add", "Reshape", "Slice", "Concat", "GlobalAveragePool", "Flatten", "Gemm",
               "ReduceMean", "Softmax"}
 
@@ -32,7 +33,9 @@ def fill(model):
         values = numpy_helper.to_array(tensor)
         if values.dtype.kind == "f" and values.ndim:
             fan_in = max(1, int(np.prod(values.shape[1:])))
-            filled = rng.standard_normal(values.shape) * np.sqrt(1.5 / fan_in) if values.ndim > 1 else rng.uniform(0.1, 0.3, values.shape)
+            filled = rng.standard_normal(values.shape) * np.sqrt(1.5 / fan_in)
+            if values.ndim == 1:
+                filled = rng.uniform(0.1, 0.3, values.shape)
             tensor.CopyFrom(numpy_helper.from_array(filled.astype(np.float32), tensor.name))
     return model
 
@@ -113,18 +116,17 @@ def test_fusions_follow_their_definitions(specimens, works, tmp_path):
     expected = {"prob": views.mean(0), "score": geometric / geometric.sum()}
     for fusion in expected:
         for target in ("cpu", "ascend"):
-            works("modify_onnx.py", "-m1", specimens["builtin"], "-m2", "new.onnx", "--fusion", fusion, "--target", target, cwd=tmp_path)
+            works("modify_onnx.py", "-m1", specimens["builtin"], "-m2", "new.onnx", "--fusion", fusion, "--target", target,
+                  cwd=tmp_path)
             actual = run_onnx(onnx.load(str(tmp_path / "new.onnx")), {"input": videos})
             assert actual.shape == (1, 174) and np.abs(actual[0] - expected[fusion]).max() <= 1e-6
 
 
 def test_uint8_input_equals_normalised_float32(modified, specimens, works, tmp_path):
-    from TSM_preprocess import normalisation
-
-    works("modify_onnx.py", "-m1", specimens["builtin"], "-m2", "u8.onnx", "--target", "cpu", "--input_dtype", "uint8", cwd=tmp_path)
+    works("modify_onnx.py", "-m1", specimens["builtin"], "-m2", "u8.onnx", "--target", "cpu", "--input_dtype", "uint8",
+          cwd=tmp_path)
     videos = np.random.RandomState(6).randint(0, 256, (1, 48, 3, 256, 256)).astype(np.uint8)
-    table = normalisation()
-    plain = np.stack([table[channel][videos[:, :, channel]] for channel in range(3)], 2)
+    plain = ((videos - MEAN) / STD).astype(np.float32)
     actual = run_onnx(onnx.load(str(tmp_path / "u8.onnx")), {"input": videos})
     assert np.abs(actual - run_onnx(modified["builtin"][0], {"input": plain})).max() <= 1e-6
 
@@ -257,7 +259,7 @@ def _missing(path):
     (_edit(_unnamed_batch), "its batch is not fixed (?); export it with --shape 1 48 3 256 256"),
     (_edit(_dynamic(0, 1, 3)), "its input is not fixed ([N0, N1, 3, N3, 256]); export it with --shape 1 48 3 256 256"),
     (_edit(_protocol(classes=10)), "its classifier has 174 classes, its protocol 10"),
-    (_edit(_protocol(segments=4)), "where 6 views of 4 frames are [batch, 24, 3, 256, 256]; export it with --shape 1 24 3 256 256"),
+    (_edit(_protocol(segments=4)), "where 6 views of 4 frames are [batch, 24, 3, 256, 256]; export it with --shape 1 24 3 256"),
     (_edit(_shift_div), "they give 1 channels ahead and 1 back, where it moves the first 2 of 8"),
     (_edit(_metadata("[1]")), "its tsm.protocol is not a JSON object"),
     (_edit(_metadata("{")), "its tsm.protocol is not a JSON object"),
@@ -365,6 +367,17 @@ def test_what_the_exporter_knew_is_carried_over(specimens, works, tmp_path):
         assert set(json.loads(known["tsm.proof"])) == {"file"}  # an NPU runs the file
 
 
+def test_names_of_the_classes_are_kept(modified, works, fails, tmp_path):
+    onnx.save(modified["builtin"][0], str(tmp_path / "one.onnx"))
+    names = ["name %d" % number for number in range(SSV2.classes)]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    (tmp_path / "few.txt").write_text("\n".join(names[:3]))
+    works("modify_onnx.py", "-m1", "one.onnx", "-m2", "new.onnx", "--target", "cpu", "--labels", "names.txt", cwd=tmp_path)
+    assert json.loads(metadata(onnx.load(str(tmp_path / "new.onnx")))["tsm.labels"]) == names
+    assert "few.txt: names 3 classes" in fails(
+        "modify_onnx.py", "-m1", "one.onnx", "-m2", "newer.onnx", "--target", "cpu", "--labels", "few.txt", cwd=tmp_path)
+
+
 def small_trunk(classes, stages=((8, 2), (16, 2)), width=8, bottleneck=True):
     """A random TSM of `stages` (inner channels, blocks), written by hand: ResNet's stem, bottlenecks or basic blocks, a head."""
     rng, nodes, weights = np.random.RandomState(11), [], {}
@@ -439,8 +452,8 @@ def test_other_protocols(works, tmp_path, changes, bottleneck, dtype):
     frames = ((videos[0] - mean) / std).astype(np.float32) if dtype == "uint8" else videos[0]
     expected = by_definition(trunk, frames, protocol)
     for fusion, target in (("score", "cpu"), ("prob", "ascend" if dtype == "float32" else "cpu")):
-        printed = works("modify_onnx.py", "-m1", "source.onnx", "-m2", "new.onnx", "-bs", 1, "--target", target, "--fusion", fusion,
-                        "--input_dtype", dtype, cwd=tmp_path)
+        printed = works("modify_onnx.py", "-m1", "source.onnx", "-m2", "new.onnx", "-bs", 1, "--target", target,
+                        "--fusion", fusion, "--input_dtype", dtype, cwd=tmp_path)
         assert "shift          4" in printed and "output [1, %d]" % protocol.classes in printed
         new = onnx.load(str(tmp_path / "new.onnx"))
         assert json.loads(metadata(new)["tsm.protocol"])["segments"] == protocol.segments
@@ -500,7 +513,8 @@ def test_a_full_or_missing_folder_is_named(specimens, fails, tmp_path):
     model = specimens["torchscript_torch2.13"]
     assert "none/new.onnx: No such file" in fails("modify_onnx.py", "-m1", model, "-m2", "none/new.onnx", cwd=tmp_path)
     (tmp_path / "small").mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path / "small")], stderr=subprocess.DEVNULL).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path / "small")]
+    if subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
         pytest.skip("mounting a small file system needs root")
     try:
         line = fails("modify_onnx.py", "-m1", model, "-m2", "small/new.onnx", cwd=tmp_path)
@@ -512,6 +526,8 @@ def test_a_full_or_missing_folder_is_named(specimens, fails, tmp_path):
 def test_usage(fails, tmp_path):
     assert "-m1" in fails("modify_onnx.py", "-m2", "new.onnx", cwd=tmp_path, status=2)
     assert "uint8" in fails("modify_onnx.py", "-m1", "a", "-m2", "b", "--input_dtype", "uint8", cwd=tmp_path, status=2)
+    assert "--target ascend" in fails("modify_onnx.py", "-m1", "a", "-m2", "b", "--auto_optimizer", "--target", "cpu",
+                                      cwd=tmp_path, status=2)
 
 
 @pytest.mark.parametrize("form", ["file", "one_view"])

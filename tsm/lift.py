@@ -5,6 +5,8 @@ what TSM defines there, so the exporter's idiom does not matter. lift() walks th
 """
 
 import collections
+import os
+import tempfile
 from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Set, Tuple
 
 import numpy as np
@@ -326,3 +328,22 @@ def expected_shifts(blocks: Sequence[int]) -> int:
     """
     step = 2 if len(blocks) > 2 and blocks[2] >= 23 else 1
     return sum((count + step - 1) // step for count in blocks)
+
+
+def auto_optimize(model: onnx.ModelProto, folder: str) -> Tuple[onnx.ModelProto, int]:
+    """Apply auto-optimizer's default knowledges, by way of a file in `folder`: (the model, how many of them changed it)."""
+    try:
+        from auto_optimizer import KnowledgeFactory, OnnxGraph
+        from auto_optimizer.graph_optimizer.optimizer import NONEQUIVALENT_KNOWLEDGES, GraphOptimizer
+    except (ImportError, AttributeError) as error:
+        raise UserError("--auto_optimizer: it cannot be imported (%s); it needs onnx below 1.19, or do without" % error)
+    names = [name for name in KnowledgeFactory.get_knowledge_pool() if name not in NONEQUIVALENT_KNOWLEDGES]
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as scratch:
+        path = os.path.join(scratch, "model.onnx")
+        onnx.save(model, path)
+        try:
+            graph, applied = GraphOptimizer(names).apply_knowledges(OnnxGraph.parse(path, add_name_suffix=True))
+            graph.save(path)
+        except Exception as error:  # it is not ours, and raises what it likes
+            raise UserError("--auto_optimizer: it failed on this graph (%s); do without" % first_line(error))
+        return onnx.load(path), len(applied)

@@ -62,7 +62,7 @@ def peak_memory() -> int:
 
 
 def keep_freed_memory(most: int = 1 << 26) -> None:
-    """Have malloc keep up to `most` bytes that were freed: frames come and go, and giving their pages back each time costs 13 %."""
+    """Have malloc keep up to `most` freed bytes: frames come and go, and giving their pages back each time costs 13 %."""
     with contextlib.suppress(AttributeError):  # glibc only
         for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
             ctypes.CDLL(None).mallopt(parameter, most)
