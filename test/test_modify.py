@@ -464,6 +464,34 @@ def test_other_protocols(works, tmp_path, changes, bottleneck, dtype):
         assert np.abs(np.stack(scores) - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+def _identity_at_the_end(model):
+    model.graph.node[-1].output[0] = "probabilities"
+    model.graph.node.append(helper.make_node("Identity", ["probabilities"], ["output"]))
+
+
+def _no_bias(model):
+    """An optional input that is left out by an empty name."""
+    next(node for node in model.graph.node if node.name == "layer1.0.conv1").input[2] = ""
+
+
+@pytest.mark.parametrize("change", [_identity_at_the_end, _no_bias])
+def test_other_ways_to_write_the_same(works, tmp_path, change):
+    protocol = SSV2._replace(classes=5, size=64, segments=4)
+    model = build(small_trunk(5, stages=((8, 1),)), "cpu", protocol, softmax=True)
+    change(model)
+    onnx.save(model, str(tmp_path / "source.onnx"))
+    works("modify_onnx.py", "-m1", "source.onnx", "-m2", "new.onnx", "--target", "cpu", cwd=tmp_path)
+
+
+def test_a_trunk_of_constants_is_refused(fails, tmp_path):
+    model = build(small_trunk(5, stages=((8, 1),)), "cpu", SSV2._replace(classes=5, size=64, segments=4))
+    next(node for node in model.graph.node if node.name == "conv1").input[0] = "image"
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((24, 3, 64, 64), np.float32), "image"))
+    onnx.save(model, str(tmp_path / "source.onnx"))
+    assert "output depends on nothing" in fails("modify_onnx.py", "-m1", "source.onnx", "-m2", "new.onnx", cwd=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["source.onnx"]
+
+
 def test_a_network_without_a_protocol_has_the_classes_of_its_output(works, fails, tmp_path):
     """Ten classes from mmaction2's exporter, which writes no protocol; and the same with a protocol of other classes."""
     trunk, ten = small_trunk(10, stages=((8, 1),)), SSV2._replace(classes=10)

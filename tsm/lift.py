@@ -64,7 +64,7 @@ def fold_constants(model: onnx.ModelProto, path: str, scratch: str) -> Tuple[onn
         session(model, path, save_as=scratch)
         folded = onnx.load(scratch)
     except Exception:  # the model's fault, or that of the folder of `scratch`, which the runtime does not tell apart
-        session(model, path, optimise=False)
+        session(model, path)
         with open(scratch, "wb") as file:
             file.write(model.SerializeToString())
         raise UserError("%s: ONNX Runtime cannot write the folded model to %s" % (path, scratch))
@@ -271,7 +271,9 @@ def walk(source: Source, end: str) -> Tuple[List[NodeProto], Dict[str, np.ndarra
         if node is not None and not is_trunk(source, node):
             node = None  # the value ends a gap
         gap, start = ([], "") if node is not None else between(source, value)
-        inputs = [start] if node is None else [name for name in node.input if name not in source.weights]
+        inputs = [start] if node is None else [name for name in node.input if name and name not in source.weights]
+        if not inputs or start == value:
+            raise UserError("%s: %s does not depend on the input; is it another model?" % (source.path, value))
         waiting = [name for name in inputs if name not in names and name != source.input]
         if waiting:
             todo.extend(reversed(waiting))

@@ -17,11 +17,12 @@ LEVEL, SPREAD = 128, 50  # of its uint8 form: mean, and values per standard devi
 
 def take_scores(model: onnx.ModelProto, batch: int) -> None:
     """Make the exported model take `batch` videos and return class scores, without a closing softmax; in place."""
-    output = model.graph.output[0]
-    last = next(node for node in model.graph.node if output.name in node.output)
+    output, producers = model.graph.output[0], {value: node for node in model.graph.node for value in node.output}
+    last = producers[output.name]
+    while last.op_type == "Identity":
+        last = producers[last.input[0]]
     if last.op_type == "Softmax":
         output.name = last.input[0]
-        model.graph.node.remove(last)
     output.type.tensor_type.ClearField("shape")
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
     del model.graph.value_info[:]
