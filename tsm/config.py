@@ -90,9 +90,11 @@ def facts(config: Dict[str, Any], where: str) -> Dict[str, Any]:
 def _network(config: Dict[str, Any], where: str) -> Optional[str]:
     """The network in words."""
     kind = _get(config, where, "model", "backbone", "type")
+    if kind is None:
+        return None
     known = {"MobileNetV2TSM": "TSM MobileNetV2", "MobileOneTSM": "TSM MobileOne", "ResNet3dSlowFast": "SlowFast"}
     if kind not in ("ResNetTSM", "ResNet"):
-        return known.get(str(kind), kind and "%s of mmaction2" % kind)
+        return known.get(_short(kind), "%s of mmaction2" % _short(kind))
     depth = _number(config, where, "model", "backbone", "depth")
     names = ("is_shift", "non_local", "temporal_pool", "shift_place")
     is_shift, non_local, temporal_pool, place = (_get(config, where, "model", "backbone", name) for name in names)
@@ -261,7 +263,7 @@ def _carry_out(statement: ast.stmt, names: Dict[str, Any], where: str, folder: O
         _assign(statement.target, _value(statement.value, names, where), names, where)
     elif isinstance(statement, ast.AugAssign):
         value = _computed(statement.op, _value(statement.target, names, where), _value(statement.value, names, where))
-        _assign(statement.target, _code(statement, where, "an assignment") if value is None else value, names, where)
+        _assign(statement.target, _code(statement, where, "an assignment to %s" % _root(statement.target)) if value is None else value, names, where)
     elif isinstance(statement, ast.ImportFrom):  # a class is known by its name
         names.update((alias.asname or alias.name, alias.name) for alias in statement.names)
     elif isinstance(statement, ast.With) and _is_call(statement.items[0].context_expr, "read_base"):
