@@ -95,7 +95,9 @@ def use_utf8() -> None:
         output = codecs.lookup(getattr(sys.stdout, "encoding", None) or "ascii").name
         if output != "ascii":  # a C locale knows nothing of the terminal
             os.environ.setdefault("PYTHONIOENCODING", output)
-        os.execv(sys.executable, [sys.executable, "-X", "utf8"] + getattr(sys, "orig_argv", [""] + sys.argv)[1:])
+        with open("/proc/self/cmdline", "rb") as file:  # sys.argv does not give every byte back in every locale
+            words = file.read().split(b"\0")[1:-1]
+        os.execv(sys.executable, [os.fsencode(sys.executable), b"-X", b"utf8"] + words)
     codecs.register_error("readable", _readable)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # None where it is closed

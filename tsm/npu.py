@@ -20,7 +20,7 @@ from typing import Iterator, List
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from tsm.cli import UserError, first_line, parser, run
+from tsm.cli import UserError, parser, run
 
 PATIENCE = 60  # seconds that npu-smi may take
 NAME_IT = "name the chip, as in --chip 310P3"
@@ -116,9 +116,9 @@ def listing() -> str:
 
 
 def own_words(text: str) -> str:
-    """The first line of npu-smi's output that is no part of a table, in quotes; or "nothing"."""
-    words = "\n".join(line for line in text.splitlines() if line.strip() and line.strip()[0] not in "+|")
-    return "'%s'" % first_line(words) if words else "nothing"
+    """What npu-smi printed beside its tables, in quotes and at most 200 characters; or "nothing"."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and line.strip()[0] not in "+|"]
+    return "'%s'" % "; ".join(lines)[:200] if lines else "nothing"
 
 
 def the_chip(text: str) -> str:

@@ -48,6 +48,8 @@ def legal(path, refused, most):
         if os.path.islink(full):
             raise PermissionError("path :%s is a soft link, not supported, please import file(or directory) directly" % full)
         found = os.stat(full)
+        if path.endswith(".onnx"):
+            raise PermissionError("path:%s, file type not in ['om']" % full)
         if found.st_uid != os.geteuid() and found.st_gid not in os.getgroups():
             raise PermissionError("current user isn't path:%s's owner or ownergroup" % full)
         if found.st_mode & refused:
@@ -60,8 +62,6 @@ def legal(path, refused, most):
 
 
 def check_security(args):
-    if not args.model.endswith(".om"):
-        sys.exit("ais_bench: error: om path:%s is illegal. Please check." % args.model)
     inputs = args.input.split(",") if args.input else []
     if args.input and os.path.isdir(args.input):
         inputs += input_files(args.input)
