@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from TSM_postprocess import measure, wilson
+from tsm.accuracy import measure, wilson
 
 RNG = np.random.RandomState(7)
 VIDEOS = 11

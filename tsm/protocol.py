@@ -11,8 +11,8 @@ import numpy as np
 
 from tsm.cli import UserError
 
-SAMPLINGS = {"twice": 2}  # name: samples per video
-CROPS = {"three": 3}  # name: crops per frame
+SAMPLINGS = {"uniform": 1, "twice": 2}  # name: samples per video
+CROPS = {"centre": 1, "three": 3}  # name: crops per frame
 FUSIONS = ("score", "prob")
 # score: mean of the class scores of all views, then softmax (the Ascend guide: top-1 0.6187, top-5 0.8721)
 # prob:  softmax per view, then mean over the views (mmaction2: top-1 0.6182, top-5 0.8680)
@@ -69,7 +69,7 @@ def protocol_from(facts: Mapping[str, Any], where: str) -> Protocol:
 
     Raises UserError that names `where` and the fact that is missing or of the wrong kind.
     """
-    values = []
+    values: List[Any] = []
     for name, default in SSV2._asdict().items():
         value = facts.get(name)
         value = tuple(value) if isinstance(value, list) else value
@@ -92,21 +92,24 @@ def differences(one: Protocol, other: Protocol) -> str:
 def frame_indices(frames: int, protocol: Protocol) -> List[int]:
     """The samples x segments frames of a clip of `frames` frames, from 0.
 
-    twice: the middles of the segments, then their starts (mmaction2's SampleFrames(clip_len=1, num_clips=segments,
-    twice_sample=True, test_mode=True)).
+    uniform: the middles of the segments; twice: then also their starts (mmaction2's SampleFrames(clip_len=1,
+    num_clips=segments, test_mode=True) without and with twice_sample).
     """
     length = frames / protocol.segments  # of a segment, in frames
     middles = [int(k * length + length / 2) for k in range(protocol.segments)]
-    return middles + [int(k * length) for k in range(protocol.segments)]
+    starts = [int(k * length) for k in range(protocol.segments)]
+    return middles + starts if protocol.sampling == "twice" else middles
 
 
 def crop_boxes(width: int, height: int, protocol: Protocol) -> List[Tuple[int, int]]:
     """(x, y) of the crops of a resized frame.
 
-    three: left, right, middle of a wide frame; top, bottom, middle of a tall one (mmaction2's ThreeCrop).
+    centre: the middle; three: left, right, middle of a wide frame, top, bottom, middle of a tall one (mmaction2's
+    CenterCrop and ThreeCrop).
     """
     step_x, step_y = (width - protocol.size) // 2, (height - protocol.size) // 2
-    return [(0, 0), (2 * step_x, 2 * step_y), (step_x, step_y)]
+    middle = [(step_x, step_y)]
+    return middle if protocol.crops == "centre" else [(0, 0), (2 * step_x, 2 * step_y)] + middle
 
 
 def shifted(x: np.ndarray, segments: int, fold: int) -> np.ndarray:
