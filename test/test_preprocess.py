@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-import TSM_preprocess
+from tsm import clips
 from clips import DATA, clip_of
 from tsm.protocol import MEAN, SSV2, STD, frame_indices
 from tsm.samples import Clip

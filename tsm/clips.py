@@ -9,13 +9,14 @@ import mmap
 import os
 from collections import deque
 from contextlib import closing
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Generator, Iterator, List, Mapping, Optional, Sequence, Tuple, TypeVar, Union
 
 import cv2
 import numpy as np
 
 from tsm.cli import Corrupt
 from tsm.frames import (
+    IMG,
     JPEG_DECODER,
     VIDEO_DECODER,
     Frame,
@@ -31,13 +32,17 @@ from tsm.samples import Clip
 from tsm.workers import each
 
 REVISION = 2  # to be raised with any change of frames.py, clips.py or protocol.py that changes a tensor: they are made again
-DTYPES = ("float32", "uint8")
 
 
-def versions(clips: Sequence[Clip]) -> Dict[str, str]:
-    """What made the pixels of a list's clips: {library: version}."""
-    decoder = {"video decoder": VIDEO_DECODER} if clips[0].frames is None else {"jpeg decoder": JPEG_DECODER}
-    return dict(decoder, opencv=cv2.__version__)
+def versions() -> Dict[str, str]:
+    """{library: version} of all that pixels may depend on."""
+    return {"opencv": cv2.__version__, "jpeg decoder": JPEG_DECODER, "video decoder": VIDEO_DECODER}
+
+
+def versions_of(clips: Mapping[int, Clip]) -> Dict[str, str]:
+    """{library: version} of what the tensors of a list's clips depend on."""
+    others = "jpeg decoder" if next(iter(clips.values())).frames is None else "video decoder"
+    return {name: version for name, version in versions().items() if name != others}
 
 
 def normalisation(protocol: Protocol) -> np.ndarray:
@@ -59,6 +64,12 @@ def table_for(dtype: str, protocol: Protocol) -> Optional[np.ndarray]:
     return normalisation(protocol) if dtype == "float32" else None
 
 
+def resized(frame: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """A frame uint8 [H, W, 3] with its short side as the protocol has it."""
+    size = resized_size(frame.shape[1], frame.shape[0], protocol.short_side)
+    return cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR)
+
+
 def resized_size(width: int, height: int, short_side: int) -> Tuple[int, int]:
     """(width, height) with the short side that is asked for, rounded as mmcv.rescale_size does."""
     scale = short_side / min(width, height)
@@ -73,13 +84,13 @@ def compute(frames: Iterator[Frame], indices: List[int], bgr: bool, protocol: Pr
     there is only the copy of a crop, through the table for float32, which costs no more than copying floats.
     """
     side = protocol.size
-    views = out.reshape((CROPS[protocol.crops], len(indices)) + protocol.frame_shape)
+    views = out.reshape((CROPS[protocol.crops], -1) + protocol.frame_shape)
     for index, frame in frames:
-        size = resized_size(frame.shape[1], frame.shape[0], protocol.short_side)
-        planes = cv2.split(cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR))
+        planes = cv2.split(resized(frame, protocol))
+        boxes = crop_boxes(planes[0].shape[1], planes[0].shape[0], protocol)
         places = [place for place, wanted in enumerate(indices) if wanted == index]
         for channel, plane in enumerate(reversed(planes) if bgr else planes):
-            for crop, (x, y) in enumerate(crop_boxes(size[0], size[1], protocol)):
+            for crop, (x, y) in enumerate(boxes):
                 pixels = plane[y : y + side, x : x + side]
                 for place in places:
                     if table is None:
@@ -89,13 +100,12 @@ def compute(frames: Iterator[Frame], indices: List[int], bgr: bool, protocol: Pr
 
 
 def fill(path: str, clip: Clip, protocol: Protocol, table: Optional[np.ndarray], out: np.ndarray,
-         naming: Optional[Naming] = None) -> None:
+         naming: Naming = IMG) -> None:
     """Fill `out` [protocol.video_shape], float32 with table_for()'s table or uint8 with None, from the clip at `path`.
 
     Raises Corrupt. OpenCV runs in one thread from here on: processes are the parallelism.
     """
     cv2.setNumThreads(1)
-    naming = naming or Naming()
     if clip.frames is not None:
         with strict():
             check_folder_of_frames(path, clip.frames, naming)
@@ -111,45 +121,58 @@ def fill(path: str, clip: Clip, protocol: Protocol, table: Optional[np.ndarray],
         compute(read_video(path, choose), indices, False, protocol, table, out)
 
 
-def decoded(clips: Sequence[Clip], data_root: str, protocol: Protocol, dtype: str, count: int,
-            naming: Optional[Naming] = None) -> Iterator[Tuple[int, Union[np.ndarray, Corrupt]]]:
-    """(index in `clips`, tensor [protocol.video_shape] of `dtype` or the Corrupt that says why not), in any order.
+def as_video(frames: Sequence[np.ndarray], protocol: Protocol, dtype: str) -> np.ndarray:
+    """The tensor [protocol.video_shape] of a clip whose frames, RGB uint8 [H, W, 3], are all in memory."""
+    out, indices = np.empty(protocol.video_shape, dtype), frame_indices(len(frames), protocol)
+    distinct = ((index, frames[index]) for index in sorted(set(indices)))
+    compute(distinct, indices, False, protocol, table_for(dtype, protocol), out)
+    return out
 
-    Decoded in `count` processes, in memory: at most 2 * count + 1 tensors exist beside those that the caller keeps, and
-    decoding waits while the caller does. Close the iterator (contextlib.closing) to end the processes at once.
+
+Key = TypeVar("Key")
+
+
+def decoded(
+    clips: Union[Sequence[Clip], Mapping[Key, Clip]], data_root: str, protocol: Protocol, dtype: str, count: int,
+    naming: Naming = IMG,
+) -> Generator[Tuple[Key, Union[np.ndarray, Corrupt]], None, None]:
+    """(index or key in `clips`, tensor [protocol.video_shape] of `dtype` or the Corrupt that says why not), in any order.
+
+    Decoded in `count` processes, in memory: count + 1 tensors exist beside those that the caller keeps, and decoding waits
+    while the caller does. Close the iterator (contextlib.closing) to end the processes at once.
     """
+    chosen: Mapping[Any, Clip] = clips if isinstance(clips, Mapping) else dict(enumerate(clips))
     table, nbytes = table_for(dtype, protocol), protocol.nbytes(dtype)
     # One place more than processes: each() hands out the next item before it yields the result of the last.
     places = [np.frombuffer(mmap.mmap(-1, nbytes), dtype).reshape(protocol.video_shape) for _ in range(count + 1)]
     free = deque(range(count + 1))
 
-    def work(item: Tuple[int, int]) -> None:
-        index, place = item
-        fill(os.path.join(data_root, clips[index].source), clips[index], protocol, table, places[place], naming)
+    def work(item: Tuple[Any, int]) -> None:
+        key, place = item
+        fill(os.path.join(data_root, chosen[key].source), chosen[key], protocol, table, places[place], naming)
 
-    items = ((index, free.popleft()) for index in range(len(clips)))
-    with closing(each(work, items, min(count, max(1, len(clips))))) as results:
-        for (index, place), error in results:
+    items = ((key, free.popleft()) for key in chosen)
+    with closing(each(work, items, min(count, max(1, len(chosen))))) as results:
+        for (key, place), error in results:
             tensor = error if isinstance(error, Corrupt) else places[place].copy()
             free.append(place)
-            yield index, tensor
+            yield key, tensor
 
 
-def basis(clips: Sequence[Clip], protocol: Protocol, dtype: str, naming: Naming) -> str:
-    """What the tensors of a list have in common: protocol, dtype, names of frames, libraries, revision of this code."""
-    return json.dumps([REVISION, protocol, dtype, naming, versions(clips)])
+def basis(clips: Mapping[int, Clip], protocol: Protocol, dtype: str, naming: Naming) -> str:
+    """What the tensors of a list have in common: protocol, dtype, names of frames, decoders, revision of this code."""
+    return json.dumps([REVISION, protocol, dtype, naming, versions_of(clips)])
 
 
-def fingerprint(path: str, clip: Clip, common: str, protocol: Protocol, naming: Optional[Naming] = None) -> str:
-    """Changes when the tensor might: hash of what the list has in common (basis()), the clip's path, length, sizes, times.
+def fingerprint(path: str, clip: Clip, protocol: Protocol, basis: str, naming: Naming = IMG) -> str:
+    """Changes when the tensor might: hash of the `basis`, the clip's path, length, and its files' sizes and times.
 
     Raises Corrupt where a file is missing.
     """
     files = [path]
     if clip.frames is not None:
-        naming = naming or Naming()
         files = [os.path.join(path, naming.name(index)) for index in sorted(set(frame_indices(clip.frames, protocol)))]
-    facts: List[Any] = [common, clip.source, clip.frames]
+    facts: List[Any] = [basis, clip.source, clip.frames]
     for file in files:
         try:
             status = os.stat(file)

@@ -34,7 +34,8 @@ VIDEO_DECODER = "OpenCV " + cv2.__version__ if decord is None else "decord " + d
 JPEG_DECODER = "OpenCV " + cv2.__version__ if simplejpeg is None else "simplejpeg " + simplejpeg.__version__
 JPEG_QUALITY = 95  # of the frames that extract() makes
 MAX_ASPECT = 16  # long side / short side
-PICTURES = (".jpg", ".jpeg", ".png")  # suffixes by which frames are recognised where a template finds none
+VIDEO_SUFFIXES = (".webm", ".mp4", ".avi", ".mkv")  # the dataset's own first
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _MAX_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])
 _DECODER_ERRORS = (cv2.error, RuntimeError, IndexError) + (
     () if decord is None else (decord.DECORDError, decord.DECORDLimitReachedError))
@@ -52,6 +53,9 @@ class Naming(NamedTuple):
     def name(self, index: int) -> str:
         """File name of the clip's frame `index`, which counts from 0."""
         return self.template % (self.start + index)
+
+
+IMG = Naming()  # as TSM_dataset.py and mmaction2 name frames
 
 
 def frame_template(text: str) -> str:
@@ -127,7 +131,7 @@ def check_folder_of_frames(folder: str, count: int, naming: Naming) -> None:
                       % (naming.name(0) if not there else min(wanted - there, default=naming.name(0)), number, found.name(0),
                          found.name(number - 1), " ".join(flags)))
     if not there:
-        pictures = sorted(name for name in files if name.lower().endswith(PICTURES))
+        pictures = sorted(name for name in files if name.lower().endswith(IMAGE_SUFFIXES))
         raise Corrupt("%s is missing; it holds %s; --filename_tmpl and --start_index say how frames are called"
                       % (naming.name(0), "%d pictures, the first %s" % (len(pictures), pictures[0]) if pictures
                          else "no pictures"))
@@ -138,7 +142,7 @@ def check_folder_of_frames(folder: str, count: int, naming: Naming) -> None:
 
 def _naming_of(files: Sequence[str]) -> Optional[Tuple[Naming, int]]:
     """How the pictures among `files` are called, and how many; None unless they are numbered in one way, without a gap."""
-    pictures = [re.match(r"(.*?)(\d+)(\.\w+)$", name) for name in files if name.lower().endswith(PICTURES)]
+    pictures = [re.match(r"(.*?)(\d+)(\.\w+)$", name) for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
     if not pictures or not all(pictures):
         return None
     before, digits, after = min((match.groups() for match in pictures if match), key=lambda parts: int(parts[1]))
@@ -339,7 +343,7 @@ def _read_by_opencv(path: str, choose: Callable[[int], Sequence[int]]) -> Iterat
 
 
 def extract(path: str, folder: str) -> int:
-    """Extract a video's frames into `folder`, atomically, as JPEGs named by Naming(); returns their number.
+    """Extract a video's frames into `folder`, atomically, as JPEGs named as IMG says; returns their number.
 
     A folder that is newer than the video and holds as many files is kept. Raises Corrupt.
     """
@@ -348,7 +352,7 @@ def extract(path: str, folder: str) -> int:
             count = count_frames(path)
         if len(os.listdir(folder)) == count:
             return count
-    part, naming, count = part_name(folder), Naming(), 0
+    part, count = part_name(folder), 0
     shutil.rmtree(part, ignore_errors=True)
     os.makedirs(part)
     try:
@@ -356,7 +360,7 @@ def extract(path: str, folder: str) -> int:
             for index, frame in read_video(path, range):
                 bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
                 _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-                with open(os.path.join(part, naming.name(index)), "wb") as file:  # imwrite hides a full disk
+                with open(os.path.join(part, IMG.name(index)), "wb") as file:  # imwrite hides a full disk
                     file.write(jpeg.tobytes())
                 count = index + 1
         shutil.rmtree(folder, ignore_errors=True)

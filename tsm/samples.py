@@ -7,8 +7,9 @@ from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Seq
 import numpy as np
 import xxhash
 
+from tsm import __version__
 from tsm.cli import UserError
-from tsm.files import read_json, write_json, write_text
+from tsm.files import read_json, sha256, write_json, write_text
 from tsm.protocol import Protocol, protocol_from
 
 INFO, MANIFEST = "sthv2.info", "sthv2.json"  # names in a preprocessing folder, whatever the dataset (the guide's)
@@ -30,7 +31,7 @@ class Clip(NamedTuple):
     label: int
 
 
-def read_list(path: str, classes: int, data_root: str = "") -> List[Clip]:
+def read_list(path: str, protocol: Protocol, data_root: str = "") -> List[Clip]:
     """The clips of an annotation list, in its order: `<file> <label>`, or `<folder> <frames> <label>`, per line.
 
     Names may hold spaces: the label is the last word. The first line decides for the whole list: if a number stands before
@@ -56,8 +57,9 @@ def read_list(path: str, classes: int, data_root: str = "") -> List[Clip]:
                                    "" if clips else " or '<folder> <frames> <label>'", raw[:80]))
             name, *counts = match.groups()
             numbers = [int(count) for count in counts]
-            if numbers[-1] >= classes:
-                raise UserError("%s: label %d is not one of the %d classes; mend the line" % (where, numbers[-1], classes))
+            if numbers[-1] >= protocol.classes:
+                raise UserError("%s: label %d is not one of the %d classes; mend the line"
+                                % (where, numbers[-1], protocol.classes))
             if of_folders and not numbers[0]:
                 raise UserError("%s: a clip of 0 frames; take the line out" % where)
             source = _under(roots, os.fsdecode(name), where)
@@ -126,25 +128,41 @@ def checksum(data: Any) -> str:
     return xxhash.xxh3_128_hexdigest(memoryview(data).cast("B"))
 
 
-def sample(index: int, source: str, label: int, nbytes: int, xxh3_128: str) -> Dict[str, Any]:
-    """A manifest's entry for one tensor."""
-    return {"id": index, "source": source, "label": label, "file": "%s/%d.bin" % (BINS, index), "bytes": nbytes,
-            "xxh3_128": xxh3_128}
+def manifest_of(
+    ann_file: str, clips: Mapping[int, Clip], protocol: Protocol, dtype: str, versions: Mapping[str, str],
+    checksums: Mapping[int, str], skipped: Mapping[int, object],
+) -> Dict[str, Any]:
+    """The manifest of a list: its protocol and form, what made it, one entry per tensor, and what was left out and why.
 
-
-def manifest_protocol(protocol: Protocol, dtype: str) -> Dict[str, Any]:
-    """A manifest's "protocol": the facts of the protocol and the form of a tensor."""
-    return dict(protocol._asdict(), dtype=dtype, layout="NCHW", shape=list(protocol.video_shape))
+    Args:
+        clips: all clips of the list, by index.
+        versions: of the decoders.
+        checksums: of the tensors that exist, by index.
+        skipped: why a clip has none, by index.
+    """
+    return {
+        "protocol": dict(protocol._asdict(), dtype=dtype, layout="NCHW", shape=list(protocol.video_shape)),
+        "versions": dict(versions, tsm=__version__),
+        "list": {"file": os.path.basename(ann_file), "sha256": sha256(ann_file), "videos": len(clips)},
+        "samples": [
+            {"id": index, "source": clips[index].source, "label": clips[index].label, "file": "%s/%d.bin" % (BINS, index),
+             "bytes": protocol.nbytes(dtype), "xxh3_128": checksums[index]}
+            for index in sorted(checksums)
+        ],
+        "skipped": [
+            {"line": clips[index].line, "source": clips[index].source, "reason": str(skipped[index])}
+            for index in sorted(skipped)
+        ],
+    }
 
 
 def write_manifest(path: str, manifest: Mapping[str, Any]) -> None:
-    """sthv2.json, whole or not at all. Keys: protocol (manifest_protocol), versions, list, samples (sample), skipped."""
-    keys = ("protocol", "versions", "list", "samples", "skipped")
-    write_json(path, {key: manifest[key] for key in keys})
+    """The manifest as JSON, whole or not at all."""
+    write_json(path, manifest)
 
 
 def read_manifest(path: str) -> Dict[str, Any]:
-    """The manifest in `path`, as write_manifest() writes it; UserError where it is something else.
+    """The manifest in `path`, as manifest_of() makes it; UserError where it is something else.
 
     protocol_from(manifest["protocol"], path) is its protocol, manifest["protocol"]["dtype"] the tensors' type.
     """
