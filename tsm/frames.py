@@ -11,7 +11,7 @@ import re
 import shlex
 import shutil
 import zlib
-from typing import Callable, Iterator, List, NamedTuple, NoReturn, Optional, Sequence, Tuple
+from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))  # read when cv2 is imported; bounds what a header claims
 
@@ -90,24 +90,29 @@ def strict(remedy: str = "") -> Iterator[None]:
         for end in (read_end, write_end):  # a chatty decoder must not wait for a reader: what does not fit is dropped
             os.set_blocking(end, False)
         os.dup2(write_end, 2)
-        yield
+        failed = False
+        try:
+            yield
+        except _DECODER_ERRORS:  # their words are about the decoder's own code
+            failed = True
+        said = b""
         with contextlib.suppress(BlockingIOError):
-            _refuse(os.read(read_end, 4096).decode("utf-8", "replace"), remedy)
-    except _DECODER_ERRORS as error:
-        _refuse(str(error), remedy)
+            said = os.read(read_end, 4096)
+        if said or failed:
+            raise Corrupt(_in_words(said.decode("utf-8", "replace")) + remedy)
     finally:
         os.dup2(saved, 2)
         for end in (read_end, write_end, saved):
             os.close(end)
 
 
-def _refuse(said: str, remedy: str) -> NoReturn:
-    """Raise Corrupt with the first line that a decoder said, less what differs from run to run; in our words if it is code."""
-    line = (said.strip().splitlines() or [""])[0]
-    if not line or re.search(r"\.(cc|cpp|c|h|py):\d+|Check failed|Assertion|DECORD", line):
-        raise Corrupt("the decoder gives up on it: it is damaged, cut short or of an unknown kind" + remedy)
-    line = re.sub(r"\[\S+ @ 0x[0-9a-f]+\]|\[ *\w+:\d+@[\d.]+\]", "", line)
-    raise Corrupt("the decoder says: " + " ".join(line.split())[:200] + remedy)
+def _in_words(said: str) -> str:
+    """What a decoder said on stderr: its first line about the clip, less what differs from run to run."""
+    for line in said.splitlines():
+        line = " ".join(re.sub(r"\[\S+ @ 0x[0-9a-f]+\]|\[ *\w+:\d+@[\d.]+\]", "", line).split())
+        if line and not re.search(r"\.(cc|cpp|c|h|hpp|py)\b|Check failed|Assertion|DECORD|0x", line):
+            return "the decoder says: " + line[:200]
+    return "the decoder gives up on it: it is damaged, cut short or of an unknown kind"
 
 
 def check_folder_of_frames(folder: str, count: int, naming: Naming) -> None:
@@ -283,7 +288,7 @@ def _open_by_decord(path: str) -> "decord.VideoReader":
                       % shlex.quote(path))
     try:
         return decord.VideoReader(path, num_threads=1, fault_tol=1e-9)  # not one frame may be repeated for want of another
-    except _DECODER_ERRORS as error:
+    except _DECODER_ERRORS + (AssertionError,) as error:
         if "duration" in str(error):
             raise Corrupt("its header gives no duration, as that of a live recording; remux it: ffmpeg -i %s -c copy NEW%s, "
                           "or NEW.mp4" % (shlex.quote(path), os.path.splitext(path)[1]))
