@@ -144,7 +144,7 @@ def test_damage_is_told_in_the_user_s_terms(tmp_path, name):
             fill(str(path), Clip(1, name, None, 0), SSV2, None, out)
         except Corrupt as error:
             refused += 1
-            for word in ("Check failed", "Assertion", ".cc:", ".cpp:", "0x", "DECORD", "out of bounds", "Traceback", "Error("):
+            for word in ("Check failed", "Assertion", ".cc:", ".cpp:", "@ 0x", "DECORD", "out of bounds", "Traceback", "Error("):
                 assert word not in str(error)
             assert "\n" not in str(error)
     assert refused > 8

@@ -110,7 +110,7 @@ def _in_words(said: str) -> str:
     """What a decoder said on stderr: its first line about the clip, less what differs from run to run."""
     for line in said.splitlines():
         line = " ".join(re.sub(r"\[\S+ @ 0x[0-9a-f]+\]|\[ *\w+:\d+@[\d.]+\]", "", line).split())
-        if line and not re.search(r"\.(cc|cpp|c|h|hpp|py)\b|Check failed|Assertion|DECORD|0x", line):
+        if line and not re.search(r"\.(cc|cpp|c|h|hpp|py)\b|Check failed|Assertion|DECORD|0x[0-9a-f]{5}", line):
             return "the decoder says: " + line[:200]
     return "the decoder gives up on it: it is damaged, cut short or of an unknown kind"
 
