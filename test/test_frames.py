@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
-
 from clips import DATA, clip_of
 from fuzz import FUZZ, damaged
+
 from tsm import frames as frames_module
 from tsm.cli import Corrupt
 from tsm.frames import decode_picture, strict
@@ -64,9 +64,9 @@ OTHER = dict(
 @pytest.mark.parametrize("name", sorted(PLAIN) + sorted(OTHER))
 @pytest.mark.parametrize("after", [b"", b"\n", bytes(5), b"\xff\xd8 a second picture \xff\xd9", b"\xff\xff"])
 def test_jpegs_of_every_kind_are_opencv_s_to_the_byte(monkeypatch, name, after):
-    data, used = PLAIN.get(name, OTHER.get(name)) + after, []
+    data, used, function = PLAIN.get(name, OTHER.get(name)) + after, [], simplejpeg.decode_jpeg
 
-    def counted(*args, function=simplejpeg.decode_jpeg, **options):
+    def counted(*args, **options):
         used.append(name)
         return function(*args, **options)
 

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 import xxhash
-
 from clips import DATA, clip_of
+
 from tsm import frames as frames_module
 from tsm.clips import fill, normalisation
 from tsm.frames import JPEG_DECODER
@@ -111,12 +111,18 @@ def test_frame_indices_are_the_middles_then_the_starts(frames):
 def test_each_distinct_frame_is_decoded_and_resized_once(monkeypatch, tmp_path, frames, distinct):
     clip_of("square", frames, str(tmp_path / "clip"))
     calls = []
-    for module, name in ((frames_module, "decode_picture"), (cv2, "resize")):
-        def counted(*args, name=name, function=getattr(module, name), **options):
+
+    def count(module, name):
+        function = getattr(module, name)
+
+        def counted(*args, **options):
             calls.append(name)
             return function(*args, **options)
 
         monkeypatch.setattr(module, name, counted)
+
+    count(frames_module, "decode_picture")
+    count(cv2, "resize")
     fill(str(tmp_path / "clip"), Clip(1, "clip", frames, 0), SSV2, None, np.empty(SSV2.video_shape, np.uint8))
     assert calls.count("decode_picture") == calls.count("resize") == distinct
 

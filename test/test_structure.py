@@ -12,7 +12,7 @@ LAYERS = [  # from the ground up; an import goes to the same layer or to a lower
     {"samples", "results", "accuracy", "tensors"},
     {"frames", "clips", "workers"},
     {"onnxfile", "graph", "checkpoint", "network", "lift"},
-    {"offline", "int8", "engine", "chunks", "stream", "live", "labels", "predict", "report"},
+    {"offline", "int8", "engine", "chunks", "stream", "live", "labels", "predict", "preprocess", "report"},
 ]
 ONLY_IN = {"torch": {"checkpoint", "network"}, "cv2": {"frames", "clips"}, "ray": set()}
 LONGEST_SCRIPT, LONGEST_FUNCTION = 190, 60  # lines

@@ -14,8 +14,8 @@ import struct
 import cv2
 import numpy as np
 import pytest
-
 from clips import DATA, VIDEOS
+
 from tsm import frames as frames_module
 from tsm.cli import Corrupt
 from tsm.clips import fill
@@ -83,14 +83,13 @@ def test_what_cannot_be_read_in_order_is_refused_with_the_way_out(fails, root, t
 @pytest.mark.parametrize("rawframes", [[], ["--rawframes", "frames"]])
 def test_tsm_dataset_and_tsm_preprocess_agree_on_what_is_usable(works, repo, root, tmp_path, rawframes):
     labels = json.loads((repo / "demo/annotations/something-something-v2-labels.json").read_text())
-    names = sorted(PLAY) + sorted(REFUSED)
     (tmp_path / "root").mkdir()
-    for name in names:  # two have the same name but for the suffix
-        shutil.copy(str(root / name), str(tmp_path / "root" / name.replace("gop.", "gop_of_")))
-    renamed = {name.replace("gop.", "gop_of_"): name for name in names}
-    (tmp_path / "root/open_gop_of_mp4").rename(tmp_path / "root/open_gop_of_mp4.MP4")
-    (tmp_path / "root/open_gop_of_avi").rename(tmp_path / "root/open_gop_of_avi.Avi")
-    renamed = {name + {"open_gop_of_mp4": ".MP4", "open_gop_of_avi": ".Avi"}.get(name, ""): kind for name, kind in renamed.items()}
+    renamed = {}  # file in root -> kind; names differ in more than their suffix, and suffixes may be in upper case
+    for kind in sorted(PLAY) + sorted(REFUSED):
+        stem, suffix = os.path.splitext(kind)
+        name = kind if stem != "open_gop" else "open_gop_of_%s%s" % (suffix[1:], suffix.upper())
+        shutil.copy(str(root / kind), str(tmp_path / "root" / name))
+        renamed[name] = kind
     entries = [{"id": name.rsplit(".", 1)[0], "template": next(iter(labels))} for name in renamed]
     (tmp_path / "validation.json").write_text(json.dumps(entries))
     said = works("TSM_dataset.py", "--annotations", "validation.json", "--labels",

@@ -177,7 +177,7 @@ def fingerprint(path: str, clip: Clip, protocol: Protocol, basis: str, naming: N
         try:
             status = os.stat(file)
         except OSError as error:
-            if clip.frames is not None and os.path.isdir(path):
+            if clip.frames is not None:
                 check_folder_of_frames(path, clip.frames, naming)  # says more
             name = "" if file == path else os.path.basename(file) + ": "
             raise Corrupt(name + (error.strerror or str(error)).lower())

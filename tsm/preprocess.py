@@ -145,7 +145,7 @@ def make(job: Job, keys: Dict[int, str], done: Dict[int, Made], workers: int) ->
         digest = checksum(out)
         times.append(time.perf_counter())
         with replacing(job.tensor(index)) as part:
-            with open(part, "wb", buffering=0) as file:
+            with open(part, "wb") as file:
                 file.write(memoryview(out).cast("B"))
             made = Made(index, keys[index], digest, os.stat(part).st_mtime_ns)
             os.write(journal, journal_line(made).encode())  # before the move: a kill in between costs one tensor

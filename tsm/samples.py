@@ -172,6 +172,7 @@ def read_manifest(path: str) -> Dict[str, Any]:
         protocol = protocol_from(facts, path)
         right = (facts["dtype"] in ("float32", "uint8") and facts["layout"] == "NCHW"
                  and facts["shape"] == list(protocol.video_shape)
+                 and isinstance(manifest["samples"], list) and isinstance(manifest["skipped"], list)
                  and all(_is_sample(entry, protocol.nbytes(facts["dtype"])) for entry in manifest["samples"])
                  and all(isinstance(entry["line"], int) and _is_text(entry["source"], entry["reason"])
                          for entry in manifest["skipped"])
