@@ -190,9 +190,9 @@ def render(rng: RandomState, template: str, height: int, width: int, times: np.n
         image = np.empty((height, width, 3), np.uint8)
         scene(image, progress)
         move = rng.normal(0, shake * min(height, width), 2)
-        image = cv2.warpAffine(image, np.array([[1, 0, move[0]], [0, 1, move[1]]]), (width, height),
-                               borderMode=cv2.BORDER_REFLECT)
-        noisy = image * (1 + rng.normal(0, light)) + rng.normal(0, noise, (height, width, 1))
+        shaken = cv2.warpAffine(image, np.array([[1, 0, move[0]], [0, 1, move[1]]]), (width, height),
+                                borderMode=cv2.BORDER_REFLECT)
+        noisy = shaken * (1 + rng.normal(0, light)) + rng.normal(0, noise, (height, width, 1))
         frames.append(np.clip(noisy + 0.5, 0, 255).astype(np.uint8))
     return frames
 

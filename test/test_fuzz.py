@@ -25,10 +25,10 @@ SCRIPTS.set_forkserver_preload(["__main__", "numpy", "torch", "onnx", "onnxrunti
 
 
 def export(path):
-    """As pytorch2onnx.py reads a checkpoint, at an eighth of the channels."""
+    """As pytorch2onnx.py reads a checkpoint."""
     from tsm.network import load
 
-    load(path, width=8)
+    load(path)
 
 
 def surgery(path):
@@ -85,9 +85,9 @@ def survive(work, name, damage, folder, count):
 @pytest.mark.parametrize("zip_format", [True, False])
 def test_checkpoints(repo, tmp_path, zip_format):
     torch = pytest.importorskip("torch")
-    from tsm.network import load_state_dict
+    from tsm.checkpoint import load
 
-    state = load_state_dict(str(repo / "demo/tsm_thin.pth"))
+    state, _ = load(str(repo / "demo/tsm_thin.pth"))
     torch.save({"state_dict": state, "meta": {"epoch": 1}}, str(tmp_path / "good.pth"), _use_new_zipfile_serialization=zip_format)
     data = (tmp_path / "good.pth").read_bytes()
     spots = (len(data), 3000)  # anywhere, or in what says where everything is (the zip's stands at the end)

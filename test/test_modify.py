@@ -45,8 +45,7 @@ def specimens(repo, tmp_path_factory):
     """{name: path} of the specimens with weights in, and of our own export of a network as thin."""
     import torch
 
-    from pytorch2onnx import trunk_from
-    from tsm.network import TSM
+    from tsm.network import TSM, trunk_from
 
     folder = tmp_path_factory.mktemp("specimens")
     paths = {name: folder / (name + ".onnx") for name in SPECIMENS + ("builtin",)}

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from multiprocessing.connection import Connection, wait
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Generator, Iterable, List, Tuple
 
 from tsm.cli import Corrupt, UserError
 from tsm.machine import keep_freed_memory
@@ -20,14 +20,14 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 _NONE_LEFT = object()
 
 
-def each(work: Callable[[Any], Any], items: Iterable[Any], count: int) -> Iterator[Tuple[Any, Any]]:
+def each(work: Callable[[Any], Any], items: Iterable[Any], count: int) -> Generator[Tuple[Any, Any], None, None]:
     """Yield (item, work(item)) for every item as it is done, in any order, computed in `count` processes.
 
     A result may be a Corrupt: the one that work raised, or one that says how the process crashed or how long it hung. Any
     other exception is raised here. Close the iterator (contextlib.closing) to end the processes at once.
     """
     context, left = multiprocessing.get_context("fork"), iter(items)
-    running = {}  # type: Dict[Connection, Tuple[Any, Any, float]]
+    running: Dict[Connection, Tuple[Any, Any, float]] = {}
 
     def start() -> Tuple[Any, Connection]:
         ours, theirs = context.Pipe()
@@ -48,12 +48,13 @@ def each(work: Callable[[Any], Any], items: Iterable[Any], count: int) -> Iterat
             assign(*start())
         while running:
             soonest = min(limit for _, _, limit in running.values())
-            ready = wait(list(running), max(0.0, soonest - time.monotonic()))  # type: List[Any]
+            ready: List[Any] = wait(list(running), max(0.0, soonest - time.monotonic()))
             overdue = [pipe for pipe, (_, _, limit) in running.items() if limit < time.monotonic() and pipe not in ready]
             for pipe in ready + overdue:
                 process, item, _ = running[pipe]
+                error: Any = None
                 if pipe in overdue:
-                    result, error = None, Corrupt("decoding it takes more than %d s" % PATIENCE)  # type: Any, Any
+                    result, error = None, Corrupt("decoding it takes more than %d s" % PATIENCE)
                     _end(process, pipe)
                 else:
                     try:
@@ -91,8 +92,10 @@ def _serve(work: Callable[[Any], Any], pipe: Connection, parent: int) -> None:
     keep_freed_memory()
     while os.getppid() == parent:
         item = pipe.recv()
+        result: Any = None
+        failure = None
         try:
-            answer = work(item), None
+            result = work(item)
         except Exception as error:
-            answer = None, error  # type: ignore
-        pipe.send(answer)
+            failure = error
+        pipe.send((result, failure))
