@@ -29,7 +29,7 @@ import os
 import re
 from typing import Dict
 
-from tsm.cli import Corrupt, UserError, parser, positive, run
+from tsm.cli import Corrupt, UserError, non_negative, parser, positive, run
 from tsm.clips import versions_of
 from tsm.files import locked
 from tsm.frames import IMG, Naming, frame_template
@@ -54,8 +54,8 @@ def get_args() -> argparse.Namespace:
                      "their numbers")
     cli.add_argument("--filename_tmpl", type=frame_template, default=IMG.template, metavar="TEMPLATE", help="how extracted "
                      "frames are called, JPEG or PNG, as in %%06d.jpg or img_{:05}.png (default: img_%%05d.jpg)")
-    cli.add_argument("--start_index", type=int, choices=(0, 1), default=IMG.start, help="the first frame's number (default: "
-                     "%(default)s)")
+    cli.add_argument("--start_index", type=non_negative, default=IMG.start, metavar="N", help="the first frame's number "
+                     "(default: %(default)s)")
     return cli.parse_args()
 
 

@@ -290,8 +290,8 @@ def _open_by_decord(path: str) -> "decord.VideoReader":
         return decord.VideoReader(path, num_threads=1, fault_tol=1e-9)  # not one frame may be repeated for want of another
     except _DECODER_ERRORS + (AssertionError,) as error:
         if "duration" in str(error):
-            raise Corrupt("its header gives no duration, as that of a live recording; remux it: ffmpeg -i %s -c copy NEW%s, "
-                          "or NEW.mp4" % (shlex.quote(path), os.path.splitext(path)[1]))
+            raise Corrupt("its header gives no duration: it is a live recording, or damaged; remux it: ffmpeg -i %s -c copy "
+                          "NEW%s, or NEW.mp4" % (shlex.quote(path), os.path.splitext(path)[1]))
         raise Corrupt("cannot be opened as a video" + reencode(path))
 
 
