@@ -1,14 +1,24 @@
 #!/usr/bin/env python3
-"""Fetch a published checkpoint: resumable, checked, and moved into place only when it is whole.
+"""Fetch a checkpoint if need be, check it, and say what it is: network, classes, segments, test, and what says so.
 
-    python3 TSM_checkpoint.py https://download.openmmlab.com/mmaction/recognition/tsm/tsm_r50_1x1x8_50e_sthv2_rgb/tsm_r50_256h_1x1x8_50e_sthv2_rgb_20210816-032aa4da.pth
+    python3 TSM_checkpoint.py official
+    python3 TSM_checkpoint.py tsm_r50_256h_1x1x8_50e_sthv2_rgb_20210816-032aa4da.pth
+    python3 TSM_checkpoint.py work_dirs/epoch_50.pth --config my_config.py
 
-By the publishing convention of OpenMMLab the name ends in a dash and the first 8 hex digits of the file's SHA-256
-(`…-032aa4da.pth`); the download counts only when they agree. A name without them is taken with a warning. An
-interrupted download goes on where it stopped; a file that is already there and right is not fetched again.
+Exit status 1, with one line that says what the file is, where this suite does not take it. The network is read from the
+weights; segments, shift_div and the test from --segments, --config (an mmaction2 config, which is read and not run), the
+config that mmaction2 keeps in the checkpoint, and the file's name, in this order, or else Something-Something V2's. Nothing
+in the file runs.
+
+`official` is the published TSM ResNet-50 for Something-Something V2. By the publishing convention of OpenMMLab the name ends
+in a dash and the first 8 hex digits of the file's SHA-256 (`…-032aa4da.pth`); a download counts only if they agree. A name
+without them is taken with a warning. A download is resumable: one that was interrupted goes on from its last byte, and a file
+that is already there and right is not fetched again. Redirects are followed, and proxies are taken from the environment
+(http_proxy, https_proxy, no_proxy).
 """
 
 import argparse
+import contextlib
 import http.client
 import os
 import re
@@ -17,19 +27,35 @@ import ssl
 import sys
 import urllib.error
 import urllib.request
-from typing import Optional
+from typing import Any, Optional, Tuple
 
-from tsm.cli import UserError, parser, run
+from tsm import __version__
+from tsm.cli import UserError, first_line, parser, positive, run
 from tsm.files import CHUNK, part_name, sha256
 
+OFFICIAL = ("https://download.openmmlab.com/mmaction/recognition/tsm/tsm_r50_1x1x8_50e_sthv2_rgb/"
+            "tsm_r50_256h_1x1x8_50e_sthv2_rgb_20210816-032aa4da.pth")
+USER_AGENT = "tsm-offline-inference/" + __version__  # some hosts answer 403 to urllib's own
 TIMEOUT = 30  # seconds without a byte before a connection is given up
+BY_HAND = "or fetch it with a browser or on another machine and pass its path"
 
 
 def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
-    cli.add_argument("url", help="http(s) address of the file")
-    cli.add_argument("--output_dir", default=".", help="where the file goes, under its own name (default: here)")
+    cli.add_argument("checkpoint", help="a file, an http(s) address, or `official`")
+    cli.add_argument("--config", default="", metavar="FILE", help="the mmaction2 config that it was trained with, .py")
+    cli.add_argument("--segments", type=positive, metavar="N", help="frames of a view, where nothing else says it")
+    cli.add_argument("--output_dir", default=".", metavar="DIR", help="where a fetched file goes (default: here)")
     return cli.parse_args()
+
+
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """As Python's own, and 308 (permanent) as 307 (temporary), which Python takes from 3.11 on."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        return super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
+
+    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302
 
 
 def expected_digest(name: str) -> Optional[str]:
@@ -39,13 +65,17 @@ def expected_digest(name: str) -> Optional[str]:
 
 
 def download(url: str, part: str) -> None:
-    """Append to `part` what it still lacks of `url`; starts over where the server cannot resume."""
+    """Append to `part` what it still lacks of `url`; start over if the server cannot resume.
+
+    Raises: UserError where the host cannot be reached, answers with an error, or breaks off.
+    """
     from tqdm import tqdm
 
     have = os.path.getsize(part) if os.path.exists(part) else 0
     try:
-        request = urllib.request.Request(url, headers={"Range": "bytes=%d-" % have} if have else {})
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+        headers = dict({"User-Agent": USER_AGENT}, **({"Range": "bytes=%d-" % have} if have else {}))
+        opener = urllib.request.build_opener(Redirects)
+        with opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as answer:
             have = have if answer.status == 206 else 0
             length = answer.headers.get("Content-Length")
             total = have + int(length) if length else None
@@ -58,38 +88,65 @@ def download(url: str, part: str) -> None:
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing left to send: `part` is whole, or wrong, which its digest tells
             return
-        raise UserError("%s: the server answered %d %s; check the address" % (url, error.code, error.reason))
+        raise UserError("%s: the server answered %d %s; check the address, %s" % (url, error.code, error.reason, BY_HAND))
     except (urllib.error.URLError, ConnectionError, socket.timeout, ssl.SSLError, http.client.HTTPException,
             ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise UserError("%s: cannot be reached (%s); run again to go on, or fetch it elsewhere and pass its path"
-                        % (url, reason))
+        reason = first_line(getattr(error, "reason", error))
+        raise UserError("%s: cannot be reached (%s); run again to go on, check the proxy settings, %s" % (url, reason, BY_HAND))
     if total is not None and os.path.getsize(part) != total:
         raise UserError("%s: the connection broke at %d of %d bytes; run again to go on"
                         % (url, os.path.getsize(part), total))
 
 
-def main() -> None:
-    args = get_args()
-    name = os.path.basename(args.url.split("?")[0].split("#")[0])
-    if not args.url.startswith(("http://", "https://")) or not name:
-        raise UserError("%s: not the http(s) address of a file" % args.url)
-    path = os.path.join(args.output_dir, name)
+def fetch(url: str, folder: str) -> Tuple[str, bool]:
+    """The path of the file at `url` in `folder`, whole, and whether it was fetched just now."""
+    name = os.path.basename(url.split("?")[0].split("#")[0])
+    if not name:
+        raise UserError("%s: not the http(s) address of a file" % url)
+    path = os.path.normpath(os.path.join(folder, name))
     expected = expected_digest(name)
     if os.path.exists(path) and (expected is None or sha256(path).startswith(expected)):
         print("%s is already here" % path)
-        return
+        return path, False
     part = part_name(path)
-    download(args.url, part)
+    download(url, part)
     actual = sha256(part)
     if expected is None:
         sys.stderr.write("warning: %s: its name carries no digest, so it was not checked\n" % name)
     elif not actual.startswith(expected):
         os.remove(part)
         raise UserError("%s: SHA-256 begins with %s, not %s as its name says, so it was removed; fetch it again"
-                        % (args.url, actual[: len(expected)], expected))
+                        % (url, actual[: len(expected)], expected))
     os.replace(part, path)
-    print("%s  sha256 %s" % (path, actual))
+    return path, True
+
+
+def main() -> None:
+    args = get_args()
+    where, fresh = args.checkpoint, False
+    if where == "official" or "://" in where:
+        where = OFFICIAL if where == "official" else where
+        if not where.startswith(("http://", "https://")):
+            raise UserError("%s: not the http(s) address of a file" % where)
+        where, fresh = fetch(where, args.output_dir)
+    from tsm import checkpoint, facts
+    from tsm.network import network_of
+
+    try:
+        state, meta = checkpoint.load(where)
+    except UserError:
+        if fresh and expected_digest(where) is None:  # a page that says "not found" is no reason not to fetch it again
+            with contextlib.suppress(OSError):
+                os.remove(where)
+        raise
+    found = facts.facts_of(where, state, meta, args.config, args.segments)
+    print("checkpoint: %s\nsha256: %s" % (where, sha256(where)))
+    for what, value, origin in facts.table(found):
+        print("%s: %s (%s)" % (what, value, origin))
+    if facts.note(found, where):
+        print(facts.note(found, where))
+    facts.check_supported(found, where)
+    network_of(state, where, found.protocol, found.width)
 
 
 if __name__ == "__main__":

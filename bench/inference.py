@@ -28,6 +28,7 @@ from tsm.files import write_json
 from tsm.int8 import quantise, read_int8, views_from_tensors
 from tsm.machine import processor_name
 from tsm.offline import one_view, read_offline
+from tsm.protocol import SSV2
 from tsm.tensors import list_inputs
 
 CALIBRATION = 10  # clips for the floor in int8: for speed, not for accuracy
@@ -66,7 +67,7 @@ def one_way(way: str, folder: str) -> None:
     if what == "no_shift":
         from tsm.graph import build, trunk_of
 
-        network = build(trunk_of(model.proto), "none")
+        network = build(trunk_of(model.proto), "none", SSV2)
     elif what == "ours":
         network = one_view(model)
     if precision == "int8" and what == "ours":

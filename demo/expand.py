@@ -18,8 +18,13 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
 from tsm.cli import parser, run  # noqa: E402
-from tsm.files import replacing  # noqa: E402
-from tsm.protocol import SHIFT_DIV  # noqa: E402
+from tsm.protocol import SSV2  # noqa: E402
+
+CONFIG = """model = dict(
+    type='Recognizer2D',
+    backbone=dict(type='ResNetTSM', depth=50, num_segments=%d, shift_div=%d),
+    cls_head=dict(type='TSMHead', num_segments=%d, num_classes=%d))
+""" % (SSV2.segments, SSV2.shift_div, SSV2.segments, SSV2.classes)  # as mmaction2 keeps a config in a checkpoint
 
 
 def get_args() -> argparse.Namespace:
@@ -34,7 +39,7 @@ def places(thin: int, full: int) -> np.ndarray:
     """Where `thin` channels go among `full` ones: int64 [thin]; each into its own shift group, the order kept."""
     if thin == full:
         return np.arange(thin)  # kernels, classes, colours
-    here, there, channel = thin // SHIFT_DIV, full // SHIFT_DIV, np.arange(thin)
+    here, there, channel = thin // SSV2.shift_div, full // SSV2.shift_div, np.arange(thin)
     group = np.minimum(channel // here, 2)  # 0: takes the next frame's value, 1: the previous one's, 2: stays
     return channel + group * (there - here)
 
@@ -43,7 +48,7 @@ def expand(thin):
     """State dict of a thin TSM -> that of the full TSM with the same function."""
     from tsm.network import TSM
 
-    full = TSM().state_dict()
+    full = TSM(SSV2).state_dict()
     for key, value in full.items():
         value.fill_(1 if key.endswith("running_var") else 0)  # an unused channel: (0 - 0) / 1 * 0 + 0
         index = [places(have, want) for have, want in zip(thin[key].shape, value.shape)]
@@ -53,13 +58,10 @@ def expand(thin):
 
 def main() -> None:
     args = get_args()
-    import torch
+    from tsm import checkpoint
 
-    from tsm.network import load_state_dict
-
-    state = expand(load_state_dict(args.thin))
-    with replacing(args.output) as part, open(part, "wb") as file:  # a path would put its name into the file
-        torch.save({"state_dict": state, "meta": {"source": "the demo's thin TSM, expanded"}}, file)
+    state = expand(checkpoint.load(args.thin)[0])
+    checkpoint.save(args.output, state, {"source": "the demo's thin TSM, expanded", "config": CONFIG})
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class _Thing:
         x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + side, width), min(top + side, height)
         if x0 >= x1 or y0 >= y1:
             return
-        mask = np.zeros((side, side), np.uint8)
+        mask: np.ndarray = np.zeros((side, side), np.uint8)
         points = self.outline * radius + (x - left, y - top)
         cv2.fillPoly(mask, [np.round(points * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
         mask = mask[y0 - top : y1 - top, x0 - left : x1 - left, None] / np.float32(255)
@@ -190,9 +190,9 @@ def render(rng: RandomState, template: str, height: int, width: int, times: np.n
         image = np.empty((height, width, 3), np.uint8)
         scene(image, progress)
         move = rng.normal(0, shake * min(height, width), 2)
-        image = cv2.warpAffine(image, np.array([[1, 0, move[0]], [0, 1, move[1]]]), (width, height),
-                               borderMode=cv2.BORDER_REFLECT)
-        noisy = image * (1 + rng.normal(0, light)) + rng.normal(0, noise, (height, width, 1))
+        shaken = cv2.warpAffine(image, np.array([[1, 0, move[0]], [0, 1, move[1]]]), (width, height),
+                                borderMode=cv2.BORDER_REFLECT)
+        noisy = shaken * (1 + rng.normal(0, light)) + rng.normal(0, noise, (height, width, 1))
         frames.append(np.clip(noisy + 0.5, 0, 255).astype(np.uint8))
     return frames
 

@@ -11,7 +11,6 @@ pixels alone, so that batch normalisation ends with its statistics.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -24,10 +23,10 @@ from numpy.random import RandomState
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.dirname(HERE)]
 
-from render import TEMPLATES, label_index, render, shape_and_length  # noqa: E402
+from render import TEMPLATES, label_index, render, shape_and_length  # noqa: E402, I001
 from tsm.cli import UserError, parser, run  # noqa: E402
 from tsm.files import read_json, replacing, write_json  # noqa: E402
-from tsm.protocol import CLASSES, MEAN, SEGMENTS, SIZE, STD  # noqa: E402
+from tsm.protocol import SSV2  # noqa: E402
 
 SEED = 20261124
 CLIPS_PER_CLASS = 4
@@ -38,7 +37,7 @@ PHASES = (  # (until this share of the steps, short side in pixels, clips of a b
     (0.48, 64, 20),
     (0.72, 96, 16),
     (0.88, 160, 10),
-    (1.0, SIZE, 6),
+    (1.0, SSV2.size, 6),
 )
 PEAK_RATE = 3e-3
 RESIDUAL_GAIN = 0.2  # of each block at the start: without it so thin and deep a network learns nothing
@@ -55,31 +54,31 @@ def get_args() -> argparse.Namespace:
 
 
 def view(rng: RandomState, template: str, side: int) -> np.ndarray:
-    """The frames of one view, RGB uint8 [SEGMENTS, side, side, 3], of a freshly rendered clip."""
+    """The frames of one view, RGB uint8 [segments, side, side, 3], of a freshly rendered clip."""
     height, width, frames = shape_and_length(rng)
     scale = side / min(height, width)
     height, width = int(height * scale + 0.5), int(width * scale + 0.5)
-    share = frames / SEGMENTS
+    share = frames / SSV2.segments
     offset = (0.0, share / 2)[rng.randint(2)]  # twice_sample: the starts of the segments, or their middles
-    times = (np.arange(SEGMENTS) * share + offset).astype(int) / (frames - 1)
+    times = (np.arange(SSV2.segments) * share + offset).astype(int) / (frames - 1)
     images = render(rng, template, height, width, times)
     top, left = ((np.array([height, width]) - side) // 2 * rng.randint(3)).tolist()
     crop = [image[top : top + side, left : left + side] for image in images]
     if side > PHASES[0][1] and rng.rand() < 0.7:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.randint(25, 90))]
-        crop = [cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR) for image in crop]
+        crop = [np.asarray(cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)) for image in crop]
     return np.stack(crop)[..., ::-1]
 
 
 def batches(steps: int) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
-    """Normalised views float32 [clips, SEGMENTS, 3, side, side] and class indices int64 [clips], one batch a step."""
+    """Normalised views float32 [clips, segments, 3, side, side] and class indices int64 [clips], one batch a step."""
     index = label_index(read_json(LABELS))
     for step in range(steps):
         rng = RandomState([SEED, step])
         side, clips = next((side, clips) for share, side, clips in PHASES if step < share * steps)
         chosen = [TEMPLATES[number % len(TEMPLATES)] for number in rng.permutation(20)[:clips]]
-        images = np.stack([view(rng, template, side) for template in chosen]).astype(np.float32)
-        images = (images - np.float32(MEAN)) / np.float32(STD)
+        pixels = np.stack([view(rng, template, side) for template in chosen]).astype(np.float32)
+        images: np.ndarray = (pixels - np.array(SSV2.mean, np.float32)) / np.array(SSV2.std, np.float32)
         yield images.transpose(0, 1, 4, 2, 3).copy(), np.array([index[template] for template in chosen])
 
 
@@ -96,7 +95,7 @@ def train(path: str, steps: int) -> None:
             return batches(steps)
 
     torch.manual_seed(SEED)
-    net = TSM(width=WIDTH, classes=CLASSES).train()
+    net = TSM(SSV2, WIDTH).train()
     for name, module in net.named_modules():
         if name.endswith("conv3.bn"):
             torch.nn.init.constant_(module.weight, RESIDUAL_GAIN)

@@ -1,40 +1,83 @@
-"""TSM_checkpoint.py against a server on this machine: whole, resumed, wrong, broken off, absent."""
+"""TSM_checkpoint.py: fetching from a server on this machine (whole, resumed, wrong, moved, refused), and what it says of a file."""
 
 import hashlib
 import http.server
+import io
 import threading
 
 import pytest
 
-BODY = bytes(range(256)) * 4096
-NAME = "tsm_demo-%s.pth" % hashlib.sha256(BODY).hexdigest()[:8]
+torch = pytest.importorskip("torch")
+
+from tsm.checkpoint import load  # noqa: E402
+from tsm.cli import UserError  # noqa: E402
+from tsm.facts import check_supported, facts_of  # noqa: E402
+from tsm.network import TSM  # noqa: E402
+
+CONFIG = """model = dict(
+    type='Recognizer2D',
+    backbone=dict(type='ResNetTSM', depth=50,%s shift_div=8),
+    cls_head=dict(type='TSMHead',%s num_classes=174, in_channels=2048))
+"""
+EIGHT, SIXTEEN = CONFIG % ("", ""), CONFIG % (" num_segments=16,", " num_segments=16,")
+
+
+@pytest.fixture(scope="module")
+def thin():
+    torch.manual_seed(0)
+    return TSM(width=8).state_dict()
+
+
+@pytest.fixture(scope="module")
+def body(thin):
+    """A whole checkpoint's bytes."""
+    made = io.BytesIO()
+    torch.save({"meta": {"config": EIGHT}, "state_dict": thin}, made)
+    return made.getvalue()
+
+
+@pytest.fixture
+def name(body):
+    """A published checkpoint's name, its digest at the end."""
+    return "tsm_demo-%s.pth" % hashlib.sha256(body).hexdigest()[:8]
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves BODY under any name that begins with tsm; honours Range; /cut/ breaks off in the middle."""
+    """Serves `body` under any name that begins with tsm, to agents of our own name, and to a proxy's clients; honours Range.
 
-    asked = []
+    /cut/ breaks off in the middle, /no/ refuses, /308/ and the like redirect to the other name of this host, /page/ is a page.
+    """
+
+    body, asked = b"", []
 
     def do_GET(self):
         Server.asked.append((self.path, self.headers.get("Range")))
+        part = self.path.replace("http://far.example", "").split("/")[1]
+        if "Python-urllib" in self.headers["User-Agent"] or part == "no":
+            return self.send_error(403)
+        if part in ("301", "302", "303", "307", "308"):
+            self.send_response(int(part))
+            self.send_header("Location", "http://localhost:%d/%s" % (self.server.server_port, self.path.split("/")[-1]))
+            return self.end_headers()
         if "/tsm" not in self.path:
             return self.send_error(404)
+        body = b"<html>not found</html>" if part == "page" else Server.body
         start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
-        if start >= len(BODY):
+        if start >= len(body):
             return self.send_error(416)
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(BODY) - start))
+        self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
-        end = len(BODY) // 2 if "/cut/" in self.path else len(BODY)
-        self.wfile.write(BODY[start:end])
+        self.wfile.write(body[start : len(body) // 2 if part == "cut" else len(body)])
 
     def log_message(self, *_):
         pass
 
 
 @pytest.fixture
-def url():
+def url(body):
     Server.asked.clear()
+    Server.body = body
     server = http.server.HTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield "http://127.0.0.1:%d" % server.server_port
@@ -42,28 +85,35 @@ def url():
     server.server_close()
 
 
+QUIET = {"TQDM_DISABLE": "1", "http_proxy": "", "https_proxy": "", "HTTP_PROXY": "", "HTTPS_PROXY": "", "no_proxy": "", "NO_PROXY": ""}
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_fetches_once(works, url, tmp_path):
-    works("TSM_checkpoint.py", url + "/" + NAME, cwd=tmp_path)
-    assert (tmp_path / NAME).read_bytes() == BODY and names(tmp_path) == [NAME]
-    assert "already here" in works("TSM_checkpoint.py", url + "/" + NAME, cwd=tmp_path)
+def test_fetches_once_and_says_what_it_is(works, url, body, name, tmp_path):
+    said = works("TSM_checkpoint.py", url + "/" + name, cwd=tmp_path, env=QUIET)
+    assert (tmp_path / name).read_bytes() == body and names(tmp_path) == [name]
+    digest = hashlib.sha256(body).hexdigest()
+    for line in ("checkpoint: " + name, "sha256: " + digest, "network: TSM ResNet-50 (its weights)", "classes: 174 (its weights)",
+                 "segments: 8 (the config in its meta)", "shift_div: 8 (the config in its meta)"):
+        assert line in said.splitlines()
+    assert "already here" in works("TSM_checkpoint.py", url + "/" + name, cwd=tmp_path, env=QUIET)
     assert len(Server.asked) == 1
 
 
-def test_a_broken_download_goes_on_where_it_stopped(works, fails, url, tmp_path):
-    assert "run again" in fails_last(fails, url + "/cut/" + NAME, tmp_path)
-    assert names(tmp_path) == [".%s.part" % NAME]
-    works("TSM_checkpoint.py", url + "/" + NAME, cwd=tmp_path)
-    assert (tmp_path / NAME).read_bytes() == BODY and names(tmp_path) == [NAME]
-    assert Server.asked[-1][1] == "bytes=%d-" % (len(BODY) // 2)
+def test_a_broken_download_goes_on_where_it_stopped(works, fails, url, body, name, tmp_path):
+    assert "run again" in fails_last(fails, url + "/cut/" + name, tmp_path)
+    assert names(tmp_path) == [".%s.part" % name]
+    works("TSM_checkpoint.py", url + "/" + name, cwd=tmp_path, env=QUIET)
+    assert (tmp_path / name).read_bytes() == body and names(tmp_path) == [name]
+    assert Server.asked[-1][1] == "bytes=%d-" % (len(body) // 2)
 
 
-def fails_last(fails, address, folder):
+def fails_last(fails, address, folder, **environment):
     """The error line; a progress bar may stand before it on stderr."""
-    return fails("TSM_checkpoint.py", address, cwd=folder, env={"TQDM_DISABLE": "1"})
+    return fails("TSM_checkpoint.py", address, cwd=folder, env=dict(QUIET, **environment))
 
 
 def test_wrong_content_is_removed_and_said(fails, url, tmp_path):
@@ -72,14 +122,168 @@ def test_wrong_content_is_removed_and_said(fails, url, tmp_path):
 
 
 def test_a_name_without_digest_is_taken_with_a_warning(run, url, tmp_path):
-    done = run("TSM_checkpoint.py", url + "/tsm.pth", cwd=tmp_path, env={"TQDM_DISABLE": "1"})
+    done = run("TSM_checkpoint.py", url + "/tsm.pth", cwd=tmp_path, env=QUIET)
     assert done.returncode == 0 and "not checked" in done.stderr and names(tmp_path) == ["tsm.pth"]
+    done = run("TSM_checkpoint.py", url + "/page/tsm_page.pth", cwd=tmp_path, env=QUIET)
+    assert done.returncode == 1 and "not a PyTorch checkpoint" in done.stderr and names(tmp_path) == ["tsm.pth"]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_to_another_host_are_followed(url, body, tmp_path, status):
+    from TSM_checkpoint import fetch
+
+    path, fresh = fetch("%s/%d/tsm.pth" % (url, status), str(tmp_path))
+    assert fresh and open(path, "rb").read() == body
+    assert [asked for asked, _ in Server.asked] == ["/%d/tsm.pth" % status, "/tsm.pth"]
+
+
+def test_a_proxy_of_the_environment_is_used(works, fails, url, name, tmp_path):
+    """The host exists for the proxy only."""
+    works("TSM_checkpoint.py", "http://far.example/" + name, cwd=tmp_path, env=dict(QUIET, http_proxy=url))
+    assert Server.asked == [("http://far.example/" + name, None)] and names(tmp_path) == [name]
 
 
 @pytest.mark.parametrize("address, says", [
-    ("{url}/absent.pth", "404"), ("http://127.0.0.1:9/tsm.pth", "cannot be reached"), ("ftp://x/tsm.pth", "http(s)"),
-    ("http://[bad/tsm.pth", "cannot be reached"), ("{url}/", "http(s)"),
+    ("{url}/absent.pth", "404"), ("{url}/no/tsm.pth", "403"), ("http://127.0.0.1:9/tsm.pth", "cannot be reached"),
+    ("ftp://x/tsm.pth", "http(s)"), ("http://[bad/tsm.pth", "cannot be reached"), ("{url}/", "http(s)"),
 ])
 def test_what_cannot_be_fetched_is_one_line(fails, url, tmp_path, address, says):
-    assert says in fails_last(fails, address.format(url=url), tmp_path)
+    line = fails_last(fails, address.format(url=url), tmp_path)
+    assert says in line and ("pass its path" in line or says == "http(s)")
     assert names(tmp_path) == []
+
+
+def test_official_is_the_published_file(fails, url, tmp_path):
+    """Its address is asked of the proxy; what comes is not that file."""
+    line = fails_last(fails, "official", tmp_path, https_proxy=url)
+    assert "download.openmmlab.com" in line and "tsm_r50_256h_1x1x8_50e_sthv2_rgb_20210816-032aa4da.pth" in line
+
+
+@pytest.mark.parametrize("wrong", ["nothing.pth", "."])
+def test_no_such_file_is_one_line(fails, tmp_path, wrong):
+    assert wrong in fails("TSM_checkpoint.py", wrong, cwd=tmp_path)
+
+
+# What a file is.
+
+
+def resized(state, classes):
+    return {key: value[:classes] if key.startswith("cls_head") else value for key, value in state.items()}
+
+
+def resnet101(state):
+    """23 blocks in stage 3, every second one shifted."""
+    made = {}
+    for key, value in state.items():
+        parts = key.split(".")
+        copies = [int(parts[2])] if parts[1].startswith("layer") else [0]
+        if parts[1] == "layer3" and copies[0] >= 1:
+            copies = list(range(copies[0], 23, 5))
+        for copy in copies:
+            renamed = ".".join(parts[:2] + [str(copy)] + parts[3:]) if parts[1].startswith("layer") else key
+            made[renamed.replace("conv1.conv.net", "conv1.conv") if copy % 2 else renamed] = value
+    return made
+
+
+def wrapped(state, layers, old, new):
+    return {key.replace(old, new) if key.startswith(layers) else key: value for key, value in state.items()}
+
+
+def zeros(**shapes):
+    return {key.replace("__", "."): torch.zeros(shape) for key, shape in shapes.items()}
+
+
+NETWORKS = {
+    "TSM ResNet-50 of 27 classes": lambda state: resized(state, 27),
+    "TSM ResNet-50 of 2 classes": lambda state: resized(state, 2),
+    "TSM ResNet-101 of 174 classes": resnet101,
+    "TSN ResNet-50 of 174 classes": lambda state: wrapped(state, "backbone", ".conv.net.", ".conv."),
+    "TSM ResNet-50 with non-local blocks": lambda state: dict(
+        wrapped(state, "backbone.layer2.0.", "layer2.0.", "layer2.0.block."), **zeros(
+            backbone__layer2__0__non_local_block__g__weight=(4, 8, 1, 1))),
+    "TSM ResNet-50 with temporal pooling": lambda state: wrapped(state, "backbone.layer2.", "layer2.", "layer2.net."),
+    "TSM ResNet-50 on 10 channels (optical flow)": lambda state: dict(state, **zeros(backbone__conv1__conv__weight=(8, 10, 7, 7))),
+    "TSM MobileNetV2": lambda state: zeros(
+        backbone__conv1__conv__weight=(32, 3, 3, 3), backbone__layer2__1__conv__0__net__conv__weight=(144, 24, 1, 1),
+        cls_head__fc_cls__weight=(174, 1280)),
+    "TSM MobileOne": lambda state: zeros(
+        backbone__stage0__branch_conv_list__0__conv__weight=(64, 3, 3, 3),
+        backbone__stage1__0__0__net__branch_conv_list__0__conv__weight=(64, 1, 3, 3)),
+    "SlowFast": lambda state: zeros(backbone__slow_path__conv1__conv__weight=(64, 3, 1, 7, 7)),
+    "a network of 3-dimensional convolutions": lambda state: zeros(
+        backbone__conv1__conv__weight=(64, 3, 1, 7, 7), backbone__layer1__0__conv1__conv__weight=(64, 64, 1, 1, 1)),
+    "no network that this suite knows (its first weight is layer1.0.conv1.weight)": lambda state: zeros(
+        layer1__0__conv1__weight=(64, 64, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("words", sorted(NETWORKS))
+def test_another_network_is_named_and_refused(thin, tmp_path, words):
+    torch.save({"state_dict": NETWORKS[words](thin), "meta": {"config": EIGHT}}, str(tmp_path / "a.pth"))
+    state, meta = load(str(tmp_path / "a.pth"))
+    with pytest.raises(UserError) as raised:
+        check_supported(facts_of("a.pth", state, meta), "a.pth")
+    line = str(raised.value)
+    assert line.startswith("a.pth: is " + words) and "this suite takes TSM ResNet-50 of 174 classes" in line and "\n" not in line
+
+
+def facts(thin, path="a.pth", meta=None, **options):
+    return facts_of(path, thin, meta or {}, **options)
+
+
+@pytest.mark.parametrize("path, meta, segments, expected, origin", [
+    ("a.pth", {}, None, 8, "default"), ("a.pth", {"config": EIGHT}, None, 8, "the config in its meta"),
+    ("a.pth", {"config": SIXTEEN}, None, 16, "the config in its meta"), ("a.pth", {"cfg": SIXTEEN}, None, 16, "the config in its meta"),
+    ("x/TSM_somethingv2_RGB_resnet50_shift8_blockres_avg_segment16_e45.pth", {}, None, 16, "its file's name"),
+    ("TSM_somethingv2_RGB_resnet50_shift8_blockres_avg_segment8_e45.pth", {}, None, 8, "its file's name"),
+    ("tsm_r50_256h_1x1x16_50e_sthv2_rgb_20210331-0a45549c.pth", {}, None, 16, "its file's name"),
+    ("tsm_r50_1x1x16.pth", {"config": EIGHT}, None, 8, "the config in its meta"), ("segment16/a.pth", {}, None, 8, "default"),
+    ("a.pth", {}, 16, 16, "--segments"), ("a.pth", {"config": EIGHT}, 8, 8, "--segments"),
+    ("a.pth", {"config": "no config ("}, None, 8, "default"), ("a.pth", {"config": 3}, None, 8, "default"),
+])
+def test_where_the_segments_are_from(thin, path, meta, segments, expected, origin):
+    found = facts(thin, path, meta, segments=segments)
+    assert (found.protocol.segments, found.origins["segments"], found.conflicts) == (expected, origin, [])
+    if expected == 8:
+        check_supported(found, path)
+    else:
+        with pytest.raises(UserError, match="16 segments by .*; this suite takes .* 8 segments"):
+            check_supported(found, path)
+
+
+@pytest.mark.parametrize("meta, config, segments, says", [
+    ({"config": SIXTEEN}, None, 8, ["8 segments", "--segments", "meta says 16 segments"]),
+    ({"config": EIGHT}, SIXTEEN, None, ["16 segments by c.py", "the config in its meta says 8 segments"]),
+    ({}, SIXTEEN, 8, ["8 segments", "--segments", "c.py says 16 segments"]),
+    ({}, EIGHT.replace("174", "400"), None, ["174 classes", "c.py says 400 classes"]),
+    ({}, EIGHT.replace("depth=50", "depth=101"), None, ["TSM ResNet-50", "c.py says TSM ResNet-101"]),
+    ({}, CONFIG % ("", " num_segments=16,"), None, ["c.py averages 16 of 8 segments"]),
+])
+def test_what_contradicts_itself_names_both(thin, tmp_path, monkeypatch, meta, config, segments, says):
+    monkeypatch.chdir(tmp_path)
+    if config:
+        (tmp_path / "c.py").write_text(config)
+    with pytest.raises(UserError) as raised:
+        check_supported(facts(thin, meta=meta, config="c.py" if config else "", segments=segments), "a.pth")
+    assert all(words in str(raised.value) for words in says), str(raised.value)
+
+
+def test_a_test_that_this_suite_does_not_run_is_named(thin):
+    pipeline = "test_pipeline = [dict(type='DenseSampleFrames', num_clips=8), dict(type='TenCrop', crop_size=224)]"
+    with pytest.raises(UserError, match="dense sampling, ten crops, size 224 by the config in its meta"):
+        check_supported(facts(thin, meta={"config": EIGHT + pipeline}), "a.pth")
+    with pytest.raises(UserError, match="a.pth: the config in its meta: its test pipeline has the step Unknown"):
+        facts(thin, meta={"config": EIGHT + "test_pipeline = [dict(type='Unknown')]"})
+
+
+def test_the_command_line_of_all_that(works, fails, thin, tmp_path):
+    torch.save(thin, str(tmp_path / "own.pth"))
+    torch.save({"meta": {"cfg": SIXTEEN}, "state_dict": thin}, str(tmp_path / "sixteen.pth"))
+    (tmp_path / "c.py").write_text(EIGHT)
+    assert "note: nothing says how many segments own.pth has; taken as 8" in works("TSM_checkpoint.py", "own.pth", cwd=tmp_path)
+    assert "segments: 8 (c.py)" in works("TSM_checkpoint.py", "own.pth", "--config", "c.py", cwd=tmp_path)
+    assert "16 segments by the config in its meta" in fails("TSM_checkpoint.py", "sixteen.pth", cwd=tmp_path)
+    assert "16 segments by --segments" in fails("TSM_checkpoint.py", "own.pth", "--segments", 16, cwd=tmp_path)
+    assert "none.py: no such config" in fails("TSM_checkpoint.py", "own.pth", "--config", "none.py", cwd=tmp_path)
+    assert "--segments" in fails("TSM_checkpoint.py", "own.pth", "--segments", 0, cwd=tmp_path, status=2)
+    assert names(tmp_path) == ["c.py", "own.pth", "sixteen.pth"]

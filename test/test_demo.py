@@ -6,8 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from tsm.protocol import CROPS_3 as CROPS
-from tsm.protocol import SAMPLES, SEGMENTS
+from tsm.protocol import SSV2
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +78,12 @@ def test_a_pair_differs_only_in_the_direction_of_time(demo):
 
 def test_the_expanded_network_is_the_thin_one(demo):
     import torch
-
     from expand import expand
-    from tsm.network import TSM, load_state_dict
 
-    state = load_state_dict(str(demo / "tsm_thin.pth"))
+    from tsm.checkpoint import load
+    from tsm.network import TSM
+
+    state, _ = load(str(demo / "tsm_thin.pth"))
     thin, full = TSM(width=8).eval(), TSM().eval()
     thin.load_state_dict(state)
     full.load_state_dict(expand(state))
@@ -105,24 +105,22 @@ def test_expansion_is_deterministic_and_named_errors_are_one_line(works, fails, 
 def test_only_the_shift_tells_the_classes_of_a_pair_apart(works, demo, annotations, tmp_path):
     """The thin network on the protocol's tensors: right with its shift; without it, no better than chance in a pair."""
     import onnxruntime
-
-    from pytorch2onnx import trunk_from
     from render import ACTIONS
+
     from tsm.graph import build
-    from tsm.network import TSM, load_state_dict
+    from tsm.network import load, trunk_from
 
     entries, labels = annotations
     lines = ["%s.webm %d\n" % (entry["id"], labels[plain(entry)]) for entry in entries]
     (tmp_path / "list.txt").write_text("".join(lines))
     works("TSM_preprocess.py", "--data_root", demo / "videos", "--ann_file", "list.txt", "--output_dir", ".", cwd=tmp_path)
-    net = TSM(width=8).eval()
-    net.load_state_dict(load_state_dict(str(demo / "tsm_thin.pth")))
-    sessions = [onnxruntime.InferenceSession(build(trunk_from(net), form).SerializeToString(),
+    net, _ = load(str(demo / "tsm_thin.pth"))
+    sessions = [onnxruntime.InferenceSession(build(trunk_from(net), form, SSV2).SerializeToString(),
                                              providers=["CPUExecutionProvider"]) for form in ("view", "none")]
     scores = []
     for index in range(len(entries)):
         video = np.fromfile(str(tmp_path / "preprocess_bin" / ("%d.bin" % index)), np.float32)
-        views = video.reshape(CROPS * SAMPLES, SEGMENTS, 3, 256, 256)
+        views = video.reshape((SSV2.views,) + SSV2.view_shape)
         scores.append([np.mean([session.run(None, {"input": view})[0] for view in views], (0, 1)) for session in sessions])
     scores = np.array(scores)  # [videos, with or without, classes]
     truth = np.array([labels[plain(entry)] for entry in entries])

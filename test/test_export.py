@@ -1,5 +1,7 @@
-"""pytorch2onnx.py: checkpoints of every form, refusals in one line, and the full-size network through every runtime."""
+"""pytorch2onnx.py: the checkpoints it takes, refusals in one line, and the full-size network through every runtime."""
 
+import hashlib
+import json
 import os
 
 import numpy as np
@@ -7,7 +9,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tsm.network import TSM, load, load_state_dict  # noqa: E402
+from tsm import checkpoint  # noqa: E402
+from tsm.cli import UserError  # noqa: E402
+from tsm.network import TSM, load  # noqa: E402
+from tsm.protocol import SSV2, fuse, shifted  # noqa: E402
+
+CONFIG = """model = dict(backbone=dict(type='ResNetTSM', depth=50, num_segments=8, shift_div=8),
+             cls_head=dict(type='TSMHead', num_classes=%d))
+"""
 
 
 class Code:
@@ -29,58 +38,81 @@ def thin():
 @pytest.mark.parametrize("zip_format", [True, False])
 def test_both_checkpoint_formats_load(thin, tmp_path, zip_format):
     path = str(tmp_path / "a.pth")
-    checkpoint = {"state_dict": {"module." + key: value for key, value in thin.items()}, "meta": {"epoch": 50, "lr": [0.1]}}
-    torch.save(checkpoint, path, _use_new_zipfile_serialization=zip_format)
-    net = load(path, width=8)
+    held = {"state_dict": {"module." + key: value for key, value in thin.items()}, "meta": {"epoch": 50, "lr": [0.1]}}
+    torch.save(held, path, _use_new_zipfile_serialization=zip_format)
+    net, facts = load(path)
+    assert (facts.width, facts.protocol, facts.network) == (8, SSV2, "TSM ResNet-50")
     assert torch.equal(net.state_dict()["cls_head.fc_cls.weight"], thin["cls_head.fc_cls.weight"]) and not net.training
 
 
 @pytest.mark.parametrize("zip_format", [True, False])
-def test_a_checkpoint_with_code_is_refused_and_not_run(fails, thin, tmp_path, zip_format):
+def test_code_beside_the_weights_does_not_run_and_in_them_is_refused(works, fails, thin, tmp_path, zip_format):
     made = tmp_path / "made by the checkpoint"
-    torch.save({"state_dict": dict(thin), "meta": Code(made)}, str(tmp_path / "a.pth"),
+    torch.save({"state_dict": dict(thin), "meta": Code(made)}, str(tmp_path / "a.pth"), _use_new_zipfile_serialization=zip_format)
+    works("pytorch2onnx.py", "a.pth", "--output-file", "a.onnx", cwd=tmp_path)
+    assert not made.exists()
+    torch.save(dict(thin, **{"cls_head.fc_cls.bias": Code(made)}), str(tmp_path / "b.pth"),
                _use_new_zipfile_serialization=zip_format)
-    line = fails("pytorch2onnx.py", "a.pth", "--output-file", "a.onnx", cwd=tmp_path)
-    assert "more than weights" in line and "mkdir" in line and not made.exists()
+    line = fails("pytorch2onnx.py", "b.pth", "--output-file", "b.onnx", cwd=tmp_path)
+    assert "cls_head.fc_cls.bias" in line and "mkdir" in line and not made.exists()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.onnx", "a.pth", "b.pth"]
 
 
-def _without(key):
-    return lambda state: state.pop(key)
+def test_the_onnx_names_its_checkpoint_its_protocol_and_its_layers(works, thin, tmp_path):
+    import onnx
+
+    from tsm.network import trunk_from
+    from tsm.onnxfile import metadata
+    from tsm.protocol import protocol_from
+
+    torch.save(thin, str(tmp_path / "a.pth"))
+    (tmp_path / "config.py").write_text(CONFIG % 174)
+    said = works("pytorch2onnx.py", "config.py", "a.pth", "--output-file", "a.onnx", "--verify", cwd=tmp_path)
+    assert "verified" in said and "output [6, 174] per view" in said and "note" not in said
+    props = metadata(onnx.load(str(tmp_path / "a.onnx")))
+    assert props["tsm.checkpoint"] == "a.pth"
+    assert props["tsm.checkpoint_sha256"] == hashlib.sha256((tmp_path / "a.pth").read_bytes()).hexdigest()
+    assert protocol_from(json.loads(props["tsm.protocol"]), "a.onnx") == SSV2
+    trunk = trunk_from(load(str(tmp_path / "a.pth"))[0])
+    assert {name.rsplit(".", 1)[0] for name in trunk.weights} == {
+        key[: -len(".bn.weight")][len("backbone.") :] for key in thin if key.endswith(".bn.weight")}
+    assert {"conv1", "layer2.0.conv2", "layer1.0.downsample"} <= {node.output[0] for node in trunk.nodes}
 
 
-def _as(key, value):
-    return lambda state: state.update({key: value})
+def test_what_nothing_says_is_said(works, thin, tmp_path):
+    torch.save(thin, str(tmp_path / "a.pth"))
+    assert "note: nothing says how many segments a.pth has; taken as 8" in works(
+        "pytorch2onnx.py", "a.pth", "--output-file", "a.onnx", cwd=tmp_path)
 
 
-@pytest.mark.parametrize("change, says", [
-    (_without("backbone.layer1.0.conv1.conv.net.weight"), "backbone.layer1.0.conv1.conv.net.weight is missing"),
-    (_as("backbone.what", torch.zeros(1)), "backbone.what is not of this network"),
-    (_as("cls_head.fc_cls.weight", torch.zeros(400, 256)), "cls_head.fc_cls.weight is [400, 256], not [174, 256]"),
-    (_as("cls_head.fc_cls.bias", torch.full((174,), float("nan"))), "cls_head.fc_cls.bias holds values that are not finite"),
+@pytest.mark.parametrize("config, says", [
+    (None, "config.py: no such config"), ("model = dict(backbone=dict(type='ResNetTSM', depth=50, num_segments=16))", "16 segments"),
+    (CONFIG % 10, "config.py says 10 classes"), (CONFIG.replace("depth=50", "depth=101") % 174, "config.py says TSM ResNet-101"),
+    (CONFIG.replace("shift_div=8", "shift_div=4") % 174, "shift_div 4"), ("model = (", "config.py: not a config"),
+    ("model = dict(backbone=get())", "config.py, line 1"),
 ])
-def test_differences_are_named(thin, tmp_path, change, says):
-    from tsm.cli import UserError
-
-    state = dict(thin)
-    change(state)
-    torch.save(state, str(tmp_path / "a.pth"))
+def test_a_config_that_does_not_fit_is_refused(thin, tmp_path, monkeypatch, config, says):
+    monkeypatch.chdir(tmp_path)
+    torch.save(thin, "a.pth")
+    if config:
+        (tmp_path / "config.py").write_text(config)
     with pytest.raises(UserError) as raised:
-        load(str(tmp_path / "a.pth"), width=8)
-    assert says in str(raised.value) and "a.pth" in str(raised.value)
+        load("a.pth", "config.py")
+    assert says in str(raised.value) and "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("raw", [b"", b"not a checkpoint", b"PK\x03\x04 cut short", None, {"a": 1}, [torch.zeros(2)]])
-def test_what_is_no_checkpoint_is_said_in_one_line(fails, thin, tmp_path, raw):
-    path = tmp_path / "a.pth"
-    if isinstance(raw, bytes):
-        path.write_bytes(raw)
-    elif raw is None:
-        torch.save(thin, str(path))
-        path.write_bytes(path.read_bytes()[:-1000])
-    else:
-        torch.save(raw, str(path))
-    line = fails("pytorch2onnx.py", "a.pth", "--output-file", "a.onnx", cwd=tmp_path)
-    assert "a.pth" in line and "more than weights" not in line
+def test_a_config_that_does_not_fit_is_one_line_and_no_file(fails, thin, tmp_path):
+    torch.save(thin, str(tmp_path / "a.pth"))
+    (tmp_path / "config.py").write_text(CONFIG.replace("num_segments=8", "num_segments=16") % 174)
+    assert "16 segments" in fails("pytorch2onnx.py", "config.py", "a.pth", "--output-file", "a.onnx", cwd=tmp_path)
+    assert "none.py" in fails("pytorch2onnx.py", "none.py", "a.pth", "--output-file", "a.onnx", cwd=tmp_path)
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def test_damage_is_one_line_and_no_file(fails, thin, tmp_path):
+    torch.save(thin, str(tmp_path / "a.pth"))
+    (tmp_path / "a.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:-1000])
+    assert "a.pth: not a PyTorch checkpoint" in fails("pytorch2onnx.py", "a.pth", "--output-file", "a.onnx", cwd=tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["a.pth"]
 
 
@@ -89,17 +121,24 @@ def test_usage(fails, tmp_path):
     assert "a.pth" in fails("pytorch2onnx.py", "a.pth", cwd=tmp_path)
 
 
-def test_the_demo_checkpoint_has_mmaction2s_keys(demo_checkpoint):
-    keys = set(load_state_dict(str(demo_checkpoint)))
+def test_the_shift_is_the_definition_for_any_number_of_segments():
+    from tsm.network import temporal_shift
+
+    for segments in (1, 2, 5, 16):
+        x = np.random.RandomState(segments).standard_normal((3 * segments, 8, 2, 3)).astype(np.float32)
+        assert np.array_equal(temporal_shift(torch.from_numpy(x), segments, 2).numpy(), shifted(x, segments, 2))
+
+
+def test_the_demo_checkpoint_has_mmaction2s_form(demo_checkpoint):
+    state, meta = checkpoint.load(str(demo_checkpoint))
     assert {"backbone.conv1.conv.weight", "backbone.layer3.5.conv1.conv.net.weight", "backbone.layer2.0.downsample.bn.bias",
-            "backbone.layer4.2.conv3.bn.running_var", "cls_head.fc_cls.bias"} <= keys and len(keys) == 320
+            "backbone.layer4.2.conv3.bn.running_var", "cls_head.fc_cls.bias"} <= set(state) and len(state) == 320
+    assert load(str(demo_checkpoint))[1].origins["segments"] == "the config in its meta" and "source" in meta
 
 
 def test_the_full_network_is_the_same_in_every_runtime(works, tmp_path):
     """Random full-size weights: PyTorch, exported, modified (both targets), ONNX Runtime, OpenVINO; every class, 1e-5."""
     import onnxruntime
-
-    from tsm.network import fuse
 
     torch.manual_seed(3)
     net = TSM().eval()
@@ -108,12 +147,13 @@ def test_the_full_network_is_the_same_in_every_runtime(works, tmp_path):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     torch.save(net.state_dict(), str(tmp_path / "random.pth"))
+    (tmp_path / "config.py").write_text(CONFIG % 174)
     works("pytorch2onnx.py", "config.py", "random.pth", "--output-file=tsm_bs1.onnx", "--softmax", "--shape", 1, 48, 3, 256, 256,
           cwd=tmp_path)
     videos = np.random.RandomState(4).standard_normal((1, 48, 3, 256, 256)).astype(np.float32)
     with torch.no_grad():
         views = net(torch.from_numpy(videos))
-    expected = {"exported": torch.softmax(views, 1).numpy(), "fused": fuse(views, "score").numpy()}
+    expected = {"exported": torch.softmax(views, 1).numpy(), "fused": fuse(views.numpy(), SSV2.views, "score")}
 
     def onnx_runtime(name):
         session = onnxruntime.InferenceSession(str(tmp_path / name), providers=["CPUExecutionProvider"])

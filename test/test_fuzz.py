@@ -15,7 +15,6 @@ import sys
 
 import numpy as np
 import pytest
-
 from fuzz import FUZZ, damaged
 
 PATIENCE = 60  # seconds
@@ -26,10 +25,10 @@ SCRIPTS.set_forkserver_preload(["__main__", "numpy", "torch", "onnx", "onnxrunti
 
 
 def export(path):
-    """As pytorch2onnx.py reads a checkpoint, at an eighth of the channels."""
+    """As pytorch2onnx.py reads a checkpoint."""
     from tsm.network import load
 
-    load(path, width=8)
+    load(path)
 
 
 def surgery(path):
@@ -86,9 +85,9 @@ def survive(work, name, damage, folder, count):
 @pytest.mark.parametrize("zip_format", [True, False])
 def test_checkpoints(repo, tmp_path, zip_format):
     torch = pytest.importorskip("torch")
-    from tsm.network import load_state_dict
+    from tsm.checkpoint import load
 
-    state = load_state_dict(str(repo / "demo/tsm_thin.pth"))
+    state, _ = load(str(repo / "demo/tsm_thin.pth"))
     torch.save({"state_dict": state, "meta": {"epoch": 1}}, str(tmp_path / "good.pth"), _use_new_zipfile_serialization=zip_format)
     data = (tmp_path / "good.pth").read_bytes()
     spots = (len(data), 3000)  # anywhere, or in what says where everything is (the zip's stands at the end)
@@ -108,16 +107,19 @@ def model(repo, tmp_path_factory):
     """The thin network as mmaction2 exports it, and as modify_onnx.py makes it: two files' bytes."""
     onnx = pytest.importorskip("onnx")
     from test_modify import fill
+
     from tsm.graph import build
+    from tsm.lift import fold_constants, lift, read_source, weights_leave_inputs
     from tsm.onnxfile import set_metadata
-    import modify_onnx
+    from tsm.protocol import SSV2
 
     path = tmp_path_factory.mktemp("model") / "good.onnx"
-    exported = fill(onnx.load_model_from_string(gzip.decompress((repo / "test/specimens/mmaction2_torch1.9.onnx.gz").read_bytes())))
+    specimen = (repo / "test/specimens/mmaction2_torch1.9.onnx.gz").read_bytes()
+    exported = fill(onnx.load_model_from_string(gzip.decompress(specimen)))
     raw = exported.SerializeToString()
-    modify_onnx.weights_leave_inputs(exported)
-    trunk, _ = modify_onnx.raise_trunk(modify_onnx.read_source(modify_onnx.fold_constants(exported, str(path))[0], str(path)))
-    modified = build(trunk, "cpu", 1, "score")
+    weights_leave_inputs(exported)
+    trunk, _ = lift(read_source(fold_constants(exported, str(path), str(path))[0], str(path), SSV2), SSV2)
+    modified = build(trunk, "cpu", SSV2, 1, "score")
     set_metadata(modified, {"tsm.fusion": "score"})
     return raw, modified.SerializeToString()
 

@@ -8,11 +8,11 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 LAYERS = [  # from the ground up; an import goes to the same layer or to a lower one
     {"cli", "files", "machine", "npu", "stage"},
-    {"protocol", "config"},
+    {"protocol", "config", "labels"},
     {"samples", "results", "accuracy", "tensors"},
     {"frames", "clips", "workers"},
-    {"onnxfile", "graph", "checkpoint", "network", "lift"},
-    {"offline", "int8", "engine", "chunks", "stream", "live", "labels", "predict", "preprocess", "report"},
+    {"onnxfile", "graph", "checkpoint", "network", "facts", "lift", "proof"},
+    {"offline", "int8", "engine", "chunks", "stream", "live", "predict", "preprocess", "report"},
 ]
 ONLY_IN = {"torch": {"checkpoint", "network"}, "cv2": {"frames", "clips"}, "ray": set()}
 LONGEST_SCRIPT, LONGEST_FUNCTION = 190, 60  # lines

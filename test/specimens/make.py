@@ -55,10 +55,10 @@ def mmaction2_network():
     return net
 
 
-def shift_as_mmaction2(x, fold):
+def shift_as_mmaction2(x, segments, fold):
     """The temporal shift in mmaction2's operations (resnet_tsm.py), for exporters to show their idioms on."""
     n, c, h, w = x.size()
-    x = x.view(-1, 8, c, h * w)
+    x = x.view(-1, segments, c, h * w)
     ahead, behind, still = x[:, :, :fold], x[:, :, fold : 2 * fold], x[:, :, 2 * fold :]
     ahead = torch.cat((ahead[:, 1:], (ahead - ahead)[:, :1]), 1)
     behind = torch.cat(((behind - behind)[:, :1], behind[:, :-1]), 1)

@@ -1,0 +1,193 @@
+"""Facts from mmaction2 configs: what is understood, what is refused and how, and that nothing in a config runs."""
+
+import pytest
+
+from tsm import config
+from tsm.cli import UserError
+
+MODEL = """model = dict(
+    type='Recognizer2D',
+    backbone=dict(type='ResNetTSM', pretrained='torchvision://resnet50', depth=50, norm_eval=False, shift_div=8),
+    cls_head=dict(type='TSMHead', num_classes=400, in_channels=2048, is_shift=True),
+    train_cfg=None,
+    test_cfg=dict(average_clips='prob'))
+"""
+PIPELINE = """img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_bgr=False)
+clips = 8 * 2
+test_pipeline = [
+    dict(type='SampleFrames', clip_len=1, frame_interval=1, num_clips=clips, twice_sample=True, test_mode=True),
+    dict(type='RawFrameDecode'),
+    dict(type='Resize', scale=(-1, 256)),
+    dict(type='ThreeCrop', crop_size=256),
+    dict(type='Normalize', **img_norm_cfg),
+    dict(type='FormatShape', input_format='NCHW'),
+    dict(type='Collect', keys=['imgs', 'label'], meta_keys=[]),
+    dict(type='ToTensor', keys=['imgs']),
+]
+"""
+
+
+def facts(text):
+    return config.facts(config.parse(text, "a.py"), "a.py")
+
+
+def refused(text):
+    with pytest.raises(UserError) as raised:
+        facts(text)
+    assert "a.py" in str(raised.value) and "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_a_config_of_0_x_with_its_bases(tmp_path):
+    (tmp_path / "_base_").mkdir()
+    (tmp_path / "_base_" / "model.py").write_text(MODEL)
+    (tmp_path / "_base_" / "runtime.py").write_text("log_level = 'INFO'\n")
+    (tmp_path / "a.py").write_text("""import os
+from x import y
+_base_ = ['_base_/model.py', './_base_/runtime.py']
+model = dict(backbone=dict(num_segments=16), cls_head=dict(num_classes=174, num_segments=16))
+""" + PIPELINE + """
+data = dict(workers=os.cpu_count(), train=y(3), test=dict(type='RawframeDataset', ann_file=os.path.join('a', 'b'),
+            filename_tmpl='{:05}.jpg', start_index=0, pipeline=test_pipeline))
+hook = lambda x: x
+""")
+    assert config.facts(config.read(str(tmp_path / "a.py")), "a.py") == {
+        "network": "TSM ResNet-50", "classes": 174, "segments": 16, "head_segments": 16, "shift_div": 8, "average_clips": "prob",
+        "sampled": 16, "sampling": "twice", "short_side": 256, "crops": "three", "size": 256, "filename_tmpl": "{:05}.jpg",
+        "start_index": 0, "mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375),
+    }
+
+
+def test_a_config_of_1_x():
+    found = facts("""preprocess_cfg = dict(mean=[1, 2., 3], std=[4, 5, 6])
+model = dict(backbone=dict(type='ResNetTSM', depth=101), cls_head=dict(type='TSMHead', num_classes=5, average_clips='score'),
+             data_preprocessor=dict(type='ActionDataPreprocessor', **preprocess_cfg))
+test_pipeline = [dict(type='DecordInit', io_backend='disk'),
+                 dict(type='DenseSampleFrames', clip_len=1, frame_interval=1, num_clips=8, test_mode=True),
+                 dict(type='DecordDecode'), dict(type='Resize', scale=(-1, 256)), dict(type='TenCrop', crop_size=224),
+                 dict(type='FormatShape', input_format='NCHW'), dict(type='PackActionInputs')]
+test_dataloader = dict(batch_size=1, dataset=dict(type='VideoDataset', pipeline=test_pipeline, test_mode=True))
+""")
+    assert found == {"network": "TSM ResNet-101", "classes": 5, "segments": 8, "shift_div": 8, "average_clips": "score",
+                     "sampled": 8, "sampling": "dense", "short_side": 256, "crops": "ten", "size": 224, "mean": (1.0, 2.0, 3.0),
+                     "std": (4.0, 5.0, 6.0)}
+
+
+@pytest.mark.parametrize("backbone, network", [
+    ("type='ResNetTSM', depth=50", "TSM ResNet-50"), ("type='ResNet', depth=101", "TSN ResNet-101"),
+    ("type='ResNetTSM', depth=50, is_shift=False", "TSN ResNet-50"), ("type='MobileNetV2TSM'", "TSM MobileNetV2"),
+    ("type='ResNetTSM', depth=50, non_local=((0, 0, 0), (1, 0)), non_local_cfg=dict(mode='gaussian')",
+     "TSM ResNet-50 with non-local blocks"),
+    ("type='ResNetTSM', depth=50, temporal_pool=True", "TSM ResNet-50 with temporal pooling"),
+    ("type='ResNetTSM', depth=50, shift_place='block'", "TSM ResNet-50 with whole blocks shifted"),
+    ("type='ResNet3dSlowFast', depth=None", "SlowFast"), ("type='C3D'", "C3D of mmaction2"), ("type='UniFormer', depth=[5, 8]",
+                                                                                           "UniFormer of mmaction2"),
+])
+def test_the_network_is_named(backbone, network):
+    assert facts("model = dict(backbone=dict(%s))" % backbone)["network"] == network
+
+
+@pytest.mark.parametrize("lines, segments", [
+    ("n = 4\nn *= 4\nmodel = dict(backbone=dict(type='ResNetTSM', num_segments=n))", 16),
+    ("model = dict(backbone=dict(type='ResNetTSM'))\nmodel['backbone']['num_segments'] = 16", 16),
+    ("model = dict(backbone=dict(type='ResNetTSM'))\nmodel.backbone.num_segments = 16", 16),
+    ("both = dict(num_segments=16)\nmodel = {'backbone': {'type': 'ResNetTSM', **both}}", 16),
+    ("both = dict(num_segments=16)\nmodel = dict(backbone=dict(both, type='ResNet' + 'TSM'))", 16),
+    ("a, b = 8, 16\nmodel: dict = dict(backbone=dict(type='ResNetTSM', num_segments=[a, b][1]))", 16),
+    ("from mmaction.models import ResNetTSM\nmodel = dict(backbone=dict(type='ResNetTSM', num_segments=(9 - 1) * 2))", 16),
+    ("model = dict(cls_head=dict(num_segments=16), backbone=dict(type='ResNetTSM'))", 16),
+    ("model = dict(backbone=dict(type='ResNetTSM'))", 8),
+    ("x = {}", None),
+    ("/a/b/base.py\nmodel = dict(backbone=dict(type='ResNetTSM', num_segments=16))\n/a/c.py\n_base_ = 'base.py'\n"
+     "model = dict(backbone=dict(depth=50))", 16),
+])
+def test_values_are_worked_out_without_running_them(lines, segments):
+    assert facts(lines).get("segments") == segments
+
+
+@pytest.mark.parametrize("value", ["get()", "open('canary', 'w')", "int('16')", "[n for n in (16,)][0]", "16 if n else 8", "n",
+                                   "os.sep", "(lambda: 16)()", "1 / 0", "1 << 4", "3 @ 4", "f(*a, **b)", "{}['n']", "[1][5]"])
+def test_code_in_a_value_that_is_needed_is_refused_with_its_place(value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "import os\nx = [%s]\nmodel = dict(backbone=dict(type='ResNetTSM',\n    num_segments=%s))\n"
+    assert "a.py, line " in refused(text % (value, value)) and "not run" in refused(text % (value, value))
+    assert facts(text % (value, 16))["segments"] == 16
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("change", ["model.update(x)", "model['backbone'].pop('depth')", "if 1:\n    model = 3", "del model",
+                                    "for model in []:\n    pass", "def model():\n    pass", "import model", "model += x",
+                                    "model[f()] = 3", "with open('x') as model:\n    pass"])
+def test_code_that_changes_a_value_that_is_needed_is_refused(change):
+    assert "model" in refused("x = {}\nmodel = dict(backbone=dict(type='ResNetTSM', depth=50))\n%s\n" % change)
+
+
+def test_delete_replaces_what_the_base_says(tmp_path):
+    (tmp_path / "base.py").write_text(MODEL.replace("depth=50", "depth=50, num_segments=16"))
+    (tmp_path / "a.py").write_text("_base_ = 'base.py'\nmodel = dict(backbone=dict(_delete_=True, type='ResNetTSM', depth=101))")
+    found = config.facts(config.read(str(tmp_path / "a.py")), "a.py")
+    assert (found["network"], found["segments"], found["classes"]) == ("TSM ResNet-101", 8, 400)
+
+
+def test_bases_of_mmengine(tmp_path):
+    """`_base_.name`, mmcv's {{_base_.name}}, and `with read_base()`."""
+    (tmp_path / "base.py").write_text(MODEL + "n = 16\n")
+    (tmp_path / "a.py").write_text("_base_ = './base.py'\nmodel = dict(backbone=dict(num_segments=_base_.n), cls_head=dict("
+                                   "num_segments={{_base_.n}}))\n")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "b.py").write_text("from mmengine.config import read_base\nwith read_base():\n    from ..base import *\n"
+                                            "model['backbone']['num_segments'] = n\n")
+    for path in (tmp_path / "a.py", tmp_path / "deep" / "b.py"):
+        assert config.facts(config.read(str(path)), "x")["segments"] == 16
+
+
+def test_missing_and_circular_bases_are_named(tmp_path):
+    for text, says in (("_base_ = 'none.py'", "none.py"), ("_base_ = 'a.py'", "includes itself"),
+                       ("_base_ = 'mmaction::x.py'", "x.py")):
+        (tmp_path / "a.py").write_text(text)
+        with pytest.raises(UserError, match=says):
+            config.read(str(tmp_path / "a.py"))
+    with pytest.raises(UserError, match="nothing.py: no such config"):
+        config.read(str(tmp_path / "nothing.py"))
+
+
+@pytest.mark.parametrize("text", [
+    "model = (", "(" * 1000, "\0", "model = dict(\n" + "[" * 5000, "{" * 200 + "}" * 200, "é = \xff(", " x = 1",
+    "x = " + "-" * 3000 + "1", "a = [1]\n" + "a = [a, a]\n" * 100 + "model = dict(backbone=dict(type=a))",
+    "a = {}\n" + "a = {'x': a}\n" * 500 + "model = a",
+    "a = 9\n" + "a = a * a\n" * 100 + "model = dict(backbone=dict(type='ResNetTSM', depth=a))",
+])
+def test_nonsense_ends_in_one_line_or_in_nothing(text):
+    try:
+        assert set(facts(text)) <= {"network"}
+    except UserError as error:
+        assert "a.py" in str(error) and "\n" not in str(error) and len(str(error)) < 400
+
+
+STEP = "model = dict(backbone=dict(type='ResNetTSM'))\ntest_pipeline = [dict(type='Collect'), %s]"
+
+
+@pytest.mark.parametrize("step, says", [
+    ("dict(type='UniformSampleFrames', clip_len=8)", "UniformSampleFrames"),
+    ("dict(type='RandomResizedCrop')", "RandomResizedCrop"),
+    ("dict(type='SampleFrames', clip_len=32, num_clips=8)", "SampleFrames of its test pipeline has clip_len = 32"),
+    ("dict(type='SampleFrames', num_clips='8')", "SampleFrames"), ("dict(type='ThreeCrop', crop_size=(256, 224))", "ThreeCrop"),
+    ("dict(type='Resize', scale=(340, 256))", "Resize"), ("dict(type='Resize', scale=(-1, 256), keep_ratio=False)", "keep_ratio"),
+    ("dict(type='Normalize', mean=[1, 2], std=[1, 2, 3])", "mean"), ("dict(type='Normalize', to_bgr=True)", "to_bgr"),
+    ("dict(type='FormatShape', input_format='NCTHW')", "NCTHW"), ("dict(type='Flip', flip_ratio=0.5)", "flip_ratio"),
+    ("dict(type='CenterCrop', crop_size=224), dict(type='ThreeCrop', crop_size=224)", "ThreeCrop"), ("dict(type=[1])", "step"),
+    ("step()", "a.py, line 2"), ("dict(type='CenterCrop', crop_size=side())", "a.py, line 2"), ("3", "step 3"),
+    ("dict(type='Resize', scale=-1)", "Resize"), ("dict(type='Normalize', mean=m, std=m)", "the name m"),
+])
+def test_steps_that_are_not_understood_are_refused_by_name(step, says):
+    assert says in refused(STEP % step)
+
+
+@pytest.mark.parametrize("text, says", [
+    ("model = dict(backbone=dict(type='ResNetTSM', depth='50'))", "depth"),
+    ("model = dict(cls_head=dict(num_classes=-1))", "num_classes"),
+    ("model = dict(backbone=dict(type='ResNetTSM', shift_div=8.0))", "shift_div"),
+    ("model = dict(test_cfg=dict(average_clips='mean'))", "average_clips"),
+])
+def test_values_of_the_wrong_kind_are_named(text, says):
+    assert says in refused(text)

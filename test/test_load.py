@@ -1,0 +1,482 @@
+"""Loading checkpoints: whatever stands beside the weights they load, nothing in them runs, and damage is one line."""
+
+import argparse
+import collections
+import contextlib
+import copyreg
+import datetime
+import io
+import os
+import pickle
+import pickletools
+import struct
+import sys
+import types
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tsm import checkpoint  # noqa: E402
+from tsm.cli import UserError  # noqa: E402
+from tsm.network import TSM, load  # noqa: E402
+
+ZIPPED = [True, False]
+CANARY = '''import os
+
+class New:
+    def __new__(cls, path=None, **_):
+        if path:
+            os.mkdir(path)
+        return object.__new__(cls)
+
+class Quiet:
+    def __setstate__(self, path):
+        os.mkdir(path)
+    append = __setstate__
+
+    def __setitem__(self, key, path):
+        os.mkdir(path)
+'''
+
+
+def thin_state():
+    torch.manual_seed(0)
+    return TSM(width=8).state_dict()
+
+
+@pytest.fixture(scope="module")
+def thin():
+    """A whole network's weights."""
+    return thin_state()
+
+
+@pytest.fixture(scope="module")
+def state():
+    """Some of a network's weights, at least one of every kind."""
+    parts = ("backbone.conv1.", "backbone.layer1.0.", "cls_head.")
+    return {key: value for key, value in thin_state().items() if key.startswith(parts)}
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory):
+    """Folder of modules that a pickle may name: `canary` does harm when used, `canary_import` when imported."""
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "canary.py").write_text(CANARY)
+    (folder / "canary_import.py").write_text("import os\nos.mkdir(os.environ['CANARY'])\n")
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+    sys.modules.pop("canary", None)
+
+
+def save(path, held, zipped=True):
+    torch.save(held, str(path), _use_new_zipfile_serialization=zipped)
+
+
+def assert_same(loaded, state):
+    wanted = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    loaded = {key: value for key, value in loaded.items() if not key.endswith("num_batches_tracked")}
+    assert set(loaded) == set(wanted)
+    for key, value in wanted.items():
+        assert loaded[key].dtype == torch.float32 and torch.equal(loaded[key], value.float()), key
+
+
+def renamed(state, prefix):
+    return collections.OrderedDict((prefix + key, value) for key, value in state.items())
+
+
+def mits(state):
+    """The names of MIT's temporal-shift-module for mmaction2's."""
+    made = collections.OrderedDict()
+    for key, value in state.items():
+        key = key.replace("cls_head.fc_cls", "new_fc").replace("backbone.", "base_model.")
+        key = key.replace("downsample.conv.", "downsample.0.").replace("downsample.bn.", "downsample.1.")
+        for number in "123":
+            key = key.replace("conv%s.conv." % number, "conv%s." % number).replace("conv%s.bn." % number, "bn%s." % number)
+        made["module." + key] = value
+    return made
+
+
+class Numpy1Scalar:
+    """Pickles as numpy 1 wrote a float64; this numpy has no such module of its own."""
+
+    def __reduce__(self):
+        return numpy1_scalar, (np.dtype("float64"), struct.pack("<d", 0.5911))
+
+
+def numpy1_scalar(*_):
+    raise AssertionError("called")
+
+
+numpy1_scalar.__module__, numpy1_scalar.__qualname__, numpy1_scalar.__name__ = "numpy.core.multiarray", "scalar", "scalar"
+
+
+class HistoryBuffer:
+    __module__ = "mmengine.logging.history_buffer"
+
+    def __init__(self):
+        self.log, self.numbers = np.arange(3.0), [np.float32(1)]
+
+
+NUMPY1 = ("numpy.core.multiarray", "scalar", numpy1_scalar)
+HISTORY = ("mmengine.logging.history_buffer", "HistoryBuffer", HistoryBuffer)
+
+
+def trained(state):
+    """An optimizer's state as a trainer leaves it, with NumPy numbers in it."""
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+    parameter.sum().backward()
+    optimizer.step()
+    return dict(optimizer.state_dict(), best=np.float64(0.5), counts=np.int64(3))
+
+
+def beside(state):
+    other = {key: value + 1 if value.is_floating_point() else value for key, value in state.items()}
+    half = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    return {
+        "bare": state,
+        "numpy 1 scalar": {"meta": {"hook_msgs": {"best_score": Numpy1Scalar()}, "epoch": 50}, "state_dict": state},
+        "numpy 2 scalar": {"meta": {"best": np.float64(0.5), "array": np.ones((2, 2))}, "state_dict": state},
+        "mmengine": {"meta": {"cfg": "x = 1", "dataset_meta": {}}, "state_dict": state, "optimizer": trained(state),
+                     "message_hub": {"log_scalars": {"loss": HistoryBuffer()}}, "param_schedulers": [trained(state)]},
+        "namespace": {"args": argparse.Namespace(lr=0.1), "opt": argparse.Namespace(), "state_dict": state},
+        "objects": {"state_dict": state, "when": datetime.datetime(2021, 8, 17), "set": {1, 2}, "frozen": frozenset([1]),
+                    "default": collections.defaultdict(list, a=[1]), "tuple key": {(1, "a"): 2}, "type": torch.float16,
+                    "device": torch.device("cpu"), "complex": 1j, "bytes": b"\xff", "array": bytearray(b"x"), "big": 1 << 80},
+        "other tensors": {"state_dict": state, "complex": torch.zeros(3, dtype=torch.complex64), "bool": torch.ones(2).bool(),
+                          "quantised": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)},
+        "ema beside": {"ema_state_dict": dict(renamed(other, "module."), steps=torch.tensor(5)), "state_dict": state},
+        "ema first": {"model_ema": other, "model": state},
+        "ema only": {"ema_state_dict": dict(renamed(state, "module."), steps=torch.tensor(5))},
+        "ema inside": dict(state, **{"ema_" + key.replace(".", "_"): value for key, value in other.items()}),
+        "ema prefix": dict(renamed(other, "ema."), **renamed(state, "model.")),
+        "module.": renamed(state, "module."),
+        "module.module.": {"state_dict": renamed(state, "module.module.")},
+        "nested": {"epoch": 3, "model": {"state_dict": renamed(state, "model.")}},
+        "beside in the state dict": dict(state, **{"data_preprocessor.mean": torch.ones(3)}),
+        "half": {"state_dict": half},
+        "no counters": {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")},
+        "parameters": {key: torch.nn.Parameter(value, value.is_floating_point()) if value.is_floating_point() else value
+                       for key, value in state.items()},
+        "channels last": {key: value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+                          for key, value in state.items()},
+        "mit": {"epoch": 45, "arch": "resnet50", "state_dict": mits(state), "best_prec1": torch.tensor(59.1)},
+    }
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of torch, about quantised tensors
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    NAMES = list(beside({"weight": torch.ones(1)}))
+    STORAGE = torch.arange(100.0).storage()
+
+
+@pytest.mark.parametrize("zipped", ZIPPED)
+@pytest.mark.parametrize("name", NAMES)
+def test_what_stands_beside_the_weights_stops_nothing(state, tmp_path, monkeypatch, name, zipped):
+    with monkeypatch.context() as patch:
+        for module, attribute, value in (NUMPY1, HISTORY):
+            made = types.ModuleType(module)
+            setattr(made, attribute, value)
+            patch.setitem(sys.modules, module, made)
+        patch.setitem(sys.modules, "mmengine", types.ModuleType("mmengine"))
+        save(tmp_path / "a.pth", beside(state)[name], zipped)
+    before = set(sys.modules)
+    loaded, meta = checkpoint.load(str(tmp_path / "a.pth"))
+    assert_same(loaded, beside(state)["half"]["state_dict"] if name == "half" else state)
+    assert "mmengine" not in sys.modules and set(sys.modules) == before
+    assert all(type(value) in (str, int, float, bool, type(None), list, tuple) for value in meta.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("zipped", ZIPPED)
+def test_other_precisions_become_float32(state, tmp_path, dtype, zipped):
+    other = {key: value.to(dtype) for key, value in state.items() if value.is_floating_point()}
+    save(tmp_path / "a.pth", other, zipped)
+    assert_same(checkpoint.load(str(tmp_path / "a.pth"))[0], other)
+
+
+def test_views_of_one_storage_are_told_apart(state, tmp_path):
+    """Tensors that share a storage, as parts of it, transposed and expanded, in both formats."""
+    flat = torch.arange(1000.0)
+    own = {"backbone.a.weight": flat[100:200], "backbone.b.weight": flat[300:400].view(10, 10).t(),
+           "backbone.c.bias": flat[:1].expand(7), "backbone.d.bias": flat[5:5]}
+    for zipped in ZIPPED:
+        save(tmp_path / "a.pth", own, zipped)
+        assert_same(checkpoint.load(str(tmp_path / "a.pth"))[0], own)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("zipped", ZIPPED)
+def test_every_pickle_protocol(state, tmp_path, protocol, zipped):
+    held = {"meta": {"best": np.float64(0.5), "config": "x", "names": ["a", "b"], "none": None}, "state_dict": state}
+    torch.save(held, str(tmp_path / "a.pth"), pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    loaded, meta = checkpoint.load(str(tmp_path / "a.pth"))
+    assert_same(loaded, state)
+    assert meta == {"config": "x", "names": ["a", "b"], "none": None}
+
+
+def test_a_file_without_checksums_loads(state, tmp_path):
+    """As torch.serialization.set_crc32_options(False) leaves it: 0 for every checksum."""
+    save(tmp_path / "a.pth", state)
+    data = bytearray((tmp_path / "a.pth").read_bytes())
+    for signature, place in ((b"PK\x03\x04", 14), (b"PK\x01\x02", 16), (b"PK\x07\x08", 4)):
+        start = data.find(signature)
+        while start >= 0:
+            data[start + place : start + place + 4] = bytes(4)
+            start = data.find(signature, start + 1)
+    (tmp_path / "a.pth").write_bytes(data)
+    assert_same(checkpoint.load(str(tmp_path / "a.pth"))[0], state)
+
+
+# Booby traps. Each is a piece of a pickle that makes a folder when Python's own unpickler carries it out.
+
+
+def text(value):
+    raw = str(value).encode()
+    return b"X" + struct.pack("<I", len(raw)) + raw
+
+
+def named(module, name):
+    return b"c" + module.encode() + b"\n" + name.encode() + b"\n"
+
+
+def call(function, *args):
+    return function + b"(" + b"".join(args) + b"tR"
+
+
+MKDIR = named("os", "mkdir")
+IMPORT_OS = call(named("builtins", "__import__"), text("os"))
+TRAPS = {
+    "reduce": lambda path: call(MKDIR, text(path)),
+    "system": lambda path: call(named("os", "system"), text("mkdir '%s'" % path)),
+    "eval": lambda path: call(named("builtins", "eval"), text("__import__('os').mkdir(%r)" % str(path))),
+    "exec": lambda path: call(named("builtins", "exec"), text("import os; os.mkdir(%r)" % str(path))),
+    "getattr": lambda path: call(call(named("builtins", "getattr"), IMPORT_OS, text("mkdir")), text(path)),
+    "stack global": lambda path: call(text("os") + text("mkdir") + b"\x93", text(path)),
+    "a name inside torch": lambda path: call(text("torch.serialization") + text("os.mkdir") + b"\x93", text(path)),
+    "inst": lambda path: b"(" + text(path) + b"ios\nmkdir\n",
+    "obj": lambda path: b"(" + MKDIR + text(path) + b"o",
+    "newobj": lambda path: named("canary", "New") + b"(" + text(path) + b"t\x81",
+    "newobj_ex": lambda path: named("canary", "New") + b"(" + text(path) + b"t}\x92",
+    "build": lambda path: named("canary", "Quiet") + b")\x81" + text(path) + b"b",
+    "append": lambda path: named("canary", "Quiet") + b")\x81" + text(path) + b"a",
+    "setitem": lambda path: named("canary", "Quiet") + b")\x81" + b"K\x01" + text(path) + b"s",
+    "import": lambda path: named("canary_import", "os"),
+    "partial": lambda path: call(call(named("functools", "partial"), MKDIR, text(path))),
+    "map in a list": lambda path: call(
+        named("builtins", "list"), call(named("builtins", "map"), MKDIR, b"]" + text(path) + b"a")),
+    "nested pickle": lambda path: call(named("pickle", "loads"), b"C" + bytes([len(inner(path))]) + inner(path)),
+    "extension": lambda path: call(b"\x82\xf0", text(path)),
+}
+
+
+def inner(path):
+    return b"\x80\x02" + call(MKDIR, text(path)) + b"."
+
+
+@contextlib.contextmanager
+def armed(path, monkeypatch):
+    monkeypatch.setenv("CANARY", str(path))
+    copyreg.add_extension("os", "mkdir", 240)
+    try:
+        yield
+    finally:
+        copyreg.remove_extension("os", "mkdir", 240)
+        sys.modules.pop("canary_import", None)
+
+
+def with_pickle(data, change, number=0):
+    """A checkpoint's bytes with its pickle (of the old format: the `number`th of its pickles) changed."""
+    if data[:2] != b"PK":
+        stream, places = io.BytesIO(data), []
+        for _ in range(5):
+            start = stream.tell()
+            for _ in pickletools.genops(stream):
+                pass
+            places.append((start, stream.tell()))
+        start, end = places[number]
+        return data[:start] + change(data[start:end]) + data[end:]
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(made, "w") as new:
+        for info in old.infolist():
+            raw = old.read(info)
+            new.writestr(info.filename, change(raw) if info.filename.endswith("data.pkl") else raw)
+    return made.getvalue()
+
+
+@pytest.mark.parametrize("trap", sorted(TRAPS))
+def test_a_booby_trap_never_goes_off(state, modules, tmp_path, monkeypatch, trap):
+    """In the zip format's pickle and in each of the five of the old format; the same trap does go off under pickle."""
+    path = tmp_path / "canary"
+    with armed(path, monkeypatch):
+        opcodes = TRAPS[trap](path)
+        pickle.loads(b"\x80\x04" + opcodes + b".")
+        assert path.exists()
+        path.rmdir()
+        for module in ("canary", "canary_import"):
+            sys.modules.pop(module, None)
+        files = [(True, 0)] + [(False, number) for number in range(5)]
+        for zipped, number in files:
+            save(tmp_path / "a.pth", {"meta": {"epoch": 1}, "state_dict": state}, zipped)
+            change = lambda raw: raw[:2] + opcodes + b"0" + raw[2:]  # noqa: E731
+            (tmp_path / "a.pth").write_bytes(with_pickle((tmp_path / "a.pth").read_bytes(), change, number))
+            loaded, meta = checkpoint.load(str(tmp_path / "a.pth"))
+            assert not path.exists() and "canary" not in sys.modules and "canary_import" not in sys.modules
+            assert_same(loaded, state)
+            assert meta == {"epoch": 1}
+
+
+class Reduced:
+    def __init__(self, *reduced):
+        self.reduced = reduced
+
+    def __reduce__(self):
+        return self.reduced
+
+
+@pytest.mark.parametrize("zipped", ZIPPED)
+def test_traps_in_the_places_that_torch_looks_at(state, tmp_path, zipped):
+    """As a tensor's hooks, storage or metadata, as an OrderedDict's items, as a state dict's attributes, as a dict's key."""
+    path = tmp_path / "canary"
+    trap = Reduced(os.mkdir, (str(path),))
+    rebuild, storage = torch._utils._rebuild_tensor_v2, torch.ones(3).storage()
+    pairs = [[key, value] for key, value in state.items()]
+    held = {
+        "state_dict": Reduced(collections.OrderedDict, (pairs,), {"_metadata": {"": trap}, "items": trap, "get": 1}),
+        "hooks": Reduced(rebuild, (storage, 0, (3,), (1,), False, trap)),
+        "storage": Reduced(rebuild, (trap, 0, (3,), (1,), False, collections.OrderedDict())),
+        "arguments": Reduced(rebuild, (trap,)),
+        "items": Reduced(collections.OrderedDict, ([["a", trap]],)),
+        "key": {trap: 1},
+    }
+    save(tmp_path / "a.pth", held, zipped)
+    assert_same(checkpoint.load(str(tmp_path / "a.pth"))[0], state)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("zipped", ZIPPED)
+def test_weights_that_need_code_are_refused(state, tmp_path, zipped):
+    path, key = tmp_path / "canary", "backbone.conv1.conv.weight"
+    net = TSM(width=8)
+    quantised = torch.quantize_per_tensor(state[key], 0.1, 0, torch.qint8)
+    for held, says in [
+        (dict(state, **{key: Reduced(os.mkdir, (str(path),))}), "made by %s.mkdir" % os.name),
+        (dict(state, **{key: quantised}), "_rebuild_qtensor"),
+        (net, "tsm.network.TSM"),
+        ({"model": net, "epoch": 3}, "tsm.network.TSM"),
+    ]:
+        save(tmp_path / "a.pth", held, zipped)
+        with pytest.raises(UserError) as raised:
+            checkpoint.load(str(tmp_path / "a.pth"))
+        line = str(raised.value)
+        assert "a.pth" in line and says in line and "state_dict" in line and "\n" not in line and not path.exists()
+
+
+def test_a_torchscript_file_is_refused(tmp_path):
+    class Small(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.layer(x)
+
+    torch.jit.script(Small()).save(str(tmp_path / "a.pth"))
+    with pytest.raises(UserError, match="pickled object"):
+        checkpoint.load(str(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize("zipped", ZIPPED)
+@pytest.mark.parametrize("offset, size, stride", [
+    (10**9, (8,), (1,)), (0, (101,), (1,)), (0, (1 << 40,), (1,)), (1, (100,), (1,)), (0, (-8,), (1,)), (0, (8,), (-1,)),
+    (-1, (8,), (1,)), (0, (8,), (1, 1)), (0, (1 << 61, 8), (8, 1)), (0, (1 << 40,), (0,)), (0, (8,), (1 << 62,)),
+    (0, (1,) * 9, (1,) * 9), (0, ("8",), (1,)), (0, (8.0,), (1,)), (0, (True,), (1,)), (None, (8,), (1,)), (0, (1 << 80,), (0,)),
+    (0, (1 << 20,) * 3, (0, 0, 0)), (99, (2, 2), (1, 1)), (0, 8, 1), (0, None, None),
+])
+def test_a_tensor_larger_than_its_storage_is_refused(state, tmp_path, offset, size, stride, zipped):
+    wrong = Reduced(torch._utils._rebuild_tensor_v2, (STORAGE, offset, size, stride, False, collections.OrderedDict()))
+    save(tmp_path / "a.pth", dict(state, **{"cls_head.fc_cls.bias": wrong}), zipped)
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.load(str(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize("zipped", ZIPPED)
+def test_a_storage_of_another_size_than_it_says_is_refused(state, tmp_path, zipped):
+    """The classifier's number of values in the persistent id of its storage, 174 * 256, becomes another."""
+    save(tmp_path / "a.pth", state, zipped)
+    data = (tmp_path / "a.pth").read_bytes()
+    for new in (b"J\xff\xff\xff\x7f", b"K\x07", b"J\xff\xff\xff\xff", b"N", b"\x8a\x08" + b"\xff" * 7 + b"\x7f"):
+        changed = with_pickle(data, lambda raw: raw.replace(b"M" + struct.pack("<H", 174 * 256), new), 3)
+        assert changed != with_pickle(data, lambda raw: raw, 3)
+        (tmp_path / "a.pth").write_bytes(changed)
+        with pytest.raises(UserError):
+            checkpoint.load(str(tmp_path / "a.pth"))
+
+
+def test_many_views_of_one_storage_do_not_fill_the_memory(tmp_path):
+    large = torch.zeros(1 << 20).half()
+    save(tmp_path / "a.pth", {"backbone.%d.weight" % number: large for number in range(10000)})
+    with pytest.raises(UserError, match="larger than what is stored"):
+        checkpoint.load(str(tmp_path / "a.pth"))
+
+
+def test_pickles_that_are_nonsense_end_in_one_line(tmp_path, state):
+    """Deep nesting, cycles, huge lengths and numbers, empty stacks and unknown opcodes, in place of the object or before it."""
+    save(tmp_path / "a.pth", state)
+    data = (tmp_path / "a.pth").read_bytes()
+    for opcodes in (b")" + b"\x85" * 200000, b"]" + b"\x85" * 200000 + b"}K\x01s", b"]q\x00h\x00a",
+                    b"\x8e" + b"\xff" * 7 + b"\x7f", b"\x96" + b"\xff" * 7 + b"\x7f", b"\x8b\xff\xff\xff\x7f",
+                    b"r\xff\xff\xff\xff", b"0" * 3, b"R", b"t", b"\xff", b"Q",
+                    b"(((((", b"\x95" + b"\xff" * 8, b"I" + b"9" * 5000 + b"\n", b"}" + b")" + b"\x85" * 100000 + b"K\x01s", b".",
+                    b")" + b"2\x86" * 60 + b"2\x93"):
+        for end in (b"0", b"."):
+            (tmp_path / "a.pth").write_bytes(with_pickle(data, lambda raw: raw[:2] + opcodes + end + raw[2:]))
+            try:
+                checkpoint.load(str(tmp_path / "a.pth"))
+            except UserError as error:
+                assert "a.pth" in str(error) and "\n" not in str(error) and len(str(error)) < 300
+
+
+@pytest.mark.parametrize("raw", [b"", b"not a checkpoint", b"PK\x03\x04 cut short", None, {"a": 1}, [torch.zeros(2)], 5,
+                                 b"<html>", {"weight": 3}, {}])
+def test_what_is_no_checkpoint_is_said_in_one_line(state, tmp_path, raw):
+    path = tmp_path / "a.pth"
+    if isinstance(raw, bytes):
+        path.write_bytes(raw)
+    elif raw is None:
+        torch.save(state, str(path))
+        path.write_bytes(path.read_bytes()[:-1000])
+    else:
+        torch.save(raw, str(path))
+    with pytest.raises(UserError, match="a.pth: (not a PyTorch checkpoint|no state_dict)"):
+        checkpoint.load(str(path))
+
+
+def _without(key):
+    return lambda state: state.pop(key)
+
+
+def _as(key, value):
+    return lambda state: state.update({key: value})
+
+
+@pytest.mark.parametrize("change, says", [
+    (_without("backbone.layer1.0.conv1.conv.net.weight"), "backbone.layer1.0.conv1.conv.net.weight is missing"),
+    (_as("backbone.what", torch.zeros(1)), "backbone.what is not of this network"),
+    (_as("backbone.layer1.0.conv1.bn.bias", torch.zeros(9)), "backbone.layer1.0.conv1.bn.bias is float32 [9], not [8]"),
+    (_as("backbone.layer1.0.conv1.bn.bias", torch.zeros(8).char()), "backbone.layer1.0.conv1.bn.bias is int8 [8], not [8]"),
+    (_as("cls_head.fc_cls.bias", torch.full((174,), float("nan"))), "cls_head.fc_cls.bias holds values that are not finite"),
+])
+def test_differences_are_named(thin, tmp_path, change, says):
+    state = dict(thin)
+    change(state)
+    torch.save(state, str(tmp_path / "a.pth"))
+    with pytest.raises(UserError) as raised:
+        load(str(tmp_path / "a.pth"))
+    assert says in str(raised.value) and "a.pth" in str(raised.value)

@@ -1,0 +1,415 @@
+"""What a PyTorch checkpoint holds: its weights and the plain values beside them. A checkpoint is data; nothing in it runs.
+
+PyTorch writes a pickle, a program for a small stack machine that may import and call anything. This module carries that
+program out by itself: a class or a function that the pickle names becomes a Foreign, which is neither imported nor called,
+and the few that a tensor is made of (_CALLS) are known by their names alone. So it does not matter what a trainer put beside
+the weights: NumPy scalars, arguments, optimizers, hooks. Both file formats, as torch 2.13 writes them: the zip
+archive (torch.serialization._save) and the older stream of pickles (_legacy_save).
+"""
+
+import errno
+import os
+import pickletools
+import re
+import zipfile
+from io import BytesIO
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Set, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tsm.cli import UserError
+from tsm.files import replacing
+
+_ZIP_MAGIC = b"PK\x03\x04"
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_MARK = object()
+_SINGLE = ("NONE", "NEWTRUE", "NEWFALSE")
+_STORAGES = {  # torch's storage classes: the values' type as numpy writes it, but for bfloat16
+    "FloatStorage": "f4", "DoubleStorage": "f8", "HalfStorage": "f2", "BFloat16Storage": "bf16", "LongStorage": "i8",
+    "IntStorage": "i4", "ShortStorage": "i2", "CharStorage": "i1", "ByteStorage": "u1", "BoolStorage": "u1",
+    "UntypedStorage": "u1", "ComplexFloatStorage": "c8", "ComplexDoubleStorage": "c16", "QInt8Storage": "i1",
+    "QUInt8Storage": "u1", "QInt32Storage": "i4", "QUInt4x2Storage": "u1", "QUInt2x4Storage": "u1",
+}
+_PARTS = ("backbone", "neck", "cls_head", "base_model", "new_fc")  # of a network; what else a state dict holds is no part of it
+_EMA = re.compile(r"(?:^|[/._-])ema", re.IGNORECASE)  # a moving average's copy of the weights
+_PLAIN = (str, int, float, type(None))
+
+
+class Foreign(NamedTuple):
+    """What needs code that is not run: a class, a function, an object; `name` is that of the class or function."""
+
+    name: str
+
+
+class _Storage(NamedTuple):
+    """Where a tensor's values are: `numel` of them from `start` on in the storage `key`, which holds `whole`."""
+
+    kind: str  # of _STORAGES
+    key: str
+    whole: int
+    start: int
+    numel: int
+
+
+class _Values(NamedTuple):
+    """A tensor that is not read yet; every number is as the file gives it, so perhaps nonsense."""
+
+    storage: _Storage
+    offset: Any
+    size: Any
+    stride: Any
+
+
+class _Damaged(Exception):
+    """The file is not what it says it is; the text says how."""
+
+
+def load(path: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
+    """The weights in a checkpoint and the plain values beside them, on the CPU.
+
+    Args:
+        path: a file of torch.save: a state dict, or a dict with one in it, under whatever name; one whose name speaks of
+            an EMA only where no other is there.
+    Returns: (weights by mmaction2's names, prefixes as `module.` dropped and MIT's names translated, float32 where they
+        are floating point; numbers, strings and lists of strings of the checkpoint and of its `meta`, by name).
+    Raises: UserError where the file is no checkpoint, is damaged, or has no weights that can be read without code.
+    """
+    with open(path, "rb") as file:
+        try:
+            magic = file.read(len(_ZIP_MAGIC))
+            file.seek(0)
+            root, read = (_open_zip if magic == _ZIP_MAGIC else _open_legacy)(file)
+            state = _network_part(_state_in(root, path))
+            foreign = ["%s, made by %s" % (key, value.name) for key, value in state.items() if isinstance(value, Foreign)]
+            if foreign:
+                raise UserError("%s: holds weights that only other code can read (%s); save a state_dict of plain tensors"
+                                % (path, foreign[0][:200]))
+            tensors = _read_all({key: value for key, value in state.items() if isinstance(value, _Values)}, read,
+                                os.fstat(file.fileno()).st_size)
+        except (UserError, MemoryError):
+            raise
+        except _Damaged as error:
+            raise UserError("%s: not a PyTorch checkpoint, or a damaged one (%s); fetch it again" % (path, error))
+        except Exception as error:  # zipfile, pickletools and nonsense in a pickle raise almost anything
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a place before the file's start
+                error.filename = path
+                raise
+            raise UserError("%s: not a PyTorch checkpoint, or a damaged one; fetch it again" % path)
+    beside = root.get("meta") if isinstance(root, dict) else None
+    return tensors, dict(_plain(root), **_plain(beside))
+
+
+def save(path: str, state: Dict[str, Tensor], meta: Dict[str, Any]) -> None:
+    """Write a checkpoint in mmaction2's form; equal bytes for equal weights and meta, whatever its name."""
+    with replacing(path) as part, open(part, "wb") as file:  # a path would put its name into the file
+        torch.save({"state_dict": state, "meta": meta}, file)
+
+
+Read = Callable[[_Storage], np.ndarray]  # a whole storage -> its values
+
+
+def _open_zip(file: BinaryIO) -> Tuple[Any, Read]:
+    """A zip archive of torch.save: (what its pickle holds, the reader of its storages)."""
+    archive = zipfile.ZipFile(file)
+    records = {info.filename: info for info in archive.infolist()}
+    if not any(info.CRC for info in records.values()):  # torch.serialization.set_crc32_options(False)
+        for info in records.values():
+            del info.CRC
+    pickles = [name for name in records if name.split("/")[1:] == ["data.pkl"]]
+    if len(pickles) != 1:
+        raise _Damaged("no data.pkl in it")
+    folder = pickles[0][: -len("data.pkl")]
+
+    def record(name: str) -> bytearray:
+        info = records[name]
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            raise _Damaged("%s is compressed" % name)
+        data = bytearray()
+        with archive.open(info) as part:
+            data += part.read()  # stored, so never more than there is in the file
+        return data
+
+    order = ">" if folder + "byteorder" in records and bytes(record(folder + "byteorder")) == b"big" else "<"
+
+    def read(storage: _Storage) -> np.ndarray:
+        return _values(record("%sdata/%s" % (folder, storage.key)), storage, order)
+
+    return _unpickle(BytesIO(record(pickles[0])), {}), read
+
+
+def _open_legacy(file: BinaryIO) -> Tuple[Any, Read]:
+    """A file of torch before 1.6: magic number, version, system, the object, the storages' keys, then their values."""
+    stream = _Bounded(file)
+    if _unpickle(stream, {}) != _LEGACY_MAGIC:
+        raise _Damaged("no such magic number")
+    _unpickle(stream, {})
+    order = "<" if _unpickle(stream, {})["little_endian"] else ">"
+    known: Dict[str, _Storage] = {}
+    root = _unpickle(stream, known)
+    places: Dict[str, int] = {}
+    for key in _unpickle(stream, {}):
+        numel = int.from_bytes(file.read(8), "little" if order == "<" else "big")
+        places[key] = file.tell()
+        nbytes = numel * _itemsize(known[key].kind)
+        if numel != known[key].whole or nbytes > stream.size - places[key]:
+            raise _Damaged("cut short")
+        file.seek(nbytes, os.SEEK_CUR)
+
+    def read(storage: _Storage) -> np.ndarray:
+        file.seek(places[storage.key])
+        data = bytearray(storage.whole * _itemsize(storage.kind))
+        file.readinto(data)  # type: ignore[attr-defined]
+        return _values(data, storage, order)
+
+    return root, read
+
+
+class _Bounded:
+    """A file from which no more is asked for than it holds, whatever length a damaged pickle names."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.size = file, os.fstat(file.fileno()).st_size
+
+    def read(self, count: int) -> bytes:
+        return self.file.read(max(0, min(count, self.size - self.file.tell())))
+
+    def readline(self) -> bytes:
+        return self.file.readline()
+
+
+def _unpickle(file: Any, storages: Dict[str, _Storage]) -> Any:
+    """Carry out one pickle, calling nothing; the storages that it names are added to `storages`.
+
+    What an opcode takes from the stack is as pickletools describes it: single values, or all since the last mark.
+    """
+    stack: List[Any] = []
+    memo: Dict[int, Any] = {}
+    for opcode, given, _ in pickletools.genops(file):
+        name, before = opcode.name, opcode.stack_before
+        arg: Any = given
+        if name == "STOP":
+            return stack.pop()
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if name == "MEMOIZE" else arg] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[arg])
+        elif name == "MARK":
+            stack.append(_MARK)
+        elif name == "DUP":
+            stack.append(stack[-1])
+        else:
+            items: List[Any] = []
+            single = len(before)
+            if pickletools.markobject in before:
+                place = len(stack) - 1
+                while stack[place] is not _MARK:
+                    place -= 1
+                items = stack[place + 1 :]
+                del stack[place:]
+                single = before.index(pickletools.markobject)
+            if single > len(stack):
+                raise _Damaged("cut short")
+            taken = stack[len(stack) - single :]
+            del stack[len(stack) - single :]
+            if opcode.stack_after:
+                stack.append(_made(name, arg, taken + items, storages))
+    raise _Damaged("cut short")
+
+
+def _made(name: str, arg: Any, taken: List[Any], storages: Dict[str, _Storage]) -> Any:
+    """What the opcode `name` leaves of its argument and of what it took from the stack; Foreign for all that needs code."""
+    if name in _SINGLE:
+        return (None, True, False)[_SINGLE.index(name)]
+    if name in ("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
+        return tuple(taken)
+    if name in ("EMPTY_LIST", "LIST"):
+        return taken
+    if name in ("APPEND", "APPENDS"):
+        if isinstance(taken[0], list):
+            taken[0].extend(taken[1:])
+        return taken[0]
+    if name in ("EMPTY_DICT", "DICT"):
+        return _filled({}, taken)
+    if name in ("SETITEM", "SETITEMS"):
+        return _filled(taken[0], taken[1:])
+    if name == "GLOBAL":
+        return Foreign(".".join(arg.split(" ")))
+    if name == "STACK_GLOBAL":
+        return Foreign(".".join(word for word in taken if isinstance(word, str)))
+    if name == "REDUCE":
+        return _call(taken[0], taken[1])
+    if name == "BUILD":  # an object and the state to set in it
+        return taken[0]
+    if name == "BINPERSID":
+        return _persistent(taken[0], storages)
+    if taken or arg is None or name in ("INST", "PERSID") or name.startswith("EXT"):
+        named = arg if name == "INST" else getattr(taken[0], "name", name) if taken else name
+        return Foreign(str(named).replace(" ", "."))
+    return arg  # a number, a string, bytes
+
+
+def _filled(mapping: Any, items: List[Any]) -> Any:
+    """`mapping` with items (key, value, key, value, …) where it is a dict; keys that are not plain are passed over."""
+    if isinstance(mapping, dict):
+        mapping.update((key, value) for key, value in zip(items[::2], items[1::2]) if isinstance(key, _PLAIN))
+    return mapping
+
+
+def _call(function: Any, args: Any) -> Any:
+    """What a call would give: a tensor or a container where it is one of _CALLS, else a Foreign."""
+    name = getattr(function, "name", type(function).__name__)
+    if name in _CALLS and type(args) is tuple:
+        try:
+            return _CALLS[name](*args)
+        except TypeError:  # not the arguments that torch gives
+            pass
+    return Foreign(name)
+
+
+def _ordered_dict(pairs: Any = ()) -> Dict[Any, Any]:
+    return _filled({}, [value for pair in pairs for value in pair[:2]])  # Python 2 gives the items so
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
+    return _Values(storage, offset, size, stride) if isinstance(storage, _Storage) else storage
+
+
+def _of_type(function: Any, kind: Any, args: Any, *_: Any) -> Any:
+    """A tensor with attributes; one of a class that is not torch's own needs that class."""
+    plain = getattr(kind, "name", "") in ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
+    return _call(function, args) if plain else kind
+
+
+_CALLS: Dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _ordered_dict,
+    "torch.Size": lambda size: size,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+    "torch._tensor._rebuild_from_type_v2": _of_type,
+}
+
+
+def _persistent(given: Any, storages: Dict[str, _Storage]) -> Any:
+    """The storage that a persistent id stands for: ("storage", class, key, place, numel[, (view's key, start, numel)])."""
+    if type(given) is not tuple or len(given) < 2 or not isinstance(given[1], Foreign):
+        return Foreign("persistent id")
+    if given[0] != "storage" or len(given) < 5:
+        return given[1]
+    module, _, kind = given[1].name.rpartition(".")
+    kind, key, whole = kind.lstrip("_"), given[2], given[4]
+    if module.split(".")[0] != "torch" or kind not in _STORAGES or type(key) is not str or type(whole) is not int or whole < 0:
+        return given[1]
+    view = given[5] if len(given) > 5 and type(given[5]) is tuple and len(given[5]) == 3 else (key, 0, whole)
+    storages[key] = _Storage(kind, key, whole, 0, whole)
+    return storages[key]._replace(start=view[1], numel=view[2])
+
+
+def _itemsize(kind: str) -> int:
+    code = _STORAGES[kind]
+    return 2 if code == "bf16" else np.dtype(code).itemsize
+
+
+def _values(data: bytearray, storage: _Storage, order: str) -> np.ndarray:
+    """The values of a whole storage, in this machine's byte order; bfloat16 as int16."""
+    if len(data) != storage.whole * _itemsize(storage.kind):
+        raise _Damaged("storage %s has %d bytes, not %d values" % (storage.key[:20], len(data), storage.whole))
+    code: Any = np.dtype(_STORAGES[storage.kind].replace("bf16", "i2"))
+    if not data:  # older numpy refuses an empty buffer
+        return np.zeros(0, code)
+    return np.frombuffer(data, code.newbyteorder(order)).astype(code, copy=False)
+
+
+def _read_all(state: Dict[str, _Values], read: Read, room: int) -> Dict[str, Tensor]:
+    """The tensors of a state dict, which hold at most `room` values, the file's size, and are read from as many bytes."""
+    tensors: Dict[str, Tensor] = {}
+    left = room
+    cache: Dict[str, Tuple[_Storage, np.ndarray]] = {}
+    for key, (storage, offset, size, stride) in state.items():
+        numbers = [offset, storage.start, storage.numel] + list(size) + list(stride)
+        if len(size) != len(stride) or len(size) > 8 or any(type(n) is not int or not 0 <= n < 1 << 62 for n in numbers):
+            raise _Damaged("%s has no such shape" % key[:80])
+        numel = int(np.prod(size, dtype=object))
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride))
+        room -= numel
+        if numel and (last >= storage.numel or storage.start + storage.numel > storage.whole) or room < 0:
+            raise _Damaged("%s is larger than what is stored of it" % key[:80])
+        if storage.key not in cache:
+            left -= storage.whole * _itemsize(storage.kind)
+            if left < 0:
+                raise _Damaged("%s is larger than the file" % key[:80])
+            cache[storage.key] = storage, read(storage)
+        whole, values = cache[storage.key]
+        if (whole.kind, whole.whole) != (storage.kind, storage.whole):
+            raise _Damaged("storage %s is of two kinds" % storage.key[:20])
+        flat = torch.from_numpy(values)
+        flat = flat.view(torch.bfloat16) if _STORAGES[storage.kind] == "bf16" else flat
+        tensor = torch.as_strided(flat, size, stride, storage.start + offset if numel else 0)
+        tensors[key] = (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+    return tensors
+
+
+def _dicts(value: Any, name: str, depth: int, seen: Set[int]) -> Iterator[Tuple[str, Dict[Any, Any]]]:
+    """The dicts in a checkpoint that hold weights, with their names, the outer ones first."""
+    if not isinstance(value, dict) or id(value) in seen:
+        return
+    seen.add(id(value))
+    if any(str(key).endswith("weight") and isinstance(held, (_Values, Foreign)) for key, held in value.items()):
+        yield name, value
+    if depth:
+        for key, held in value.items():
+            yield from _dicts(held, "%s/%s" % (name, key), depth - 1, seen)
+
+
+def _state_in(root: Any, path: str) -> Dict[str, Any]:
+    """The state dict in what a checkpoint holds: that of most weights which no name calls an EMA."""
+    found = list(_dicts(root, "", 3, set()))
+    if found:
+        _, state = max(found, key=lambda pair: (not _EMA.search(pair[0]), len(pair[1])))
+        return {key: value for key, value in state.items() if isinstance(key, str)}
+    held = root if isinstance(root, dict) else {"": root}
+    objects = [value.name for value in held.values() if isinstance(value, Foreign)]
+    if objects:
+        raise UserError("%s: holds a pickled object (%s), which only its own code can read; save its state_dict() and pass that"
+                        % (path, objects[0][:200]))
+    raise UserError("%s: no state_dict in it; pass a checkpoint of TSM" % path)
+
+
+def _network_part(state: Dict[str, Any]) -> Dict[str, Any]:
+    """The weights of the network itself, by mmaction2's names.
+
+    A prefix before all of them (`module.`, `model.`) is dropped, and so is what stands beside them (an EMA's copy, a data
+    preprocessor, counters). A state dict of another naming is returned as it is, but for `module.`.
+    """
+    found = [re.match(r"((?:.*?\.)?)(?:backbone|base_model)\.", key) for key in state]
+    prefixes = {match.group(1) for match in found if match}
+    if not prefixes:
+        return {re.sub(r"^(module\.)+", "", key): value for key, value in state.items()}
+    prefix = min(prefixes, key=lambda prefix: (bool(_EMA.search(prefix)), len(prefix), prefix))
+    own = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    return {_translated(key): value for key, value in own.items() if key.split(".")[0] in _PARTS}
+
+
+def _translated(key: str) -> str:
+    """A name of MIT's temporal-shift-module (ops/models.py) as mmaction2's; others as they are."""
+    key = re.sub(r"^(?:new_fc|base_model\.fc)\.", "cls_head.fc_cls.", key)
+    if not key.startswith("base_model."):
+        return key
+    key = re.sub(r"\bconv(\d)\.(net\.)?(weight|bias)$", r"conv\1.conv.\2\3", "backbone." + key[len("base_model.") :])
+    key = re.sub(r"\bbn(\d)\.(\w+)$", r"conv\1.bn.\2", key)
+    key = re.sub(r"\bdownsample\.0\.", "downsample.conv.", key)
+    return re.sub(r"\bdownsample\.1\.", "downsample.bn.", key).replace(".nl.", ".non_local_block.")
+
+
+def _plain(mapping: Any) -> Dict[str, Any]:
+    """The numbers, strings and lists of strings of a dict, by name; what else it holds is left out."""
+    held = mapping.items() if isinstance(mapping, dict) else ()
+    return {
+        key: value for key, value in held
+        if isinstance(key, str)
+        and (type(value) in (str, int, float, bool, type(None))
+             or type(value) in (list, tuple) and all(type(item) is str for item in value))
+    }
