@@ -173,7 +173,9 @@ def _naming_of(files: Sequence[str]) -> Optional[Tuple[Naming, int]]:
         return None
     before, digits, after = min((match.groups() for match in pictures if match), key=lambda parts: int(parts[1]))
     width = "%%0%dd" % len(digits) if len(digits) > 1 else "%d"
-    naming = Naming(before.replace("%", "%%") + width + after.replace("%", "%%"), int(digits))
+    if "%" in before:  # a template could not tell it from its number
+        return None
+    naming = Naming(before + width + after, int(digits))
     if {naming.name(index) for index in range(len(pictures))} != {match.group() for match in pictures if match}:
         return None
     return naming, len(pictures)
