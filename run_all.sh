@@ -112,9 +112,7 @@ if [ $device = npu ]; then
     [ "$dtype" = float32 ] || misuse "--dtype $dtype is for the CPU; the NPU's model takes float32"
 fi
 
-# The folders it writes to.
-[ -d "${TMPDIR:-/tmp}" ] && [ -w "${TMPDIR:-/tmp}" ] ||
-    fail "TMPDIR, ${TMPDIR:-/tmp}: no folder that can be written to; set TMPDIR to one with space for temporary files"
+# The work folder.
 mkdir -p -- "$work_dir" 2>/dev/null && cd -- "$work_dir" 2>/dev/null && [ -w . ] ||
     fail "$work_dir: cannot be made, or not be written to; choose another --work_dir"
 s=$suite/
@@ -175,10 +173,9 @@ if [ -z "$checkpoint" ]; then
     stage checkpoint "The demo's checkpoint" --in "${s}demo/tsm_thin.pth" --out "$checkpoint" -- \
         "$python" "${s}demo/expand.py" --output "$checkpoint"
 else
-    stage checkpoint "The checkpoint" -- "$python" "${s}TSM_checkpoint.py" "$checkpoint"
+    stage checkpoint "The checkpoint" --tee checkpoint.txt -- "$python" "${s}TSM_checkpoint.py" "$checkpoint"
     case $checkpoint in
-    official) checkpoint=$("$python" "${s}TSM_checkpoint.py" --where official) ;;
-    http://* | https://*) checkpoint=${checkpoint%%[?#]*} checkpoint=${checkpoint##*/} ;;
+    official | http://* | https://*) checkpoint=$(sed -n 's/^checkpoint: //p' checkpoint.txt) ;; # where it was put
     esac
 fi
 if [ -z "$data_root" ]; then
