@@ -27,6 +27,7 @@ from typing import List, Optional
 from tsm.chunks import RESULTS, Chunk, chunk_size, is_done, manifest_of, mark_done, merge_chunks, plan
 from tsm.cli import UserError, parser, positive, run
 from tsm.files import locked
+from tsm.frames import Naming, add_naming
 from tsm.int8 import int8_file, weights_file
 from tsm.protocol import SSV2
 from tsm.results import throughput_in
@@ -54,19 +55,21 @@ def get_args() -> argparse.Namespace:
         cli.error("--chunk, --preprocess and --infer are needed")
     if not args.size:
         args.preprocess, args.infer = shlex.split(args.preprocess), shlex.split(args.infer)
-        args.ann_file, args.data_root, args.dtype = preprocessing_inputs(args.preprocess)
+        preprocessing = preprocessing_inputs(args.preprocess)
+        args.ann_file, args.data_root, args.dtype = preprocessing.ann_file, preprocessing.data_root, preprocessing.dtype
+        args.naming = Naming(preprocessing.filename_tmpl, preprocessing.start_index)
         args.models = model_files(args.infer)
     return args
 
 
-def preprocessing_inputs(command: List[str]) -> List[str]:
-    """The list, the data root and the dtype that a TSM_preprocess.py command names."""
+def preprocessing_inputs(command: List[str]) -> argparse.Namespace:
+    """The list, the data root, the dtype and the names of frames that a TSM_preprocess.py command gives."""
     cli = parser("--preprocess: a TSM_preprocess.py command")
     cli.add_argument("--ann_file", required=True)
     cli.add_argument("--data_root", required=True)
     cli.add_argument("--dtype", default="float32")
-    known, _ = cli.parse_known_args(command)
-    return [known.ann_file, known.data_root, known.dtype]
+    add_naming(cli)
+    return cli.parse_known_args(command)[0]
 
 
 def model_files(command: List[str]) -> List[str]:
@@ -151,11 +154,12 @@ def process(args: argparse.Namespace, chunks: List[Chunk]) -> None:
 def main() -> None:
     args = get_args()
     if args.size:
-        print(chunk_size(len(read_list(args.ann_file)), args.dtype))
+        print(chunk_size(len(read_list(args.ann_file, SSV2)), args.dtype))
         return
     os.makedirs(args.output_dir, exist_ok=True)
     with locked(args.output_dir):
-        chunks = plan(args.ann_file, args.data_root, args.chunk, args.output_dir, [args.preprocess, args.infer], args.models)
+        chunks = plan(args.ann_file, args.data_root, args.naming, args.chunk, args.output_dir, [args.preprocess, args.infer],
+                      args.models)
         current = {chunk.name for chunk in chunks}
         for name in os.listdir(args.output_dir):
             if name == "preprocess_bin" or name.startswith("chunk_") and name not in current:

@@ -23,7 +23,7 @@ of a long video cut actions in two, so read segments as hints.
 
 import argparse
 import contextlib
-import os
+import itertools
 import sys
 from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from tsm import predict
 from tsm.cli import Corrupt, UserError, complain, parser, positive, positive_number, run, warn
-from tsm.clips import as_video, decoded
+from tsm.clips import Window, as_video
 from tsm.engine import Engine, about, add_options, open_engine, score
 from tsm.files import write_json
 from tsm.labels import labels_in, read_labels, top
@@ -81,30 +81,35 @@ def predict_files(
     args: argparse.Namespace, model: Offline, protocol: Protocol, engine: Engine, names: Optional[List[str]], paths: List[str]
 ) -> Iterator[Dict[str, Any]]:
     """Predict videos and folders of frames, and print each in its turn; yields the entries of --json."""
-    windows, errors = predict.windows_of_all(paths, args.window, args.stride, args.num_worker)
-    clips = {(number, place): predict.clip_of(paths[number], window)
-             for number, some in enumerate(windows) for place, window in enumerate(some)}
-    workers = min(args.num_worker, max(1, len(clips)))
-    with contextlib.closing(decoded(clips, "", protocol, model.dtype.name, workers)) as results:
-        videos = ((key, video if isinstance(video, Exception) else video[None]) for key, video in results)
-        scores = tqdm(score(engine, model, videos), total=len(clips), unit="window", disable=None)
-        for number, outputs in predict.grouped(list(map(len, windows)), ((key, output) for key, output, _, _ in scores)):
-            failed = [str(output) for output in outputs if isinstance(output, Corrupt)] + errors.get(number, [])
-            answers = [] if failed else [predict.Answer(window, top(output, names, args.top))
-                                         for window, output in zip(windows[number], outputs)]
-            yield show(args, paths[number], answers, failed)
+    tensors = predict.tensors_of(paths, args.window, args.stride, protocol, model.dtype.name, args.num_worker)
+    scores = tqdm(score(engine, model, tensors), total=None if args.window else len(paths),
+                  unit="window" if args.window else "video", disable=None)
+    results: Iterator[Tuple[int, Any]] = ((number, (window, output)) for (number, window), output, _, _ in scores)
+    if not args.window:
+        results = predict.in_order(results)
+    for number, some in itertools.groupby(results, key=lambda result: result[0]):
+        answers, failed = [], ""
+        for _, (window, output) in some:
+            if isinstance(output, Corrupt):
+                failed = str(output)
+            else:
+                answers.append(predict.Answer(window, top(output, names, args.top)))
+        yield show(args, paths[number], answers, failed)
 
 
-def show(args: argparse.Namespace, name: str, answers: List[predict.Answer], failed: List[str]) -> Dict[str, Any]:
-    """Print an input's answers, or why it failed; its entry for --json."""
+def show(args: argparse.Namespace, name: str, answers: List[predict.Answer], failed: str) -> Dict[str, Any]:
+    """Print an input's answers, and why it failed if it did; its entry for --json."""
     long = args.window is not None
     for line in predict.lines_of(name, answers, long):
         tqdm.write(line)
-    if not failed and args.annotate:
-        failed = predict.annotate(args.annotate, name, answers)
-    for error in failed[:1]:
-        complain("%s: %s" % (name, error))
-    return predict.as_json(name, answers, failed[0] if failed else None, long)
+    if answers and not failed and args.annotate:
+        try:
+            tqdm.write("  wrote " + predict.annotate(args.annotate, name, answers, long))
+        except Corrupt as error:
+            failed = str(error)
+    if failed:
+        complain("%s: %s" % (name, failed))
+    return predict.as_json(name, answers, failed or None, long)
 
 
 def watch(
@@ -115,23 +120,23 @@ def watch(
     window = args.window or LIVE_WINDOW
     stride = args.stride or window / 2
     answers: List[predict.Answer] = []
-    name, failed = "camera %d" % source if isinstance(source, int) else source, []  # type: str, List[str]
+    name, failed = "camera %d" % source if isinstance(source, int) else source, ""
     print(name, flush=True)
     with contextlib.suppress(KeyboardInterrupt), watching(source, window, protocol) as newest:
         try:
             recent = newest(window)
             while recent is not None:
                 video = as_video(recent.frames, protocol, model.dtype.name)
-                for _, output, _, _ in score(engine, model, iter([(name, video[None])])):
-                    answers.append(predict.Answer(predict.Window(recent.start, recent.end, None), top(output, names, args.top)))
+                for _, output, _, _ in score(engine, model, (one for one in [(name, video[None])])):
+                    answers.append(predict.Answer(Window(recent.start, recent.end), top(output, names, args.top)))
                 print("  %s  %s" % (predict.clock(recent.end), predict.in_words(answers[-1].ranked)), flush=True)
                 recent = newest(recent.end + stride)
         except UserError as error:
-            failed = [str(error)]
-            complain(failed[0])
+            failed = str(error)
+            complain(failed)
     if len(answers) > 1:
         print("\n".join(predict.lines_of("in all", answers, True)))
-    return predict.as_json(name, answers, failed[0] if failed else None, True)
+    return predict.as_json(name, answers, failed or None, True)
 
 
 def main() -> None:
@@ -139,16 +144,18 @@ def main() -> None:
     model = read_offline(args.model)
     if model.protocol is None:
         raise UserError("%s: not a model of modify_onnx.py; make it with modify_onnx.py --target cpu" % args.model)
-    paths = [args.camera] if args.camera is not None else predict.expand(args.inputs)  # type: List[Any]
-    names = label_names(args, model, model.protocol)
+    paths: List[Any] = [args.camera] if args.camera is not None else predict.expand(args.inputs)
+    protocol = model.protocol
+    names = label_names(args, model, protocol)
     if args.views == 1:
-        model = model._replace(protocol=model.protocol._replace(**CENTRE_VIEW))
-        print("the centre view alone: a sixth of the cost, less accurate than all views", flush=True)
+        print("the centre view alone: 1/%d of the cost, less accurate than all views" % protocol.views, flush=True)
+        protocol = Protocol(**dict(protocol._asdict(), **CENTRE_VIEW))
+        model = model._replace(protocol=protocol)
     engine, int8 = open_engine(args, model, args.precision)
     live = [path for path in paths if isinstance(path, int) or predict.is_address(path)]
     files = [path for path in paths if path not in live]
-    entries = list(predict_files(args, model, model.protocol, engine, names, files))
-    entries += [watch(args, model, model.protocol, engine, names, source) for source in live]
+    entries = list(predict_files(args, model, protocol, engine, names, files))
+    entries += [watch(args, model, protocol, engine, names, source) for source in live]
     if args.json:
         write_json(args.json, dict(about(engine, model, args.precision, int8), labels=names is not None, inputs=entries))
     if args.csv:

@@ -32,7 +32,7 @@ from typing import Dict
 from tsm.cli import Corrupt, UserError, parser, positive, run
 from tsm.clips import versions_of
 from tsm.files import locked
-from tsm.frames import IMG, Naming, frame_template
+from tsm.frames import Naming, add_naming
 from tsm.machine import cores
 from tsm.preprocess import Job, Made, check_space, invalidate, make, survey
 from tsm.protocol import SSV2, Protocol
@@ -52,10 +52,7 @@ def get_args() -> argparse.Namespace:
                      "%(default)s)")
     cli.add_argument("--range", type=span, metavar="START:STOP", help="only clips START to STOP-1 of the list; they keep "
                      "their numbers")
-    cli.add_argument("--filename_tmpl", type=frame_template, default=IMG.template, metavar="TEMPLATE", help="how extracted "
-                     "frames are called, JPEG or PNG, as in %%06d.jpg or img_{:05}.png (default: img_%%05d.jpg)")
-    cli.add_argument("--start_index", type=int, choices=(0, 1), default=IMG.start, help="the first frame's number (default: "
-                     "%(default)s)")
+    add_naming(cli)
     return cli.parse_args()
 
 

@@ -18,11 +18,12 @@ hand.
 import argparse
 import os
 import time
-from typing import Dict, List
+from typing import Any, Dict, Iterator, List, Tuple
 
 import numpy as np
 
 from tsm.cli import Corrupt, UserError, parser, positive, run
+from tsm.frames import Naming, add_naming
 from tsm.int8 import calibration_view, int8_file, quantise, views_from_tensors, weights_file, write_int8
 from tsm.machine import cores
 from tsm.offline import Offline, one_view, read_offline
@@ -43,6 +44,7 @@ def get_args() -> argparse.Namespace:
                      "videos (default: one per core)")
     cli.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="what an unreadable clip of a list does "
                      "(default: %(default)s)")
+    add_naming(cli)
     cli.add_argument("--output", "-o", metavar="FILE", help="an .xml file (default: tsm_int8.xml beside the model)")
     args = cli.parse_args()
     args.output = args.output or int8_file(args.model)
@@ -58,9 +60,11 @@ def views_from_list(args: argparse.Namespace, model: Offline) -> List[np.ndarray
     from tsm.clips import decoded
 
     protocol = model.protocol or SSV2
-    chosen = evenly(read_list(args.ann_file, protocol), args.clips)
+    chosen = evenly(read_list(args.ann_file, protocol, args.data_root), args.clips)
+    naming = Naming(args.filename_tmpl, args.start_index)
     views: Dict[int, np.ndarray] = {}
-    for number, video in decoded(chosen, args.data_root, protocol, model.dtype.name, args.num_worker):
+    results: Iterator[Tuple[int, Any]] = decoded(chosen, args.data_root, protocol, model.dtype.name, args.num_worker, naming)
+    for number, video in results:
         if not isinstance(video, Corrupt):
             views[number] = calibration_view(video, number, protocol)
         elif args.on_error == "fail":

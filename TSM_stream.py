@@ -19,17 +19,20 @@ Limits: for a CPU and a model of modify_onnx.py; an NPU takes tensors from files
 import argparse
 import os
 import sys
-from typing import Dict, List
+from typing import Dict
 
 from tsm import stream
 from tsm.cli import Corrupt, UserError, parser, positive, run
+from tsm.clips import versions_of
 from tsm.engine import about, add_options, default_backend, open_engine
 from tsm.files import locked
+from tsm.frames import Naming, add_naming
 from tsm.int8 import int8_file, weights_file
 from tsm.machine import cores
 from tsm.offline import Offline, read_offline
+from tsm.protocol import Protocol
 from tsm.results import summarise, summary_path, throughput_line, write_summary
-from tsm.samples import INFO, MANIFEST, Clip, manifest_of, read_list, write_info, write_manifest
+from tsm.samples import BINS, INFO, MANIFEST, manifest_of, read_list, write_info, write_manifest
 
 
 def get_args() -> argparse.Namespace:
@@ -46,23 +49,28 @@ def get_args() -> argparse.Namespace:
                      "per core)")
     cli.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="what an unreadable clip does (default: "
                      "%(default)s)")
+    add_naming(cli)
     add_options(cli)
     return cli.parse_args()
 
 
-def plan(args: argparse.Namespace, model: Offline) -> stream.Work:
+def plan(args: argparse.Namespace, model: Offline, protocol: Protocol) -> stream.Work:
     """What every video of the list shares."""
+    clips = dict(enumerate(read_list(args.ann_file, protocol, args.data_root)))
+    naming = Naming(args.filename_tmpl, args.start_index)
     int8 = args.int8_model or int8_file(model.path)
     files = [path for path in (int8, weights_file(int8)) if args.precision == "int8" and os.path.exists(path)]
-    basis = stream.basis_of(model, args.precision, args.backend or default_backend(), files)
-    return stream.Work(model, args.data_root, os.path.join(args.output, args.output_dirname), args.outfmt, basis)
+    basis = stream.basis_of(model, protocol, clips, naming, args.precision, args.backend or default_backend(), files)
+    folder = os.path.join(args.output, args.output_dirname)
+    return stream.Work(model, protocol, clips, args.data_root, naming, folder, args.outfmt, basis)
 
 
-def process(args: argparse.Namespace, work: stream.Work, clips: Dict[int, Clip]) -> None:
+def process(args: argparse.Namespace, work: stream.Work) -> None:
     """Bring the results in line with the list."""
     from tqdm import tqdm
 
-    done, keys, corrupt = stream.survey(work, clips)
+    clips = work.clips
+    done, keys, corrupt = stream.survey(work)
 
     def refuse(index: int, error: Corrupt) -> None:
         if args.on_error == "fail":
@@ -80,20 +88,20 @@ def process(args: argparse.Namespace, work: stream.Work, clips: Dict[int, Clip])
     engine, int8 = open_engine(args, work.model, args.precision)
     print("[INFO] %s on %d threads, %s, %s views at a time, fused by %s" % (
         engine.name, cores(), args.precision, engine.streams, work.model.fusion), flush=True)
-    results = stream.compute_list(work, engine, clips, keys, done, min(args.num_worker, max(1, len(keys))), refuse)
+    results = stream.compute_list(work, engine, keys, done, min(args.num_worker, max(1, len(keys))), refuse)
     for _ in tqdm(results, total=len(keys), desc="videos", unit="video", disable=None):
         pass
     if not done:
         raise UserError("%s: none of its %d clips could be read (line %d: %s)"
                         % (args.ann_file, len(clips), clips[min(corrupt)].line, corrupt[min(corrupt)]))
     facts = about(engine, work.model, args.precision, int8)
-    compared = {index: clips[index] for index in sorted(done)[: args.agreement]}
+    compared = sorted(done)[: args.agreement]
     if args.precision != "fp32" and compared:
         exact, _ = open_engine(args, work.model, "fp32")
         facts["top1_agreement_with_fp32"] = stream.agreement(work, exact, compared, args.num_worker)
         print("[INFO] top-1 agrees with fp32 on %(same)d of %(videos)d videos" % facts["top1_agreement_with_fp32"])
     stream.remove_others(work, done)
-    write_files(args, work, clips, done, corrupt, facts)
+    write_files(args, work, done, corrupt, facts)
     for index in sorted(corrupt):
         print("skipped: line %d, %s: %s" % (clips[index].line, clips[index].source, corrupt[index]))
     print("%d results in %s: %d made, %d already right, %d skipped"
@@ -101,20 +109,19 @@ def process(args: argparse.Namespace, work: stream.Work, clips: Dict[int, Clip])
 
 
 def write_files(
-    args: argparse.Namespace, work: stream.Work, clips: Dict[int, Clip], done: Dict[int, stream.Done],
-    corrupt: Dict[int, Corrupt], facts: Dict[str, object],
+    args: argparse.Namespace, work: stream.Work, done: Dict[int, stream.Done], corrupt: Dict[int, Corrupt],
+    facts: Dict[str, object],
 ) -> None:
     """The info file, the manifest and the summary, written last; and the figures, printed."""
-    model = work.model
-    order: List[stream.Done] = [done[index] for index in sorted(done)]
-    checksums = {one.index: one.checksum for one in order}
-    write_info(os.path.join(args.output_dir, INFO), {one.index: clips[one.index].label for one in order})
+    order = [done[index] for index in sorted(done)]
+    checksums = {one.number: one.checksum for one in order}
+    write_info(os.path.join(args.output_dir, INFO), {index: work.clips[index].label for index in checksums})
     write_manifest(os.path.join(args.output_dir, MANIFEST), manifest_of(
-        args.ann_file, clips, model.protocol, model.dtype.name, stream.versions_of(clips), checksums, corrupt))
+        args.ann_file, work.clips, work.protocol, work.model.dtype.name, versions_of(work.clips), checksums, corrupt))
     times, waits = [one.compute_ms for one in order], [one.wait_ms for one in order]
     throughput = 1000 * len(times) / sum(times)
-    folder = os.path.join(args.output_dir, "preprocess_bin")
-    files = [(os.path.join(folder, stream.tensor_name(one.index)), work.result(one.index)) for one in order]
+    folder = os.path.join(args.output_dir, BINS)
+    files = [(os.path.join(folder, stream.tensor_name(one.number)), work.result(one.number)) for one in order]
     print("[INFO] waited for decoding (ms): mean = %.3f" % (sum(waits) / len(waits)))
     print(throughput_line(1, sum(times) / len(times), throughput))
     write_summary(work.folder, summarise(files, times, waits, throughput, sys.argv[1:], tsm=facts))
@@ -127,12 +134,11 @@ def main() -> None:
     model = read_offline(args.model)
     if model.protocol is None:
         raise UserError("%s: not a model of modify_onnx.py; TSM_infer.py runs it from tensors" % args.model)
-    clips = dict(enumerate(read_list(args.ann_file, model.protocol)))
-    work = plan(args, model)
+    work = plan(args, model, model.protocol)
     for folder in (args.output_dir, work.folder):
         os.makedirs(folder, exist_ok=True)
     with locked(args.output_dir):
-        process(args, work, clips)
+        process(args, work)
 
 
 if __name__ == "__main__":

@@ -377,7 +377,7 @@ def test_names_of_the_classes_are_kept(modified, works, fails, tmp_path):
         "modify_onnx.py", "-m1", "one.onnx", "-m2", "newer.onnx", "--target", "cpu", "--labels", "few.txt", cwd=tmp_path)
 
 
-def small_trunk(classes, stages=((8, 2), (16, 2)), width=8, bottleneck=True):
+def small_trunk(classes, stages=((8, 2), (16, 2)), width=8, bottleneck=True, every=1):
     """A random TSM of `stages` (inner channels, blocks), written by hand: ResNet's stem, bottlenecks or basic blocks, a head."""
     rng, nodes, weights = np.random.RandomState(11), [], {}
 
@@ -397,7 +397,7 @@ def small_trunk(classes, stages=((8, 2), (16, 2)), width=8, bottleneck=True):
     for stage, (inner, blocks) in enumerate(stages):
         for block in range(blocks):
             stride, cout = 2 if stage and not block else 1, inner * (4 if bottleneck else 1)
-            moved = emit(SHIFT, [x])
+            moved = x if block % every else emit(SHIFT, [x])
             if bottleneck:
                 out = emit("Relu", [conv(moved, cin, inner, 1)])
                 out = conv(emit("Relu", [conv(out, inner, inner, 3, stride)]), inner, cout, 1)
@@ -489,6 +489,21 @@ def test_a_trunk_of_constants_is_refused(fails, tmp_path):
     onnx.save(model, str(tmp_path / "source.onnx"))
     assert "output depends on nothing" in fails("modify_onnx.py", "-m1", "source.onnx", "-m2", "new.onnx", cwd=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["source.onnx"]
+
+
+def test_a_deep_network_shifts_every_second_block(works, fails, tmp_path):
+    """As ResNet-101 does: 23 blocks in the third stage. With all of them shifted it is another network."""
+    protocol, stages = SSV2._replace(classes=5, size=64, segments=4), ((8, 2), (8, 1), (8, 23), (8, 1))
+    for every in (1, 2):
+        trunk = small_trunk(5, stages, every=every)
+        onnx.save(build(trunk, "cpu", protocol), str(tmp_path / ("%d.onnx" % every)))
+    printed = works("modify_onnx.py", "-m1", "2.onnx", "-m2", "new.onnx", "--target", "cpu", cwd=tmp_path)
+    assert "shift          15" in printed and "view by view" in printed
+    assert "27 temporal shifts, where this network has 15" in fails(
+        "modify_onnx.py", "-m1", "1.onnx", "-m2", "no.onnx", cwd=tmp_path)
+    trunk = trunk_of(onnx.load(str(tmp_path / "new.onnx")))
+    names = {layer.name for layer in layers(trunk.nodes, trunk.weights, protocol.frame_shape)}
+    assert {"layer3.22.conv1.shift", "layer3.21.conv1"} <= names and "layer3.21.conv1.shift" not in names
 
 
 def test_a_network_without_a_protocol_has_the_classes_of_its_output(works, fails, tmp_path):

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
-from tsm.labels import Ranked, labels_in, read_labels, top  # noqa: E402
-from tsm.predict import Answer, Window, clock, expand, grouped, segments_of, windows_of  # noqa: E402
+from tsm.clips import Window, windows_of
+from tsm.labels import Ranked, labels_in, read_labels, top
+from tsm.predict import Answer, clock, expand, in_order, segments_of
 
 QUICK = ("--backend", "onnxruntime")
 
@@ -58,7 +59,7 @@ def test_it_names_what_happens_and_equals_the_measured_protocol(predict, works, 
     for index, entry in enumerate(found):
         scores = np.load(str(folder / "res/out" / ("%d_0.npy" % index)))[0]
         for ranked in entry["windows"][0]["top"]:
-            assert np.float32(ranked["probability"]) == scores[ranked["index"]]  # bit for bit
+            assert np.float32(ranked["probability"]) == scores[ranked["class_id"]]  # bit for bit
 
 
 def test_folders_patterns_lists_and_frames_are_inputs(predict, clips, repo):
@@ -103,7 +104,7 @@ def test_labels_with_commas_and_quotes_survive_the_csv(predict, clips):
     done = predict("--labels", "names.txt", "--csv", "out.csv", "--top", 2, "clips", cwd=folder)
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((folder / "out.csv").open(encoding="utf-8", newline="")))
-    assert len(rows) == 6 and all(row["label"] == names[int(row["index"])] for row in rows)
+    assert len(rows) == 6 and all(row["label"] == names[int(row["class_id"])] for row in rows)
 
 
 def test_a_model_without_names_gives_numbers_and_a_note(predict, clips, thin_onnx):
@@ -141,7 +142,7 @@ def test_a_long_video_becomes_segments_that_cover_it_once(predict, tmp_path):
 
 
 def test_memory_does_not_grow_with_a_video_s_length(repo, thin_onnx, tmp_path):
-    """Ten minutes against one: the peaks of the main process and of its workers."""
+    """Ten minutes against one, in KB; the decoder itself keeps a queue of frames, which a minute does not fill."""
     peaks = []
     for minutes in (1, 10):
         video(tmp_path / "v.mp4", 60 * minutes)
@@ -152,7 +153,7 @@ def test_memory_does_not_grow_with_a_video_s_length(repo, thin_onnx, tmp_path):
         done = subprocess.run(command, cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout))
-    assert peaks[1] <= 1.1 * peaks[0], peaks
+    assert peaks[1] <= peaks[0] + 64 * 1024, peaks  # all frames after the resize would be 12,000 times 288 KB
 
 
 def test_annotated_videos_play_and_hold_every_frame(predict, clips):
@@ -191,21 +192,20 @@ def test_usage_errors_exit_2(fails, tmp_path, args):
 def test_windows_end_with_the_video_and_never_leave_it():
     for frames, rate, length, stride in ((180, 20, 4, 2), (181, 20, 4, 2), (7, 25, 4, 2), (100, 10, 1, 5), (1, 30, 2, 1)):
         windows = windows_of(frames, rate, length, stride)
-        assert windows[0].frames[0] == 0 and windows[-1].frames[1] == frames
-        assert all(0 <= first < stop <= frames for _, _, (first, stop) in windows)
-        assert windows[-1].end == round(frames / rate, 3)
+        assert windows[0][1] == 0 and windows[-1][2] == frames
+        assert all(0 <= first < stop <= frames for _, first, stop in windows)
+        assert windows[-1][0].end == round(frames / rate, 3)
 
 
 def test_segments_join_windows_of_one_label():
-    answers = [Answer(Window(start, start + 4.0, (0, 1)), [Ranked(0, label, p)])
+    answers = [Answer(Window(start, start + 4.0), [Ranked(0, label, p)])
                for start, label, p in ((0.0, "a", 0.8), (2.0, "a", 0.6), (4.0, "b", 0.5), (6.0, "a", 0.9))]
     assert [tuple(segment) for segment in segments_of(answers)] == [
         (0.0, 5.0, "a", pytest.approx(0.7)), (5.0, 7.0, "b", 0.5), (7.0, 10.0, "a", 0.9)]
 
 
-def test_results_are_grouped_in_the_order_of_the_inputs():
-    results = [((1, 0), "b0"), ((0, 1), "a1"), ((3, 0), "d0"), ((0, 0), "a0")]
-    assert list(grouped([2, 1, 0, 1], iter(results))) == [(0, ["a0", "a1"]), (1, ["b0"]), (2, []), (3, ["d0"])]
+def test_results_come_in_the_order_of_the_inputs():
+    assert list(in_order([(2, "c"), (0, "a"), (1, "b"), (3, "d")])) == [(0, "a"), (1, "b"), (2, "c"), (3, "d")]
 
 
 def test_label_files_of_every_kind_give_the_same_names(tmp_path):
@@ -221,6 +221,6 @@ def test_label_files_of_every_kind_give_the_same_names(tmp_path):
 
 
 def test_top_puts_the_lower_class_first_among_equals():
-    assert [ranked.index for ranked in top(np.array([0.1, 0.4, 0.1, 0.4]), None, 3)] == [1, 3, 0]
+    assert [ranked.class_id for ranked in top(np.array([0.1, 0.4, 0.1, 0.4]), None, 3)] == [1, 3, 0]
     assert clock(62.46) == "1:02.5" and clock(3725.0) == "1:02:05.0"
     assert expand(["http://x/y.mp4"]) == ["http://x/y.mp4"]

@@ -9,6 +9,7 @@ from tsm import __version__
 from tsm.cli import Corrupt, UserError
 from tsm.clips import fingerprint
 from tsm.files import read_json, sha256, write_json
+from tsm.frames import Naming
 from tsm.protocol import SSV2, Protocol
 from tsm.results import merge, read_summary, summary_path, write_summary
 from tsm.samples import INFO, MANIFEST, read_list, read_manifest, write_info, write_manifest
@@ -40,14 +41,15 @@ def chunk_size(videos: int, dtype: str, protocol: Protocol = SSV2) -> int:
 
 
 def plan(
-    ann_file: str, data_root: str, size: int, folder: str, commands: Sequence[Sequence[str]], models: Sequence[str]
+    ann_file: str, data_root: str, naming: Naming, size: int, folder: str, commands: Sequence[Sequence[str]],
+    models: Sequence[str], protocol: Protocol = SSV2,
 ) -> List[Chunk]:
     """The chunks of the list, `size` videos each, in `folder`.
 
     A chunk's key covers its videos (size and time of change), the `commands` that do the work, and the bytes of the files
     `models` that they read.
     """
-    clips = read_list(ann_file)
+    clips = read_list(ann_file, protocol, data_root)
     basis = json.dumps([list(commands), [sha256(path) for path in models], __version__])
     chunks = []
     for start in range(0, len(clips), size):
@@ -55,7 +57,7 @@ def plan(
         marks = []
         for clip in clips[start:stop]:
             try:
-                marks.append(fingerprint(os.path.join(data_root, clip.source), clip, basis))
+                marks.append(fingerprint(os.path.join(data_root, clip.source), clip, protocol, basis, naming))
             except Corrupt as error:
                 marks.append(str(error))  # preprocessing will name it
         name = "chunk_%d_%d" % (start, stop)

@@ -54,6 +54,17 @@ def non_negative(text: str) -> int:
     return _at_least(text, 0)
 
 
+def positive_number(text: str) -> float:
+    """argparse type: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("%r is not a number" % text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("%s is not above 0" % text)
+    return value
+
+
 def _at_least(text: str, low: int) -> int:
     try:
         value = int(text)
@@ -147,7 +158,12 @@ def warn(message: str) -> None:
     sys.stderr.write("%s: warning: %s\n" % (os.path.basename(sys.argv[0]), one_line(message)))
 
 
+def complain(message: str) -> None:
+    """Print one line on stderr about a part of the work that failed; the rest goes on."""
+    sys.stderr.write("%s: error: %s\n" % (os.path.basename(sys.argv[0]), one_line(message)))
+
+
 def fail(message: str, status: int = 1) -> NoReturn:
     """Print one line on stderr and exit."""
-    sys.stderr.write("%s: error: %s\n" % (os.path.basename(sys.argv[0]), one_line(message)))
+    complain(message)
     sys.exit(status)

@@ -9,7 +9,7 @@ import mmap
 import os
 from collections import deque
 from contextlib import closing
-from typing import Any, Dict, Generator, Iterator, List, Mapping, Optional, Sequence, Tuple, TypeVar, Union
+from typing import Any, Dict, Generator, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, TypeVar, Union
 
 import cv2
 import numpy as np
@@ -22,6 +22,8 @@ from tsm.frames import (
     Frame,
     Naming,
     check_folder_of_frames,
+    frame_rate,
+    naming_in,
     read_frames,
     read_video,
     reencode,
@@ -83,34 +85,42 @@ def compute(frames: Iterator[Frame], indices: List[int], bgr: bool, protocol: Pr
     What several views share is computed once per distinct frame: decoding, the resize, the split into planes. Per view
     there is only the copy of a crop, through the table for float32, which costs no more than copying floats.
     """
+    for index, frame in frames:
+        place_frame(resized(frame, protocol), index, indices, bgr, protocol, table, out)
+
+
+def place_frame(image: np.ndarray, index: int, indices: Sequence[int], bgr: bool, protocol: Protocol,
+                table: Optional[np.ndarray], out: np.ndarray) -> None:
+    """Put a resized frame uint8 [H, W, 3] into all places of `out` [protocol.video_shape] whose index is its own."""
     side = protocol.size
     views = out.reshape((CROPS[protocol.crops], -1) + protocol.frame_shape)
-    for index, frame in frames:
-        planes = cv2.split(resized(frame, protocol))
-        boxes = crop_boxes(planes[0].shape[1], planes[0].shape[0], protocol)
-        places = [place for place, wanted in enumerate(indices) if wanted == index]
-        for channel, plane in enumerate(reversed(planes) if bgr else planes):
-            for crop, (x, y) in enumerate(boxes):
-                pixels = plane[y : y + side, x : x + side]
-                for place in places:
-                    if table is None:
-                        views[crop, place, channel] = pixels
-                    else:
-                        cv2.LUT(pixels, table[channel], views[crop, place, channel])
+    planes = cv2.split(image)
+    boxes = crop_boxes(planes[0].shape[1], planes[0].shape[0], protocol)
+    places = [place for place, wanted in enumerate(indices) if wanted == index]
+    for channel, plane in enumerate(reversed(planes) if bgr else planes):
+        for crop, (x, y) in enumerate(boxes):
+            pixels = plane[y : y + side, x : x + side]
+            for place in places:
+                if table is None:
+                    views[crop, place, channel] = pixels
+                else:
+                    cv2.LUT(pixels, table[channel], views[crop, place, channel])
 
 
 def fill(path: str, clip: Clip, protocol: Protocol, table: Optional[np.ndarray], out: np.ndarray,
-         naming: Naming = IMG) -> None:
+         naming: Optional[Naming] = IMG) -> None:
     """Fill `out` [protocol.video_shape], float32 with table_for()'s table or uint8 with None, from the clip at `path`.
 
-    Raises Corrupt. OpenCV runs in one thread from here on: processes are the parallelism.
+    A naming of None takes a folder's frames as they are called, all of them. Raises Corrupt. OpenCV runs in one thread from
+    here on: processes are the parallelism.
     """
     cv2.setNumThreads(1)
     if clip.frames is not None:
         with strict():
-            check_folder_of_frames(path, clip.frames, naming)
-            indices = frame_indices(clip.frames, protocol)
-            return compute(read_frames(path, sorted(set(indices)), naming), indices, True, protocol, table, out)
+            named, count = (naming, clip.frames) if naming else naming_in(path)
+            check_folder_of_frames(path, count, named)
+            indices = frame_indices(count, protocol)
+            return compute(read_frames(path, sorted(set(indices)), named), indices, True, protocol, table, out)
     indices = []
 
     def choose(count: int) -> List[int]:
@@ -122,10 +132,11 @@ def fill(path: str, clip: Clip, protocol: Protocol, table: Optional[np.ndarray],
 
 
 def as_video(frames: Sequence[np.ndarray], protocol: Protocol, dtype: str) -> np.ndarray:
-    """The tensor [protocol.video_shape] of a clip whose frames, RGB uint8 [H, W, 3], are all in memory."""
+    """The tensor [protocol.video_shape] of a clip whose frames, RGB uint8 [H, W, 3] after resized(), are all in memory."""
     out, indices = np.empty(protocol.video_shape, dtype), frame_indices(len(frames), protocol)
-    distinct = ((index, frames[index]) for index in sorted(set(indices)))
-    compute(distinct, indices, False, protocol, table_for(dtype, protocol), out)
+    table = table_for(dtype, protocol)
+    for index in sorted(set(indices)):
+        place_frame(frames[index], index, indices, False, protocol, table, out)
     return out
 
 
@@ -134,7 +145,7 @@ Key = TypeVar("Key")
 
 def decoded(
     clips: Union[Sequence[Clip], Mapping[Key, Clip]], data_root: str, protocol: Protocol, dtype: str, count: int,
-    naming: Naming = IMG,
+    naming: Optional[Naming] = IMG,
 ) -> Generator[Tuple[Key, Union[np.ndarray, Corrupt]], None, None]:
     """(index or key in `clips`, tensor [protocol.video_shape] of `dtype` or the Corrupt that says why not), in any order.
 
@@ -183,3 +194,63 @@ def fingerprint(path: str, clip: Clip, protocol: Protocol, basis: str, naming: N
             raise Corrupt(name + (error.strerror or str(error)).lower())
         facts.append((status.st_size, status.st_mtime_ns))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+class Window(NamedTuple):
+    """A stretch of a video, from `start` to `end` in seconds; the whole of it where both are None."""
+
+    start: Optional[float]
+    end: Optional[float]
+
+
+def windows_of(frames: int, rate: float, length: float, stride: float) -> List[Tuple[Window, int, int]]:
+    """(window, its first frame, the frame after its last) of a video, one window of `length` seconds every `stride` seconds.
+
+    The last one ends with the video, so that its end is not lost; a video no longer than a window is one window.
+
+    Args:
+        frames, rate: of the video; frames per second.
+    """
+    duration = frames / rate
+    starts = [0.0]
+    while starts[-1] + length < duration - 0.5 / rate:
+        starts.append(min(starts[-1] + stride, duration - length))
+    windows = []
+    for start in starts:
+        first = min(int(round(start * rate)), frames - 1)
+        stop = min(max(first + 1, int(round((start + length) * rate))), frames)
+        windows.append((Window(round(start, 3), round(min(start + length, duration), 3)), first, stop))
+    return windows
+
+
+def windowed(path: str, length: float, stride: float, protocol: Protocol, dtype: str) -> Iterator[Tuple[Window, np.ndarray]]:
+    """(window, its tensor [protocol.video_shape]) for each of windows_of() a video, which is decoded once.
+
+    The frames of a window are sampled as those of a clip. As many tensors exist at a time as windows overlap. Raises
+    Corrupt, also after windows were yielded.
+    """
+    cv2.setNumThreads(1)
+    table = table_for(dtype, protocol)
+    windows: List[Tuple[Window, List[int]]] = []
+
+    def choose(count: int) -> List[int]:
+        for window, first, stop in windows_of(count, rate, length, stride):
+            windows.append((window, [first + index for index in frame_indices(stop - first, protocol)]))
+        return sorted({index for _, indices in windows for index in indices})
+
+    with strict(reencode(path)):
+        rate = frame_rate(path)
+        begun: Dict[int, np.ndarray] = {}
+        waiting = 0  # the first window that is not complete
+        for index, frame in read_video(path, choose):
+            image = resized(frame, protocol)
+            for number in range(waiting, len(windows)):
+                indices = windows[number][1]
+                if min(indices) > index:
+                    break
+                if index in indices:
+                    place_frame(image, index, indices, False, protocol, table,
+                                begun.setdefault(number, np.empty(protocol.video_shape, dtype)))
+            while waiting < len(windows) and max(windows[waiting][1]) <= index:
+                yield windows[waiting][0], begun.pop(waiting)
+                waiting += 1

@@ -10,15 +10,17 @@ import os
 import re
 import shlex
 import shutil
+import sys
+import time
 import zlib
-from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))  # read when cv2 is imported; bounds what a header claims
 
 import cv2
 import numpy as np
 
-from tsm.cli import Corrupt
+from tsm.cli import Corrupt, UserError
 from tsm.files import part_name
 
 try:
@@ -71,6 +73,14 @@ def frame_template(text: str) -> str:
                                          % text)
     before, width, after = match.groups()
     return before + ("%%0%sd" % width if width else "%d") + after
+
+
+def add_naming(cli: argparse.ArgumentParser) -> None:
+    """The options that say how extracted frames are called, for Naming(args.filename_tmpl, args.start_index)."""
+    cli.add_argument("--filename_tmpl", type=frame_template, default=IMG.template, metavar="TEMPLATE", help="how extracted "
+                     "frames are called, JPEG or PNG, as in %%06d.jpg or img_{:05}.png (default: img_%%05d.jpg)")
+    cli.add_argument("--start_index", type=int, choices=(0, 1), default=IMG.start, help="the first frame's number (default: "
+                     "%(default)s)")
 
 
 def reencode(path: str) -> str:
@@ -143,6 +153,17 @@ def check_folder_of_frames(folder: str, count: int, naming: Naming) -> None:
     for names, what in ((wanted - there, "is missing"), (there - wanted, "is one more than the list says")):
         if names:
             raise Corrupt("%s %s (the list says %d frames)" % (min(names), what, count))
+
+
+def naming_in(folder: str) -> Tuple[Naming, int]:
+    """How a folder's frames are called, and how many there are; Corrupt unless they are numbered in one way, without a gap."""
+    try:
+        found = _naming_of(os.listdir(folder))
+    except OSError as error:
+        raise Corrupt((error.strerror or str(error)).lower())
+    if found is None:
+        raise Corrupt("its pictures are not numbered in one way without a gap, as img_00001.jpg, img_00002.jpg, … are")
+    return found
 
 
 def _naming_of(files: Sequence[str]) -> Optional[Tuple[Naming, int]]:
@@ -279,6 +300,14 @@ def count_frames(path: str) -> int:
     return counts[-1]
 
 
+def frame_rate(path: str) -> float:
+    """Frames per second of a video, on average. For use in strict()."""
+    rate = cv2.VideoCapture(path).get(cv2.CAP_PROP_FPS) if decord is None else _open_by_decord(path).get_avg_fps()
+    if not 0 < rate < 1000:
+        raise Corrupt("does not say how many frames it has per second" + reencode(path))
+    return float(rate)
+
+
 def _open_by_decord(path: str) -> "decord.VideoReader":
     decord.logging.set_level(decord.logging.ERROR)  # by default FFmpeg's errors are not even printed
     with open(path.encode(), "rb") as file:
@@ -381,3 +410,74 @@ def check_size(frame: np.ndarray) -> np.ndarray:
     if sides[1] > MAX_ASPECT * sides[0]:
         raise Corrupt("a frame of %dx%d pixels is no picture" % (frame.shape[1], frame.shape[0]))
     return frame
+
+
+def capture(source: Union[int, str]) -> Iterator[Tuple[float, np.ndarray]]:
+    """(seconds since the first frame, frame RGB uint8 [H, W, 3]) of a camera or stream, as it runs.
+
+    A stream that comes faster than it plays, as a file behind an http address does, is held to its own speed. Raises
+    UserError if the source cannot be opened.
+    """
+    with contextlib.suppress(Corrupt), strict():  # what OpenCV says of a camera that opens does not matter
+        opened = cv2.VideoCapture(source)
+    if not opened.isOpened():
+        what = "camera %d" % source if isinstance(source, int) else source
+        raise UserError("%s: cannot be opened; check the camera's number and permissions, or the address" % what)
+    began = time.monotonic()
+    while True:
+        read, frame = opened.read()
+        if not read:
+            opened.release()
+            return
+        moment = time.monotonic() - began
+        plays = opened.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        if isinstance(source, str) and plays > moment:
+            time.sleep(min(plays - moment, 1.0))
+            moment = plays
+        yield moment, cv2.cvtColor(check_size(frame), cv2.COLOR_BGR2RGB)
+
+
+class Caption(NamedTuple):
+    """A text over a video, from `start` to `end` in seconds; to its end where that is None."""
+
+    start: float
+    end: Optional[float]
+    text: str
+
+
+def write_captions(path: str, output: str, captions: Sequence[Caption]) -> None:
+    """Copy a video to `output` (.mp4) with captions drawn in, frame by frame; whole or not at all. Raises Corrupt.
+
+    OpenCV draws ASCII alone, so other letters become question marks; sound is not copied.
+    """
+    part = part_name(output) + ".mp4"
+    writer = None
+    try:
+        with strict(reencode(path)):
+            rate = frame_rate(path)
+            for index, frame in read_video(path, range):
+                height, width = frame.shape[:2]
+                if writer is None:
+                    writer = cv2.VideoWriter(part, cv2.VideoWriter.fourcc(*"mp4v"), rate, (width, height))
+                text = next((c.text for c in captions if c.start <= index / rate and (c.end is None or index / rate < c.end)), "")
+                image = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+                _draw(image, text.encode("ascii", "replace").decode())
+                writer.write(image)
+    finally:
+        if writer is not None:
+            writer.release()
+        if writer is not None and sys.exc_info()[0] is None and os.path.exists(part):
+            os.replace(part, output)
+        elif os.path.exists(part):
+            os.remove(part)
+    if not os.path.exists(output):
+        raise UserError("%s: cannot be written; is the folder writable, and the disk not full?" % output)
+
+
+def _draw(image: np.ndarray, text: str) -> None:
+    """Write a line of text at the top of an image, as large as fits its width."""
+    font, width = cv2.FONT_HERSHEY_SIMPLEX, image.shape[1]
+    scale = max(0.3, min(0.9, 0.95 * width / max(1, cv2.getTextSize(text, font, 1.0, 1)[0][0])))
+    (_, height), below = cv2.getTextSize(text, font, scale, 1)
+    cv2.rectangle(image, (0, 0), (width, height + 2 * below), (0, 0, 0), -1)
+    cv2.putText(image, text, (4, height + below // 2 + 2), font, scale, (255, 255, 255), 1, cv2.LINE_AA)

@@ -13,7 +13,7 @@ METADATA = "tsm.labels"  # a JSON list of names, in the order of the classes
 class Ranked(NamedTuple):
     """A class and its probability, 0..1; `label` is its name, or its number if no names are known."""
 
-    index: int
+    class_id: int
     label: str
     probability: float
 

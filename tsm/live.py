@@ -38,38 +38,39 @@ def watching(source: Union[int, str], seconds: float, protocol: Protocol) -> Ite
     """
     recent: Deque[Tuple[float, np.ndarray]] = collections.deque()
     arrived, stop = threading.Condition(), threading.Event()
-    state = {"ended": False, "error": None}
+    ended: List[Optional[Exception]] = []  # holds what ended the source once it has
 
     def read() -> None:
+        failure: Optional[Exception] = None
         try:
             for moment, frame in capture(source):
-                small = resized(frame, protocol)
+                image = resized(frame, protocol)
                 with arrived:
-                    recent.append((moment, small))
+                    recent.append((moment, image))
                     while recent[0][0] < moment - seconds:
                         recent.popleft()
                     arrived.notify_all()
                 if stop.is_set():
                     return
         except Exception as error:  # raised again in the caller's thread
-            state["error"] = error
+            failure = error
         finally:
             with arrived:
-                state["ended"] = True
+                ended.append(failure)
                 arrived.notify_all()
 
     def newest(after: float) -> Optional[Recent]:
         limit = time.monotonic() + PATIENCE
         with arrived:
-            while not state["ended"] and (not recent or recent[-1][0] < after):
+            while not ended and (not recent or recent[-1][0] < after):
                 seen = recent[-1][0] if recent else None
                 arrived.wait(1.0)
                 if recent and recent[-1][0] != seen:
                     limit = time.monotonic() + PATIENCE
                 if time.monotonic() > limit:
                     raise UserError("%s: sends no frames; is it the right camera or address?" % source)
-            if state["error"] is not None:
-                raise state["error"]
+            if ended and ended[0] is not None:
+                raise ended[0]
             if not recent or recent[-1][0] < after:
                 return None
             times = [moment for moment, _ in recent]

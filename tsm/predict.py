@@ -1,24 +1,22 @@
 """What happens in videos: the inputs a user names, windows of long ones, the answers, and the files they are written to."""
 
+import contextlib
 import csv
 import glob
-import itertools
 import os
 import re
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Generator, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
-from tsm.cli import UserError
+import numpy as np
+
+from tsm.cli import Corrupt, UserError, warn
+from tsm.clips import Window, decoded, windowed
 from tsm.files import natural, replacing
-from tsm.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from tsm.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Caption, write_captions
 from tsm.labels import Ranked
-
-
-class Window(NamedTuple):
-    """A stretch of a video in seconds, and its frames start to stop - 1; the whole of it, of unknown length, if all are None."""
-
-    start: Optional[float]
-    end: Optional[float]
-    frames: Optional[Tuple[int, int]]
+from tsm.protocol import Protocol
+from tsm.samples import Clip
+from tsm.workers import unrolled
 
 
 class Answer(NamedTuple):
@@ -37,7 +35,7 @@ class Segment(NamedTuple):
     probability: float
 
 
-WHOLE = Window(None, None, None)
+WHOLE = Window(None, None)
 
 
 def is_address(text: str) -> bool:
@@ -96,48 +94,6 @@ def _inside(folder: str) -> List[str]:
     return videos or frames
 
 
-def windows_of_all(
-    paths: Sequence[str], length: Optional[float], stride: Optional[float], workers: int
-) -> Tuple[List[List[Window]], Dict[int, List[str]]]:
-    """(the windows of each path, {number: [error]} of those that cannot be read, which have none).
-
-    Args:
-        length, stride: of the windows in seconds; a length of None is one window, the whole video. A stride of None is half
-            a window.
-    """
-    if length is None:
-        return [[WHOLE] for _ in paths], {}
-    windows: List[List[Window]] = [[] for _ in paths]
-    errors: Dict[int, List[str]] = {}
-    for number, result in probed(paths, workers):
-        if isinstance(result, Corrupt):
-            errors[number] = [str(result)]
-            continue
-        frames, rate = result
-        windows[number] = windows_of(frames, rate, length, stride or length / 2)
-        if frames / rate < length:
-            warn("%s: is %.1f s long, shorter than a window of %g s; it is taken as one window" % (
-                paths[number], frames / rate, length))
-    return windows, errors
-
-
-def windows_of(frames: int, rate: float, length: float, stride: float) -> List[Window]:
-    """The windows of a video of `frames` frames at `rate` frames per second, `length` seconds each, one every `stride` seconds.
-
-    The last window ends with the video, so its end is not lost; a video that is no longer than one window is one window.
-    """
-    duration = frames / rate
-    starts = [0.0]
-    while starts[-1] + length < duration - 0.5 / rate:
-        starts.append(min(starts[-1] + stride, max(0.0, duration - length)))
-    windows = []
-    for start in starts:
-        first = min(int(round(start * rate)), frames - 1)
-        stop = min(max(first + 1, int(round((start + length) * rate))), frames)
-        windows.append(Window(round(start, 3), round(min(start + length, duration), 3), (first, stop)))
-    return windows
-
-
 def segments_of(answers: Sequence[Answer]) -> List[Segment]:
     """Windows in their order in time -> stretches of one label.
 
@@ -164,7 +120,7 @@ def segments_of(answers: Sequence[Answer]) -> List[Segment]:
 
 
 def as_json(name: str, answers: Sequence[Answer], error: Optional[str], long: bool) -> Dict[str, Any]:
-    """One input for --json: {input, error, windows: [{start, end, top: [{label, index, probability}]}], segments}."""
+    """One input for --json: {input, error, windows: [{start, end, top: [{class_id, label, probability}]}], segments}."""
     windows = [{"start": answer.window.start, "end": answer.window.end,
                 "top": [ranked._asdict() for ranked in answer.ranked]} for answer in answers]
     entry: Dict[str, Any] = {"input": name, "error": error, "windows": windows}
@@ -173,7 +129,7 @@ def as_json(name: str, answers: Sequence[Answer], error: Optional[str], long: bo
     return entry
 
 
-COLUMNS = ("input", "start", "end", "rank", "label", "index", "probability", "error")
+COLUMNS = ("input", "start", "end", "rank", "label", "class_id", "probability", "error")
 
 
 def write_csv(path: str, entries: Iterable[Dict[str, Any]]) -> None:
@@ -186,7 +142,7 @@ def write_csv(path: str, entries: Iterable[Dict[str, Any]]) -> None:
                 writer.writerow([entry["input"], "", "", "", "", "", "", entry["error"]])
             for window in entry["windows"]:
                 for rank, ranked in enumerate(window["top"], 1):
-                    writer.writerow([entry["input"], window["start"], window["end"], rank, ranked["label"], ranked["index"],
+                    writer.writerow([entry["input"], window["start"], window["end"], rank, ranked["label"], ranked["class_id"],
                                      "%.6f" % ranked["probability"], ""])
 
 
@@ -208,22 +164,73 @@ def lines_of(name: str, answers: Sequence[Answer], long: bool) -> Iterator[str]:
             yield "  %.4f  %s" % (ranked.probability, ranked.label)
 
 
-def grouped(sizes: Sequence[int], results: Iterable[Tuple[Tuple[int, int], Any]]) -> Iterator[Tuple[int, List[Any]]]:
-    """(input, [the results of its windows, in their order]) for each input in order, as soon as all before it are complete.
+def in_order(results: Iterable[Tuple[int, Any]]) -> Iterator[Tuple[int, Any]]:
+    """(number, result) by number from 0 on, each as soon as all before it are there."""
+    early: Dict[int, Any] = {}
+    wanted = 0
+    for number, result in results:
+        early[number] = result
+        while wanted in early:
+            yield wanted, early.pop(wanted)
+            wanted += 1
 
-    Args:
-        sizes: windows per input.
-        results: ((input, window), result), in any order.
+
+def tensors_of(
+    paths: Sequence[str], length: Optional[float], stride: Optional[float], protocol: Protocol, dtype: str, workers: int
+) -> Generator[Tuple[Tuple[int, Window], Union[np.ndarray, Corrupt]], None, None]:
+    """((number of the path, window), its tensor [1, frames, 3, size, size] or the Corrupt that says why there is none).
+
+    Without a window's `length`, in seconds, a path is one window, and paths come in any order; with it they come one after
+    the other, their windows in time.
     """
-    pending: List[Dict[int, Any]] = [{} for _ in sizes]
-    first = 0
-    for key, result in itertools.chain([(None, None)], results):
-        if key is not None:
-            pending[key[0]][key[1]] = result
-        while first < len(sizes) and len(pending[first]) == sizes[first]:
-            yield first, [pending[first][place] for place in range(sizes[first])]
-            pending[first] = {}
-            first += 1
+    if length is None:
+        clips = [Clip(0, path, 0 if os.path.isdir(path) else None, 0) for path in paths]
+        results: Generator[Tuple[int, Any], None, None] = decoded(
+            clips, "", protocol, dtype, min(workers, max(1, len(clips))), None)
+        with contextlib.closing(results):
+            for number, video in results:
+                yield (number, WHOLE), video if isinstance(video, Corrupt) else video[None]
+        return
+
+    def work(number: int) -> Iterator[Tuple[Window, np.ndarray]]:
+        if os.path.isdir(paths[number]):
+            raise Corrupt("is a folder of frames, which have no time; --window is for videos")
+        return windowed(paths[number], length, stride or length / 2, protocol, dtype)
+
+    with contextlib.closing(unrolled(work, range(len(paths)))) as parts:
+        for number, result in parts:
+            if isinstance(result, Corrupt):
+                yield (number, WHOLE), result
+                continue
+            window, video = result
+            if window.start == 0 and window.end < length:
+                warn("%s: is %.1f s long, shorter than a window of %g s; it is taken as one window" % (
+                    paths[number], window.end, length))
+            yield (number, window), video[None]
+
+
+def annotate(folder: str, path: str, answers: Sequence[Answer], long: bool) -> str:
+    """Write a video with its labels drawn in, FOLDER/<name>.mp4; its path. Raises Corrupt."""
+    if os.path.isdir(path):
+        raise Corrupt("is a folder of frames; --annotate is for videos")
+    os.makedirs(folder, exist_ok=True)
+    stem, number = os.path.splitext(os.path.basename(path))[0], 1
+    output = os.path.join(folder, stem + ".mp4")
+    while os.path.exists(output) and os.path.samefile(output, path) or output in _WRITTEN:
+        number += 1
+        output = os.path.join(folder, "%s_%d.mp4" % (stem, number))
+    _WRITTEN.add(output)
+    if long:
+        captions = [Caption(one.start, one.end, "%.2f %s" % (one.probability, one.label)) for one in segments_of(answers)]
+        captions[-1] = captions[-1]._replace(end=None)
+    else:
+        best = answers[0].ranked[0]
+        captions = [Caption(0.0, None, "%.2f %s" % (best.probability, best.label))]
+    write_captions(path, output, captions)
+    return output
+
+
+_WRITTEN: Set[str] = set()  # by this run, so that two inputs of one name do not share an output
 
 
 def clock(seconds: float) -> str:

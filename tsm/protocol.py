@@ -61,6 +61,7 @@ class Protocol(NamedTuple):
         return int(np.prod(self.video_shape)) * np.dtype(dtype).itemsize
 
 
+CENTRE_VIEW = {"sampling": "uniform", "crops": "centre"}  # the facts of a protocol that leave one view
 SSV2 = Protocol()  # TSM on Something-Something V2, as the Ascend guide and mmaction2 test it
 
 
@@ -135,9 +136,3 @@ def fuse(view_scores: np.ndarray, views: int, fusion: str) -> np.ndarray:
     """Class scores per view, [videos * views, classes] -> probabilities [videos, classes] float64, by the definition."""
     scores = view_scores.astype(np.float64).reshape(-1, views, view_scores.shape[-1])
     return softmax(scores.mean(1)) if fusion == "score" else softmax(scores).mean(1)
-
-
-# What follows goes when the last caller passes a Protocol.
-SEGMENTS, SAMPLES, CROPS_3, VIEWS, FRAMES, SIZE = 8, 2, 3, 6, 48, 256
-CLASSES, SHIFT_DIV, MEAN, STD = SSV2.classes, SSV2.shift_div, SSV2.mean, SSV2.std
-VIDEO_SHAPE, VIDEO_VALUES = SSV2.video_shape, SSV2.nbytes("uint8")
