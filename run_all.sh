@@ -41,7 +41,6 @@ HELP
 }
 misuse() { echo "run_all.sh: error: $* (see --help)" >&2; exit 2; }
 fail() { echo "run_all.sh: error: $*" >&2; exit 1; }
-
 warn() { echo "run_all.sh: warning: $*" >&2; }
 
 suite=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -101,10 +100,12 @@ cann=$(command -v atc || true)
 if [ $device = auto ]; then
     [ -n "$cann" ] && device=npu || device=cpu
     echo "device: $device, since ${cann:-no CANN toolkit} is installed here (--device cpu or npu decides otherwise)"
-    [ $device = npu ] || for sign in "$root"/dev/davinci* "$root/usr/local/Ascend/driver" "$(command -v npu-smi || true)"; do
-        [ ! -e "$sign" ] || { warn "this host has an NPU ($sign), but no CANN toolkit: neither atc nor set_env.sh was found in" \
-            "$root/usr/local/Ascend or ~/Ascend, so the CPU is used; install it, or name it with ASCEND_SET_ENV"; break; }
+    signs=''
+    for sign in "$root"/dev/davinci* "$root/usr/local/Ascend/driver" "$(command -v npu-smi || true)"; do
+        [ ! -e "$sign" ] || signs+=" $sign"
     done
+    [ $device = npu ] || [ -z "$signs" ] || warn "this host has an NPU (${signs# }) but no CANN toolkit: no atc on the PATH, no" \
+        "set_env.sh in $root/usr/local/Ascend or ~/Ascend; so the CPU is used; name its set_env.sh with ASCEND_SET_ENV"
 fi
 if [ $device = npu ]; then
     [ "$precision" = fp32 ] || misuse "--precision is for the CPU; atc decides it on an NPU"
@@ -112,9 +113,7 @@ if [ $device = npu ]; then
     [ "$dtype" = float32 ] || misuse "--dtype $dtype is for the CPU; the NPU's model takes float32"
 fi
 
-# The folders it writes to.
-[ -d "${TMPDIR:-/tmp}" ] && [ -w "${TMPDIR:-/tmp}" ] ||
-    fail "TMPDIR, ${TMPDIR:-/tmp}: no folder that can be written to; set TMPDIR to one with space for temporary files"
+# The work folder.
 mkdir -p -- "$work_dir" 2>/dev/null && cd -- "$work_dir" 2>/dev/null && [ -w . ] ||
     fail "$work_dir: cannot be made, or not be written to; choose another --work_dir"
 s=$suite/
@@ -175,10 +174,9 @@ if [ -z "$checkpoint" ]; then
     stage checkpoint "The demo's checkpoint" --in "${s}demo/tsm_thin.pth" --out "$checkpoint" -- \
         "$python" "${s}demo/expand.py" --output "$checkpoint"
 else
-    stage checkpoint "The checkpoint" -- "$python" "${s}TSM_checkpoint.py" "$checkpoint"
+    stage checkpoint "The checkpoint" --tee checkpoint.txt -- "$python" "${s}TSM_checkpoint.py" "$checkpoint"
     case $checkpoint in
-    official) checkpoint=$("$python" "${s}TSM_checkpoint.py" --where official) ;;
-    http://* | https://*) checkpoint=${checkpoint%%[?#]*} checkpoint=${checkpoint##*/} ;;
+    official | http://* | https://*) checkpoint=$(sed -n 's/^checkpoint: //p' checkpoint.txt) ;; # where it was put
     esac
 fi
 if [ -z "$data_root" ]; then
