@@ -78,7 +78,6 @@ def test_a_pair_differs_only_in_the_direction_of_time(demo):
 
 def test_the_expanded_network_is_the_thin_one(demo):
     import torch
-
     from expand import expand
 
     from tsm.checkpoint import load
@@ -106,7 +105,6 @@ def test_expansion_is_deterministic_and_named_errors_are_one_line(works, fails, 
 def test_only_the_shift_tells_the_classes_of_a_pair_apart(works, demo, annotations, tmp_path):
     """The thin network on the protocol's tensors: right with its shift; without it, no better than chance in a pair."""
     import onnxruntime
-
     from render import ACTIONS
 
     from tsm.graph import build
