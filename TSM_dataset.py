@@ -8,35 +8,30 @@ Writes sthv2_val_list_videos.txt (`<id>.webm <label>`, in the annotations' order
 every frame, in its own size, as DIR/<id>/img_00001.jpg, … (JPEG of quality 95) and writes sthv2_val_list_rawframes.txt
 (`<id> <frames> <label>`): what the guide's three shell scripts do, restartable, a folder at a time.
 
-Every video is opened and its frames are counted, which shows a file that is missing, empty or cut short; only extraction
-decodes it. Each one that cannot be used is named, and the run ends without lists; with --on-error skip it is left out.
+Every video is decoded once, as TSM_preprocess.py will decode it, so the two agree on what is usable. Each video that is not
+is named, and the run ends without lists; with --on-error skip it is left out.
 """
 
 import argparse
 import contextlib
+import json
 import os
 import re
-import shutil
-from typing import Dict, List, NamedTuple
-
-import cv2
+from typing import Dict, List, NamedTuple, Optional
 
 from tsm.cli import Corrupt, UserError, parser, positive, run
-from tsm.files import part_name, read_json, write_text
-from tsm.frames import count_frames, read_video, strict
+from tsm.files import read_json, write_text
+from tsm.frames import VIDEO_SUFFIXES, count_frames, extract, reencode, strict
 from tsm.machine import cores
-from tsm.protocol import CLASSES
+from tsm.protocol import SSV2
 from tsm.workers import each
-
-SUFFIXES = (".webm", ".mp4", ".avi", ".mkv")  # the dataset's own first
-JPEG_QUALITY = 95
 
 
 class Video(NamedTuple):
-    """One annotated video: its file's name in the folder of videos, and its class."""
+    """One annotated video: its file's name in the folder of videos, None if it is missing, and its class."""
 
     id: str
-    file: str
+    file: Optional[str]
     label: int
 
 
@@ -44,7 +39,8 @@ def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
     cli.add_argument("--annotations", required=True, metavar="FILE", help="something-something-v2-validation.json")
     cli.add_argument("--labels", required=True, metavar="FILE", help="something-something-v2-labels.json")
-    cli.add_argument("--videos", required=True, metavar="DIR", help="folder of <id>.webm (or %s)" % ", ".join(SUFFIXES[1:]))
+    cli.add_argument("--videos", required=True, metavar="DIR", help="folder of <id>.webm (or %s; upper "
+                     "case too)" % ", ".join(VIDEO_SUFFIXES[1:]))
     cli.add_argument("--rawframes", metavar="DIR", help="also extract frames, to DIR/<id>/img_%%05d.jpg")
     cli.add_argument("--output_dir", default=".", metavar="DIR", help="where the lists go (default: here)")
     cli.add_argument("--num_worker", type=positive, default=cores(), metavar="N", help="processes (default: one per core)")
@@ -53,16 +49,29 @@ def get_args() -> argparse.Namespace:
     return cli.parse_args()
 
 
-def read_labels(path: str) -> Dict[str, int]:
-    """{template without brackets: class}; UserError unless it is the dataset's file of 174 classes."""
-    labels = read_json(path)
+def read_labels(path: str, classes: int) -> Dict[str, int]:
+    """{template without brackets: class}; UserError that says what was found unless it is the dataset's file of all classes."""
+    wanted = "wanted: a JSON object of template: class, as in something-something-v2-labels.json"
+    with open(path, "rb") as file:
+        raw = file.read()
     try:
-        classes = {template: int(number) for template, number in labels.items()}
-    except (AttributeError, TypeError, ValueError):
-        raise UserError("%s: not a JSON object of template: class; pass something-something-v2-labels.json" % path)
-    if sorted(classes.values()) != list(range(CLASSES)):
-        raise UserError("%s: not the classes 0 to %d, each once" % (path, CLASSES - 1))
-    return classes
+        labels = json.loads(raw.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        lines = [line.strip() for line in raw.decode("utf-8", "replace").splitlines() if line.strip()]
+        kind = "comma-separated" if lines and all("," in line for line in lines) else "plain"
+        raise UserError("%s: not JSON but %s text of %d lines, the first %r; %s"
+                        % (path, kind, len(lines), lines[0][:60] if lines else "", wanted))
+    if not isinstance(labels, dict):
+        found = "a list of %d entries" % len(labels) if isinstance(labels, list) else repr(labels)[:60]
+        raise UserError("%s: not a JSON object but %s; %s" % (path, found, wanted))
+    numbers = {}
+    for template, number in labels.items():
+        if not re.match(r"\d{1,6}$", str(number)) or isinstance(number, float):
+            raise UserError("%s: %r has %r for a class; %s" % (path, template, number, wanted))
+        numbers[template] = int(number)
+    if sorted(numbers.values()) != list(range(classes)):
+        raise UserError("%s: %d labels, not the classes 0 to %d, each once; %s" % (path, len(numbers), classes - 1, wanted))
+    return numbers
 
 
 def read_annotations(path: str, labels: Dict[str, int], folder: str) -> List[Video]:
@@ -70,7 +79,7 @@ def read_annotations(path: str, labels: Dict[str, int], folder: str) -> List[Vid
     entries, videos, seen = read_json(path), [], set()
     if not isinstance(entries, list) or not entries:
         raise UserError("%s: not a JSON list of annotations; pass something-something-v2-validation.json" % path)
-    there = set(os.listdir(folder))
+    files = files_by_name(folder)
     for number, entry in enumerate(entries):
         where = "%s, entry %d" % (path, number)
         try:
@@ -82,31 +91,22 @@ def read_annotations(path: str, labels: Dict[str, int], folder: str) -> List[Vid
         if not re.match(r"[\w-]+$", name):
             raise UserError("%s: id %r is not a number or word" % (where, name))
         if name in seen:
-            raise UserError("%s: id %s stands there twice" % (where, name))
+            raise UserError("%s: id %s appears twice" % (where, name))
         seen.add(name)
-        file = next((name + suffix for suffix in SUFFIXES if name + suffix in there), name + SUFFIXES[0])
-        videos.append(Video(name, file, labels[template]))
+        videos.append(Video(name, files.get(name), labels[template]))
     return videos
 
 
-def extract(path: str, frames: int, folder: str) -> None:
-    """Make `folder` of the `frames` frames of the video at `path`, whole or not at all; one that is right is left."""
-    if os.path.isdir(folder) and os.path.getmtime(folder) >= os.path.getmtime(path) and len(os.listdir(folder)) == frames:
-        return
-    part = part_name(folder)
-    shutil.rmtree(part, ignore_errors=True)
-    os.makedirs(part)
-    try:
-        with strict():
-            for index, frame in read_video(path, range):
-                bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-                _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-                with open(os.path.join(part, "img_%05d.jpg" % (index + 1)), "wb") as file:  # imwrite hides a full disk
-                    file.write(jpeg)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+def files_by_name(folder: str) -> Dict[str, str]:
+    """{name without suffix: name} of a folder's videos; of several with one name, the first in the order of VIDEO_SUFFIXES."""
+    files: Dict[str, str] = {}
+    names = sorted(os.listdir(folder))
+    for suffix in VIDEO_SUFFIXES:
+        for name in names:
+            stem, ending = os.path.splitext(name)
+            if ending.lower() == suffix:
+                files.setdefault(stem, name)
+    return files
 
 
 def main() -> None:
@@ -114,32 +114,37 @@ def main() -> None:
     from tqdm import tqdm
 
     if not os.path.isdir(args.videos):
-        raise UserError("%s: no such folder; --videos is where <id>%s are" % (args.videos, SUFFIXES[0]))
-    videos = read_annotations(args.annotations, read_labels(args.labels), args.videos)
+        raise UserError("%s: no such folder; --videos is where <id>%s are" % (args.videos, VIDEO_SUFFIXES[0]))
+    videos = read_annotations(args.annotations, read_labels(args.labels, SSV2.classes), args.videos)
     for folder in filter(None, (args.output_dir, args.rawframes)):
         os.makedirs(folder, exist_ok=True)
-    cv2.setNumThreads(1)
+
+    def path_of(video: Video) -> str:
+        return os.path.join(args.videos, video.file or video.id + VIDEO_SUFFIXES[0])
 
     def examine(video: Video) -> int:
-        path = os.path.join(args.videos, video.file)
-        if not os.path.isfile(path):
-            raise Corrupt("no such file")
-        with strict():
-            frames = count_frames(path)
+        path = path_of(video)
+        if video.file is None:
+            raise Corrupt("no such file, nor with %s" % " or ".join(VIDEO_SUFFIXES[1:]))
         if args.rawframes:
-            extract(path, frames, os.path.join(args.rawframes, video.id))
-        return frames
+            return extract(path, os.path.join(args.rawframes, video.id))
+        with strict(reencode(path)):
+            return count_frames(path)
 
-    frames, bad = {}, {}  # type: Dict[Video, int], Dict[Video, Corrupt]
+    frames: Dict[Video, int] = {}
+    bad: Dict[Video, Corrupt] = {}
     with contextlib.closing(each(examine, videos, min(args.num_worker, len(videos)))) as results:
         for video, result in tqdm(results, total=len(videos), unit="video", disable=None):
-            (bad if isinstance(result, Corrupt) else frames)[video] = result
+            if isinstance(result, Corrupt):
+                bad[video] = result
+            else:
+                frames[video] = result
     for video in filter(bad.get, videos):
-        print("cannot be used: %s: %s" % (os.path.join(args.videos, video.file), bad[video]))
+        print("cannot be used: %s: %s" % (path_of(video), bad[video]))
     if bad and args.on_error == "fail" or not frames:
         first = next(filter(bad.get, videos))
         raise UserError("%s: %s; %d of %d videos cannot be used, all named above; mend them, or leave them out by --on-error "
-                        "skip" % (os.path.join(args.videos, first.file), bad[first], len(bad), len(videos)))
+                        "skip" % (path_of(first), bad[first], len(bad), len(videos)))
     good = [video for video in videos if video in frames]
     lists = {"videos": ["%s %d\n" % (video.file, video.label) for video in good]}
     if args.rawframes:

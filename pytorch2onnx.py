@@ -59,7 +59,7 @@ def main() -> None:
     if note(facts, args.checkpoint):
         print(note(facts, args.checkpoint))
     batch, protocol = args.shape[0], facts.protocol
-    model = build(trunk_from(net), "cpu", batch, softmax=args.softmax)
+    model = build(trunk_from(net), "cpu", protocol, batch, softmax=args.softmax)
     set_metadata(model, {
         "tsm.checkpoint": os.path.basename(args.checkpoint), "tsm.checkpoint_sha256": sha256(args.checkpoint),
         "tsm.protocol": json.dumps(protocol._asdict()),

@@ -2,6 +2,7 @@
 # The whole chain, stage by stage; ./run_all.sh --help tells how to use it. Every decision that takes more than a line
 # is in the script that a stage runs; each stage prints its command, so any of them can be copied and run by hand.
 set -euo pipefail
+unset CDPATH
 
 usage() {
     cat <<'HELP'
@@ -14,16 +15,18 @@ out of date.
 data and model
   --data_root DIR        folder of the videos, or of the extracted frames, that --ann_file names
   --ann_file FILE        list of TSM_dataset.py: `<video> <label>` or `<frame folder> <frames> <label>` per line
-  --checkpoint WHAT      a path, an http(s) address, or `official` (fetches the published file); default: the demo's
+  --checkpoint WHAT      a path, an http(s) address, or `official` (fetches the published file); default: the demo's.
+                         It is examined before anything else is done
   --on-error fail|skip   what an unreadable video does (default: fail)
-  --dtype float32|uint8  tensors on disk: float32 is the guide's, uint8 a quarter of it (default: float32)
-  --num_worker N         preprocessing processes (default: the processors)
+  --dtype float32|uint8  tensors on disk: float32 is the guide's, uint8 a quarter of it, cpu only (default: float32)
+  --num_worker N         preprocessing processes (default: the processors that this process may use)
   --chunk N              at most N videos' tensors are made, inferred and dropped at a time; 0: all at once
                          (default: all at once while that is under 20 GB, else as many as fit)
 how it runs
-  --device auto|cpu|npu  npu: atc and ais_bench on an Atlas host; cpu: TSM_infer.py (default: npu where its tools are)
+  --device auto|cpu|npu  npu: atc and ais_bench on an Atlas host; cpu: TSM_infer.py (default: npu if CANN is installed)
   --fusion score|prob    score: mean of the class scores, then softmax (the guide); prob: softmax per view, then mean
   --precision P          cpu only: fp32, bf16, or int8, calibrated on 32 of the videos (default: fp32)
+  --backend B            cpu only: openvino or onnxruntime (default: openvino if it is installed)
   --exporter E           auto, builtin, or mmaction2 (./mmaction2, $MMACTION2 or the installed package; default: auto)
   --chip NAME            npu only: chip name, e.g. 310P3 (default: read from npu-smi)
   --loop N               repetitions of the throughput measurement (default: 20; cpu: about 8 videos in all)
@@ -31,24 +34,25 @@ how it runs
   --work_dir DIR         where everything goes (default: this folder)
 
 PYTHON=/path/to/python uses that interpreter's environment as it is and installs nothing; otherwise the first run sets up
-.venv in this folder (cpu), or python3 is used as it is (npu).
+.venv in this folder (cpu), or python3 is used as it is (npu). CANN is looked for in ascend-toolkit and cann, of
+/usr/local/Ascend and ~/Ascend; ASCEND_SET_ENV=/path/to/set_env.sh names it.
 exit status: 0 done; 1 a stage failed (or the failing tool's own status); 2 wrong usage
 HELP
 }
 misuse() { echo "run_all.sh: error: $* (see --help)" >&2; exit 2; }
 fail() { echo "run_all.sh: error: $*" >&2; exit 1; }
 
+warn() { echo "run_all.sh: warning: $*" >&2; }
+
 suite=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-batch='' data_root='' ann_file='' checkpoint='' on_error=fail dtype=float32 num_worker=$(nproc) chunk=auto
-official=https://download.openmmlab.com/mmaction/recognition/tsm/tsm_r50_1x1x8_50e_sthv2_rgb/tsm_r50_256h_1x1x8_50e_sthv2_rgb_20210816-032aa4da.pth
-tensor_bytes=20000000000  # of tensors on disk at a time, unless --chunk says otherwise
-device=auto fusion=score precision=fp32 exporter=auto chip='' loop='' perf_batches='' work_dir=$suite
+batch='' data_root='' ann_file='' checkpoint='' on_error=fail dtype=float32 num_worker='' chunk=auto
+device=auto fusion=score precision=fp32 backend='' exporter=auto chip='' loop='' perf_batches='' work_dir=$suite
 while [ $# -gt 0 ]; do
     case $1 in
     -h | --help) usage; exit ;;
     --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
     --data_root | --ann_file | --checkpoint | --on-error | --dtype | --num_worker | --chunk | --device | --fusion | \
-        --precision | --exporter | --chip | --loop | --perf_batches | --work_dir)
+        --precision | --backend | --exporter | --chip | --loop | --perf_batches | --work_dir)
         [ $# -ge 2 ] || misuse "$1 wants a value"
         name=${1#--}
         printf -v "${name//-/_}" %s "$2"
@@ -62,7 +66,7 @@ count='^[1-9][0-9]{0,6}$'
 one_of() { local name=$1 value=$2; shift 2; case " $* " in *" $value "*) ;; *) misuse "$name $value: choose from $*" ;; esac; }
 [ -n "$batch" ] || misuse "BATCH_SIZE is missing, as in ./run_all.sh 1"
 perf_batches=${perf_batches:-$batch}
-for value in "$batch" "$num_worker" "${loop:-1}" ${perf_batches//,/ }; do
+for value in "$batch" "${num_worker:-1}" "${loop:-1}" ${perf_batches//,/ }; do
     [[ $value =~ $count ]] || misuse "$value is not a whole number above 0"
 done
 [[ $chunk =~ ^(auto|0)$ || $chunk =~ $count ]] || misuse "--chunk $chunk: a whole number, 0 or auto"
@@ -71,7 +75,9 @@ one_of --dtype "$dtype" float32 uint8
 one_of --device "$device" auto cpu npu
 one_of --fusion "$fusion" score prob
 one_of --precision "$precision" fp32 bf16 int8
+one_of --backend "${backend:-openvino}" openvino onnxruntime
 one_of --exporter "$exporter" auto builtin mmaction2
+[ "$backend" != onnxruntime ] || [ "$precision" = fp32 ] || misuse "--precision $precision needs --backend openvino"
 [ -n "$data_root" ] && [ -n "$ann_file" ] || [ -z "$data_root$ann_file" ] || misuse "--data_root and --ann_file go together"
 [ -z "$data_root" ] || [ -d "$data_root" ] || fail "$data_root: no such folder; --data_root names the videos or frames"
 [ -z "$ann_file" ] || [ -f "$ann_file" ] || fail "$ann_file: no such file; make it with TSM_dataset.py"
@@ -83,36 +89,52 @@ esac
 # Paths from the caller's folder stay right after the change to the work folder.
 absolute() { case $1 in '' | /* | official | http://* | https://*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 data_root=$(absolute "$data_root") ann_file=$(absolute "$ann_file") checkpoint=$(absolute "$checkpoint")
-MMACTION2=$(absolute "${MMACTION2:-}")
-mkdir -p "$work_dir" && cd "$work_dir" || fail "$work_dir: cannot be used as the work folder"
-s=$suite/
-[ ! . -ef "$suite" ] || s=''
-exec 9<.
-flock -n 9 || fail "$PWD: another run is at work in this folder; wait for it or choose another --work_dir"
+MMACTION2=$(absolute "${MMACTION2:-}") set_env=$(absolute "${ASCEND_SET_ENV:-}")
 
-# The device, its tools and the interpreter.
-ascend_env=${ASCEND_SET_ENV:-/usr/local/Ascend/ascend-toolkit/set_env.sh}
+# The device: CANN's tools decide, and the hardware has a say. Tests put ASCEND_SYSROOT before the system's folders.
+root=${ASCEND_SYSROOT:-}
+for place in "$root/usr/local/Ascend"/{ascend-toolkit,cann} "${HOME:-}/Ascend"/{ascend-toolkit,cann}; do
+    [ -n "$set_env" ] || [ ! -f "$place/set_env.sh" ] || set_env=$place/set_env.sh
+done
+cann=$(command -v atc || true)
+[ -n "$cann" ] || [ ! -f "$set_env" ] || cann=$set_env
 if [ $device = auto ]; then
-    if command -v atc >/dev/null || [ -f "$ascend_env" ]; then device=npu; else device=cpu; fi
+    [ -n "$cann" ] && device=npu || device=cpu
+    echo "device: $device, since ${cann:-no CANN toolkit} is installed here (--device cpu or npu decides otherwise)"
+    [ $device = npu ] || for sign in "$root"/dev/davinci* "$root/usr/local/Ascend/driver" "$(command -v npu-smi || true)"; do
+        [ ! -e "$sign" ] || { warn "this host has an NPU ($sign), but no CANN toolkit: neither atc nor set_env.sh was found in" \
+            "$root/usr/local/Ascend or ~/Ascend, so the CPU is used; install it, or name it with ASCEND_SET_ENV"; break; }
+    done
 fi
-python=${PYTHON:-python3}
 if [ $device = npu ]; then
     [ "$precision" = fp32 ] || misuse "--precision is for the CPU; atc decides it on an NPU"
-    if ! command -v atc >/dev/null && [ -f "$ascend_env" ]; then
-        set +eu; . "$ascend_env"; set -eu
+    [ -z "$backend" ] || misuse "--backend is for the CPU; ais_bench runs the model on an NPU"
+    [ "$dtype" = float32 ] || misuse "--dtype $dtype is for the CPU; the NPU's model takes float32"
+fi
+
+# The folders it writes to.
+[ -d "${TMPDIR:-/tmp}" ] && [ -w "${TMPDIR:-/tmp}" ] ||
+    fail "TMPDIR, ${TMPDIR:-/tmp}: no folder that can be written to; set TMPDIR to one with space for temporary files"
+mkdir -p -- "$work_dir" 2>/dev/null && cd -- "$work_dir" 2>/dev/null && [ -w . ] ||
+    fail "$work_dir: cannot be made, or not be written to; choose another --work_dir"
+s=$suite/
+[ ! . -ef "$suite" ] || s=''
+
+# The tools and the interpreter.
+python=${PYTHON:-python3}
+command -v "$python" >/dev/null || fail "$python: not found; PYTHON names the interpreter"
+if [ $device = npu ]; then
+    if ! command -v atc >/dev/null && [ -f "$set_env" ]; then
+        set +eu; . "$set_env"; set -eu
     fi
-    command -v atc >/dev/null || fail "atc: not found; it comes with the CANN toolkit, whose set_env.sh belongs at $ascend_env"
-    [ -n "$chip" ] || command -v npu-smi >/dev/null || fail "npu-smi: not found; it comes with the Ascend driver (or name the chip: --chip 310P3)"
+    command -v atc >/dev/null ||
+        fail "atc: not found; it comes with the CANN toolkit; name its set_env.sh with ASCEND_SET_ENV, or use --device cpu"
+    umask g-w,o-w  # ais_bench refuses models and inputs that others can write
+    chip=$("$python" "$suite/tsm/npu.py" ${chip:+--chip "$chip"})
     "$python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("ais_bench"))' ||
         fail "ais_bench: $python has no such package; build its wheel from ascend/tools (ais-bench_workload/tool/ais_bench)"
-    "$python" -c 'import cv2, numpy, onnx, onnxruntime, torch, tqdm' 2>/dev/null ||
-        fail "$python lacks packages of the suite; run $python -m pip install -r $suite/requirements.txt"
-    if [ -z "$chip" ]; then
-        # A chip's first row is `| 0  310P3 | OK | …`; its second has a bus id with colons where the health was.
-        chip=$(npu-smi info | awk -F'|' '$2 ~ /^ *[0-9]+ +[0-9A-Za-z]+ *$/ && $3 ~ /[A-Za-z]/ && $3 !~ /:/ { split($2, c, " "); print c[2] }' | sort -u)
-        [ -n "$chip" ] || fail "npu-smi info: lists no chip; check the driver, or name the chip: --chip 310P3"
-        [ "$(wc -l <<<"$chip")" = 1 ] || fail "npu-smi info: lists chips of different names ($(paste -sd ' ' <<<"$chip")); choose one: --chip NAME"
-    fi
+    "$python" -c 'import sys; sys.path.insert(0, sys.argv[1]); import tsm, cv2, numpy, onnx, onnxruntime, torch, tqdm' "$suite" \
+        2>/dev/null || fail "$python lacks packages of the suite; run $python -m pip install -r $suite/requirements.txt"
     bench=("$python" -m ais_bench) model=tsm_bs suffix=om target=ascend
 elif [ -z "${PYTHON:-}" ]; then
     "$suite/setup.sh"
@@ -121,7 +143,7 @@ elif [ -z "${PYTHON:-}" ]; then
 fi
 [ $device = npu ] || bench=("$python" "${s}TSM_infer.py") model=tsm_new_bs suffix=onnx target=cpu
 
-# The exporter: mmaction2's own where it is at hand.
+# The exporter: mmaction2's own if it is at hand.
 mmaction2=''
 if [ "$exporter" != builtin ]; then
     installed=$("$python" -c 'import importlib.util as u; s = u.find_spec("mmaction"); print(s.submodule_search_locations[0] if s else "")')
@@ -136,13 +158,29 @@ if [ "$exporter" != builtin ]; then
         fail "mmaction2: not usable; clone it to ./mmaction2 and install it with mmcv 1.x, set MMACTION2, or use --exporter builtin"
 fi
 
-number=0
+{ exec 9<>.lock || exec 9<.lock; } 2>/dev/null || fail "$PWD: cannot be written to; choose another --work_dir"
+flock -n 9 2>/dev/null || case $? in
+1) fail "$PWD: another run is at work in this folder; wait for it or choose another --work_dir" ;;
+*) warn "$PWD: cannot be locked; let no second run work in this folder" ;;
+esac
+declare -i number=0
 stage() { # stage NAME TITLE [--in PATH]... [--out PATH]... [--tee FILE] -- COMMAND...
-    number=$((number + 1))
+    number+=1
     "$python" "$suite/tsm/stage.py" "$1" --title "$number. $2" "${@:3}"
 }
 
-# Data: the lists, the checkpoint, the tensors.
+# Data: the checkpoint, the lists, the tensors.
+if [ -z "$checkpoint" ]; then
+    checkpoint=tsm_demo.pth
+    stage checkpoint "The demo's checkpoint" --in "${s}demo/tsm_thin.pth" --out "$checkpoint" -- \
+        "$python" "${s}demo/expand.py" --output "$checkpoint"
+else
+    stage checkpoint "The checkpoint" -- "$python" "${s}TSM_checkpoint.py" "$checkpoint"
+    case $checkpoint in
+    official) checkpoint=$("$python" "${s}TSM_checkpoint.py" --where official) ;;
+    http://* | https://*) checkpoint=${checkpoint%%[?#]*} checkpoint=${checkpoint##*/} ;;
+    esac
+fi
 if [ -z "$data_root" ]; then
     data_root=${s}demo/videos ann_file=sthv2_val_list_videos.txt
     annotations=${s}demo/annotations/something-something-v2
@@ -150,27 +188,12 @@ if [ -z "$data_root" ]; then
         "$python" "${s}TSM_dataset.py" --annotations "$annotations-validation.json" \
         --labels "$annotations-labels.json" --videos "$data_root"
 fi
-[ "$checkpoint" != official ] || checkpoint=$official
-case $checkpoint in
-'')
-    checkpoint=tsm_demo.pth
-    stage checkpoint "The demo's checkpoint" --in "${s}demo/tsm_thin.pth" --out "$checkpoint" -- \
-        "$python" "${s}demo/expand.py" --output "$checkpoint"
-    ;;
-http://* | https://*)
-    stage checkpoint "Fetch the checkpoint" -- "$python" "${s}TSM_checkpoint.py" "$checkpoint"
-    checkpoint=${checkpoint%%[?#]*} checkpoint=${checkpoint##*/}
-    ;;
-esac
-preprocess=("$python" "${s}TSM_preprocess.py" --data_root "$data_root" --ann_file "$ann_file"
-    --batch_size "$batch" --num_worker "$num_worker")
+videos=(--data_root "$data_root" --ann_file "$ann_file")
+[ "$on_error" = fail ] || videos+=(--on-error "$on_error")
+[ -z "$num_worker" ] || videos+=(--num_worker "$num_worker")
+preprocess=("$python" "${s}TSM_preprocess.py" "${videos[@]}" --batch_size "$batch")
 [ "$dtype" = float32 ] || preprocess+=(--dtype "$dtype")
-[ "$on_error" = fail ] || preprocess+=(--on-error "$on_error")
-bytes_per_video=$((48 * 3 * 256 * 256 * $([ "$dtype" = uint8 ] && echo 1 || echo 4)))
-if [ "$chunk" = auto ]; then
-    chunk=$((tensor_bytes / bytes_per_video))
-    [ "$(wc -l <"$ann_file")" -gt "$chunk" ] && chunk=$((chunk / 2)) || chunk=0  # two chunks are alive at a time
-fi
+[ "$chunk" != auto ] || chunk=$("$python" "${s}TSM_chunked.py" --size --ann_file "$ann_file" --dtype "$dtype")
 [ "$chunk" != 0 ] || stage preprocess "Preprocess the videos" -- "${preprocess[@]}" --output_dir sthv2
 
 # Model: one export, then one modified model per batch size.
@@ -190,27 +213,22 @@ for bs in $(printf '%s\n' "$batch" $perf_batches | sort -nu); do
     stage "surgery_bs$bs" "Graph surgery, batch $bs" --in tsm_bs1.onnx --out "tsm_new_bs$bs.onnx" -- "${modify[@]}"
     [ $device = cpu ] || stage "atc_bs$bs" "ATC, batch $bs" --in "tsm_new_bs$bs.onnx" --out "tsm_bs$bs.om" -- \
         atc --model="tsm_new_bs$bs.onnx" --framework=5 --output="tsm_bs$bs" --input_format=ND --log=error \
-        --soc_version="Ascend$chip"
+        --soc_version="Ascend${chip#Ascend}"
 done
 
 # Inference, accuracy, throughput, the table.
 [ "$precision" = fp32 ] || bench+=(--precision "$precision")
+[ -z "$backend" ] || bench+=(--backend "$backend")
+needs=(--in "$model$batch.$suffix")
 if [ "$precision" = int8 ]; then
-    clips=sthv2
-    if [ "$chunk" != 0 ]; then  # the tensors are not there yet, so some of the videos are preprocessed apart
-        clips=calibration
-        mkdir -p $clips
-        awk -v n="$(wc -l <"$ann_file")" 'n <= 32 || int(NR * 32 / n) > int((NR - 1) * 32 / n)' "$ann_file" >$clips/list.txt
-        stage calibration "Preprocess the calibration clips" -- \
-            "${preprocess[@]}" --ann_file $clips/list.txt --output_dir $clips
-    fi
-    stage quantise "Quantisation to int8" --in tsm_bs1.onnx --in $clips/sthv2.json --out tsm_int8.xml --out tsm_int8.bin -- \
-        "$python" "${s}TSM_quantise.py" --model "tsm_new_bs$batch.onnx" --input $clips/preprocess_bin --output tsm_int8.xml
+    stage quantise "Quantisation to int8" --in "$ann_file" --in "tsm_new_bs$batch.onnx" --out tsm_int8.xml --out tsm_int8.bin -- \
+        "$python" "${s}TSM_quantise.py" --model "tsm_new_bs$batch.onnx" "${videos[@]}" --output tsm_int8.xml
     bench+=(--int8_model tsm_int8.xml)
+    needs+=(--in tsm_int8.xml --in tsm_int8.bin)
 fi
 infer=("${bench[@]}" --model "./$model$batch.$suffix")
 if [ "$chunk" = 0 ]; then
-    stage infer "Inference" --in "$model$batch.$suffix" --in sthv2/sthv2.json --out inference_result/out \
+    stage infer "Inference" "${needs[@]}" --in sthv2/sthv2.json --out inference_result/out \
         --out inference_result/out_summary.json -- \
         "${infer[@]}" --input ./sthv2/preprocess_bin --output ./inference_result --output_dirname out --outfmt TXT
 else
@@ -219,12 +237,13 @@ else
         --preprocess "$(printf '%q ' "${preprocess[@]}")" --infer "$(printf '%q ' "${infer[@]}")"
 fi
 results=(--result_path=inference_result/out_summary.json --info_path=sthv2/sthv2.info)
-stage accuracy "Accuracy" -- "$python" "${s}TSM_postprocess.py" "${results[@]}"
+stage accuracy "Accuracy" -- "$python" "${s}TSM_postprocess.py" --json accuracy.json "${results[@]}"
 mkdir -p perf
+[ $device = cpu ] || loop=${loop:-20}
 for bs in $perf_batches; do
-    [ $device = npu ] && default_loop=20 || default_loop=$(((7 + bs) / bs))
-    perf=("${bench[@]}" "--model=$model$bs.$suffix" "--loop=${loop:-$default_loop}")
-    stage "throughput_bs$bs" "Throughput, batch $bs" --tee "perf/bs$bs.log" -- "${perf[@]}"
+    stage "throughput_bs$bs" "Throughput, batch $bs" --tee "perf/bs$bs.log" -- \
+        "${bench[@]}" "--model=$model$bs.$suffix" ${loop:+"--loop=$loop"}
 done
-stage report "Report" -- "$python" "${s}TSM_report.py" "${results[@]}" --device "$device" --precision "$precision" \
-    --batch_size "$batch" --perf_batches $perf_batches --model "tsm_new_bs$batch.onnx"
+stage report "Report" -- "$python" "${s}TSM_report.py" "${results[@]}" --accuracy accuracy.json --checkpoint "$checkpoint" \
+    --device "$device" --precision "$precision" --batch_size "$batch" --perf_batches $perf_batches \
+    --model "tsm_new_bs$batch.onnx"

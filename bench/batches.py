@@ -17,10 +17,10 @@ from typing import Any, Dict, List
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, REPO)
 
+from tsm.accuracy import accuracy_of  # noqa: E402
 from tsm.cli import UserError, parser, positive, run  # noqa: E402
 from tsm.files import read_json, write_json  # noqa: E402
-from TSM_infer import list_inputs  # noqa: E402
-from TSM_postprocess import accuracy_of  # noqa: E402
+from tsm.tensors import list_inputs  # noqa: E402
 
 LARGE = 32
 
@@ -50,10 +50,11 @@ def infer(folder: str, batch: int, precision: str, files: str, agreement: int) -
 def main() -> None:
     args = get_args()
     tensors = os.path.join("sthv2", "preprocess_bin")
-    names = [os.path.basename(path) for path in list_inputs(os.path.join(args.work_dir, tensors))]
+    names = [os.path.basename(path) for path in list_inputs(os.path.join(args.work_dir, tensors)).files]
     some = ",".join(os.path.join(tensors, name) for name in names[:LARGE])
     first = args.precisions[0]
-    throughput, memory = {1: [], LARGE: []}, {}  # type: Dict[int, List[float]], Dict[str, float]
+    throughput: Dict[int, List[float]] = {1: [], LARGE: []}
+    memory: Dict[str, float] = {}
     for _ in range(args.rounds):
         for batch in throughput:
             summary = infer(args.work_dir, batch, first, some, 0)
@@ -67,7 +68,7 @@ def main() -> None:
         print("| %d | %.3f |" % (batch, median(values)))
     print("\nbatch %d / batch 1: %.3f (aim: >= 0.98)\n" % (LARGE, ratio))
     print("| precision | peak memory at batch %d, MB (aim: <= 2500) | top-1 | top-1 as in fp32 |\n|---|---|---|---|" % LARGE)
-    figures = {}  # type: Dict[str, Any]
+    figures: Dict[str, Any] = {}
     for precision in args.precisions:
         agreement = infer(args.work_dir, 1, precision, tensors, len(names))["tsm"].get("top1_agreement_with_fp32")
         accuracy = accuracy_of(os.path.join(args.work_dir, "results", precision + "_summary.json"),

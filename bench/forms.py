@@ -8,94 +8,95 @@ takes its turn in every round; the cost is the median over rounds of its time ov
 """
 
 import argparse
-import json
 import os
 import sys
 import time
 from functools import partial
 from statistics import median
-from typing import Any, Dict, List, NamedTuple, Tuple, Union
-
-from inference import Way, answer, random_video, take_turns  # sets up the path to the suite
+from typing import Any, Dict, List, NamedTuple, Union
 
 import numpy as np
+from turns import Way, answer, random_video, take_turns  # sets up the path to the suite
 
 from tsm.cli import parser, positive, run
+from tsm.engine import BACKENDS
 from tsm.files import write_json
-from tsm.graph import Graph, Shift, build, shift, trunk_of
-from tsm.protocol import SEGMENTS, SHIFT_DIV, SIZE
-from TSM_infer import BACKENDS, list_inputs, read_model
-from TSM_quantise import calibration_views, quantise
-from TSM_report import device_name
+from tsm.graph import Graph, Shape, WriteShift, build, shift, trunk_of
+from tsm.int8 import quantise, views_from_tensors
+from tsm.machine import processor_name
+from tsm.offline import read_offline
+from tsm.protocol import SSV2
+from tsm.tensors import list_inputs
 
 CALIBRATION = 12  # clips: for speed, not for accuracy
 
 
-def thirds(graph: Graph, x: str, name: str, channels: int) -> List[str]:
+def split_for_shift(graph: Graph, x: str, name: str, channels: int) -> List[str]:
     """The channels of x [frames, C, H, W] that go ahead, that go behind, that stay."""
-    fold = channels // SHIFT_DIV
-    return graph.add("Split", [x], name + "/split", 3, axis=1, split=[fold, fold, channels - 2 * fold])
+    fold = channels // SSV2.shift_div
+    return graph.nodes("Split", [x], name + "/split", 3, axis=1, split=[fold, fold, channels - 2 * fold])
 
 
-def pad(graph: Graph, x: str, name: str, shape: Tuple[int, ...]) -> str:
+def pad(graph: Graph, x: str, name: str, shape: Shape) -> str:
     """One view: Split on C, Pad by +-1 on the frames, Concat on C."""
-    ahead, behind, still = thirds(graph, x, name, shape[0])
-    ahead = graph.one("Pad", [ahead, graph.ints(-1, 0, 0, 0, 1, 0, 0, 0)], name + "/ahead")
-    behind = graph.one("Pad", [behind, graph.ints(1, 0, 0, 0, -1, 0, 0, 0)], name + "/behind")
-    return graph.one("Concat", [ahead, behind, still], name, axis=1)
+    ahead, behind, still = split_for_shift(graph, x, name, shape[0])
+    ahead = graph.node("Pad", [ahead, graph.ints(-1, 0, 0, 0, 1, 0, 0, 0)], name + "/ahead")
+    behind = graph.node("Pad", [behind, graph.ints(1, 0, 0, 0, -1, 0, 0, 0)], name + "/behind")
+    return graph.node("Concat", [ahead, behind, still], name, axis=1)
 
 
-pad_views = partial(shift, form="cpu", batch=1)  # several views: the same on [views, 8, C, H * W]
+pad_views = partial(shift, form="cpu", protocol=SSV2, batch=1)  # several views: the same on [views, segments, C, H * W]
 
 
-def slice_concat(graph: Graph, x: str, name: str, shape: Tuple[int, ...]) -> str:
+def slice_concat(graph: Graph, x: str, name: str, shape: Shape) -> str:
     """One view: Slice of the frames, Concat with a frame of zeros."""
     channels, height, width = shape
-    fold = channels // SHIFT_DIV
+    fold, segments = channels // SSV2.shift_div, SSV2.segments
     zeros = graph.constant("zeros_%dx%d" % (fold, height), np.zeros((1, fold, height, width), np.float32))
-    ahead, behind, still = thirds(graph, x, name, channels)
-    ahead = graph.one("Slice", [ahead, graph.ints(1), graph.ints(SEGMENTS), graph.ints(0)], name + "/next")
-    behind = graph.one("Slice", [behind, graph.ints(0), graph.ints(SEGMENTS - 1), graph.ints(0)], name + "/previous")
-    ahead = graph.one("Concat", [ahead, zeros], name + "/ahead", axis=0)
-    behind = graph.one("Concat", [zeros, behind], name + "/behind", axis=0)
-    return graph.one("Concat", [ahead, behind, still], name, axis=1)
+    ahead, behind, still = split_for_shift(graph, x, name, channels)
+    ahead = graph.node("Slice", [ahead, graph.ints(1), graph.ints(segments), graph.ints(0)], name + "/next")
+    behind = graph.node("Slice", [behind, graph.ints(0), graph.ints(segments - 1), graph.ints(0)], name + "/previous")
+    ahead = graph.node("Concat", [ahead, zeros], name + "/ahead", axis=0)
+    behind = graph.node("Concat", [zeros, behind], name + "/behind", axis=0)
+    return graph.node("Concat", [ahead, behind, still], name, axis=1)
 
 
-def masks(graph: Graph, x: str, name: str, shape: Tuple[int, ...]) -> str:
+def masks(graph: Graph, x: str, name: str, shape: Shape) -> str:
     """One view: the frames turned round by Gather, the one that came round set to zero by Mul."""
-    last, first = np.ones((2, SEGMENTS, 1, 1, 1), np.float32)
+    last, first = np.ones((2, SSV2.segments, 1, 1, 1), np.float32)
     last[-1], first[0] = 0, 0
-    order = np.arange(SEGMENTS)
-    ahead, behind, still = thirds(graph, x, name, shape[0])
-    ahead = graph.one("Gather", [ahead, graph.constant("next", np.roll(order, -1))], name + "/next", axis=0)
-    behind = graph.one("Gather", [behind, graph.constant("previous", np.roll(order, 1))], name + "/previous", axis=0)
-    ahead = graph.one("Mul", [ahead, graph.constant("last", last)], name + "/ahead")
-    behind = graph.one("Mul", [behind, graph.constant("first", first)], name + "/behind")
-    return graph.one("Concat", [ahead, behind, still], name, axis=1)
+    order = np.arange(SSV2.segments)
+    ahead, behind, still = split_for_shift(graph, x, name, shape[0])
+    ahead = graph.node("Gather", [ahead, graph.constant("next", np.roll(order, -1))], name + "/next", axis=0)
+    behind = graph.node("Gather", [behind, graph.constant("previous", np.roll(order, 1))], name + "/previous", axis=0)
+    ahead = graph.node("Mul", [ahead, graph.constant("last", last)], name + "/ahead")
+    behind = graph.node("Mul", [behind, graph.constant("first", first)], name + "/behind")
+    return graph.node("Concat", [ahead, behind, still], name, axis=1)
 
 
 class Form(NamedTuple):
     """A row of the table: a form of tsm.graph.build() or a function that writes the shift; how it is run."""
 
     what: str
-    shift: Union[str, Shift]
+    shift: Union[str, WriteShift]
     views: int  # a call
     streams: int
 
 
 FLOOR, CHOSEN = "no_shift", "parts"
+CHOSEN_FORM = "view"
 FORMS = {
     FLOOR: Form("no shift at all, one view a call, 2 streams", "none", 1, 2),
-    CHOSEN: Form("CHOSEN: kept in three tensors, split convolutions, 2 streams", "view", 1, 2),
-    "parts_1": Form("the same, 1 stream of all cores", "view", 1, 1),
-    "parts_3": Form("the same, 3 streams", "view", 1, 3),
-    "parts_6": Form("the same, 6 streams", "view", 1, 6),
+    CHOSEN: Form("CHOSEN: kept in three tensors, split convolutions, 2 streams", CHOSEN_FORM, 1, 2),
+    "parts_1": Form("the same, 1 stream of all cores", CHOSEN_FORM, 1, 1),
+    "parts_3": Form("the same, 3 streams", CHOSEN_FORM, 1, 3),
+    "parts_6": Form("the same, a stream for every view", CHOSEN_FORM, 1, SSV2.views),
     "pad": Form("Split, Pad by 1 frame, Concat", pad, 1, 2),
     "slice": Form("Split, Slice, Concat with zeros, Concat", slice_concat, 1, 2),
     "masks": Form("Split, Gather, Mul by 0 and 1, Concat", masks, 1, 2),
-    "pad_2": Form("two views a call, Split, Pad, Concat on [2, 8, C, H * W]", pad_views, 2, 2),
+    "pad_2": Form("two views a call, Split, Pad, Concat on [views, segments, C, H * W]", pad_views, 2, 2),
     "pad_3": Form("three views a call, likewise", pad_views, 3, 2),
-    "pad_6": Form("the whole video a call, likewise, 1 stream", pad_views, 6, 1),
+    "pad_6": Form("the whole video a call, likewise, 1 stream", pad_views, SSV2.views, 1),
 }
 
 
@@ -112,25 +113,31 @@ def get_args() -> argparse.Namespace:
     return cli.parse_args()
 
 
+def check_form(network: Any, name: str, views: np.ndarray, chosen: Any) -> None:
+    """AssertionError unless `network` computes of views [views, segments, 3, size, size] what the chosen form does."""
+    outputs = []
+    for tried, inputs in ((network, [views.reshape((-1,) + SSV2.frame_shape)]), (chosen, list(views))):
+        engine = BACKENDS["openvino"](tried, name, "fp32", 1)
+        taken: List[np.ndarray] = []
+        for x in inputs:
+            engine.submit(x, taken.append)
+            engine.wait()
+        outputs.append(np.concatenate(taken))
+    found, expected = outputs
+    assert np.allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()), "%s computes something else" % name
+
+
 def one_way(name: str, precision: str, folder: str) -> None:
     """The process of one form."""
-    form, model = FORMS[name], read_model(os.path.join(folder, "tsm_new_bs1.onnx"))
+    form, model = FORMS[name], read_offline(os.path.join(folder, "tsm_new_bs1.onnx"))
     trunk = trunk_of(model.proto)
-    network, calls = build(trunk, form.shift, form.views), random_video().reshape(-1, SEGMENTS * form.views, 3, SIZE, SIZE)
+    network = build(trunk, form.shift, SSV2, form.views)
+    calls = random_video().reshape((-1, SSV2.segments * form.views) + SSV2.frame_shape)
     if name not in (FLOOR, CHOSEN):
-        views, outputs = calls[0].reshape(form.views, SEGMENTS, 3, SIZE, SIZE), []  # type: np.ndarray, List[np.ndarray]
-        for tried, inputs in ((network, [calls[0]]), (build(trunk, "view"), list(views))):
-            engine = BACKENDS["openvino"](tried, name, "fp32", 1)
-            taken = []  # type: List[np.ndarray]
-            for x in inputs:
-                engine.submit(x, taken.append)
-                engine.wait()
-            outputs.append(np.concatenate(taken))
-        assert np.allclose(*outputs, rtol=1e-4, atol=1e-4 * np.abs(outputs[1]).max()), "%s computes something else" % name
+        check_form(network, name, calls[0].reshape((form.views,) + SSV2.view_shape), build(trunk, CHOSEN_FORM, SSV2))
     if precision == "int8":
-        files = list_inputs(os.path.join(folder, "sthv2", "preprocess_bin"))[:CALIBRATION]
-        clips = [np.concatenate([view] * form.views) for view in calibration_views(files, model)]
-        network = quantise(network, clips)
+        views = views_from_tensors(list_inputs(os.path.join(folder, "sthv2", "preprocess_bin")), model, CALIBRATION)
+        network = quantise(network, [np.concatenate([view] * form.views) for view in views])
     engine = BACKENDS["openvino"](network, name, precision, form.streams)
 
     def compute(videos: int) -> None:
@@ -143,7 +150,7 @@ def one_way(name: str, precision: str, folder: str) -> None:
 
 def measure(args: argparse.Namespace, precision: str) -> Dict[str, List[float]]:
     """{form: seconds per video in each round}."""
-    ways = {}  # type: Dict[str, Any]
+    ways: Dict[str, Any] = {}
     try:
         for name in args.forms:
             ways[name] = Way([sys.executable, os.path.abspath(__file__), "--work_dir", args.work_dir, "--way",
@@ -157,18 +164,19 @@ def measure(args: argparse.Namespace, precision: str) -> Dict[str, List[float]]:
 def main() -> None:
     args = get_args()
     if args.way:
-        return one_way(*args.way.split(), args.work_dir)
+        name, precision = args.way.split()
+        return one_way(name, precision, args.work_dir)
     args.forms = [FLOOR] + [name for name in args.forms if name != FLOOR]
     times = {precision: measure(args, precision) for precision in args.precisions}
     costs = {precision: {name: median(a / b for a, b in zip(seconds[name], seconds[FLOOR])) for name in args.forms}
              for precision, seconds in times.items()}
     print("%s, %s, %d rounds; time over that of the network without a shift\n" % (
-        device_name("cpu"), time.strftime("%Y-%m-%d"), args.rounds))
+        processor_name(), time.strftime("%Y-%m-%d"), args.rounds))
     print("| form of the shift | %s |\n|---|%s" % (" | ".join(args.precisions), "---|" * len(args.precisions)))
     for name in args.forms:
         print("| %s | %s |" % (FORMS[name].what, " | ".join("%.3f" % costs[precision][name] for precision in args.precisions)))
     if args.json:
-        write_json(args.json, {"machine": device_name("cpu"), "date": time.strftime("%Y-%m-%d"), "seconds": times, "costs": costs})
+        write_json(args.json, {"machine": processor_name(), "date": time.strftime("%Y-%m-%d"), "seconds": times, "costs": costs})
 
 
 if __name__ == "__main__":

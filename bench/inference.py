@@ -11,7 +11,6 @@ Values are random; no way's speed depends on them.
 """
 
 import argparse
-import json
 import os
 import platform
 import re
@@ -19,19 +18,20 @@ import subprocess
 import sys
 import time
 from statistics import median
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Tuple
 
-REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, REPO)
+from turns import REPO, Way, answer, random_video, take_turns  # sets up the path to the suite
 
-import numpy as np  # noqa: E402
+from tsm.cli import UserError, parser, positive, run
+from tsm.engine import BACKENDS, infer, streams_for
+from tsm.files import write_json
+from tsm.int8 import quantise, read_int8, views_from_tensors
+from tsm.machine import processor_name
+from tsm.offline import one_view, read_offline
+from tsm.protocol import SSV2
+from tsm.tensors import list_inputs
 
-from tsm.cli import UserError, parser, positive, run  # noqa: E402
-from tsm.files import write_json  # noqa: E402
-from TSM_infer import BACKENDS, cores, even_streams, infer, list_inputs, read_int8, read_model, view_model  # noqa: E402
-from TSM_quantise import calibration_views, quantise  # noqa: E402
-from TSM_report import device_name  # noqa: E402
-
+CALIBRATION = 10  # clips for the floor in int8: for speed, not for accuracy
 EAGER, EAGER_KEPT = "mmaction2, PyTorch fp32", "mmaction2, PyTorch fp32, freed memory kept"
 RATIOS = {
     "shift tax, fp32": ("ours fp32", "no shift fp32", "<= 1.05"),
@@ -57,68 +57,31 @@ def get_args() -> argparse.Namespace:
     return cli.parse_args()
 
 
-def random_video() -> np.ndarray:
-    return np.random.RandomState(0).standard_normal((1, 48, 3, 256, 256)).astype(np.float32)
-
-
-def answer(name: str, compute: Any) -> None:
-    """Say what `compute(videos)` runs on, then time it for every number on stdin."""
-    compute(1)
-    print(json.dumps(name), flush=True)
-    for line in sys.stdin:
-        start = time.perf_counter()
-        compute(int(line))
-        print(json.dumps((time.perf_counter() - start) / int(line)), flush=True)
-
-
 def one_way(way: str, folder: str) -> None:
     """The process of one way, `what backend precision`, where what is exported, ours or no_shift."""
     what, backend, precision = way.split()
     names = {"exported": "export.onnx", "ours": "tsm_new_bs1.onnx", "no_shift": "tsm_new_bs1.onnx"}
     model_file = os.path.join(folder, names[what])
-    model = read_model(model_file)
+    model = read_offline(model_file)
     network, video = model.proto, random_video()
     if what == "no_shift":
         from tsm.graph import build, trunk_of
 
-        network = build(trunk_of(model.proto), "none")
+        network = build(trunk_of(model.proto), "none", SSV2)
     elif what == "ours":
-        network = view_model(model)
+        network = one_view(model)
     if precision == "int8" and what == "ours":
         network = read_int8(os.path.join(folder, "tsm_int8.xml"), network, model_file)[0]
     elif precision == "int8":
-        files = list_inputs(os.path.join(folder, "sthv2", "preprocess_bin"))[::4]
-        network = quantise(network, list(calibration_views(files, model)))
+        inputs = list_inputs(os.path.join(folder, "sthv2", "preprocess_bin"))
+        network = quantise(network, views_from_tensors(inputs, model, CALIBRATION))
     # Whole batches: one at a time on all cores, which is quicker here than two at a time.
-    streams = even_streams(6, cores()) if model.fusion else 1
-    engine = BACKENDS[backend](network, way, precision, streams)
-    answer(engine.name, lambda videos: infer(engine, model, [[0]] * videos, lambda number: video, 1, lambda number, out: None))
+    engine = BACKENDS[backend](network, way, precision, streams_for(model))
 
+    def compute(videos: int) -> None:
+        infer(engine, model, [[0]] * videos, lambda number: video, 1, lambda number, output: None)
 
-class Way:
-    """A process that computes videos on request, `videos` of them a turn."""
-
-    def __init__(self, command: List[str], videos: int = 1, environment: Optional[Dict[str, str]] = None) -> None:
-        self.videos = videos
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                        universal_newlines=True, env=dict(os.environ, **(environment or {})))
-        self.about = self.read()
-
-    def read(self) -> Any:
-        for line in self.process.stdout:  # type: ignore
-            if re.match(r'["0-9]', line):  # some libraries talk, too
-                return json.loads(line)
-        raise UserError("%s: ended early (%s)" % (" ".join(map(str, self.process.args)),
-                                                  self.process.stderr.read().strip().splitlines()[-1:]))  # type: ignore
-
-    def seconds(self) -> float:
-        """Per video, of one turn."""
-        print(self.videos, file=self.process.stdin, flush=True)
-        return self.read()
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
+    answer(engine.name, compute)
 
 
 class BenchmarkApp:
@@ -142,7 +105,7 @@ class BenchmarkApp:
 
 def start_ways(args: argparse.Namespace) -> Dict[str, Any]:
     """All ways, started and warm, in the order of the table."""
-    ways = {}  # type: Dict[str, Any]
+    ways: Dict[str, Any] = {}
     if args.reference_python:
         command = [args.reference_python, os.path.join(REPO, "bench", "mmaction2_eager.py"),
                    os.path.join(args.work_dir, "tsm_demo.pth")]
@@ -169,17 +132,6 @@ def start_ways(args: argparse.Namespace) -> Dict[str, Any]:
     return ways
 
 
-def take_turns(ways: Dict[str, Any], rounds: int) -> Dict[str, List[float]]:
-    """{way: seconds per video in each round}."""
-    from tqdm import tqdm
-
-    times = {name: [] for name in ways}  # type: Dict[str, List[float]]
-    for _ in tqdm(range(rounds), desc="rounds", disable=None):
-        for name, way in ways.items():
-            times[name].append(way.seconds())
-    return times
-
-
 def ratios(times: Dict[str, List[float]]) -> Dict[str, Tuple[float, str]]:
     """{ratio: (median over rounds, aim)} of those whose two ways were run."""
     return {name: (median(a / b for a, b in zip(times[slow], times[fast])), aim)
@@ -189,15 +141,16 @@ def ratios(times: Dict[str, List[float]]) -> Dict[str, Tuple[float, str]]:
 def main() -> None:
     args = get_args()
     if args.way:
-        return one_way(args.way, args.work_dir)
-    ways = {}  # type: Dict[str, Any]
+        one_way(args.way, args.work_dir)
+        return
+    ways: Dict[str, Any] = {}
     try:
         ways = start_ways(args)
         times = take_turns(ways, args.rounds)
     finally:
         for way in ways.values():
             way.close()
-    print("%s, %s, %d rounds\n" % (device_name("cpu"), time.strftime("%Y-%m-%d"), args.rounds))
+    print("%s, %s, %d rounds\n" % (processor_name(), time.strftime("%Y-%m-%d"), args.rounds))
     print("| way | seconds per video | videos per second |\n|---|---|---|")
     for name, values in times.items():
         print("| %s | %.3f | %.2f |" % (name, median(values), 1 / median(values)))
@@ -206,7 +159,7 @@ def main() -> None:
         print("| %s | %.3f | %s |" % (name, value, aim))
     if args.json:
         write_json(args.json, {
-            "machine": device_name("cpu"), "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
+            "machine": processor_name(), "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
             "ways": {name: {"on": ways[name].about, "seconds": values} for name, values in times.items()},
             "ratios": {name: value for name, (value, _) in ratios(times).items()},
         })

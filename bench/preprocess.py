@@ -5,17 +5,17 @@
 
 Clips are made from the demo's videos: 45 JPEG frames at 240 lines (427x240), the same 256 wide (three equal crops), a clip
 of 8 frames (both samples take the same frames), and the videos themselves. The sides take turns, round by round, on the
-same core, one OpenCV thread each; every figure is the median over rounds of the milliseconds per clip, computing the
-tensor and writing its file apart. mmaction2 makes float32 only; its second row is the same dataset through a DataLoader
-with one worker, as the guide's script uses it. Ours also makes a checksum, shown apart. The last row is the part that no
-way can leave out: the same OpenCV's decoding and resizing, alone.
+same core, one OpenCV thread each; every figure is the median over rounds of the milliseconds per clip. The sum is what a
+tensor costs until its file is complete: computing it, its checksum (ours alone has one), writing a new file. Ratios are
+medians of the ratios within the rounds. mmaction2 makes float32 only; its second row is the same dataset through a
+DataLoader with one worker, as the guide's script uses it. The last row is the part that no way can leave out: the same
+OpenCV's decoding and resizing, alone.
 
 Files go to --work_dir, by default in memory (/dev/shm), so that a slow disk does not hide what is compared.
 """
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -24,25 +24,34 @@ import sys
 import tempfile
 import time
 from statistics import median
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Tuple
 
-REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, REPO)
+import cv2
+import numpy as np
+from turns import REPO  # sets up the path to the suite
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-
-from tsm.cli import UserError, parser, positive, run  # noqa: E402
-from tsm.files import write_json  # noqa: E402
-from tsm.frames import VIDEO_DECODER, count_frames, read_video  # noqa: E402
-from tsm.protocol import SSV2, VIDEO_SHAPE, frame_indices  # noqa: E402
-from tsm.samples import Clip, read_list  # noqa: E402
-from tsm.machine import keep_freed_memory  # noqa: E402
-from TSM_dataset import extract  # noqa: E402
-from TSM_preprocess import fill, normalisation, resized_size  # noqa: E402
+from tsm.cli import UserError, parser, positive, run
+from tsm.clips import fill, resized, table_for
+from tsm.files import replacing, write_json
+from tsm.frames import IMG, VIDEO_DECODER, extract, read_video
+from tsm.machine import keep_freed_memory
+from tsm.protocol import SSV2, frame_indices
+from tsm.samples import Clip, checksum, read_list
 
 VIDEOS = os.path.join(REPO, "demo", "videos")
+BASE = "mmaction2 float32"
 Side = Callable[[], List[float]]  # one round: seconds per clip of computing, checksum, writing
+
+
+class Figures(NamedTuple):
+    """Medians over the rounds: ms per clip, and how many times mmaction2's share of the same round, 0 if it was not run."""
+
+    sum: float
+    computing: float
+    checksum: float
+    writing: float
+    times_in_sum: float
+    times_in_computing: float
 
 
 def get_args() -> argparse.Namespace:
@@ -59,17 +68,18 @@ def get_args() -> argparse.Namespace:
 def make_clips(folder: str, width: int, height: int, frames: int, count: int) -> str:
     """`count` folders of JPEG frames, cut from the demo's videos one after the other; returns their list's path."""
     os.makedirs(folder)
-    videos, pictures = sorted(os.listdir(VIDEOS)), []  # type: List[str], List[np.ndarray]
+    videos = sorted(os.listdir(VIDEOS))
+    pictures: List[np.ndarray] = []
     lines = []
     for clip in range(count):
         os.makedirs(os.path.join(folder, str(clip)))
-        for number in range(1, frames + 1):
+        for index in range(frames):
             if not pictures:
                 path = os.path.join(VIDEOS, videos[0])
                 videos = videos[1:] + videos[:1]
                 pictures = [frame for _, frame in read_video(path, range)]
             picture = cv2.resize(pictures.pop()[..., ::-1], (width, height), interpolation=cv2.INTER_CUBIC)
-            cv2.imwrite(os.path.join(folder, str(clip), "img_%05d.jpg" % number), picture)
+            cv2.imwrite(os.path.join(folder, str(clip), IMG.name(index)), picture)
         lines.append("%d %d 0\n" % (clip, frames))
     with open(os.path.join(folder, "list.txt"), "w") as file:
         file.writelines(lines)
@@ -78,24 +88,24 @@ def make_clips(folder: str, width: int, height: int, frames: int, count: int) ->
 
 def ours(root: str, clips: List[Clip], dtype: str, folder: str, extract_first: bool = False) -> Side:
     """A round of TSM_preprocess.py's work on `clips`, in this process."""
-    table, out = normalisation() if dtype == "float32" else None, np.empty(VIDEO_SHAPE, dtype)
+    table, out = table_for(dtype, SSV2), np.empty(SSV2.video_shape, dtype)
 
     def once() -> List[float]:
         spent = np.zeros(3)
         for number, clip in enumerate(clips):
-            times, path = [time.perf_counter()], os.path.join(root, clip.source)
+            path, tensor = os.path.join(root, clip.source), os.path.join(folder, "%d.bin" % number)
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(tensor)
+            times = [time.perf_counter()]
             if extract_first:
-                frames = count_frames(path)
                 path = os.path.join(folder, "frames")
-                os.makedirs(path, exist_ok=True)
-                os.utime(path, (0, 0))  # older than the video: extracted anew
-                extract(os.path.join(root, clip.source), frames, path)
-                clip = clip._replace(frames=frames)
-            fill(path, clip, table, out)
+                shutil.rmtree(path, ignore_errors=True)
+                clip = clip._replace(frames=extract(os.path.join(root, clip.source), path))
+            fill(path, clip, SSV2, table, out)
             times.append(time.perf_counter())
-            hashlib.sha256(memoryview(out).cast("B")).hexdigest()
+            checksum(out)
             times.append(time.perf_counter())
-            with open(os.path.join(folder, "%d.bin" % number), "wb") as file:
+            with replacing(tensor) as part, open(part, "wb") as file:
                 file.write(memoryview(out).cast("B"))
             spent += np.diff(times + [time.perf_counter()])
         return list(spent / len(clips))
@@ -105,17 +115,18 @@ def ours(root: str, clips: List[Clip], dtype: str, folder: str, extract_first: b
 
 def opencv_alone(root: str, clips: List[Clip]) -> Side:
     """A round of what nobody can leave out: OpenCV's decoding and resizing of the distinct frames, from memory."""
-    files = []  # type: List[List[np.ndarray]]
+    files: List[List[np.ndarray]] = []
     for clip in clips:
-        numbers = [index + 1 for index in sorted(set(frame_indices(clip.frames or 0, SSV2)))]
-        files.append([np.fromfile(os.path.join(root, clip.source, "img_%05d.jpg" % number), np.uint8) for number in numbers])
+        names = [IMG.name(index) for index in sorted(set(frame_indices(clip.frames or 0, SSV2)))]
+        files.append([np.fromfile(os.path.join(root, clip.source, name), np.uint8) for name in names])
 
     def once() -> List[float]:
         start = time.perf_counter()
         for clip in files:
             for data in clip:
                 frame = cv2.imdecode(data, cv2.IMREAD_COLOR)
-                cv2.resize(frame, resized_size(frame.shape[1], frame.shape[0]), interpolation=cv2.INTER_LINEAR)
+                assert frame is not None
+                resized(frame, SSV2)
         return [(time.perf_counter() - start) / len(clips), 0.0, 0.0]
 
     return once
@@ -131,36 +142,44 @@ def reference(python: str, kind: str, root: str, ann_file: str, folder: str) -> 
     def once(what: str) -> List[float]:
         process.stdin.write(what + "\n")  # type: ignore
         process.stdin.flush()  # type: ignore
-        answer = next((line for line in process.stdout if line.startswith("[")), None)  # torch, too, prints there
+        answer = next((line for line in process.stdout or () if line.startswith("[")), None)  # torch, too, prints there
         if answer is None:
             raise UserError("%s: cannot run mmaction2's dataset; try %s %s" % (python, python, script))
         computing, writing = json.loads(answer)
         return [computing, 0.0, writing]
 
     try:
-        yield {"mmaction2 float32": lambda: once("dataset"), "mmaction2 float32, DataLoader": lambda: once("loader")}
+        yield {BASE: lambda: once("dataset"), "mmaction2 float32, DataLoader": lambda: once("loader")}
     finally:
         process.kill()
         process.wait()
 
 
-def take_turns(sides: Dict[str, Side], rounds: int) -> Dict[str, List[float]]:
-    """{side: median ms per clip of computing, checksum, writing} over rounds in which every side has its turn."""
+def take_turns(sides: Dict[str, Side], rounds: int) -> Dict[str, Figures]:
+    """{side: its figures} over rounds in which every side has its turn."""
     for once in sides.values():
         once()  # warm-up
-    times = {name: [] for name in sides}  # type: Dict[str, List[List[float]]]
+    times: Dict[str, List[List[float]]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, once in sides.items():
-            times[name].append(once())
-    return {name: [1000 * median(part) for part in zip(*rows)] for name, rows in times.items()}
+            row = once()
+            times[name].append([sum(row)] + row)
+    figures = {}
+    for name, rows in times.items():
+        ratios = [0.0, 0.0]
+        if BASE in times:
+            ratios = [median(base[part] / row[part] for base, row in zip(times[BASE], rows)) for part in (0, 1)]
+        figures[name] = Figures(*[1000 * median(part) for part in zip(*rows)] + ratios)
+    return figures
 
 
-def show(title: str, figures: Dict[str, List[float]]) -> None:
-    print("\n| %s | computing, ms | checksum | writing | times mmaction2 (computing) |\n|---|---|---|---|---|" % title)
-    base = figures.get("mmaction2 float32")
+def show(title: str, figures: Dict[str, Figures]) -> None:
+    print("\n| %s | sum, ms | times mmaction2 | computing | checksum | writing | times mmaction2, computing alone |" % title)
+    print("|---|---|---|---|---|---|---|")
     for name, row in figures.items():
-        ratio = "%.1f" % (base[0] / row[0]) if base else "-"
-        print("| %s | %.1f | %.1f | %.1f | %s |" % ((name,) + tuple(row) + (ratio,)), flush=True)
+        in_sum, alone = ("%.1f" % ratio if ratio else "-" for ratio in (row.times_in_sum, row.times_in_computing))
+        print("| %s | %.1f | %s | %.1f | %.1f | %.1f | %s |"
+              % (name, row.sum, in_sum, row.computing, row.checksum, row.writing, alone), flush=True)
 
 
 def two_workers(root: str, ann_file: str, folder: str, rounds: int) -> Dict[str, float]:
@@ -170,7 +189,7 @@ def two_workers(root: str, ann_file: str, folder: str, rounds: int) -> Dict[str,
     many = ann_file + ".many"
     with open(many, "w") as file:
         file.writelines((lines * 200)[:200])
-    times = {"1 worker": [], "2 workers": [], "nothing to do": []}  # type: Dict[str, List[float]]
+    times: Dict[str, List[float]] = {"1 worker": [], "2 workers": [], "nothing to do": []}
     out = os.path.join(folder, "out")
     for _ in range(rounds):
         for name in times:
@@ -189,22 +208,22 @@ def main() -> None:
     cv2.setNumThreads(1)  # as in a worker process
     keep_freed_memory()
     processors = os.sched_getaffinity(0)
-    figures = {}  # type: Dict[str, Any]
+    figures: Dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=args.work_dir) as work:
         folder = os.path.join(work, "tensors")
         os.makedirs(folder)
         videos = os.path.join(work, "videos.txt")
         with open(videos, "w") as file:
             file.writelines("%s 0\n" % name for name in sorted(os.listdir(VIDEOS))[: args.clips])
-        kinds = [
+        kinds: List[Tuple[str, str, str]] = [
             ("45 frames of 427x240", "rawframes", make_clips(os.path.join(work, "wide"), 427, 240, 45, args.clips)),
             ("45 frames of 256x256", "rawframes", make_clips(os.path.join(work, "square"), 256, 256, 45, args.clips)),
             ("8 frames of 427x240", "rawframes", make_clips(os.path.join(work, "short"), 427, 240, 8, args.clips)),
             ("demo videos, %s" % VIDEO_DECODER, "video", videos),
-        ]  # type: List[Tuple[str, str, str]]
+        ]
         os.sched_setaffinity(0, {min(processors)})  # this process and the reference's: the same core
         for title, kind, ann_file in kinds:
-            root, clips = VIDEOS if kind == "video" else os.path.dirname(ann_file), read_list(ann_file)
+            root, clips = VIDEOS if kind == "video" else os.path.dirname(ann_file), read_list(ann_file, SSV2)
             sides = {"ours float32": ours(root, clips, "float32", folder), "ours uint8": ours(root, clips, "uint8", folder)}
             if kind == "video":
                 sides["ours uint8, frames extracted first"] = ours(root, clips, "uint8", folder, extract_first=True)
@@ -214,8 +233,9 @@ def main() -> None:
                 if args.reference_python:
                     theirs = stack.enter_context(reference(args.reference_python, kind, root, ann_file, folder))
                     sides = dict(theirs, **sides)
-                figures[title] = take_turns(sides, args.rounds)
-            show(title, figures[title])
+                rows = take_turns(sides, args.rounds)
+            show(title, rows)
+            figures[title] = {name: row._asdict() for name, row in rows.items()}
         os.sched_setaffinity(0, processors)
         if len(processors) > 1:
             script = two_workers(os.path.dirname(kinds[0][2]), kinds[0][2], folder, 3)

@@ -53,7 +53,7 @@ class _Thing:
         x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + side, width), min(top + side, height)
         if x0 >= x1 or y0 >= y1:
             return
-        mask = np.zeros((side, side), np.uint8)
+        mask: np.ndarray = np.zeros((side, side), np.uint8)
         points = self.outline * radius + (x - left, y - top)
         cv2.fillPoly(mask, [np.round(points * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
         mask = mask[y0 - top : y1 - top, x0 - left : x1 - left, None] / np.float32(255)

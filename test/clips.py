@@ -8,7 +8,7 @@ DATA = Path(__file__).resolve().parent / "data"
 VIDEOS = sorted(DATA.glob("*.webm"))
 sys.path.insert(0, str(DATA))
 
-from golden import clip_of  # noqa: E402, F401
+from golden import clip_of  # noqa: E402
 
 
 def linked(folder, count, shape="landscape", frames=8):

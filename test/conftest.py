@@ -82,3 +82,11 @@ def demo_new_onnx(works, model_dir, demo_onnx):
     """tsm_new_bs1.onnx, the same after graph surgery for a CPU."""
     works("modify_onnx.py", "-m1", demo_onnx, "-m2", "tsm_new_bs1.onnx", "-bs", 1, "--target", "cpu", cwd=model_dir)
     return model_dir / "tsm_new_bs1.onnx"
+
+
+@pytest.fixture(scope="session")
+def thin_onnx(works, model_dir):
+    """The demo's thin network, which knows the demo's classes and is quick, as an offline model for a CPU."""
+    works("pytorch2onnx.py", REPO / "demo/tsm_thin.pth", "--output-file", "thin.onnx", "--shape", 1, 48, 3, 256, 256, cwd=model_dir)
+    works("modify_onnx.py", "-m1", "thin.onnx", "-m2", "thin_new.onnx", "-bs", 1, "--target", "cpu", cwd=model_dir)
+    return model_dir / "thin_new.onnx"

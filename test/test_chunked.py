@@ -112,3 +112,37 @@ def test_a_chunk_of_nothing_readable_is_passed_by_where_that_is_asked_for(run, w
         clip.write_bytes(b"")
     done = run("TSM_chunked.py", *skip, cwd=folder)
     assert done.returncode == 1 and "list.txt: none of its videos could be read (line 1: is empty)" in done.stderr
+
+
+@pytest.mark.parametrize("flags", ["--model quick.onnx", "--model=quick.onnx", "-m quick.onnx", "-mquick.onnx"])
+def test_another_model_under_the_same_name_is_another_work(works, setting, flags):
+    folder, args = setting
+    args = args[:-1] + (args[-1].replace("--model quick.onnx", flags),)
+    works("TSM_chunked.py", *args, cwd=folder)
+    assert "3 of 3 chunks are done" in works("TSM_chunked.py", *args, cwd=folder)
+    model = onnx.load(str(folder / "quick.onnx"))
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((3, 174), np.float32), "w"))
+    onnx.save(model, str(folder / "quick.onnx"))
+    assert "0 of 3 chunks are done" in works("TSM_chunked.py", *args, cwd=folder)
+
+
+def test_the_int8_file_belongs_to_the_work_whether_it_is_named_or_not(works, setting, repo):
+    folder, args = setting
+    wrapper = folder / "infer.py"  # TSM_infer.py without the precision, which the quick model has not
+    wrapper.write_text("import os, sys\nwords = [word for word in sys.argv[1:] if 'int8' not in word]\n"
+                       "os.execv(sys.executable, [sys.executable, %r] + words)\n" % str(repo / "TSM_infer.py"))
+    command = "%s infer.py -m quick.onnx --precision=int8" % shlex.quote(sys.executable)
+    for name, more in (("tsm_int8", ""), ("int8_own", " --int8_model int8_own.xml")):
+        for suffix in (".xml", ".bin"):
+            (folder / (name + suffix)).write_bytes(b"first")
+        works("TSM_chunked.py", *args[:-1], command + more, cwd=folder)
+        assert "3 of 3 chunks are done" in works("TSM_chunked.py", *args[:-1], command + more, cwd=folder)
+        (folder / (name + ".bin")).write_bytes(b"remade")
+        assert "0 of 3 chunks are done" in works("TSM_chunked.py", *args[:-1], command + more, cwd=folder)
+
+
+@pytest.mark.parametrize("videos, dtype, size", [
+    (529, "float32", 0), (530, "float32", 264), (2119, "uint8", 0), (2120, "uint8", 1059)])
+def test_the_size_of_a_chunk_keeps_two_of_them_under_20_gb(works, tmp_path, videos, dtype, size):
+    (tmp_path / "list.txt").write_text("".join("%d.webm 0\n" % number for number in range(videos)))
+    assert works("TSM_chunked.py", "--size", "--ann_file", "list.txt", "--dtype", dtype, cwd=tmp_path) == "%d\n" % size

@@ -1,7 +1,7 @@
 """Corrupt inputs of TSM_preprocess.py: one line that names the list's line and the file, or a skip that is on record."""
 
+import contextlib
 import faulthandler
-import hashlib
 import json
 import os
 import random
@@ -13,11 +13,23 @@ import time
 import cv2
 import numpy as np
 import pytest
-
 from clips import VIDEOS, clip_of
 from fuzz import FUZZ, damaged
-from tsm.cli import UserError
-from tsm.samples import check_folder, check_tensor, read_list, read_manifest
+
+from tsm.cli import Corrupt, UserError
+from tsm.clips import decoded, fill, table_for
+from tsm.protocol import SSV2, protocol_from
+from tsm.samples import (
+    check_folder,
+    check_tensor,
+    checksum,
+    manifest_of,
+    read_info,
+    read_list,
+    read_manifest,
+    write_info,
+    write_manifest,
+)
 
 VIDEO = VIDEOS[-1]
 
@@ -61,11 +73,11 @@ def numbered_from_0(path):
     (absurd_header, ["img_00004.jpg"]),
     (lambda path: path.write_bytes(b""), ["img_00004.jpg", "empty"]),
     (lambda path: path.write_bytes(b"GIF89a" + bytes(500)), ["img_00004.jpg", "no JPEG"]),
-    (lambda path: path.unlink(), ["img_00004.jpg", "no such file"]),
+    (lambda path: path.unlink(), ["img_00004.jpg is missing", "8 frames"]),
     (lambda path: (path.unlink(), path.mkdir()), ["img_00004.jpg", "directory"]),
     (resized, ["img_00004.jpg", "90x50", "96x54"]),
     (thin, ["3000x2"]),
-    (numbered_from_0, ["img_00008.jpg"]),
+    (numbered_from_0, ["img_00000.jpg to img_00007.jpg", "--start_index 0"]),
     (lambda path: shutil.copy(str(path), str(path.parent / "img_00009.jpg")), ["img_00009.jpg", "8 frames"]),
     (lambda path: shutil.rmtree(str(path.parent)), ["no such file"]),
 ])
@@ -115,19 +127,23 @@ def check(fails, works, folder, arguments, line, source, words):
 @pytest.mark.parametrize("text, words", [
     (b"", ["no videos in it"]),
     (b"\n\n", ["no videos in it"]),
-    (b"clip\n", ["line 1", "expected"]),
-    (b"clip 8 1\nclip.webm 1\n", ["line 2", "<folder> <frames> <label>"]),
-    (b"clip 8 1 1\n", ["line 1", "expected"]),
-    (b"clip eight 1\n", ["line 1", "eight"]),
+    (b"clip\n", ["line 1", "expected '<file> <label>' or '<folder> <frames> <label>'"]),
+    (b"clip,1\n", ["line 1", "expected '<file> <label>'", "clip,1"]),
+    (b"1\n", ["line 1", "expected"]),
+    (b"8 1\n", ["line 1", "no such file"]),  # a video called 8
+    (b"clip 8 1\nclip.webm 1\n", ["line 2", "expected '<folder> <frames> <label>'", "clip.webm 1"]),
+    (b"clip 8 1 1\n", ["line 1: clip 8: no such file"]),  # a folder called `clip 8`
+    (b"clip eight 1\n", ["line 1: clip eight: no such file"]),
     (b"clip 0 1\n", ["line 1", "0 frames"]),
     (b"clip 8 1\nclip 8 174\n", ["line 2", "label 174"]),
     (b"clip 8 -1\n", ["line 1", "-1"]),
     (b"clip 8 1" + b"0" * 5000 + b"\n", ["line 1"]),
     (b"../clip 8 1\n", ["line 1", "../clip"]),
     (b"a/../../clip 8 1\n", ["line 1", "data root"]),
-    (b"/clip 8 1\n", ["line 1", "/clip"]),
+    (b"/clip 8 1\n", ["line 1", "/clip does not lie under the data root"]),
+    (b"/root/../clip 8 1\n", ["line 1", "data root"]),
     (b"cl\0ip 8 1\n", ["line 1"]),
-    (b"cl\xffip 8 1\n", ["line 1", "cl\\udcffip", "no such file"]),
+    (b"cl\xffip 8 1\n", ["line 1: cl\\", "ffip: no such file"]),
     (b"\xff\xfec\0l\0i\0p\0\n\0", ["line 1"]),
 ])
 def test_lists(fails, tmp_path, text, words):
@@ -145,24 +161,53 @@ def test_lists_of_windows_and_other_encodings_are_read(works, tmp_path):
     assert (tmp_path / "sthv2/sthv2.info").read_text() == "0 1\n1 2\n"
 
 
+LISTS = [  # text of a list, what read_list() makes of it: (source, frames, label)
+    ("a b.webm 1\nc  d e.webm 2\n", [("a b.webm", None, 1), ("c  d e.webm", None, 2)]),
+    ("take 1.mp4 5\ntake 12 6\n", [("take 1.mp4", None, 5), ("take 12", None, 6)]),  # the first line: videos
+    ("my clip 12 5\nother 3 6\nclip 2 30 7\n", [("my clip", 12, 5), ("other", 3, 6), ("clip 2", 30, 7)]),  # folders
+    ("tab\tbed.webm\t1\n", [("tab\tbed.webm", None, 1)]),
+    ("一 二\u3000三.webm 1\n\u00a0x.webm 2\n", [("一 二\u3000三.webm", None, 1), ("\u00a0x.webm", None, 2)]),
+    ("ROOT/sub/a b.webm 1\n/REAL/b.webm 2\n", [("sub/a b.webm", None, 1), ("b.webm", None, 2)]),
+    ("ROOT/clip 9 1\n", [("clip", 9, 1)]),
+]
+
+
+@pytest.mark.parametrize("text, expected", LISTS)
+def test_names_in_lists_may_hold_spaces_and_the_data_root(tmp_path, text, expected):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "root").symlink_to("real")
+    text = text.replace("ROOT", str(tmp_path / "root")).replace("/REAL", str(tmp_path / "real"))
+    (tmp_path / "list.txt").write_text(text, encoding="utf-8")
+    clips = read_list(str(tmp_path / "list.txt"), SSV2, str(tmp_path / "root"))
+    assert [tuple(clip[1:]) for clip in clips] == expected
+
+
+def test_clips_with_spaces_are_made(works, tmp_path):
+    clip_of("landscape", 9, str(tmp_path / "root/my clip 3"))
+    (tmp_path / "list.txt").write_text("my clip 3 9 4\n%s/root/my clip 3 9 5\n" % tmp_path)
+    works("TSM_preprocess.py", "--data_root", "root", "--ann_file", "list.txt", "--dtype", "uint8", cwd=tmp_path)
+    assert (tmp_path / "sthv2/sthv2.info").read_text() == "0 4\n1 5\n"
+    sources = [sample["source"] for sample in read_manifest(str(tmp_path / "sthv2/sthv2.json"))["samples"]]
+    assert sources == ["my clip 3", "my clip 3"]
+
+
 def test_a_video_whose_name_no_decoder_can_open_is_told(fails, works, tmp_path):
     (tmp_path / "root").mkdir()
     shutil.copy(str(VIDEO), os.fsdecode(os.fsencode(str(tmp_path)) + b"/root/v\xe9.webm"))
     (tmp_path / "list.txt").write_bytes(b"v\xe9.webm 1\n")
     said = fails("TSM_preprocess.py", "--data_root", "root", "--ann_file", "list.txt", cwd=tmp_path)
-    assert "line 1: v\\udce9.webm: its name is not UTF-8" in said
+    assert "line 1: v\\" in said and "e9.webm: its name is not UTF-8" in said
 
 
 def test_a_million_lines_are_read_in_seconds(tmp_path):
     (tmp_path / "list.txt").write_text("some/clip 45 17\n" * 1000000)
     start = time.monotonic()
-    clips = read_list(str(tmp_path / "list.txt"))
+    clips = read_list(str(tmp_path / "list.txt"), SSV2)
     assert len(clips) == 1000000 and clips[-1].line == 1000000 and time.monotonic() - start < 30
 
 
 def test_a_decoder_that_crashes_or_hangs_costs_one_clip(monkeypatch):
     from tsm import workers
-    from tsm.cli import Corrupt
 
     def work(item):
         if item == 3:
@@ -179,6 +224,39 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_clip(monkeypatch):
     assert {item: str(results[item]) for item in (3, 5, 7)} == {
         3: "the decoder crashed (SIGSEGV)", 5: "decoding it takes more than 1 s", 7: "bad"}
     assert all(results[item] == item * item for item in range(20) if item not in (3, 5, 7))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_in_memory_a_list_gives_the_same_tensors_and_the_same_refusals(tmp_path, dtype):
+    for number in range(6):
+        clip_of("odd", 9 + number, str(tmp_path / str(number)))
+    (tmp_path / "2/img_00001.jpg").write_bytes(b"no picture")
+    (tmp_path / "list.txt").write_text("".join("%d %d %d\n" % (number, 9 + number, number) for number in range(6)))
+    clips = read_list(str(tmp_path / "list.txt"), SSV2)
+    with contextlib.closing(decoded(clips, str(tmp_path), SSV2, dtype, 2)) as results:
+        got = dict(results)  # all are kept: none may be overwritten by a later one
+    named = dict(decoded({"x": clips[5], (1, "y"): clips[4]}, str(tmp_path), SSV2, dtype, 3))
+    out = np.empty(SSV2.video_shape, dtype)
+    for number in (0, 1, 3, 4, 5):
+        fill(str(tmp_path / str(number)), clips[number], SSV2, table_for(dtype, SSV2), out)
+        assert got[number].dtype == dtype and np.array_equal(got[number], out)
+    assert np.array_equal(named["x"], got[5]) and np.array_equal(named[(1, "y")], got[4])
+    assert isinstance(got[2], Corrupt) and "img_00001.jpg: is no JPEG" in str(got[2]) and len(got) == 6
+    assert dict(decoded([], str(tmp_path), SSV2, dtype, 2)) == {}
+
+
+def test_in_memory_decoding_waits_for_its_reader(tmp_path):
+    clip_of("landscape", 8, str(tmp_path / "clip"))
+    (tmp_path / "list.txt").write_text("clip 8 1\n" * 12)
+    stamp = time.time_ns() - 10**9
+    os.utime(str(tmp_path / "clip"), ns=(stamp, stamp))
+    read = set()
+    with contextlib.closing(decoded(read_list(str(tmp_path / "list.txt"), SSV2), str(tmp_path), SSV2, "uint8", 2)) as results:
+        read.add(next(results)[0])
+        time.sleep(0.5)
+        shutil.rmtree(str(tmp_path / "clip"))  # what was not decoded by now cannot be any more
+        late = [index for index, result in results if isinstance(result, Corrupt)]
+    assert len(late) >= 12 - 4  # one was read, one waited in each of two processes, and one was in hand
 
 
 def fuzzed(tmp_path, works, name, make):
@@ -226,8 +304,8 @@ def test_fuzzed_lists(tmp_path):
     for _ in range(FUZZ):
         path.write_bytes(damaged(text, chance))
         try:
-            clips = read_list(str(path))
-            assert all(0 <= clip.label < 174 and clip.frames > 0 and ".." not in clip.source for clip in clips)
+            clips = read_list(str(path), SSV2)
+            assert all(0 <= clip.label < 174 and clip.frames != 0 and ".." not in clip.source for clip in clips)
         except UserError as error:
             refused += 1
             assert str(path) in str(error) and "\n" not in str(error)
@@ -237,21 +315,75 @@ def test_fuzzed_lists(tmp_path):
 def test_fuzzed_tensors_and_manifests(tmp_path):
     chance = random.Random("tensors")
     tensor = np.random.RandomState(0).randint(0, 256, 20000).astype(np.uint8).tobytes()
-    entry = {"id": 0, "source": "a", "label": 1, "file": "preprocess_bin/0.bin", "bytes": len(tensor),
-             "sha256": hashlib.sha256(tensor).hexdigest()}
+    entry = {"bytes": len(tensor), "xxh3_128": checksum(tensor)}
     check_tensor(entry, np.frombuffer(tensor, np.uint8), "0.bin")
     for _ in range(FUZZ):
         with pytest.raises(UserError, match="0.bin: .*TSM_preprocess.py"):
             check_tensor(entry, np.frombuffer(damaged(tensor, chance), np.uint8), "0.bin")
     path = tmp_path / "sthv2.json"
-    manifest = json.dumps({"protocol": {"dtype": "uint8"}, "versions": {}, "samples": [entry], "skipped": []}).encode()
+    manifest = json.dumps(good_manifest(tmp_path)).encode()
+    refused = 0
     for _ in range(FUZZ):
         path.write_bytes(damaged(manifest, chance))
         try:
             found = read_manifest(str(path))
+            assert protocol_from(found["protocol"], "x").nbytes(found["protocol"]["dtype"]) == found["samples"][0]["bytes"]
             check_folder(found, str(tmp_path), "sthv2.json")
         except UserError as error:
+            refused += 1
             assert "\n" not in re.sub(r"\\n", "", str(error))
+    assert refused > FUZZ // 2
+
+
+def good_manifest(folder):
+    (folder / "list.txt").write_text("a.webm 1\nb.webm 2\n")
+    clips = dict(enumerate(read_list(str(folder / "list.txt"), SSV2)))
+    return manifest_of(str(folder / "list.txt"), clips, SSV2, "uint8", {"opencv": "5"}, {0: "0" * 32}, {1: Corrupt("empty")})
+
+
+def drop(*keys):
+    def change(manifest):
+        for key in keys[:-1]:
+            manifest = manifest[key]
+        del manifest[keys[-1]]
+    return change
+
+
+def put(value, *keys):
+    def change(manifest):
+        for key in keys[:-1]:
+            manifest = manifest[key]
+        manifest[keys[-1]] = value
+    return change
+
+
+@pytest.mark.parametrize("change", [
+    drop("protocol"), drop("protocol", "segments"), drop("protocol", "dtype"), drop("versions"), drop("samples"),
+    drop("samples", 0, "xxh3_128"), drop("samples", 0, "label"), drop("skipped"), drop("skipped", 0, "reason"), drop("list"),
+    put(16, "protocol", "segments"), put("twelve", "protocol", "crops"), put("float16", "protocol", "dtype"),
+    put([1], "protocol", "shape"), put(True, "samples", 0, "id"), put(1, "samples", 0, "bytes"), put({}, "samples"),
+    put(None, "protocol"), put([], "versions"), put("x", "skipped"), put(1e999, "list", "videos"),
+])
+def test_a_manifest_that_is_none_is_refused_in_one_line(tmp_path, change):
+    path, manifest = tmp_path / "sthv2.json", good_manifest(tmp_path)
+    write_manifest(str(path), manifest)
+    assert read_manifest(str(path)) == json.loads(json.dumps(manifest))
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError) as caught:
+        read_manifest(str(path))
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text, word", [
+    ("", "no videos"), ("0 1 2\n", "line 1"), ("0 174\n", "label 174"), ("0 1\n0 2\n", "line 2"), ("-1 3\n", "line 1")])
+def test_an_info_file_is_what_write_info_writes(tmp_path, text, word):
+    path = str(tmp_path / "sthv2.info")
+    write_info(path, {10: 3, 2: 173})
+    assert read_info(path, 174) == {2: 173, 10: 3} and (tmp_path / "sthv2.info").read_text() == "2 173\n10 3\n"
+    (tmp_path / "sthv2.info").write_text(text)
+    with pytest.raises(UserError, match=word):
+        read_info(path, 174)
 
 
 def test_a_folder_that_is_not_the_manifest_s_is_told(tmp_path):

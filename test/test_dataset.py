@@ -57,6 +57,7 @@ def test_every_video_that_cannot_be_used_is_named(run, fails, works, dataset, tm
     videos[0].unlink()
     videos[2].write_bytes(videos[2].read_bytes()[:6000])
     videos[4].write_bytes(b"")
+    videos[1] = videos[1].rename(videos[1].with_suffix(".WebM"))
     line = fails("TSM_dataset.py", *dataset, cwd=tmp_path)
     assert "3 of 6 videos" in line and videos[0].name in line and "--on-error skip" in line
     assert not (tmp_path / "sthv2_val_list_videos.txt").exists()
@@ -74,8 +75,14 @@ def test_every_video_that_cannot_be_used_is_named(run, fails, works, dataset, tm
     ("validation.json", '[{"id": "1", "template": "Juggling [something]"}]', "not in the labels"),
     ("validation.json", '[{"id": "../1", "template": "Closing [something]"}]', "id '../1'"),
     ("validation.json", '[{"id": 1, "template": "Closing [something]"}, {"id": 1, "template": "Closing [something]"}]', "twice"),
-    ("labels.json", '{"Closing something": "5"}', "not the classes"),
-    ("labels.json", '["Closing something"]', "not a JSON object"),
+    ("labels.json", '{"Closing something": "5"}', "1 labels, not the classes 0 to 173"),
+    ("labels.json", '["Closing something"]', "not a JSON object but a list of 1 entries; wanted: a JSON object"),
+    ("labels.json", '{"Closing something": {}}', "'Closing something' has {} for a class; wanted"),
+    ("labels.json", '{"Closing something": 1.5}', "has 1.5 for a class; wanted"),
+    ("labels.json", "7", "not a JSON object but 7; wanted"),
+    ("labels.json", "id,template\n5,Closing something\n", "comma-separated text of 2 lines, the first 'id,template'; wanted"),
+    ("labels.json", "Closing something\nOpening something\n", "plain text of 2 lines, the first 'Closing something'; wanted"),
+    ("labels.json", "", "plain text of 0 lines, the first ''; wanted"),
 ])
 def test_files_that_are_not_the_dataset_s_are_refused(fails, dataset, tmp_path, name, text, word):
     shutil.copy(str(dataset[3]), str(tmp_path / "labels.json"))

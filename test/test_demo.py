@@ -115,7 +115,7 @@ def test_only_the_shift_tells_the_classes_of_a_pair_apart(works, demo, annotatio
     (tmp_path / "list.txt").write_text("".join(lines))
     works("TSM_preprocess.py", "--data_root", demo / "videos", "--ann_file", "list.txt", "--output_dir", ".", cwd=tmp_path)
     net, _ = load(str(demo / "tsm_thin.pth"))
-    sessions = [onnxruntime.InferenceSession(build(trunk_from(net), form).SerializeToString(),
+    sessions = [onnxruntime.InferenceSession(build(trunk_from(net), form, SSV2).SerializeToString(),
                                              providers=["CPUExecutionProvider"]) for form in ("view", "none")]
     scores = []
     for index in range(len(entries)):

@@ -15,7 +15,6 @@ import sys
 
 import numpy as np
 import pytest
-
 from fuzz import FUZZ, damaged
 
 PATIENCE = 60  # seconds
@@ -108,16 +107,19 @@ def model(repo, tmp_path_factory):
     """The thin network as mmaction2 exports it, and as modify_onnx.py makes it: two files' bytes."""
     onnx = pytest.importorskip("onnx")
     from test_modify import fill
+
     from tsm.graph import build
+    from tsm.lift import fold_constants, lift, read_source, weights_leave_inputs
     from tsm.onnxfile import set_metadata
-    import modify_onnx
+    from tsm.protocol import SSV2
 
     path = tmp_path_factory.mktemp("model") / "good.onnx"
-    exported = fill(onnx.load_model_from_string(gzip.decompress((repo / "test/specimens/mmaction2_torch1.9.onnx.gz").read_bytes())))
+    specimen = (repo / "test/specimens/mmaction2_torch1.9.onnx.gz").read_bytes()
+    exported = fill(onnx.load_model_from_string(gzip.decompress(specimen)))
     raw = exported.SerializeToString()
-    modify_onnx.weights_leave_inputs(exported)
-    trunk, _ = modify_onnx.raise_trunk(modify_onnx.read_source(modify_onnx.fold_constants(exported, str(path))[0], str(path)))
-    modified = build(trunk, "cpu", 1, "score")
+    weights_leave_inputs(exported)
+    trunk, _ = lift(read_source(fold_constants(exported, str(path), str(path))[0], str(path), SSV2), SSV2)
+    modified = build(trunk, "cpu", SSV2, 1, "score")
     set_metadata(modified, {"tsm.fusion": "score"})
     return raw, modified.SerializeToString()
 

@@ -138,11 +138,12 @@ def test_tsm_view_by_view_equals_the_whole_model(works, tensors, demo_new_onnx, 
 
     from tsm.graph import build, trunk_of
     from tsm.onnxfile import load, metadata, set_metadata
+    from tsm.protocol import SSV2
 
     session = onnxruntime.InferenceSession(str(demo_new_onnx), providers=["CPUExecutionProvider"])
     videos = [np.fromfile(str(tensors / "sthv2/preprocess_bin" / ("%d.bin" % i)), np.float32) for i in range(3)]
     whole = np.concatenate([session.run(None, {"input": video.reshape(1, 48, 3, 256, 256)})[0] for video in videos])
-    four = build(trunk_of(load(str(demo_new_onnx))), "cpu", 4, "score")
+    four = build(trunk_of(load(str(demo_new_onnx))), "cpu", SSV2, 4, "score")
     set_metadata(four, metadata(load(str(demo_new_onnx))))
     onnx.save(four, str(tmp_path / "four.onnx"))
     for name, args in {"ov": ("-m", demo_new_onnx, "--backend", "openvino"), "ort": ("-m", demo_new_onnx, "--backend", "onnxruntime"),
@@ -196,11 +197,12 @@ def saved_again(model, path, **changes):
     """A model of modify_onnx.py, written for batch 4 with another classifier's bias or input dtype."""
     from tsm.graph import build, trunk_of
     from tsm.onnxfile import load, metadata, set_metadata
+    from tsm.protocol import SSV2
 
     source = load(str(model))
     trunk, dtype = trunk_of(source), changes.pop("dtype", "float32")
-    made = build(trunk._replace(**{key: change(getattr(trunk, key)) for key, change in changes.items()}), "cpu", 4, "score",
-                 dtype=dtype)
+    made = build(trunk._replace(**{key: change(getattr(trunk, key)) for key, change in changes.items()}), "cpu", SSV2, 4,
+                 "score", dtype=dtype)
     set_metadata(made, metadata(source))
     onnx.save(made, str(path))
     return path

@@ -3,6 +3,9 @@
 import collections
 import gzip
 import json
+import os
+import subprocess
+import tempfile
 
 import numpy as np
 import pytest
@@ -10,11 +13,15 @@ import pytest
 onnx = pytest.importorskip("onnx")
 from onnx import helper, numpy_helper  # noqa: E402
 
-import modify_onnx  # noqa: E402
-from tsm.graph import SHIFT, build, trunk_of  # noqa: E402
-from tsm.onnxfile import metadata  # noqa: E402
+from tsm import proof  # noqa: E402
+from tsm.cli import UserError  # noqa: E402
+from tsm.graph import SHIFT, Trunk, build, layers, trunk_of  # noqa: E402
+from tsm.lift import expected_shifts  # noqa: E402
+from tsm.onnxfile import metadata, set_metadata  # noqa: E402
+from tsm.protocol import SSV2, fuse, shifted  # noqa: E402
 
 SPECIMENS = ("mmaction2_torch1.9", "torchscript_torch2.13", "dynamo_torch2.13")
+MEAN, STD = (np.float32(fact)[:, None, None] for fact in (SSV2.mean, SSV2.std))
 ASCEND_OPS = {"Conv", "Relu", "MaxPool", "Add", "Reshape", "Slice", "Concat", "GlobalAveragePool", "Flatten", "Gemm",
               "ReduceMean", "Softmax"}
 
@@ -26,7 +33,9 @@ def fill(model):
         values = numpy_helper.to_array(tensor)
         if values.dtype.kind == "f" and values.ndim:
             fan_in = max(1, int(np.prod(values.shape[1:])))
-            filled = rng.standard_normal(values.shape) * np.sqrt(1.5 / fan_in) if values.ndim > 1 else rng.uniform(0.1, 0.3, values.shape)
+            filled = rng.standard_normal(values.shape) * np.sqrt(1.5 / fan_in)
+            if values.ndim == 1:
+                filled = rng.uniform(0.1, 0.3, values.shape)
             tensor.CopyFrom(numpy_helper.from_array(filled.astype(np.float32), tensor.name))
     return model
 
@@ -44,7 +53,7 @@ def specimens(repo, tmp_path_factory):
         raw = gzip.decompress((repo / "test/specimens" / (name + ".onnx.gz")).read_bytes())
         onnx.save(fill(onnx.load_model_from_string(raw)), str(paths[name]))
     torch.manual_seed(0)
-    onnx.save(build(trunk_from(TSM(width=8).eval()), "cpu", softmax=True), str(paths["builtin"]))
+    onnx.save(build(trunk_from(TSM(width=8).eval()), "cpu", SSV2, softmax=True), str(paths["builtin"]))
     return paths
 
 
@@ -78,12 +87,17 @@ def test_every_exporter_ends_in_the_same_graph(modified, name):
 def test_counts_and_proof_are_printed_and_kept(modified, name, weights, folded):
     model, printed = modified[name]
     known = metadata(model)
-    rules, proof = json.loads(known["tsm.rules"]), json.loads(known["tsm.proof"])
+    rules, proved = json.loads(known["tsm.rules"]), json.loads(known["tsm.proof"])
     assert (rules["input"], rules["shift"], rules["head"]) == (1, 16, 1)
     assert (rules["weights"] > 0, rules["fold"] > 100) == (weights, folded)
-    assert proof["largest_difference"] <= 1e-5 and proof["top1_agreement"] == proof["videos"] == 2
+    assert set(proved) == {"file", "one_view"}
+    for entry in proved.values():
+        assert entry["largest_difference"] <= entry["tolerance"] == 1e-5 and entry["top1_agreement"] == entry["videos"] == 1
+        assert len(set(entry["magnitudes"])) == SSV2.views  # a mix-up of any two views shows
     assert known["tsm.fusion"] == "score" and known["tsm.target"] == "cpu" and len(known["tsm.source_sha256"]) == 64
-    assert "shift          16" in printed and "proof: largest difference" in printed
+    assert json.loads(known["tsm.protocol"]) == json.loads(json.dumps(SSV2._asdict()))
+    assert "shift          16" in printed and "proof: largest difference" in printed and "view by view: largest" in printed
+    assert ("says nothing of its protocol" in printed) == (name != "builtin")
 
 
 def run_onnx(model, feed):
@@ -101,18 +115,17 @@ def test_fusions_follow_their_definitions(specimens, works, tmp_path):
     expected = {"prob": views.mean(0), "score": geometric / geometric.sum()}
     for fusion in expected:
         for target in ("cpu", "ascend"):
-            works("modify_onnx.py", "-m1", specimens["builtin"], "-m2", "new.onnx", "--fusion", fusion, "--target", target, cwd=tmp_path)
+            works("modify_onnx.py", "-m1", specimens["builtin"], "-m2", "new.onnx", "--fusion", fusion, "--target", target,
+                  cwd=tmp_path)
             actual = run_onnx(onnx.load(str(tmp_path / "new.onnx")), {"input": videos})
             assert actual.shape == (1, 174) and np.abs(actual[0] - expected[fusion]).max() <= 1e-6
 
 
 def test_uint8_input_equals_normalised_float32(modified, specimens, works, tmp_path):
-    from TSM_preprocess import normalisation
-
-    works("modify_onnx.py", "-m1", specimens["builtin"], "-m2", "u8.onnx", "--target", "cpu", "--input_dtype", "uint8", cwd=tmp_path)
+    works("modify_onnx.py", "-m1", specimens["builtin"], "-m2", "u8.onnx", "--target", "cpu", "--input_dtype", "uint8",
+          cwd=tmp_path)
     videos = np.random.RandomState(6).randint(0, 256, (1, 48, 3, 256, 256)).astype(np.uint8)
-    table = normalisation()
-    plain = np.stack([table[channel][videos[:, :, channel]] for channel in range(3)], 2)
+    plain = ((videos - MEAN) / STD).astype(np.float32)
     actual = run_onnx(onnx.load(str(tmp_path / "u8.onnx")), {"input": videos})
     assert np.abs(actual - run_onnx(modified["builtin"][0], {"input": plain})).max() <= 1e-6
 
@@ -120,7 +133,7 @@ def test_uint8_input_equals_normalised_float32(modified, specimens, works, tmp_p
 @pytest.mark.parametrize("batch", [1, 4, 8, 16, 32])
 def test_the_ascend_graph_keeps_to_the_guides_operators(modified, batch):
     trunk = trunk_of(modified["builtin"][0])
-    model = build(trunk, "ascend", batch, "score")
+    model = build(trunk, "ascend", SSV2, batch, "score")
     onnx.checker.check_model(model)
     assert {node.op_type for node in model.graph.node} <= ASCEND_OPS
     assert model.opset_import[0].version == 11 and not any(tensor.external_data for tensor in model.graph.initializer)
@@ -141,7 +154,7 @@ def test_a_batch_is_its_videos(modified, specimens, works, tmp_path):
 
 
 def test_a_source_of_any_batch_gives_the_same_graph(modified, works, tmp_path):
-    onnx.save(build(trunk_of(modified["builtin"][0]), "cpu", 3), str(tmp_path / "three.onnx"))
+    onnx.save(build(trunk_of(modified["builtin"][0]), "cpu", SSV2, 3), str(tmp_path / "three.onnx"))
     works("modify_onnx.py", "-m1", "three.onnx", "-m2", "new.onnx", "-bs", 1, "--target", "cpu", cwd=tmp_path)
     assert structure(onnx.load(str(tmp_path / "new.onnx"))) == structure(modified["builtin"][0])
 
@@ -165,18 +178,18 @@ def _pads(values):
 
 def _no_shift(model):
     """Take the first shift out: its convolution reads what the shift read."""
-    source = next(node.input[0] for node in model.graph.node if node.name == "shift_0/views")
+    source = next(node.input[0] for node in model.graph.node if node.name == "layer1.0.conv1.shift/views")
     for node in model.graph.node:
         for place, name in enumerate(node.input):
-            if name == "shift_0":
+            if name == "layer1.0.conv1.shift":
                 node.input[place] = source
-    for node in [node for node in model.graph.node if node.name.startswith("shift_0")]:
+    for node in [node for node in model.graph.node if node.name.startswith("layer1.0.conv1.shift")]:
         model.graph.node.remove(node)
 
 
 def _split(model):
     for node in model.graph.node:
-        if node.name == "shift_3/split":
+        if node.name == "layer2.0.conv1.shift/split":
             helper_split = helper.make_attribute("split", [8, 8, 16])
             for given in list(node.attribute):
                 if given.name == "split":
@@ -186,7 +199,7 @@ def _split(model):
 
 def _foreign_op(model):
     for node in model.graph.node:
-        if node.name == "relu_7":
+        if node.name == "layer1.1.relu":
             node.op_type = "Sigmoid"
 
 
@@ -194,8 +207,29 @@ def _input_shape(model):
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 24
 
 
-def _dynamic(model):
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+def _dynamic(*places):
+    def change(model):
+        for place in places:
+            model.graph.input[0].type.tensor_type.shape.dim[place].dim_param = "N%d" % place
+    return change
+
+
+def _unnamed_batch(model):
+    model.graph.input[0].type.tensor_type.shape.dim[0].ClearField("dim_value")
+
+
+def _protocol(**changes):
+    def change(model):
+        set_metadata(model, {"tsm.protocol": json.dumps(SSV2._replace(**changes)._asdict())})
+    return change
+
+
+def _shift_div(model):
+    _protocol(shift_div=4)(model)
+
+
+def _metadata(text):
+    return lambda model: set_metadata(model, {"tsm.protocol": text})
 
 
 def _outside(path):
@@ -214,13 +248,21 @@ def _missing(path):
 
 
 @pytest.mark.parametrize("damage, says", [
-    (_edit(_pads([0, 1, 0, 0, 0, -1, 0, 0])), "0 channels ahead and"),
+    (_edit(_pads([0, 1, 0, 0, 0, -1, 0, 0])), "before layer1.0.conv1 are not TSM's shift: they give 0 channels ahead and"),
     (_edit(_pads([0, -2, 0, 0, 0, 2, 0, 0])), "not TSM's shift"),
     (_edit(_no_shift), "15 temporal shifts, where this network has 16"),
-    (_edit(_split), "8 channels ahead and 8 back"),
-    (_edit(_foreign_op), "not TSM's shift"),
-    (_edit(_input_shape), "48, 3, 256, 256"),
-    (_edit(_dynamic), "48, 3, 256, 256"),
+    (_edit(_split), "before layer2.0.conv1 are not TSM's shift: they give 8 channels ahead and 8 back"),
+    (_edit(_foreign_op), "before layer1.2.conv1 are not TSM's shift"),
+    (_edit(_input_shape), "its input is [1, 24, 3, 256, 256], where 6 views of 8 frames are [batch, 48, 3, 256, 256]"),
+    (_edit(_dynamic(0)), "its batch is not fixed (N0); export it with --shape 1 48 3 256 256"),
+    (_edit(_unnamed_batch), "its batch is not fixed (?); export it with --shape 1 48 3 256 256"),
+    (_edit(_dynamic(0, 1, 3)), "its input is not fixed ([N0, N1, 3, N3, 256]); export it with --shape 1 48 3 256 256"),
+    (_edit(_protocol(classes=10)), "its classifier has 174 classes, its protocol 10"),
+    (_edit(_protocol(segments=4)), "where 6 views of 4 frames are [batch, 24, 3, 256, 256]; export it with --shape 1 24 3 256"),
+    (_edit(_shift_div), "they give 1 channels ahead and 1 back, where it moves the first 2 of 8"),
+    (_edit(_metadata("[1]")), "its tsm.protocol is not a JSON object"),
+    (_edit(_metadata("{")), "its tsm.protocol is not a JSON object"),
+    (_edit(_metadata("{}")), "its protocol has segments = None"),
     (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), "source.onnx"),
     (lambda path: path.write_text("not a model"), "not an ONNX model"),
     (lambda path: path.write_bytes(b""), "not an ONNX model"),
@@ -235,41 +277,317 @@ def test_what_is_not_tsm_is_refused_in_one_line(specimens, fails, tmp_path, dama
     assert [path.name for path in tmp_path.iterdir() if path.name != "source.onnx"] == []
 
 
-def test_a_modified_model_is_not_modified_again(specimens, modified, fails, tmp_path):
+def test_another_batch_size_of_a_modified_model_carries_its_proof(specimens, modified, works, tmp_path):
+    """-m1 may be what the script wrote: the same file as from the exported model, without a second proof."""
+    onnx.save(modified["builtin"][0], str(tmp_path / "one.onnx"))
+    options = ("-bs", 4, "--target", "cpu")
+    works("modify_onnx.py", "-m1", specimens["builtin"], "-m2", "exported.onnx", *options, cwd=tmp_path)
+    printed = works("modify_onnx.py", "-m1", "one.onnx", "-m2", "carried.onnx", *options, cwd=tmp_path)
+    assert "its proof is carried over" in printed and "rule" not in printed
+    assert onnx.load(str(tmp_path / "carried.onnx")) == onnx.load(str(tmp_path / "exported.onnx"))
+
+
+def _relu_out(model):
+    """The last Relu is gone: still a graph that the suite could have written, of another network."""
+    node = next(node for node in model.graph.node if node.name == "layer4.2.relu")
+    for other in model.graph.node:
+        for place, name in enumerate(other.input):
+            if name == node.output[0]:
+                other.input[place] = node.input[0]
+    model.graph.node.remove(node)
+
+
+def _simplified(model):
+    """By ONNX Runtime, which merges what it can and writes the rest down in its own way."""
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = os.path.join(folder, "simple.onnx")
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        simple = onnx.load(options.optimized_model_filepath)
+    assert len(simple.graph.node) < len(model.graph.node)
+    model.graph.CopyFrom(simple.graph)
+
+
+def _renamed(model):
+    for node in model.graph.node:
+        node.name = ""
+
+
+def _other_weights(model):
+    for tensor in model.graph.initializer:
+        if tensor.name == "layer3.4.conv2.weight":
+            tensor.CopyFrom(numpy_helper.from_array(1.001 * numpy_helper.to_array(tensor), tensor.name))
+
+
+def _forget(key):
+    def change(model):
+        kept = {name: value for name, value in metadata(model).items() if name != key}
+        del model.metadata_props[:]
+        set_metadata(model, kept)
+    return change
+
+
+@pytest.mark.parametrize("change, options, says", [
+    (_relu_out, (), "one.onnx: has no proof of the graphs"),
+    (_simplified, (), "one.onnx: not as modify_onnx.py wrote it"),
+    (_renamed, (), "one.onnx: not as modify_onnx.py wrote it"),
+    (_forget("tsm.form"), (), "one.onnx: not as modify_onnx.py wrote it"),
+    (_pads([0, -1, 0, 0, 0, 2, 0, 0]), (), "one.onnx: not as modify_onnx.py wrote it"),
+    (_other_weights, (), "one.onnx: has no proof of the graphs"),
+    (_forget("tsm.proof"), (), "one.onnx: has no proof of the graphs"),
+    (lambda model: set_metadata(model, {"tsm.proof": "{"}), (), "one.onnx: has no proof of the graphs"),
+    (lambda model: set_metadata(model, {"tsm.proof": "[[]]"}), (), "one.onnx: has no proof of the graphs"),
+    (lambda model: None, ("--fusion", "prob"), "was made with --fusion score, not prob"),
+    (lambda model: None, ("--target", "ascend"), "was made with --target cpu, not ascend"),
+])
+def test_a_modified_model_that_was_changed_is_refused(modified, fails, tmp_path, change, options, says):
+    model = onnx.ModelProto()
+    model.CopyFrom(modified["builtin"][0])
+    change(model)
+    onnx.save(model, str(tmp_path / "one.onnx"))
+    line = fails("modify_onnx.py", "-m1", "one.onnx", "-m2", "new.onnx", "--target", "cpu", *options, cwd=tmp_path)
+    assert says in line and "pass the exported model" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["one.onnx"]
+
+
+def test_what_the_exporter_knew_is_carried_over(specimens, works, tmp_path):
+    model = onnx.load(str(specimens["builtin"]))
+    facts = {"tsm.checkpoint": "a.pth", "tsm.checkpoint_sha256": "12" * 32, "tsm.labels": json.dumps(["a", "b"])}
+    set_metadata(model, facts)
+    onnx.save(model, str(tmp_path / "source.onnx"))
+    works("modify_onnx.py", "-m1", "source.onnx", "-m2", "one.onnx", cwd=tmp_path)
+    works("modify_onnx.py", "-m1", "one.onnx", "-m2", "four.onnx", "-bs", 4, cwd=tmp_path)
+    for name, batch in (("one", "1"), ("four", "4")):
+        known = metadata(onnx.load(str(tmp_path / (name + ".onnx"))))
+        assert facts.items() <= known.items() and known["tsm.source"] == "source.onnx" and known["tsm.batch"] == batch
+        assert set(json.loads(known["tsm.proof"])) == {"file"}  # an NPU runs the file
+
+
+def test_names_of_the_classes_are_kept(modified, works, fails, tmp_path):
+    onnx.save(modified["builtin"][0], str(tmp_path / "one.onnx"))
+    names = ["name %d" % number for number in range(SSV2.classes)]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    (tmp_path / "few.txt").write_text("\n".join(names[:3]))
+    works("modify_onnx.py", "-m1", "one.onnx", "-m2", "new.onnx", "--target", "cpu", "--labels", "names.txt", cwd=tmp_path)
+    assert json.loads(metadata(onnx.load(str(tmp_path / "new.onnx")))["tsm.labels"]) == names
+    assert "few.txt: names 3 classes" in fails(
+        "modify_onnx.py", "-m1", "one.onnx", "-m2", "newer.onnx", "--target", "cpu", "--labels", "few.txt", cwd=tmp_path)
+
+
+def small_trunk(classes, stages=((8, 2), (16, 2)), width=8, bottleneck=True, every=1):
+    """A random TSM of `stages` (inner channels, blocks), written by hand: ResNet's stem, bottlenecks or basic blocks, a head."""
+    rng, nodes, weights = np.random.RandomState(11), [], {}
+
+    def emit(op, inputs, **facts):
+        nodes.append(helper.make_node(op, inputs, ["%s%d" % (op, len(nodes))], **facts))
+        return nodes[-1].output[0]
+
+    def conv(x, cin, cout, kernel, stride=1):
+        name = "w%d" % len(weights)
+        weights[name] = (rng.standard_normal((cout, cin, kernel, kernel)) * np.sqrt(1.5 / (cin * kernel ** 2))).astype(np.float32)
+        weights[name + "b"] = rng.uniform(0.1, 0.3, cout).astype(np.float32)
+        return emit("Conv", [x, name, name + "b"], kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[kernel // 2] * 4,
+                    dilations=[1, 1], group=1)
+
+    x = emit("MaxPool", [emit("Relu", [conv("frames", 3, width, 7, 2)])], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+    cin = width
+    for stage, (inner, blocks) in enumerate(stages):
+        for block in range(blocks):
+            stride, cout = 2 if stage and not block else 1, inner * (4 if bottleneck else 1)
+            moved = x if block % every else emit(SHIFT, [x])
+            if bottleneck:
+                out = emit("Relu", [conv(moved, cin, inner, 1)])
+                out = conv(emit("Relu", [conv(out, inner, inner, 3, stride)]), inner, cout, 1)
+            else:
+                out = conv(emit("Relu", [conv(moved, cin, inner, 3, stride)]), inner, cout, 3)
+            shortcut = conv(x, cin, cout, 1, stride) if stride != 1 or cin != cout else x
+            x, cin = emit("Relu", [emit("Add", [out, shortcut])]), cout
+    nodes[-1].output[0] = "features"
+    fc = (rng.standard_normal((classes, cin)) * 0.2).astype(np.float32)
+    return Trunk(nodes, weights, fc, rng.standard_normal(classes).astype(np.float32))
+
+
+def by_definition(trunk, frames, protocol):
+    """View scores [views, classes] of frames [views * segments, 3, size, size]: node by node in PyTorch, the shift in numpy."""
+    import torch
+    from torch.nn import functional
+
+    values = {"frames": torch.from_numpy(frames)}
+    for node in trunk.nodes:
+        facts = {given.name: helper.get_attribute_value(given) for given in node.attribute}
+        x = values[node.input[0]]
+        if node.op_type == SHIFT:
+            out = torch.from_numpy(shifted(x.numpy(), protocol.segments, x.shape[1] // protocol.shift_div))
+        elif node.op_type == "Conv":
+            weight, bias = (torch.from_numpy(trunk.weights[name]) for name in node.input[1:])
+            out = functional.conv2d(x, weight, bias, facts["strides"][0], facts["pads"][0])
+        elif node.op_type == "MaxPool":
+            out = functional.max_pool2d(x, 3, 2, 1)
+        else:
+            out = torch.relu(x) if node.op_type == "Relu" else x + values[node.input[1]]
+        values[node.output[0]] = out
+    scores = values["features"].mean((2, 3)).numpy() @ trunk.fc_weight.T + trunk.fc_bias
+    return scores.reshape(-1, protocol.segments, len(trunk.fc_bias)).mean(1)
+
+
+@pytest.mark.parametrize("changes, bottleneck, dtype", [
+    (dict(segments=4, classes=10, size=64), True, "float32"),
+    (dict(segments=16, classes=10, size=64), True, "uint8"),
+    (dict(segments=8, classes=32, size=224, shift_div=4), False, "float32"),  # as many classes as features would be ambiguous
+    (dict(segments=4, classes=64, size=96, mean=(1.0, 2.0, 3.0), std=(40.0, 50.0, 60.0)), True, "uint8"),
+    (dict(segments=3, classes=2, size=64, shift_div=3), True, "float32"),
+])
+def test_other_protocols(works, tmp_path, changes, bottleneck, dtype):
+    """Surgery, proof and every form of networks of other segments, classes, sizes and blocks, against the definition."""
+    protocol = SSV2._replace(**changes)
+    trunk = small_trunk(protocol.classes, bottleneck=bottleneck)
+    onnx.save(build(trunk, "cpu", protocol, softmax=True), str(tmp_path / "source.onnx"))
+    rng, mean, std = np.random.RandomState(8), *(np.float32(fact)[:, None, None] for fact in (protocol.mean, protocol.std))
+    videos = rng.randint(0, 256, (1,) + protocol.video_shape).astype(np.uint8) if dtype == "uint8" else (
+        rng.standard_normal((1,) + protocol.video_shape).astype(np.float32))
+    frames = ((videos[0] - mean) / std).astype(np.float32) if dtype == "uint8" else videos[0]
+    expected = by_definition(trunk, frames, protocol)
+    for fusion, target in (("score", "cpu"), ("prob", "ascend" if dtype == "float32" else "cpu")):
+        printed = works("modify_onnx.py", "-m1", "source.onnx", "-m2", "new.onnx", "-bs", 1, "--target", target,
+                        "--fusion", fusion, "--input_dtype", dtype, cwd=tmp_path)
+        assert "shift          4" in printed and "output [1, %d]" % protocol.classes in printed
+        new = onnx.load(str(tmp_path / "new.onnx"))
+        assert json.loads(metadata(new)["tsm.protocol"])["segments"] == protocol.segments
+        actual = run_onnx(new, {"input": videos})
+        assert np.abs(actual - fuse(expected, protocol.views, fusion)).max() <= 1e-5
+        scores = [run_onnx(build(trunk_of(new), "view", protocol, dtype=dtype), {"input": view}).mean(0)
+                  for view in videos.reshape((protocol.views,) + protocol.view_shape)]
+        assert np.abs(np.stack(scores) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def _identity_at_the_end(model):
+    model.graph.node[-1].output[0] = "probabilities"
+    model.graph.node.append(helper.make_node("Identity", ["probabilities"], ["output"]))
+
+
+def _no_bias(model):
+    """An optional input that is left out by an empty name."""
+    next(node for node in model.graph.node if node.name == "layer1.0.conv1").input[2] = ""
+
+
+@pytest.mark.parametrize("change", [_identity_at_the_end, _no_bias])
+def test_other_ways_to_write_the_same(works, tmp_path, change):
+    protocol = SSV2._replace(classes=5, size=64, segments=4)
+    model = build(small_trunk(5, stages=((8, 1),)), "cpu", protocol, softmax=True)
+    change(model)
+    onnx.save(model, str(tmp_path / "source.onnx"))
+    works("modify_onnx.py", "-m1", "source.onnx", "-m2", "new.onnx", "--target", "cpu", cwd=tmp_path)
+
+
+def test_a_trunk_of_constants_is_refused(fails, tmp_path):
+    model = build(small_trunk(5, stages=((8, 1),)), "cpu", SSV2._replace(classes=5, size=64, segments=4))
+    next(node for node in model.graph.node if node.name == "conv1").input[0] = "image"
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((24, 3, 64, 64), np.float32), "image"))
+    onnx.save(model, str(tmp_path / "source.onnx"))
+    assert "output depends on nothing" in fails("modify_onnx.py", "-m1", "source.onnx", "-m2", "new.onnx", cwd=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["source.onnx"]
+
+
+def test_a_deep_network_shifts_every_second_block(works, fails, tmp_path):
+    """As ResNet-101 does: 23 blocks in the third stage. With all of them shifted it is another network."""
+    protocol, stages = SSV2._replace(classes=5, size=64, segments=4), ((8, 2), (8, 1), (8, 23), (8, 1))
+    for every in (1, 2):
+        trunk = small_trunk(5, stages, every=every)
+        onnx.save(build(trunk, "cpu", protocol), str(tmp_path / ("%d.onnx" % every)))
+    printed = works("modify_onnx.py", "-m1", "2.onnx", "-m2", "new.onnx", "--target", "cpu", cwd=tmp_path)
+    assert "shift          15" in printed and "view by view" in printed
+    assert "27 temporal shifts, where this network has 15" in fails(
+        "modify_onnx.py", "-m1", "1.onnx", "-m2", "no.onnx", cwd=tmp_path)
+    trunk = trunk_of(onnx.load(str(tmp_path / "new.onnx")))
+    names = {layer.name for layer in layers(trunk.nodes, trunk.weights, protocol.frame_shape)}
+    assert {"layer3.22.conv1.shift", "layer3.21.conv1"} <= names and "layer3.21.conv1.shift" not in names
+
+
+def test_a_network_without_a_protocol_has_the_classes_of_its_output(works, fails, tmp_path):
+    """Ten classes from mmaction2's exporter, which writes no protocol; and the same with a protocol of other classes."""
+    trunk, ten = small_trunk(10, stages=((8, 1),)), SSV2._replace(classes=10)
+    model = build(trunk, "cpu", ten)
+    del model.metadata_props[:]
+    onnx.save(model, str(tmp_path / "source.onnx"))
+    assert "output [1, 10]" in works("modify_onnx.py", "-m1", "source.onnx", "-m2", "new.onnx", cwd=tmp_path)
+    _protocol()(model)
+    onnx.save(model, str(tmp_path / "source.onnx"))
+    assert "its classifier has 10 classes, its protocol 174" in fails(
+        "modify_onnx.py", "-m1", "source.onnx", "-m2", "newer.onnx", cwd=tmp_path)
+
+
+def test_layers_are_called_by_their_place(modified, specimens):
+    """As in mmaction2's state dict, whoever exported the graph."""
+    from tsm.network import TSM
+
+    wanted = {key[len("backbone."):].replace(".conv.net.", ".conv.").replace(".conv.weight", ".weight")
+              for key in TSM(width=8).state_dict() if key.startswith("backbone.") and "conv.weight" in key.replace(".net", "")}
+    for name in SPECIMENS + ("builtin",):
+        trunk = trunk_of(modified[name][0])
+        found = {layer.name for layer in layers(trunk.nodes, trunk.weights, SSV2.frame_shape) if layer.node.op_type == "Conv"}
+        assert {layer + ".weight" for layer in found} == wanted and len(found) == 53
+        assert wanted <= {tensor.name for tensor in modified[name][0].graph.initializer}
+    view = {node.name for node in build(trunk, "view", SSV2).graph.node}
+    assert {"layer2.0.conv1", "layer2.0.conv1/moved", "layer1.0.downsample/still", "fc"} <= view
+
+
+def test_a_batch_whose_zeros_fill_the_file_is_refused(modified, fails, tmp_path):
     onnx.save(modified["builtin"][0], str(tmp_path / "new.onnx"))
-    assert "modified model already" in fails("modify_onnx.py", "-m1", "new.onnx", "-m2", "newer.onnx", cwd=tmp_path)
+    with pytest.raises(UserError) as raised:
+        build(trunk_of(modified["builtin"][0]), "ascend", SSV2, 10 ** 9, "score")
+    most = int(str(raised.value).split()[-1])
+    assert 32 < most < 10 ** 4 and "more than an ONNX file holds" in str(raised.value)
+
+
+@pytest.mark.parametrize("tmpdir", ["/nonexistent", "full"])
+def test_a_bad_temporary_folder_is_not_blamed_on_the_model(specimens, works, tmp_path, tmpdir):
+    """No stage of the surgery writes to TMPDIR."""
+    env = {"TMPDIR": tmpdir if tmpdir != "full" else str(tmp_path / "file")}
+    (tmp_path / "file").write_text("not a folder")
+    works("modify_onnx.py", "-m1", specimens["torchscript_torch2.13"], "-m2", "new.onnx", cwd=tmp_path, env=env)
+
+
+def test_a_full_or_missing_folder_is_named(specimens, fails, tmp_path):
+    """The folded graph goes to the folder of -m2, in which the result has to have room anyway."""
+    model = specimens["torchscript_torch2.13"]
+    assert "none/new.onnx: No such file" in fails("modify_onnx.py", "-m1", model, "-m2", "none/new.onnx", cwd=tmp_path)
+    (tmp_path / "small").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path / "small")]
+    if subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        line = fails("modify_onnx.py", "-m1", model, "-m2", "small/new.onnx", cwd=tmp_path)
+        assert "small/new.onnx: No space left on device; free some space" in line and os.listdir(str(tmp_path / "small")) == []
+    finally:
+        subprocess.check_call(["umount", str(tmp_path / "small")])
 
 
 def test_usage(fails, tmp_path):
     assert "-m1" in fails("modify_onnx.py", "-m2", "new.onnx", cwd=tmp_path, status=2)
     assert "uint8" in fails("modify_onnx.py", "-m1", "a", "-m2", "b", "--input_dtype", "uint8", cwd=tmp_path, status=2)
+    assert "--target ascend" in fails("modify_onnx.py", "-m1", "a", "-m2", "b", "--auto_optimizer", "--target", "cpu",
+                                      cwd=tmp_path, status=2)
 
 
-def test_the_proof_fails_a_wrong_graph(modified, monkeypatch):
-    """A new graph with one weight changed is over the tolerance."""
-    exported = build(trunk_of(modified["builtin"][0]), "cpu")
-    wrong = onnx.ModelProto()
-    wrong.CopyFrom(modified["builtin"][0])
-    for tensor in wrong.graph.initializer:
-        if tensor.name == "fc.weight":
-            values = numpy_helper.to_array(tensor).copy()
-            values[7] += 0.5
-            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    proof = modify_onnx.prove(exported, "x", 1, wrong, "score", "float32")
-    assert proof["largest_difference"] > modify_onnx.TOLERANCE
+@pytest.mark.parametrize("form", ["file", "one_view"])
+def test_the_proof_fails_a_wrong_graph(modified, form):
+    """A new graph with one weight changed is over the tolerance, whichever of the two it is."""
+    trunk = trunk_of(modified["builtin"][0])
+    graphs = {"file": build(trunk, "cpu", SSV2, 1, "score"), "one_view": build(trunk, "view", SSV2)}
+    bias = trunk.fc_bias.copy()
+    bias[7] += 0.5
+    wrong = trunk._replace(fc_bias=bias)
+    graphs[form] = build(wrong, "cpu", SSV2, 1, "score") if form == "file" else build(wrong, "view", SSV2)
+    proved = proof.prove(build(trunk, "cpu", SSV2), "x", 1, graphs, SSV2, "score", "float32")
+    assert {name: entry["largest_difference"] > proof.TOLERANCE for name, entry in proved.items()} == {
+        name: name == form for name in graphs}
 
 
 def test_deeper_networks_shift_every_second_block():
-    def blocks(*counts):
-        nodes, shapes = [], {}
-        for stage, count in enumerate(counts):
-            for block in range(count):
-                name = "add_%d_%d" % (stage, block)
-                nodes.append(helper.make_node("Add", ["a", "b"], [name]))
-                shapes[name] = (256 << stage, 8, 8)
-        return modify_onnx.expected_shifts(nodes, shapes)
-
-    assert blocks(3, 4, 6, 3) == 16 and blocks(3, 4, 23, 3) == 2 + 2 + 12 + 2
+    assert expected_shifts([3, 4, 6, 3]) == 16 and expected_shifts([3, 4, 23, 3]) == 2 + 2 + 12 + 2
 
 
 def test_the_trunk_survives_being_written_and_read(modified):
@@ -277,6 +595,7 @@ def test_the_trunk_survives_being_written_and_read(modified):
     counts = collections.Counter(node.op_type for node in trunk.nodes)
     assert counts == {"Conv": 53, "Relu": 49, "Add": 16, "MaxPool": 1, SHIFT: 16}
     for form in ("ascend", "cpu"):
-        again = trunk_of(build(trunk, form, 1, "score"))
+        again = trunk_of(build(trunk, form, SSV2, 1, "score"))
         assert [(node.op_type, list(node.output)) for node in again.nodes if node.op_type == SHIFT] == [
-            (SHIFT, ["shift_%d" % number]) for number in range(16)]
+            (SHIFT, ["layer%d.%d.conv1.shift" % (stage, block)]) for stage, blocks in enumerate((3, 4, 6, 3), 1)
+            for block in range(blocks)]

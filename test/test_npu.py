@@ -9,6 +9,9 @@ import sys
 import numpy as np
 import pytest
 
+from tsm.cli import UserError
+from tsm.npu import check_path, chips, prepare, the_chip
+
 CLIPS = 5  # neither 4 nor 8 divides it
 PERF = ("--num_worker", 2, "--loop", 1)
 
@@ -30,9 +33,10 @@ def atlas(standins):
 def bare(tmp_path_factory):
     """An environment with the usual tools on its PATH, and nothing of Ascend's."""
     folder = tmp_path_factory.mktemp("bin")
-    for tool in ("awk", "bash", "dirname", "flock", "mkdir", "nproc", "paste", "printf", "sort", "wc"):
+    for tool in ("bash", "cat", "dirname", "flock", "mkdir", "sort"):
         (folder / tool).symlink_to(shutil.which(tool))
-    return {"PATH": str(folder), "PYTHONPATH": "", "PYTHON": sys.executable, "ASCEND_SET_ENV": "/nowhere/set_env.sh"}
+    return {"PATH": str(folder), "PYTHONPATH": "", "PYTHON": sys.executable, "ASCEND_SET_ENV": "/nowhere/set_env.sh",
+            "ASCEND_SYSROOT": "/nowhere", "HOME": "/nowhere"}
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +74,35 @@ def on_cpu(works, demo, demo_new_onnx, tmp_path_factory):
     return probabilities_in(folder), json.loads((folder / "accuracy.json").read_text())
 
 
-@pytest.fixture(scope="module", params=[1, 4, 8])
+def left_by_a_cpu_run(work):
+    """Give what is in a work folder the modes that a CPU run under umask 0002 leaves."""
+    for path in [work / "inference_result", work / "inference_result/out"]:
+        path.chmod(0o755)
+    for path in list((work / "sthv2").glob("*/*.bin")) + list(work.glob("tsm_bs*.om")):
+        path.chmod(0o664)
+    (work / "sthv2/preprocess_bin").chmod(0o775)
+
+
+@pytest.fixture(scope="module", params=[(1, "2023", 0o022), (4, "2025", 0o002), (8, "2025", 0)],
+                ids=["bs1-2023", "bs4-2025", "bs8-2025"])
 def on_npu(request, works, atlas, demo, work):
-    """(batch size, what the run printed, probabilities, report) of run_all.sh over the stand-ins, in one work folder."""
-    said = works("run_all.sh", request.param, "--device", "npu", *demo, *PERF, "--perf_batches", 1, "--work_dir", work,
-                 cwd=work, env=atlas, timeout=1800)
-    return request.param, said, probabilities_in(work), json.loads((work / "report.json").read_text())
+    """(batch size, what the run printed, probabilities, report) of run_all.sh over the stand-ins, in one work folder.
+
+    Of each generation of ais_bench; the newer one in a folder that others were let into before, under an open umask.
+    """
+    batch, generation, umask = request.param
+    if generation == "2025":
+        if not (work / "sthv2").exists():  # this case runs alone
+            works("TSM_preprocess.py", *demo[:4], cwd=work)
+            (work / "inference_result/out").mkdir(parents=True)
+        left_by_a_cpu_run(work)
+    before = os.umask(umask)
+    try:
+        said = works("run_all.sh", batch, "--device", "npu", *demo, *PERF, "--perf_batches", 1, "--work_dir", work,
+                     cwd=work, env=dict(atlas, STANDIN_GENERATION=generation), timeout=1800)
+    finally:
+        os.umask(before)
+    return batch, said, probabilities_in(work), json.loads((work / "report.json").read_text())
 
 
 def test_npu_gives_what_the_cpu_gives(on_npu, on_cpu):
@@ -123,14 +150,76 @@ def test_chip_names_override_a_mixed_listing(on_npu, run, atlas, demo, work):
     assert "--soc_version=Ascend310P8" in done.stdout and done.returncode == 255
 
 
-@pytest.mark.parametrize("chips, said", [
-    ("", "npu-smi info: lists no chip; "),
-    ("310P3 910A", "npu-smi info: lists chips of different names (310P3 910A); choose one: --chip NAME"),
+ROWS = """
++-------------------------------+-----------------+------------------------------------------------------+
+| npu-smi 25.2.0                                   Version: 25.2.0                                       |
++-------------------------------+-----------------+------------------------------------------------------+
+| NPU     Name                  | Health          | Power(W)     Temp(C)           Hugepages-Usage(page) |
+| Chip    Device                | Bus-Id          | AICore(%%)    Memory-Usage(MB)                        |
++===============================+=================+======================================================+
+%s
++===============================+=================+======================================================+
+| NPU     Chip                  | Process id      | Process name             | Process memory(MB)        |
++===============================+=================+======================================================+
+| 0       0                     | 2301            | python3                  | 912                       |
++===============================+=================+======================================================+
+| No running processes found in NPU 1                                                                    |
++===============================+=================+======================================================+
+"""
+RULE = "+-------------------------------+-----------------+--------------------------------------------+\n"
+
+
+@pytest.mark.parametrize("rows, names", [
+    ("| 0  310P3 | Warning | NA  91  0 / 0 |\n| 0  0 | 0000:5E:00.0 | 98  20010/ 21534 |", ["310P3"]),
+    ("| 0  310P3 | Alarm | NA  91  0 / 0 |\n| 0  0 | 0000:5E:00.0 | 98  20010/ 21534 |", ["310P3"]),
+    ("| 32800  310P3 | - | NA  NA  NA / NA |\n| 0  1 | 0000:86:00.0 | NA  NA / NA |", ["310P3"]),
+    ("| 2  310P3 | OK | NA  45  0 / 0 |\n| 0  0 | 0000:01:00.0 | 0  1529 / 44280 |\n" + RULE  # one card of two chips
+     + "| 2  310P3 | OK | NA  43  0 / 0 |\n| 1  1 | 0000:01:00.0 | 0  1412 / 43693 |", ["310P3", "310P3"]),
+    ("| 2  310P3 | OK | NA  45  0 / 0 |\n| 0  0 | 0000:01:00.0 | 0  1529 / 44280 |\n"  # without a rule between the two
+     "| 2  310P3 | OK | NA  43  0 / 0 |\n| 1  1 | 0000:01:00.0 | 0  1412 / 43693 |", ["310P3", "310P3"]),
+    ("| 0  310P1 | OK | 10.4  66  0 / 0 |\n| 0  0 | NA | 0  957  / 10810 |", ["310P1"]),
+    ("| 0  910B4-1 | OK | 89.1  40  0 / 0 |\n| 0 | 0000:C1:00.0 | 0  0 / 0  3400 / 65536 |", ["910B4-1"]),
+    ("| 0  Ascend910 | OK | 169.7  37  0 / 0 |\n| 0  0 | 0000:9D:00.0 | 0  0 / 0  3399 / 65536 |", ["Ascend910"]),
+    ("| 0  310 | OK | 12.8  45  0 / 969 |\n| 0  0 | 0000:06:00.0 | 0  621 / 7759 |", ["310"]),  # all digits
+    ("", []),
 ])
-def test_a_listing_that_does_not_decide(chips, said, fails, atlas, tmp_path):
-    line = fails("run_all.sh", 1, "--device", "npu", "--work_dir", tmp_path, cwd=tmp_path, env=dict(atlas, NPU_SMI_CHIPS=chips))
-    assert said in line
+def test_every_form_of_the_listing(rows, names):
+    assert chips(ROWS % rows) == names
+
+
+@pytest.mark.parametrize("text, status, said", [
+    ("dcmi module initialize failed. ret is -8005", 255,
+     "failed with status 255 and said 'dcmi module initialize failed. ret is -8005';"),
+    ("\nDrvMngGetConsoleLogLevel failed. (g_conLogLevel=3)\ndcmi model initialized failed, ret is -8020\n", 1,
+     "said 'DrvMngGetConsoleLogLevel failed. (g_conLogLevel=3); dcmi model initialized failed, ret is -8020';"),
+    ("\n", 1, "failed with status 1 and said nothing"), ("\n", 0, "lists no chip and said nothing"),
+    ("dcmi module initialize failed. ret is -8005\n", 0, "lists no chip and said 'dcmi module initialize failed. ret is -8005'"),
+])
+def test_an_npu_smi_that_fails_has_its_say(text, status, said, fails, atlas, tmp_path):
+    (tmp_path / "says").write_text(text)
+    line = fails("run_all.sh", 1, "--device", "npu", "--work_dir", tmp_path / "work", cwd=tmp_path,
+                 env=dict(atlas, NPU_SMI_SAYS=str(tmp_path / "says"), NPU_SMI_STATUS=str(status)))
+    assert said in line and "--chip 310P3" in line and "/dev/davinci" in line
+    assert not os.listdir(str(tmp_path / "work"))
+
+
+def test_chips_of_different_names_are_listed(fails, atlas, tmp_path):
+    line = fails("run_all.sh", 1, "--device", "npu", "--work_dir", tmp_path, cwd=tmp_path,
+                 env=dict(atlas, NPU_SMI_CHIPS="310P3 910A"))
+    assert "npu-smi info: lists chips of different names (310P3 910A); choose one: --chip NAME" in line
     assert not os.listdir(str(tmp_path))
+    with pytest.raises(UserError, match="lists no chip"):
+        the_chip(ROWS % "")
+
+
+def test_atc_is_given_the_chip_s_own_name(on_npu, run, atlas, demo, work, tmp_path):
+    """Also one that begins with Ascend. An atc that fails at once ends the run there."""
+    (tmp_path / "atc").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "atc").chmod(0o755)
+    chip, soc = {1: ("Ascend910", "Ascend910"), 4: ("910B4-1", "Ascend910B4-1"), 8: ("310P3", "Ascend310P3")}[on_npu[0]]
+    done = run("run_all.sh", 1, "--device", "npu", *demo, *PERF, "--work_dir", work, cwd=work,
+               env=dict(atlas, NPU_SMI_CHIPS=chip, PATH="%s:%s" % (tmp_path, atlas["PATH"])))
+    assert done.returncode == 3 and done.stdout.endswith(" --soc_version=%s\n" % soc), done.stdout
 
 
 def only(bare, standins, folder, *tools):
@@ -154,15 +243,90 @@ def test_a_missing_tool_is_named_before_any_work(tools, said, fails, bare, stand
     assert not os.listdir(str(work))
 
 
+def set_env_of(bare, standins, folder):
+    """A set_env.sh, as careless as CANN's, that puts atc on the PATH; its folder is made."""
+    folder.mkdir(parents=True)
+    path = only(bare, standins, folder / "bin", "atc")["PATH"]
+    (folder / "set_env.sh").write_text("false\nLD_LIBRARY_PATH=/lib:$NOT_SET_ANYWHERE\nexport PATH=%s\n" % path)
+    return folder / "set_env.sh"
+
+
 @pytest.mark.parametrize("device", ["npu", "auto"])
-def test_set_env_is_sourced_when_atc_is_not_on_the_path(device, fails, bare, standins, tmp_path):
-    env = only(bare, standins, tmp_path / "bin")
-    ascend = only(bare, standins, tmp_path / "ascend", "atc")["PATH"]
-    script = tmp_path / "set_env.sh"
-    script.write_text('false\nLD_LIBRARY_PATH=/lib:$NOT_SET_ANYWHERE\nexport PATH=%s\n' % ascend)  # as careless as CANN's
-    line = fails("run_all.sh", 1, "--device", device, "--work_dir", tmp_path, cwd=tmp_path,
-                 env=dict(env, ASCEND_SET_ENV=str(script)))
-    assert "npu-smi: not found" in line  # so atc was found
+@pytest.mark.parametrize("place", ["root/usr/local/Ascend/ascend-toolkit", "root/usr/local/Ascend/cann", "home/Ascend/cann",
+                                   "home/Ascend/ascend-toolkit", "named"])
+def test_set_env_is_found_and_sourced_when_atc_is_not_on_the_path(place, device, run, bare, standins, tmp_path):
+    script = set_env_of(bare, standins, tmp_path / place)
+    env = dict(bare, ASCEND_SYSROOT=str(tmp_path / "root"), HOME=str(tmp_path / "home"),
+               ASCEND_SET_ENV="named/set_env.sh" if place == "named" else "")
+    done = run("run_all.sh", 1, "--device", device, "--work_dir", tmp_path / "work", cwd=tmp_path, env=env)
+    assert done.returncode == 1 and "npu-smi: not found" in done.stderr and done.stderr.count("\n") == 1  # so atc was found
+    assert ("device: npu, since %s is installed" % script in done.stdout) == (device == "auto")
+
+
+@pytest.mark.parametrize("signs, warned", [
+    ([], None), (["dev/davinci0"], "dev/davinci0"), (["dev/davinci_manager"], "dev/davinci_manager"),
+    (["usr/local/Ascend/driver"], "usr/local/Ascend/driver"), (["npu-smi"], "npu-smi"),
+])
+def test_auto_is_loud_about_an_npu_without_its_tools(signs, warned, run, bare, standins, tmp_path):
+    env = only(bare, standins, tmp_path / "bin", *(sign for sign in signs if sign == "npu-smi"))
+    for sign in signs:
+        if sign != "npu-smi":
+            (tmp_path / "root" / sign).mkdir(parents=True)
+    (tmp_path / "a.pth").write_text("not a checkpoint")
+    done = run("run_all.sh", 1, "--checkpoint", "a.pth", "--exporter", "builtin", "--work_dir", tmp_path / "work", cwd=tmp_path,
+               env=dict(env, ASCEND_SYSROOT=str(tmp_path / "root"), ASCEND_SET_ENV=""))
+    assert "device: cpu, since no CANN toolkit is installed here" in done.stdout
+    warnings = [line for line in done.stderr.splitlines() if "warning: " in line]
+    if warned is None:
+        assert warnings == []
+    else:
+        assert len(warnings) == 1 and warned in warnings[0] and "ASCEND_SET_ENV" in warnings[0]
+
+
+@pytest.mark.parametrize("device", ["npu", "auto"])
+@pytest.mark.parametrize("option", [("--dtype", "uint8"), ("--backend", "onnxruntime"), ("--precision", "bf16")])
+def test_what_is_for_the_cpu_is_refused_before_any_work(option, device, fails, atlas, tmp_path):
+    line = fails("run_all.sh", 1, "--device", device, *option, "--work_dir", tmp_path / "work", cwd=tmp_path, env=atlas, status=2)
+    assert option[0] in line and not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("name, odd", [("a b", "' '"), ("中文", "'中' '文'"), ("c++", "'+'"), ("x(1)~", "'(' ')' '~'")])
+def test_a_folder_that_ais_bench_does_not_take_is_refused_before_any_work(name, odd, fails, atlas, tmp_path):
+    line = fails("run_all.sh", 1, "--device", "npu", "--work_dir", tmp_path / name, cwd=tmp_path, env=atlas)
+    assert "%s: ais_bench takes no path with %s in it, only A-Z a-z 0-9 _ - / ." % (tmp_path / name, odd) in line
+    assert not os.listdir(str(tmp_path / name))
+    check_path(str(tmp_path / "Good-1_2.3"))
+
+
+def test_a_link_to_a_good_folder_does_not_hide_an_odd_one(fails, atlas, tmp_path):
+    (tmp_path / "an odd one").mkdir()
+    (tmp_path / "good").symlink_to(tmp_path / "an odd one")
+    assert "takes no path with ' '" in fails("run_all.sh", 1, "--device", "npu", "--work_dir", "good", cwd=tmp_path, env=atlas)
+
+
+def test_what_ais_bench_would_refuse_is_mended_or_refused(tmp_path):
+    made = [("sthv2/preprocess_bin/0.bin", 0o666, 0o644), ("sthv2/chunk_0_2/preprocess_bin/0.bin", 0o664, 0o644),
+            ("tsm_bs1.om", 0o600, 0o600), ("tsm_bs4.om", 0o777, 0o755), ("sthv2/sthv2.info", 0o664, 0o664),
+            ("inference_result/out/0_0.txt", 0o644, 0o644)]
+    for name, mode, _ in made:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+        (tmp_path / name).chmod(mode)
+    folders = [("sthv2/preprocess_bin", 0o775, 0o755), ("inference_result", 0o777, 0o750), ("inference_result/out", 0o755, 0o750)]
+    for name, mode, _ in folders:
+        (tmp_path / name).chmod(mode)
+    prepare(str(tmp_path))
+    for name, _, mode in made + folders:
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode, name
+    (tmp_path / "tsm_bs1.om").rename(tmp_path / "elsewhere")
+    (tmp_path / "tsm_bs1.om").symlink_to("elsewhere")
+    with pytest.raises(UserError, match="tsm_bs1.om: is a symbolic link"):
+        prepare(str(tmp_path))
+    (tmp_path / "tsm_bs1.om").unlink()
+    if os.geteuid() == 0:
+        os.chown(str(tmp_path / "tsm_bs4.om"), 54321, 54321)
+        with pytest.raises(UserError, match="tsm_bs4.om: belongs to another user and group"):
+            prepare(str(tmp_path))
 
 
 def save_model(path, batch, make_nodes, columns=5, opset=11):
@@ -244,7 +408,8 @@ def test_the_stand_in_fills_the_last_batch_with_its_own_first_file(atlas, tmp_pa
 
     save_model(tmp_path / "m.om", 4, mix)
     values = scatter(tmp_path / "in", 6)
-    done = bench(atlas, tmp_path, "--model", "m.om", "--input", "in", "--output", "out", "--output_dirname", "o", "--outfmt", "NPY")
+    done = bench(atlas, tmp_path, "--model", "m.om", "--input", "in", "--output", "out", "--output_dirname", "o", "--outfmt",
+                 "NPY")
     assert done.returncode == 0, done.stderr
     last = values[[4, 5, 4, 4]]
     weight = np.random.RandomState(0).standard_normal((4, 5)).astype(np.float32)
@@ -284,6 +449,28 @@ def test_the_stand_ins_refuse_what_the_real_tools_refuse(atlas, tmp_path):
         assert bench(atlas, tmp_path, "--model", "m.om", *wrong).returncode == 2, wrong
 
 
+@pytest.mark.parametrize("change, said", [
+    (lambda folder: None, None),
+    (lambda folder: (folder / "m.om").chmod(0o664), "m.om is group writable"),
+    (lambda folder: (folder / "in/1.bin").chmod(0o666), "1.bin is group writable"),
+    (lambda folder: (folder / "in").chmod(0o777), "in is group writable"),
+    (lambda folder: (folder / "out").mkdir(mode=0o755), "0o750"),
+    (lambda folder: (folder / "m.om").rename(folder / "n.om") and None or (folder / "m.om").symlink_to("n.om"), "soft link"),
+])
+def test_the_newer_stand_in_looks_at_paths_first(change, said, atlas, tmp_path):
+    before = os.umask(0o022)
+    save_model(tmp_path / "m.om", 1, gemm)
+    scatter(tmp_path / "in", 2)
+    change(tmp_path)
+    os.umask(before)
+    flags = ["--model", "m.om", "--input", "in", "--output", "out", "--output_dirname", "o"]
+    done = bench(dict(atlas, STANDIN_GENERATION="2025"), tmp_path, *flags)
+    assert (done.returncode, said is None or said in done.stdout) == (2 if said else 0, True), done.stdout
+    assert bench(atlas, tmp_path, *flags).returncode == 0
+    if said is None:
+        assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
+
+
 GUIDE_S = {"Conv", "Relu", "MaxPool", "Add", "Reshape", "Slice", "Concat", "GlobalAveragePool", "Flatten", "Gemm",
            "ReduceMean", "Softmax"}
 
@@ -294,8 +481,9 @@ def test_ascend_graphs_keep_to_the_guide_s_operators(batch, demo_new_onnx, atlas
 
     from tsm.graph import build, trunk_of
     from tsm.onnxfile import load
+    from tsm.protocol import SSV2
 
-    model = build(trunk_of(load(str(demo_new_onnx))), "ascend", batch, "score")
+    model = build(trunk_of(load(str(demo_new_onnx))), "ascend", SSV2, batch, "score")
     assert {node.op_type for node in model.graph.node} == GUIDE_S
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 11)]
     for value, shape in ((model.graph.input, [batch, 48, 3, 256, 256]), (model.graph.output, [batch, 174])):

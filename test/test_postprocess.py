@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from TSM_postprocess import measure, wilson
+from tsm.accuracy import measure, wilson
+from tsm.protocol import SSV2
+from tsm.samples import Clip, manifest_of, write_manifest
 
 RNG = np.random.RandomState(7)
 VIDEOS = 11
@@ -83,7 +85,10 @@ def test_results_may_be_moved_with_their_summary(works, results):
 
 def test_skipped_videos_are_said(works, results):
     folder, _, _ = results
-    (folder / "sthv2/sthv2.json").write_text(json.dumps({"skipped": [{"line": 12, "source": "x", "reason": "empty"}]}))
+    (folder / "list.txt").write_text("x.webm 0\n")
+    clips = {index: Clip(index + 1, "x.webm", None, 0) for index in range(VIDEOS + 1)}
+    write_manifest(str(folder / "sthv2/sthv2.json"), manifest_of(
+        str(folder / "list.txt"), clips, SSV2, "float32", {}, {index: "0" * 32 for index in range(VIDEOS)}, {VIDEOS: "is empty"}))
     assert "accuracy over 11 of 12 (1 skipped) videos" in works("TSM_postprocess.py", *ARGS, cwd=folder)
 
 

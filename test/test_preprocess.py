@@ -9,10 +9,13 @@ import time
 import cv2
 import numpy as np
 import pytest
-
-import TSM_preprocess
+import xxhash
 from clips import DATA, clip_of
-from tsm.protocol import MEAN, SSV2, STD, frame_indices
+
+from tsm import frames as frames_module
+from tsm.clips import fill, normalisation
+from tsm.frames import JPEG_DECODER
+from tsm.protocol import SSV2, frame_indices
 from tsm.samples import Clip
 
 GOLDEN = json.loads((DATA / "golden.json").read_text())
@@ -37,21 +40,25 @@ def made(works, tmp_path_factory):
     return made
 
 
+def digests(folder):
+    """{source: SHA-256 of its tensor}, through the manifest."""
+    samples = json.loads((folder / "sthv2.json").read_text())["samples"]
+    return {sample["source"]: hashlib.sha256((folder / sample["file"]).read_bytes()).hexdigest() for sample in samples}
+
+
 def test_float32_from_frames_is_bit_equal_to_mmaction2(made):
-    manifest = json.loads((made("float32") / "sthv2.json").read_text())
-    assert {sample["source"]: sample["sha256"] for sample in manifest["samples"]} == {name: GOLDEN[name] for name in FRAMES}
+    assert digests(made("float32")) == {name: GOLDEN[name] for name in FRAMES}
 
 
 def test_float32_from_videos_is_bit_equal_to_mmaction2(works, tmp_path):
     names = sorted(set(GOLDEN) - set(FRAMES))
     (tmp_path / "list.txt").write_text("".join(name + " 0\n" for name in names))
     works("TSM_preprocess.py", "--data_root", DATA, "--ann_file", "list.txt", cwd=tmp_path)
-    manifest = json.loads((tmp_path / "sthv2" / "sthv2.json").read_text())
-    assert {sample["source"]: sample["sha256"] for sample in manifest["samples"]} == {name: GOLDEN[name] for name in names}
+    assert digests(tmp_path / "sthv2") == {name: GOLDEN[name] for name in names}
 
 
 def test_uint8_normalised_is_float32(made):
-    table = TSM_preprocess.normalisation()
+    table = normalisation(SSV2)
     for number in range(len(FRAMES)):
         bytes_, floats = (np.fromfile(str(made(dtype) / "preprocess_bin" / ("%d.bin" % number)), dtype).reshape(48, 3, -1)
                           for dtype in ("uint8", "float32"))
@@ -60,8 +67,8 @@ def test_uint8_normalised_is_float32(made):
 
 
 def test_the_table_is_the_normalisation():
-    exact = (np.arange(256) - np.array(MEAN)[:, None]) / np.array(STD)[:, None]
-    assert np.allclose(TSM_preprocess.normalisation(), exact, rtol=1e-6, atol=1e-6)
+    exact = (np.arange(256) - np.array(SSV2.mean)[:, None]) / np.array(SSV2.std)[:, None]
+    assert np.allclose(normalisation(SSV2), exact, rtol=1e-6, atol=1e-6)
 
 
 def test_files_and_manifest_are_as_documented(made):
@@ -69,15 +76,16 @@ def test_files_and_manifest_are_as_documented(made):
     manifest = json.loads((folder / "sthv2.json").read_text())
     assert (folder / "sthv2.info").read_text() == "".join("%d %d\n" % (i, i) for i in range(len(FRAMES)))
     assert manifest["protocol"] == {
-        "crops": 3, "samples": 2, "segments": 8, "size": 256, "mean": list(MEAN), "std": list(STD), "dtype": "uint8",
+        "segments": 8, "sampling": "twice", "crops": "three", "short_side": 256, "size": 256, "classes": 174,
+        "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "shift_div": 8, "dtype": "uint8",
         "layout": "NCHW", "shape": [48, 3, 256, 256]}
     assert manifest["list"]["videos"] == len(FRAMES) and manifest["skipped"] == []
-    assert manifest["versions"]["opencv"] == cv2.__version__
+    assert manifest["versions"]["opencv"] == cv2.__version__ and manifest["versions"]["jpeg decoder"] == JPEG_DECODER
     for number, sample in enumerate(manifest["samples"]):
         tensor = (folder / sample["file"]).read_bytes()
         assert sample == {
             "id": number, "source": FRAMES[number], "label": number, "file": "preprocess_bin/%d.bin" % number,
-            "bytes": 48 * 3 * 256 * 256, "sha256": hashlib.sha256(tensor).hexdigest()}
+            "bytes": 48 * 3 * 256 * 256, "xxh3_128": xxhash.xxh3_128_hexdigest(tensor)}
         assert len(tensor) == sample["bytes"]
     assert sorted(path.name for path in folder.iterdir()) == [".journal", "preprocess_bin", "sthv2.info", "sthv2.json"]
 
@@ -103,14 +111,20 @@ def test_frame_indices_are_the_middles_then_the_starts(frames):
 def test_each_distinct_frame_is_decoded_and_resized_once(monkeypatch, tmp_path, frames, distinct):
     clip_of("square", frames, str(tmp_path / "clip"))
     calls = []
-    for name in ("imdecode", "resize"):
-        def counted(*args, name=name, function=getattr(cv2, name), **options):
+
+    def count(module, name):
+        function = getattr(module, name)
+
+        def counted(*args, **options):
             calls.append(name)
             return function(*args, **options)
 
-        monkeypatch.setattr(cv2, name, counted)
-    TSM_preprocess.fill(str(tmp_path / "clip"), Clip(1, "clip", frames, 0), None, np.empty((48, 3, 256, 256), np.uint8))
-    assert calls.count("imdecode") == calls.count("resize") == distinct
+        monkeypatch.setattr(module, name, counted)
+
+    count(frames_module, "decode_picture")
+    count(cv2, "resize")
+    fill(str(tmp_path / "clip"), Clip(1, "clip", frames, 0), SSV2, None, np.empty(SSV2.video_shape, np.uint8))
+    assert calls.count("decode_picture") == calls.count("resize") == distinct
 
 
 def test_it_starts_within_a_second_and_without_torch(repo):

@@ -16,7 +16,6 @@ import threading
 import time
 
 import pytest
-
 from clips import VIDEOS, clip_of, contents, linked, times
 
 KILLS = int(os.environ.get("TSM_KILLS", 12))
@@ -47,9 +46,8 @@ def counts(stdout):
 
 def workers_of(pid):
     """Processes whose parent is `pid`."""
-    with contextlib.suppress(OSError):
-        with open("/proc/%d/task/%d/children" % (pid, pid)) as file:
-            return [int(word) for word in file.read().split()]
+    with contextlib.suppress(OSError), open("/proc/%d/task/%d/children" % (pid, pid)) as file:
+        return [int(word) for word in file.read().split()]
     return []
 
 

@@ -1,5 +1,6 @@
 """The whole chain as a user runs it: run_all.sh on the demo, restarted, misused; the README's commands by hand."""
 
+import fcntl
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+import traced
 
 BY_HAND = 6  # clips that the README's commands are run on
 
@@ -27,7 +29,7 @@ def suite(repo, tmp_path_factory):
 
 def chain(suite, *args, **options):
     return subprocess.run(
-        ["./run_all.sh"] + [str(arg) for arg in args], cwd=str(options.pop("cwd", suite)), stdin=subprocess.DEVNULL,
+        [str(suite / "run_all.sh")] + [str(arg) for arg in args], cwd=str(options.pop("cwd", suite)), stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
         env=dict(dict(os.environ, PYTHON=sys.executable), **options.pop("env", {})), **options)
 
@@ -37,11 +39,36 @@ def report(suite):
 
 
 @pytest.fixture(scope="module")
-def demo(suite):
-    """What ./run_all.sh 1 printed, run once for all tests here."""
-    done = chain(suite, 1)
+def outside(tmp_path_factory):
+    """A home and a TMPDIR for the demo, both empty; and the file for strace's log."""
+    folder = tmp_path_factory.mktemp("outside")
+    for name in ("home", "tmp"):
+        (folder / name).mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo(suite, outside):
+    """What ./run_all.sh 1 printed, run once for all tests here; under strace if that works."""
+    tracer = traced.strace(outside / "log") if traced.works() else []
+    done = subprocess.run(
+        tracer + ["./run_all.sh", "1"], cwd=str(suite), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        universal_newlines=True, env=dict(os.environ, PYTHON=sys.executable, HOME=str(outside / "home"),
+                                          TMPDIR=str(outside / "tmp"), PYTHONDONTWRITEBYTECODE="1"))
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.mark.skipif(not traced.works(), reason="strace is missing or may not trace; .ci/run installs it")
+def test_no_stage_opens_a_connection_or_writes_outside(suite, demo, outside):
+    log = outside / "log"
+    assert traced.connections(log) == []
+    assert traced.outside(log, suite, suite, outside / "tmp") == []
+    assert str(suite / "report.json") in traced.changed(log, suite)  # the trace sees something
+
+
+def test_the_demo_leaves_nothing_in_the_home_and_in_tmpdir(demo, outside):
+    assert os.listdir(str(outside / "home")) == [] and os.listdir(str(outside / "tmp")) == []
 
 
 def test_the_demo_reaches_its_accuracy_and_ends_with_the_table(suite, demo):
@@ -100,6 +127,9 @@ def test_both_readmes_have_the_same_commands(repo):
     ((), "BATCH_SIZE is missing"), ((0,), "0 is not"), (("x",), "x is not"), ((1, 2), "one batch size"),
     ((1, "--device", "gpu"), "--device gpu"), ((1, "--fusion"), "--fusion wants"), ((1, "--what"), "--what"),
     ((1, "--data_root", "."), "go together"), ((1, "--perf_batches", "1,x"), "x is not"), ((1, "--chunk", "-1"), "--chunk"),
+    ((1, "--backend", "tensorrt"), "--backend tensorrt"), ((1, "--num_worker", "0"), "0 is not"),
+    ((1, "--backend", "onnxruntime", "--precision", "int8"), "--precision int8 needs --backend openvino"),
+    ((1, "--device", "npu", "--dtype", "uint8"), "--dtype uint8"), ((1, "--device", "npu", "--backend", "openvino"), "--backend"),
 ])
 def test_wrong_usage_is_one_line_and_exits_2(repo, tmp_path, args, says):
     done = chain(repo, *args, cwd=repo, env={"HOME": str(tmp_path)})
@@ -120,13 +150,166 @@ def test_help_teaches(repo):
 
 
 def test_a_second_run_in_one_folder_stops_at_once(repo, tmp_path):
-    holder = subprocess.Popen(["flock", str(tmp_path), "sleep", "30"])
-    try:
-        for _ in range(50):
-            done = chain(repo, 1, "--work_dir", tmp_path, env={"PYTHON": "/bin/false"})
-            if "another run" in done.stderr:
-                break
-        assert done.returncode == 1 and "another run is at work" in done.stderr and done.stderr.count("\n") == 1
-    finally:
-        holder.kill()
-        holder.wait()
+    with open(str(tmp_path / ".lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = chain(repo, 1, "--device", "cpu", "--exporter", "builtin", "--work_dir", tmp_path)
+    assert done.returncode == 1 and "another run is at work" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_work_folder_that_cannot_be_is_named(repo, tmp_path):
+    (tmp_path / "file").write_text("")
+    for work in ("file", "file/below", "/proc/nothing"):
+        done = chain(repo, 1, "--device", "cpu", "--work_dir", work, cwd=tmp_path, env={"PATH": os.environ["PATH"]})
+        assert done.returncode == 1 and "%s: cannot be made, or not be written to" % work in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_run_all_decides_nothing_that_takes_more_than_a_line(repo):
+    """No arithmetic, no sampling, and no nproc, which obeys OMP_NUM_THREADS."""
+    text = (repo / "run_all.sh").read_text(encoding="utf-8")
+    assert re.findall(r"\$\(\(|\b(?:awk|nproc|bc|expr|wc|sed|seq|tail|head)\b", text) == []
+
+
+FAKE = """
+import json, os, sys
+name, args = os.path.basename(sys.argv[0]), sys.argv[1:]
+with open("calls", "a") as file:
+    file.write(json.dumps([name] + args) + chr(10))
+def made(path, text=""):
+    if os.path.dirname(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w") as file:
+        file.write(text)
+after = {one: two for one, two in zip(args, args[1:])}
+if name == "TSM_checkpoint.py" and args[0] == "--where":
+    print("published.pth")
+elif name == "TSM_checkpoint.py":
+    if args[0] == "official":
+        made("published.pth")
+    elif args[0].startswith("http"):
+        made(args[0].split("?")[0].split("/")[-1])
+    elif open(args[0]).read() == "bad":
+        sys.exit("TSM_checkpoint.py: error: %s: is no checkpoint" % args[0])
+elif name == "TSM_dataset.py":
+    made("sthv2_val_list_videos.txt")
+elif name == "TSM_preprocess.py":
+    made("sthv2/sthv2.json")
+elif name == "TSM_chunked.py" and args[0] == "--size":
+    print(os.environ.get("SIZE", "0"))
+elif name == "TSM_quantise.py":
+    made("tsm_int8.xml", os.environ.get("INT8", ""))
+    made("tsm_int8.bin")
+elif name == "TSM_infer.py" and "--input" in args:
+    made("inference_result/out/0_0.txt")
+    made("inference_result/out_summary.json")
+for flag in ("--output-file", "-m2", "--json"):
+    if flag in after:
+        made(after[flag])
+if name == "expand.py":
+    made(after["--output"])
+"""
+
+
+@pytest.fixture
+def wired(repo, tmp_path):
+    """wired(*args, **env) -> (the finished run, the calls of scripts): run_all.sh and stage.py over scripts that only tell."""
+    suite, work = tmp_path / "suite", tmp_path / "work"
+    shutil.copytree(str(repo / "tsm"), str(suite / "tsm"), ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("run_all.sh", "requirements.txt"):
+        shutil.copy(str(repo / name), str(suite))
+    (suite / "demo").mkdir()
+    for name in [path.name for path in repo.glob("*.py")] + ["demo/expand.py"]:
+        (suite / name).write_text(FAKE)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "list.txt").write_text("")
+    (tmp_path / "a.pth").write_text("")
+
+    def run(*args, **env):
+        (work / "calls").unlink() if (work / "calls").exists() else None
+        done = chain(suite, *args, "--device", "cpu", "--exporter", "builtin", "--work_dir", work, cwd=tmp_path, env=env)
+        calls = (work / "calls").read_text().splitlines() if (work / "calls").exists() else []
+        return done, [json.loads(call) for call in calls]
+
+    return run
+
+
+def called(calls, name):
+    return [call[1:] for call in calls if call[0] == name]
+
+
+OWN = ("--data_root", "root", "--ann_file", "list.txt", "--checkpoint", "a.pth")
+
+
+def test_the_checkpoint_is_examined_before_anything_else(wired, tmp_path):
+    done, calls = wired(1, *OWN)
+    assert done.returncode == 0, done.stderr
+    assert calls[0] == ["TSM_checkpoint.py", str(tmp_path / "a.pth")]
+    assert [call[0] for call in calls[1:]] == [
+        "TSM_chunked.py", "TSM_preprocess.py", "pytorch2onnx.py", "modify_onnx.py", "TSM_infer.py", "TSM_postprocess.py",
+        "TSM_infer.py", "TSM_report.py"]
+    (tmp_path / "a.pth").write_text("bad")
+    done, calls = wired(1, *OWN)
+    assert done.returncode == 1 and len(calls) == 1
+    assert done.stderr == "TSM_checkpoint.py: error: %s: is no checkpoint\n" % (tmp_path / "a.pth")
+
+
+def test_a_real_file_that_is_no_checkpoint_is_refused_by_the_first_stage(repo, tmp_path):
+    (tmp_path / "a.pth").write_text("not a checkpoint")
+    done = chain(repo, 1, "--device", "cpu", "--checkpoint", "a.pth", "--work_dir", "w", "--exporter", "builtin", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "a.pth" in done.stderr, done.stderr
+    assert "== 1. The checkpoint" in done.stdout and "== 2." not in done.stdout
+    assert os.listdir(str(tmp_path / "w")) in ([".lock"], [])
+
+
+@pytest.mark.parametrize("what, file", [
+    ("official", "published.pth"), ("http://127.0.0.1:9/some/where/tsm-1.pth?raw=1#x", "tsm-1.pth")])
+def test_a_fetched_checkpoint_lies_in_the_work_folder(what, file, wired):
+    done, calls = wired(1, *OWN[:4], "--checkpoint", what)
+    assert done.returncode == 0, done.stderr
+    assert calls[0] == ["TSM_checkpoint.py", what]
+    assert called(calls, "pytorch2onnx.py")[0][0] == file
+    report = called(calls, "TSM_report.py")[0]
+    assert report[report.index("--checkpoint") + 1] == file and report[report.index("--accuracy") + 1] == "accuracy.json"
+
+
+def test_the_demo_s_checkpoint_comes_first_and_needs_no_examination(wired):
+    done, calls = wired(1)
+    assert done.returncode == 0, done.stderr
+    assert [call[0] for call in calls[:3]] == ["expand.py", "TSM_dataset.py", "TSM_chunked.py"]
+
+
+def test_what_is_not_given_is_left_to_the_scripts(wired):
+    """The number of workers, whatever OMP_NUM_THREADS says; the loops of the throughput; the back end."""
+    done, calls = wired(1, *OWN, OMP_NUM_THREADS="1")
+    for call in calls:
+        assert not {"--num_worker", "--backend", "--loop"} & {word.split("=")[0] for word in call}, call
+    done, calls = wired(2, *OWN, "--num_worker", 3, "--backend", "onnxruntime", "--loop", 5, "--perf_batches", "2,4")
+    assert called(calls, "TSM_preprocess.py")[0][-4:-2] == ["--batch_size", "2"] and "--num_worker" in calls[2]
+    infer = called(calls, "TSM_infer.py")
+    assert [call[:2] for call in infer] == [["--backend", "onnxruntime"]] * 3
+    assert infer[1][2:] == ["--model=tsm_new_bs2.onnx", "--loop=5"] and infer[2][2:] == ["--model=tsm_new_bs4.onnx", "--loop=5"]
+
+
+def test_int8_is_calibrated_in_one_way_whether_chunked_or_not(wired, tmp_path):
+    _, calls = wired(1, *OWN, "--precision", "int8", "--on-error", "skip", "--num_worker", 2)
+    whole = called(calls, "TSM_quantise.py")
+    root, ann_file = str(tmp_path / "root"), str(tmp_path / "list.txt")
+    assert whole == [["--model", "tsm_new_bs1.onnx", "--data_root", root, "--ann_file", ann_file, "--on-error", "skip",
+                      "--num_worker", "2", "--output", "tsm_int8.xml"]]
+    (tmp_path / "work/tsm_int8.xml").unlink()
+    _, calls = wired(1, *OWN, "--precision", "int8", "--on-error", "skip", "--num_worker", 2, SIZE="7")
+    assert called(calls, "TSM_quantise.py") == whole
+    assert called(calls, "TSM_chunked.py")[0] == ["--size", "--ann_file", ann_file, "--dtype", "float32"]
+    assert called(calls, "TSM_chunked.py")[1][:2] == ["--chunk", "7"] and not called(calls, "TSM_preprocess.py")
+
+
+def test_inference_is_done_again_when_the_int8_file_is_another(wired, tmp_path):
+    arguments = (1, *OWN, "--precision", "int8")
+    inferred = []
+    for text in ("one", "one", "two"):
+        if text == "two":
+            (tmp_path / "work/tsm_int8.xml").unlink()
+        done, calls = wired(*arguments, INT8=text)
+        assert done.returncode == 0, done.stderr
+        inferred.append(sum("--input" in call for call in called(calls, "TSM_infer.py")))
+    assert inferred == [1, 0, 1]

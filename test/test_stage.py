@@ -1,9 +1,14 @@
 """tsm/stage.py: runs a command once, keeps its status, and knows when its result no longer holds."""
 
 import json
+import os
+import re
+import shutil
 import sys
 
 import pytest
+
+from tsm.stage import imports
 
 COPY = (sys.executable, "-c", "import shutil; print('working'); shutil.copy('a', 'b')")
 
@@ -52,7 +57,6 @@ def test_a_failing_command_keeps_its_status_and_is_not_remembered(stage, tmp_pat
     done = stage(sys.executable, "-c", "import sys; sys.exit('its own message')")
     assert (done.returncode, done.stderr) == (1, "its own message\n")
     assert stage(sys.executable, "-c", "raise SystemExit(7)").returncode == 7
-    assert stage(sys.executable, "-c", "import os; os.kill(os.getpid(), 9)").returncode == 137
     assert not (tmp_path / "stages.json").exists()
 
 
@@ -76,3 +80,72 @@ def test_damaged_state_means_nothing_is_done(stage, tmp_path):
     stage()
     (tmp_path / "stages.json").write_text("{")
     assert "working" in stage().stdout
+
+
+def test_state_of_another_shape_is_passed_over(stage, tmp_path):
+    """Valid JSON, but not what stage.py writes."""
+    for text in ('[]', '{"copy": 3}', '{"copy": null, "other": []}'):
+        (tmp_path / "stages.json").write_text(text)
+        assert "working" in stage().stdout
+    state = json.loads((tmp_path / "stages.json").read_text())
+    del state["copy"]["seconds"]
+    (tmp_path / "stages.json").write_text(json.dumps(state))
+    assert "up to date: b (made in ? s)" in stage().stdout
+
+
+DIES = "import os; x = b'1' * (60 << 20); os.kill(os.getpid(), 9)"
+
+
+@pytest.mark.parametrize("command", [
+    DIES, "import subprocess, sys; sys.exit(128 - subprocess.call([sys.executable, '-c', %r]))" % DIES])
+def test_a_killed_command_is_said_to_be_killed_and_what_it_had_used(command, stage, tmp_path):
+    done = stage(sys.executable, "-c", command)
+    assert done.returncode == 137 and done.stderr.count("\n") == 1 and not (tmp_path / "stages.json").exists()
+    used = re.search(r"error: copy: .*killed \(SIGKILL\), most likely because memory ran out.* up to (\d+) MB;", done.stderr)
+    assert 60 < int(used.group(1)) < 200
+
+
+def test_a_tee_that_cannot_be_written_is_named(run, tmp_path):
+    done = run("tsm/stage.py", "copy", "--tee", "missing/log", "--", sys.executable, "-c", "print(1)", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "missing/log: No such file" in done.stderr
+
+
+def test_a_stage_follows_what_its_script_imports_and_nothing_else(run, repo, tmp_path):
+    """In a small suite: a script, what it imports at its top and inside a function, and what that imports."""
+    for name, text in {
+        "script.py": "import helper\nfrom tsm import direct\nopen('b', 'w')\nprint('working')\n",
+        "helper.py": "def later():\n    from tsm.lazy import something\n", "tsm/lazy.py": "import tsm.deep\nsomething = 1\n",
+        "tsm/deep.py": "", "tsm/direct.py": "", "tsm/unrelated.py": "", "unrelated.py": "", "requirements.txt": "numpy\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for name in ("__init__", "stage", "cli", "files"):
+        shutil.copy(str(repo / "tsm" / (name + ".py")), str(tmp_path / "tsm"))
+
+    def stage():
+        done = run(tmp_path / "tsm/stage.py", "it", "--out", "b", "--", sys.executable, "script.py", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return "working" in done.stdout
+
+    assert stage() and not stage()
+    for name in ("script", "helper", "tsm/lazy", "tsm/deep", "tsm/direct", "tsm/__init__"):
+        with open(str(tmp_path / (name + ".py")), "a") as file:
+            file.write("# changed\n")
+        assert stage() and not stage(), name
+    for name in ("unrelated", "tsm/unrelated", "tsm/files", "tsm/stage"):
+        with open(str(tmp_path / (name + ".py")), "a") as file:
+            file.write("# changed\n")
+        assert not stage(), name
+
+
+def test_a_script_that_cannot_be_parsed_is_run_all_the_same(run, tmp_path):
+    (tmp_path / "broken.py").write_text("def")
+    done = run("tsm/stage.py", "it", "--", sys.executable, "broken.py", cwd=tmp_path)
+    assert done.returncode == 1 and "SyntaxError" in done.stderr
+
+
+def test_a_page_does_not_redo_a_surgery(repo):
+    """In the suite itself: a stage's digest holds what its script needs, and not all of tsm."""
+    surgery = {os.path.relpath(path, str(repo)) for path in imports(str(repo / "modify_onnx.py"))}
+    assert {"tsm/__init__.py", "tsm/cli.py", "tsm/files.py", "tsm/graph.py", "tsm/protocol.py"} <= surgery
+    assert not {"tsm/frames.py", "tsm/workers.py", "tsm/npu.py", "TSM_report.py"} & surgery

@@ -1,3 +1,17 @@
-"""What two or more of the suite's scripts share: plain functions, one module per concern."""
+"""What the suite's scripts share: plain functions, one module per concern. It runs on Python 3.7 and newer.
+
+One rule holds the suite together: a script, bench/ and demo/ import nothing of ours but tsm, and tsm imports no script.
+
+Nothing phones home. Every script passes through here before it imports a library that would; so do the commands of
+run_all.sh, which tsm/stage.py starts with this environment.
+"""
+
+import os
+import sys
+from typing import Any, Dict
 
 __version__ = "1.0.0"
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime 1.29 and newer; see Privacy.md in its package
+_modules: Dict[str, Any] = sys.modules  # OpenVINO and NNCF have no such variable; without this package they report nothing
+_modules.setdefault("openvino_telemetry", None)  # importing it raises ImportError, as where it is not installed

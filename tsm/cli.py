@@ -1,16 +1,21 @@
-"""How every script of the suite meets its user: arguments, one-line errors, exit status.
+"""How every script of the suite meets its user: arguments, one-line errors, exit status, text in any locale.
 
 Exit status: 0 done; 1 the work failed, with one line on stderr; 2 bad usage, with one line on stderr;
 130 interrupted.
 """
 
 import argparse
+import codecs
 import errno
 import os
+import re
 import sys
-from typing import Callable, NoReturn, Optional
+import unicodedata
+from typing import Callable, NoReturn, Optional, Tuple
 
 from tsm import __version__
+
+_SPACE = " \t\r\n\v\f"  # not those that a name may hold, such as U+00A0 and U+3000
 
 
 class UserError(Exception):
@@ -23,14 +28,13 @@ class Corrupt(Exception):
 
 def first_line(error: object, limit: int = 160) -> str:
     """The first line of a foreign error's text, or its type's name where it has none; at most `limit` characters."""
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip(_SPACE) for line in re.split("[\r\n]+", str(error)) if line.strip(_SPACE)]
     return (lines or [type(error).__name__])[0][:limit]
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        sys.stderr.write("%s: error: %s (see --help)\n" % (self.prog, " ".join(message.split())))
-        sys.exit(2)
+        fail("%s (see --help)" % message, status=2)
 
 
 def parser(doc: Optional[str]) -> argparse.ArgumentParser:
@@ -50,6 +54,17 @@ def non_negative(text: str) -> int:
     return _at_least(text, 0)
 
 
+def positive_number(text: str) -> float:
+    """argparse type: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("%r is not a number" % text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("%s is not above 0" % text)
+    return value
+
+
 def _at_least(text: str, low: int) -> int:
     try:
         value = int(text)
@@ -62,21 +77,57 @@ def _at_least(text: str, low: int) -> int:
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a script's main() and exit; what a user can cause ends in one line on stderr, never in a traceback."""
+    use_utf8()
     try:
         main()
         sys.stdout.flush()
     except UserError as error:
-        _fail(str(error))
+        fail(str(error))
     except KeyboardInterrupt:
-        _fail("interrupted; run the same command again to go on", status=130)
+        fail("interrupted; run the same command again to go on", status=130)
     except BrokenPipeError:  # the reader of our output left: nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        _fail(describe(error))
+        fail(describe(error))
     except MemoryError:
-        _fail("out of memory; use a smaller batch size or fewer workers")
+        fail("out of memory; use a smaller batch size or fewer workers")
     sys.exit(0)
+
+
+def use_utf8() -> None:
+    """Make names of files mean the same in every locale, and printing fail in none.
+
+    Lists, manifests and decoders hold names as UTF-8. Where Python would read the command line and the folders by another
+    encoding (the locale is ISO-8859-1, GB18030, or C without PEP 538 and 540), the script is started again in UTF-8 mode
+    (PEP 540), its output still in the locale's encoding. What that cannot show is escaped.
+    """
+    if codecs.lookup(sys.getfilesystemencoding()).name != "utf-8":
+        output = codecs.lookup(getattr(sys.stdout, "encoding", None) or "ascii").name
+        if output != "ascii":  # a C locale knows nothing of the terminal
+            os.environ.setdefault("PYTHONIOENCODING", output)
+        with open("/proc/self/cmdline", "rb") as file:  # sys.argv does not give every byte back in every locale
+            words = file.read().split(b"\0")[1:-1]
+        os.execv(sys.executable, [os.fsencode(sys.executable), b"-X", b"utf8"] + words)
+    codecs.register_error("readable", _readable)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # None where it is closed
+            stream.reconfigure(errors="readable")
+
+
+def _readable(error: UnicodeError) -> Tuple[bytes, int]:
+    """Encoding error handler: bytes that came as surrogates are shown as UTF-8 if they are, all else is escaped."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return _decoded(error.object[error.start : error.end]).encode(error.encoding, "backslashreplace"), error.end
+
+
+def _decoded(text: str) -> str:
+    """`text` with its surrogates (PEP 383) read as UTF-8 where they are, and as \\xff where they are not."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # surrogates of another origin, as "\ud800" in a JSON file
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def describe(error: OSError) -> str:
@@ -91,11 +142,28 @@ def describe(error: OSError) -> str:
         errno.EISDIR: "a file is needed there",
     }
     name = error.filename if error.filename is not None else "input/output"
-    remedy = remedies.get(error.errno)
+    remedy = remedies.get(error.errno or 0)
     return "%s: %s%s" % (os.fsdecode(name), error.strerror or error, "; " + remedy if remedy else "")
 
 
-def _fail(message: str, status: int = 1) -> NoReturn:
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(message.split()))
-    sys.stderr.write("%s: error: %s\n" % (os.path.basename(sys.argv[0]), line))
+def one_line(message: str) -> str:
+    """`message` without line breaks and with what a terminal would obey or hide escaped; every kind of space is kept."""
+    line = re.sub("[ \t]*[\t\n\r\v\f]+[ \t]*", " ", _decoded(message).strip(_SPACE))
+    shown = (c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode() for c in line)
+    return "".join(shown)
+
+
+def warn(message: str) -> None:
+    """Print one line on stderr; the work goes on."""
+    sys.stderr.write("%s: warning: %s\n" % (os.path.basename(sys.argv[0]), one_line(message)))
+
+
+def complain(message: str) -> None:
+    """Print one line on stderr about a part of the work that failed; the rest goes on."""
+    sys.stderr.write("%s: error: %s\n" % (os.path.basename(sys.argv[0]), one_line(message)))
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """Print one line on stderr and exit."""
+    complain(message)
     sys.exit(status)

@@ -263,7 +263,9 @@ def _carry_out(statement: ast.stmt, names: Dict[str, Any], where: str, folder: O
         _assign(statement.target, _value(statement.value, names, where), names, where)
     elif isinstance(statement, ast.AugAssign):
         value = _computed(statement.op, _value(statement.target, names, where), _value(statement.value, names, where))
-        _assign(statement.target, _code(statement, where, "an assignment to %s" % _root(statement.target)) if value is None else value, names, where)
+        if value is None:
+            value = _code(statement, where, "an assignment to %s" % _root(statement.target))
+        _assign(statement.target, value, names, where)
     elif isinstance(statement, ast.ImportFrom):  # a class is known by its name
         names.update((alias.asname or alias.name, alias.name) for alias in statement.names)
     elif isinstance(statement, ast.With) and _is_call(statement.items[0].context_expr, "read_base"):

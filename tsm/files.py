@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: atomic writing, checksums, locks, natural order, JSON."""
+"""Files that are either whole or not there: atomic writing, checksums, locks, temporary files, natural order, JSON."""
 
 import contextlib
 import errno
@@ -7,13 +7,18 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import tempfile
 from typing import Any, Iterator, List, Tuple, Union
 
 import numpy as np
 
-from tsm.cli import UserError
+from tsm.cli import UserError, first_line, warn
 
 CHUNK = 1 << 20  # bytes read at a time when a file is hashed
+LOCK = ".lock"  # in a folder that only one run may work in
+FULL = 1 << 20  # a disk with fewer bytes free is called full
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def part_name(path: str) -> str:
@@ -48,10 +53,9 @@ def _remove(path: str) -> None:
 
 
 def write_text(path: str, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
-    with replacing(path) as part:
-        with open(part, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+    """Write `text` as UTF-8, whole or not at all; names of files that are not UTF-8 keep their bytes."""
+    with replacing(path) as part, open(part, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        file.write(text)
 
 
 def write_json(path: str, value: Any, indent: int = 1) -> None:
@@ -76,7 +80,7 @@ def read_npy(path: str) -> np.ndarray:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # numpy parses the header as Python text, which can go wrong in any way
-        raise UserError("%s: not an .npy array (%s); make it again" % (path, str(error).split("\n")[0][:120]))
+        raise UserError("%s: not an .npy array (%s); make it again" % (path, first_line(error, 120)))
 
 
 def sha256(path: str) -> str:
@@ -97,16 +101,63 @@ def natural(name: str) -> List[Tuple[int, Union[int, str]]]:
 def locked(folder: str) -> Iterator[None]:
     """Hold `folder` for this process; raises UserError at once where another run holds it.
 
-    The lock is on the folder itself (flock), so there is no lock file to go stale: it ends with the process.
+    The lock is on the file .lock in the folder (flock), which is empty and stays: the lock ends with the process. It is
+    opened for writing, which NFS wants. A file system without locks gets a warning, and the run goes on.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = _open_lock(folder)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            raise UserError("%s: another run is at work in this folder; wait for it or choose another" % folder)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError("%s: another run is at work in this folder; wait for it or choose another" % folder)
+            warn("%s: cannot be locked (%s); let no second run work in this folder" % (folder, error.strerror))
         yield
     finally:
         os.close(descriptor)
+
+
+def _open_lock(folder: str) -> int:
+    path = os.path.join(folder, LOCK)
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.EACCES and os.path.exists(path):  # another user made it in a shared folder
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        error.filename = folder
+        raise
+
+
+@contextlib.contextmanager
+def scratch(need: int = 0) -> Iterator[str]:
+    """Yield a temporary folder, removed in the end, where `need` bytes are free.
+
+    It lies in $TMPDIR, or /tmp. What goes wrong with that folder (missing, read-only, too small, full in the end) is a
+    UserError that names it, whatever the library that was writing there made of it.
+    """
+    place = os.environ.get("TMPDIR") or "/tmp"
+
+    def unusable(reason: str) -> UserError:
+        return UserError("%s: %s; set TMPDIR to a folder with space for temporary files" % (place, reason))
+
+    try:
+        folder = tempfile.mkdtemp(prefix="tsm-", dir=place)
+    except OSError as error:
+        raise unusable("no temporary file can be made in it (%s)" % (error.strerror or error))
+    try:
+        if shutil.disk_usage(folder).free < need:
+            raise unusable("%.0f MB are free, %.0f MB are needed" % (shutil.disk_usage(folder).free / 1e6, need / 1e6))
+        try:
+            yield folder
+        except UserError:
+            raise
+        except OSError as error:
+            if error.errno in _DISK_ERRORS and str(error.filename or folder).startswith(folder):
+                raise unusable(error.strerror or str(error))
+            raise
+        except Exception:  # a library's own class for a full disk
+            if shutil.disk_usage(folder).free < FULL:
+                raise unusable("is full")
+            raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

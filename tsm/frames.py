@@ -4,75 +4,186 @@ Decoders go on where they can: a JPEG that is cut short ends in grey, a video in
 anything, goes to stderr. So everything written there while a clip is decoded counts as the clip being corrupt.
 """
 
+import argparse
 import contextlib
 import os
 import re
-from typing import Callable, Iterator, List, NoReturn, Sequence, Tuple
+import shlex
+import shutil
+import sys
+import time
+import zlib
+from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))  # read when cv2 is imported; bounds what a header claims
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
+import cv2
+import numpy as np
 
-from tsm.cli import Corrupt  # noqa: E402
+from tsm.cli import Corrupt, UserError
+from tsm.files import part_name
 
 try:
     import decord  # decord2 on current Pythons
 except (ImportError, OSError):
     decord = None
+try:
+    import simplejpeg  # the same libjpeg-turbo as in OpenCV, without the copies around it
+except (ImportError, OSError):
+    simplejpeg = None
 
 VIDEO_DECODER = "OpenCV " + cv2.__version__ if decord is None else "decord " + decord.__version__
+JPEG_DECODER = "OpenCV " + cv2.__version__ if simplejpeg is None else "simplejpeg " + simplejpeg.__version__
+JPEG_QUALITY = 95  # of the frames that extract() makes
 MAX_ASPECT = 16  # long side / short side
-_DECODER_ERRORS = (cv2.error, RuntimeError, IndexError) + (() if decord is None else (decord.DECORDError,))
+VIDEO_SUFFIXES = (".webm", ".mp4", ".avi", ".mkv")  # the dataset's own first
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_MAX_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])
+_DECODER_ERRORS = (cv2.error, RuntimeError, IndexError) + (
+    () if decord is None else (decord.DECORDError, decord.DECORDLimitReachedError))
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_MARKER_IN_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # ends a scan's data, unlike a stuffed zero or a restart marker
 Frame = Tuple[int, np.ndarray]
 
 
+class Naming(NamedTuple):
+    """How a clip's frames are called: `template` % (`start` + index)."""
+
+    template: str = "img_%05d.jpg"
+    start: int = 1
+
+    def name(self, index: int) -> str:
+        """File name of the clip's frame `index`, which counts from 0."""
+        return self.template % (self.start + index)
+
+
+IMG = Naming()  # as TSM_dataset.py and mmaction2 name frames
+
+
+def frame_template(text: str) -> str:
+    """argparse type: a template of file names with one number, in Python's % style or mmaction2's, -> the % style.
+
+    img_%05d.jpg, img_{:05}.jpg and img_{:05d}.jpg are one.
+    """
+    braces = re.match(r"([^{}%]*)\{:?(?:0(\d))?d?\}([^{}%]*)$", text)
+    percent = re.match(r"([^{}%]*)%(?:0(\d))?d([^{}%]*)$", text)
+    match = braces or percent
+    if not match or "/" in text:
+        raise argparse.ArgumentTypeError("%r is not a file name with one number in it, as in img_%%05d.jpg or img_{:05}.jpg"
+                                         % text)
+    before, width, after = match.groups()
+    return before + ("%%0%sd" % width if width else "%d") + after
+
+
+def add_naming(cli: argparse.ArgumentParser) -> None:
+    """The options that say how extracted frames are called, for Naming(args.filename_tmpl, args.start_index)."""
+    cli.add_argument("--filename_tmpl", type=frame_template, default=IMG.template, metavar="TEMPLATE", help="how extracted "
+                     "frames are called, JPEG or PNG, as in %%06d.jpg or img_{:05}.png (default: img_%%05d.jpg)")
+    cli.add_argument("--start_index", type=int, choices=(0, 1), default=IMG.start, help="the first frame's number (default: "
+                     "%(default)s)")
+
+
+def reencode(path: str) -> str:
+    """The remedy for a video that plays elsewhere and cannot be read here: a command that writes it in a plain form."""
+    return "; if it plays elsewhere, re-encode it: ffmpeg -i %s -an -c:v libx264 -crf 10 NEW.mp4" % shlex.quote(path)
+
+
 @contextlib.contextmanager
-def strict() -> Iterator[None]:
-    """Within the block fd 2 is kept off the terminal, and a decoder's exception or word on it raises Corrupt."""
+def strict(remedy: str = "") -> Iterator[None]:
+    """Within the block fd 2 is kept off the terminal, and a decoder's exception or word on it raises Corrupt.
+
+    `remedy` follows what was said.
+    """
     read_end, write_end = os.pipe()
     saved = os.dup(2)
     try:
         for end in (read_end, write_end):  # a chatty decoder must not wait for a reader: what does not fit is dropped
             os.set_blocking(end, False)
         os.dup2(write_end, 2)
-        yield
+        failed = False
+        try:
+            yield
+        except _DECODER_ERRORS:  # their words are about the decoder's own code
+            failed = True
+        said = b""
         with contextlib.suppress(BlockingIOError):
-            _refuse(os.read(read_end, 4096).decode("utf-8", "replace"))
-    except _DECODER_ERRORS as error:
-        _refuse(str(error))
+            said = os.read(read_end, 4096)
+        if said or failed:
+            raise Corrupt(_in_words(said.decode("utf-8", "replace")) + remedy)
     finally:
         os.dup2(saved, 2)
         for end in (read_end, write_end, saved):
             os.close(end)
 
 
-def _refuse(said: str) -> NoReturn:
-    """Raise Corrupt with the first line that a decoder said, less what differs from run to run."""
-    line = said.strip().split("\n")[0]
-    line = re.sub(r"\[\d\d:\d\d:\d\d\] \S+: |\[\S+ @ 0x[0-9a-f]+\]|\[ *\w+:\d+@[\d.]+\]", "", line)
-    raise Corrupt("the decoder says: " + " ".join(line.split())[:200])
+def _in_words(said: str) -> str:
+    """What a decoder said on stderr: its first line about the clip, less what differs from run to run."""
+    for line in said.splitlines():
+        line = " ".join(re.sub(r"\[\S+ @ 0x[0-9a-f]+\]|\[ *\w+:\d+@[\d.]+\]", "", line).split())
+        if line and not re.search(r"\.(cc|cpp|c|h|hpp|py)\b|Check failed|Assertion|DECORD|0x[0-9a-f]{5}", line):
+            return "the decoder says: " + line[:200]
+    return "the decoder gives up on it: it is damaged, cut short or of an unknown kind"
 
 
-def check_folder_of_frames(folder: str, count: int) -> None:
-    """Raises Corrupt unless img_00001.jpg, …, img_<count>.jpg are the frames in `folder`, with none missing or over."""
+def check_folder_of_frames(folder: str, count: int, naming: Naming) -> None:
+    """Raises Corrupt unless the frames in `folder` are the `count` that `naming` tells, with none missing or over."""
     try:
-        there = {name for name in os.listdir(folder) if name.startswith("img_")}
+        files = os.listdir(folder)
     except OSError as error:
         raise Corrupt((error.strerror or str(error)).lower())
-    wanted = {"img_%05d.jpg" % number for number in range(1, count + 1)}
-    if "img_00000.jpg" in there:
-        raise Corrupt("its frames are numbered from 0; they must begin with img_00001.jpg")
+    before, after = re.split(r"%\d*d", naming.template)
+    pattern = re.compile(re.escape(before) + r"\d+" + re.escape(after) + "$")
+    there = {name for name in files if pattern.match(name)}
+    wanted = {naming.name(index) for index in range(count)}
+    if there == wanted:
+        return
+    other = _naming_of(files)
+    if other is not None and other[0] != naming and (other[1] == count or not there):
+        found, number = other
+        flags = ["--filename_tmpl " + shlex.quote(found.template)] if found.template != naming.template else []
+        flags += ["--start_index %d" % found.start] if found.start != naming.start else []
+        raise Corrupt("%s is missing; its %d frames are %s to %s: pass %s"
+                      % (naming.name(0) if not there else min(wanted - there, default=naming.name(0)), number, found.name(0),
+                         found.name(number - 1), " ".join(flags)))
+    if not there:
+        pictures = sorted(name for name in files if name.lower().endswith(IMAGE_SUFFIXES))
+        raise Corrupt("%s is missing; it holds %s; --filename_tmpl and --start_index say how frames are called"
+                      % (naming.name(0), "%d pictures, the first %s" % (len(pictures), pictures[0]) if pictures
+                         else "no pictures"))
     for names, what in ((wanted - there, "is missing"), (there - wanted, "is one more than the list says")):
         if names:
             raise Corrupt("%s %s (the list says %d frames)" % (min(names), what, count))
 
 
-def read_jpegs(folder: str, indices: Sequence[int]) -> Iterator[Frame]:
-    """(index, frame BGR uint8 [H, W, 3]) of a folder of frames; index 0 is img_00001.jpg. For use in strict()."""
+def naming_in(folder: str) -> Tuple[Naming, int]:
+    """How a folder's frames are called, and how many there are; Corrupt unless they are numbered in one way, without a gap."""
+    try:
+        found = _naming_of(os.listdir(folder))
+    except OSError as error:
+        raise Corrupt((error.strerror or str(error)).lower())
+    if found is None:
+        raise Corrupt("its pictures are not numbered in one way without a gap, as img_00001.jpg, img_00002.jpg, … are")
+    return found
+
+
+def _naming_of(files: Sequence[str]) -> Optional[Tuple[Naming, int]]:
+    """How the pictures among `files` are called, and how many; None unless they are numbered in one way, without a gap."""
+    pictures = [re.match(r"(.*?)(\d+)(\.\w+)$", name) for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
+    if not pictures or not all(pictures):
+        return None
+    before, digits, after = min((match.groups() for match in pictures if match), key=lambda parts: int(parts[1]))
+    width = "%%0%dd" % len(digits) if len(digits) > 1 else "%d"
+    naming = Naming(before.replace("%", "%%") + width + after.replace("%", "%%"), int(digits))
+    if {naming.name(index) for index in range(len(pictures))} != {match.group() for match in pictures if match}:
+        return None
+    return naming, len(pictures)
+
+
+def read_frames(folder: str, indices: Sequence[int], naming: Naming) -> Iterator[Frame]:
+    """(index, frame BGR uint8 [H, W, 3]) of a folder of frames, JPEG or PNG. For use in strict()."""
     shape = None
     for index in indices:
-        name = "img_%05d.jpg" % (index + 1)
+        name = naming.name(index)
         try:
             with open(os.path.join(folder, name), "rb") as file:
                 data = file.read()
@@ -80,54 +191,171 @@ def read_jpegs(folder: str, indices: Sequence[int]) -> Iterator[Frame]:
             raise Corrupt("%s: %s" % (name, (error.strerror or str(error)).lower()))
         if not data:
             raise Corrupt("%s: is empty" % name)
-        if not data.rstrip(b"\0").endswith(b"\xff\xd9"):  # OpenCV 4 fills what is missing with grey and says nothing
-            raise Corrupt("%s: is no JPEG or is cut short (no end marker)" % name)
-        try:
-            frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        except cv2.error:  # a size beyond the bound; by version, an exception or None
-            frame = None
-        if frame is None:
-            raise Corrupt("%s: cannot be decoded" % name)
+        frame = decode_picture(data, name)
         shape = shape or frame.shape
         if frame.shape != shape:
             raise Corrupt("%s: is %dx%d in a clip of %dx%d" % (name, frame.shape[1], frame.shape[0], shape[1], shape[0]))
         yield index, check_size(frame)
 
 
+def decode_picture(data: bytes, name: str) -> np.ndarray:
+    """BGR uint8 [H, W, 3] of a JPEG or PNG file's bytes, as OpenCV decodes it; raises Corrupt. For use in strict()."""
+    plain = False
+    if data.startswith(b"\xff\xd8"):
+        whole, plain = inspect_jpeg(data)
+        if not whole:  # OpenCV fills what is missing with grey; by version it says nothing
+            raise Corrupt("%s: is cut short or damaged (no JPEG end marker)" % name)
+    elif data.startswith(_PNG_SIGNATURE):
+        if not _is_whole_png(data):
+            raise Corrupt("%s: is cut short or damaged (a PNG chunk is not whole)" % name)
+    else:
+        raise Corrupt("%s: is no JPEG and no PNG" % name)
+    if plain and simplejpeg is not None:
+        with contextlib.suppress(ValueError):  # it complains of anything unusual; OpenCV then has the last word
+            return simplejpeg.decode_jpeg(data, "BGR", strict=True)
+    try:
+        frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # a size beyond the bound; by version, an exception or None
+        frame = None
+    if frame is None:
+        raise Corrupt("%s: cannot be decoded" % name)
+    return frame
+
+
+def inspect_jpeg(data: bytes) -> Tuple[bool, bool]:
+    """(whether a JPEG is whole, whether it is plain), from its markers (ITU-T T.81, annex B).
+
+    Whole: its segments lead to its own end marker; what comes after that is no part of it. An embedded thumbnail's markers
+    are inside a segment and do not count. Plain: 8-bit Huffman-coded YCbCr or grayscale of a sane size without Exif or
+    Adobe segment, which every libjpeg decodes to the same bytes and whose rotation or colours need no thought.
+    """
+    place, plain, sized = 2, True, False
+    while data[place : place + 1] == b"\xff":
+        code = data[place + 1 : place + 2]
+        if code == b"\xff":  # a fill byte
+            place += 1
+            continue
+        if code == b"\xd9":
+            return True, plain and sized
+        size = int.from_bytes(data[place + 2 : place + 4], "big")
+        if size < 2:
+            break
+        segment = data[place + 4 : place + 2 + size]
+        if code in (b"\xe1", b"\xee") and segment[:5] in (b"Exif\0", b"Adobe"):
+            plain = False
+        if b"\xc0" <= code <= b"\xcf" and code not in (b"\xc4", b"\xc8", b"\xcc"):  # a frame header
+            sized = True
+            pixels = int.from_bytes(segment[1:3], "big") * int.from_bytes(segment[3:5], "big")
+            plain &= (code <= b"\xc2" and segment[:1] == b"\x08" and 0 < pixels <= _MAX_PIXELS
+                      and (segment[5:6] == b"\1" or segment[5:6] == b"\3" and segment[6::3] == b"\1\2\3"))
+        place += 2 + size
+        if code == b"\xda":
+            marker = _MARKER_IN_SCAN.search(data, place)
+            if not marker:
+                break
+            place = marker.start()
+    return False, False
+
+
+def _is_whole_png(data: bytes) -> bool:
+    """Whether all chunks of a PNG are there with right checksums, up to its end chunk (PNG specification, chapter 5)."""
+    place = len(_PNG_SIGNATURE)
+    while True:
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        kind, checksum = data[place + 4 : place + 8], data[end - 4 : end]
+        if end > len(data) or zlib.crc32(data[place + 4 : end - 4]) != int.from_bytes(checksum, "big"):
+            return False
+        if kind == b"IEND":
+            return True
+        place = end
+
+
 def read_video(path: str, choose: Callable[[int], Sequence[int]]) -> Iterator[Frame]:
-    """(index, frame RGB uint8 [H, W, 3]) of the frames choose(number of frames), ascending. For use in strict()."""
+    """(index, frame RGB uint8 [H, W, 3]) of the frames choose(number of frames), ascending. For use in strict().
+
+    Frames are decoded from the first on and counted. Seeking would save little and is wrong after a key frame that earlier
+    frames depend on (open GOPs): decoders then drop or make up frames, some without a word.
+    """
     if not os.path.isfile(path):
         raise Corrupt("is no file")
     if not os.path.getsize(path):
         raise Corrupt("is empty")
-    if not path.isprintable():  # neither decoder takes bytes for a name; OpenCV crashes on some
+    try:
+        name = os.fsencode(path).decode("utf-8")  # whatever the locale, decoders take UTF-8
+    except UnicodeDecodeError:
         raise Corrupt("its name is not UTF-8 text, which video decoders need; rename it")
-    return (_read_by_opencv if decord is None else _read_by_decord)(path, choose)
+    return (_read_by_opencv if decord is None else _read_by_decord)(name, choose)
 
 
 def count_frames(path: str) -> int:
-    """Number of frames in a video. For use in strict()."""
-    counts = []  # type: List[int]
+    """Number of frames in a video, each of which was decoded. For use in strict()."""
+    counts: List[int] = []
 
     def choose(count: int) -> Sequence[int]:
         counts.append(count)
-        return []
+        return [count - 1]
 
     for _ in read_video(path, choose):
         pass
     return counts[-1]
 
 
-def _read_by_decord(path: str, choose: Callable[[int], Sequence[int]]) -> Iterator[Frame]:
+def frame_rate(path: str) -> float:
+    """Frames per second of a video, on average. For use in strict()."""
+    rate = cv2.VideoCapture(path).get(cv2.CAP_PROP_FPS) if decord is None else _open_by_decord(path).get_avg_fps()
+    if not 0 < rate < 1000:
+        raise Corrupt("does not say how many frames it has per second" + reencode(path))
+    return float(rate)
+
+
+def _open_by_decord(path: str) -> "decord.VideoReader":
     decord.logging.set_level(decord.logging.ERROR)  # by default FFmpeg's errors are not even printed
+    with open(path.encode(), "rb") as file:
+        head = file.read(189)
+    if head[:1] == head[188:] == b"G":  # sync bytes of MPEG-TS, ISO 13818-1: decord loses its first frames, or hangs
+        raise Corrupt("is an MPEG transport stream, which cannot be read exactly; remux it: ffmpeg -i %s -c copy NEW.mp4"
+                      % shlex.quote(path))
     try:
-        reader = decord.VideoReader(path, num_threads=1)
-    except _DECODER_ERRORS:
-        raise Corrupt("cannot be opened as a video")
-    if not len(reader):
+        return decord.VideoReader(path, num_threads=1, fault_tol=1e-9)  # not one frame may be repeated for want of another
+    except _DECODER_ERRORS + (AssertionError,) as error:
+        if "duration" in str(error):
+            raise Corrupt("its header gives no duration, as that of a live recording; remux it: ffmpeg -i %s -c copy NEW%s, "
+                          "or NEW.mp4" % (shlex.quote(path), os.path.splitext(path)[1]))
+        raise Corrupt("cannot be opened as a video" + reencode(path))
+
+
+def _read_by_decord(path: str, choose: Callable[[int], Sequence[int]]) -> Iterator[Frame]:
+    reader = _open_by_decord(path)
+    starts = reader.get_frame_timestamp(range(len(reader)))[:, 0]
+    cut = int(np.count_nonzero((starts < 0) & (starts > -1e6)))  # frames that an edit list cuts; -1e14 and below: not known
+    count, place = len(reader) - cut, 0
+    if count < 1:
         raise Corrupt("has no frames")
-    for index in choose(len(reader)):
-        yield index, check_size(reader[index].asnumpy())
+    try:
+        for index in choose(count):
+            while place < index:
+                reader.next()
+                place += 1
+            frame = reader.next().asnumpy()
+            place += 1
+            height, width = frame.shape[:2]  # of a tiny frame decord takes the rows' padding for channels
+            yield index, check_size(frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3))
+        while place < count:  # that every frame plays shows that none was dropped before
+            reader.next()
+            place += 1
+    except (StopIteration, decord.DECORDLimitReachedError):
+        raise Corrupt("only %d of its %d frames play: it is damaged, or trimmed by an edit list%s"
+                      % (place, count, reencode(path)))
+    if cut and _has_more(reader):
+        raise Corrupt("its edit list cuts %d frames, but they play%s" % (cut, reencode(path)))
+
+
+def _has_more(reader: "decord.VideoReader") -> bool:
+    try:
+        reader.next()
+    except (StopIteration, decord.DECORDLimitReachedError):
+        return False
+    return True
 
 
 def _read_by_opencv(path: str, choose: Callable[[int], Sequence[int]]) -> Iterator[Frame]:
@@ -136,16 +364,44 @@ def _read_by_opencv(path: str, choose: Callable[[int], Sequence[int]]) -> Iterat
     while capture.grab():
         count += 1
     if not count:
-        raise Corrupt("has no frames that can be decoded")
+        raise Corrupt("has no frames that can be decoded" + reencode(path))
     capture, place = cv2.VideoCapture(path), -1
     for index in choose(count):
-        while place < index:  # no seeking: it is not exact in OpenCV
+        while place < index:
             capture.grab()
             place += 1
         read, frame = capture.retrieve()
         if not read:
-            raise Corrupt("frame %d cannot be decoded" % index)
+            raise Corrupt("frame %d cannot be decoded%s" % (index, reencode(path)))
         yield index, check_size(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+
+
+def extract(path: str, folder: str) -> int:
+    """Extract a video's frames into `folder`, atomically, as JPEGs named as IMG says; returns their number.
+
+    A folder that is newer than the video and holds as many files is kept. Raises Corrupt.
+    """
+    if os.path.isdir(folder) and os.path.getmtime(folder) >= os.path.getmtime(path):
+        with strict(reencode(path)):
+            count = count_frames(path)
+        if len(os.listdir(folder)) == count:
+            return count
+    part, count = part_name(folder), 0
+    shutil.rmtree(part, ignore_errors=True)
+    os.makedirs(part)
+    try:
+        with strict(reencode(path)):
+            for index, frame in read_video(path, range):
+                bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+                _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+                with open(os.path.join(part, IMG.name(index)), "wb") as file:  # imwrite hides a full disk
+                    file.write(jpeg.tobytes())
+                count = index + 1
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return count
 
 
 def check_size(frame: np.ndarray) -> np.ndarray:
@@ -154,3 +410,73 @@ def check_size(frame: np.ndarray) -> np.ndarray:
     if sides[1] > MAX_ASPECT * sides[0]:
         raise Corrupt("a frame of %dx%d pixels is no picture" % (frame.shape[1], frame.shape[0]))
     return frame
+
+
+def capture(source: Union[int, str]) -> Iterator[Tuple[float, np.ndarray]]:
+    """(seconds since the first frame, frame RGB uint8 [H, W, 3]) of a camera or stream, as it runs.
+
+    A stream that comes faster than it plays, as a file behind an http address does, is held to its own speed. Raises
+    UserError if the source cannot be opened.
+    """
+    opened = cv2.VideoCapture(source)
+    if not opened.isOpened():
+        what = "camera %d" % source if isinstance(source, int) else source
+        raise UserError("%s: cannot be opened; check the camera's number and permissions, or the address" % what)
+    began = time.monotonic()
+    while True:
+        read, frame = opened.read()
+        if not read:
+            opened.release()
+            return
+        moment = time.monotonic() - began
+        plays = opened.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        if isinstance(source, str) and plays > moment:
+            time.sleep(min(plays - moment, 1.0))
+            moment = plays
+        yield moment, cv2.cvtColor(check_size(frame), cv2.COLOR_BGR2RGB)
+
+
+class Caption(NamedTuple):
+    """A text over a video, from `start` to `end` in seconds; to its end where that is None."""
+
+    start: float
+    end: Optional[float]
+    text: str
+
+
+def write_captions(path: str, output: str, captions: Sequence[Caption]) -> None:
+    """Copy a video to `output` (.mp4) with captions drawn in, frame by frame; whole or not at all. Raises Corrupt.
+
+    OpenCV draws ASCII alone, so other letters become question marks; sound is not copied.
+    """
+    part = part_name(output) + ".mp4"
+    writer = None
+    try:
+        with strict(reencode(path)):
+            rate = frame_rate(path)
+            for index, frame in read_video(path, range):
+                height, width = frame.shape[:2]
+                if writer is None:
+                    writer = cv2.VideoWriter(part, cv2.VideoWriter.fourcc(*"mp4v"), rate, (width, height))
+                text = next((c.text for c in captions if c.start <= index / rate and (c.end is None or index / rate < c.end)), "")
+                image = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+                _draw(image, text.encode("ascii", "replace").decode())
+                writer.write(image)
+    finally:
+        if writer is not None:
+            writer.release()
+        if writer is not None and sys.exc_info()[0] is None and os.path.exists(part):
+            os.replace(part, output)
+        elif os.path.exists(part):
+            os.remove(part)
+    if not os.path.exists(output):
+        raise UserError("%s: cannot be written; is the folder writable, and the disk not full?" % output)
+
+
+def _draw(image: np.ndarray, text: str) -> None:
+    """Write a line of text at the top of an image, as large as fits its width."""
+    font, width = cv2.FONT_HERSHEY_SIMPLEX, image.shape[1]
+    scale = max(0.3, min(0.9, 0.95 * width / max(1, cv2.getTextSize(text, font, 1.0, 1)[0][0])))
+    (_, height), below = cv2.getTextSize(text, font, scale, 1)
+    cv2.rectangle(image, (0, 0), (width, height + 2 * below), (0, 0, 0), -1)
+    cv2.putText(image, text, (4, height + below // 2 + 2), font, scale, (255, 255, 255), 1, cv2.LINE_AA)

@@ -7,44 +7,52 @@ import os
 import platform
 import re
 import resource
-from typing import Iterator
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
 
 def cores() -> int:
-    """Processors that this process may use: those it is bound to, or fewer where its control group has a CPU quota.
+    """Processors that this process may use: those it is bound to, or fewer if its control group has a CPU quota.
 
-    The quota is that of every group from this process's own up to the root: cpu.max (cgroup v2), or cpu.cfs_quota_us over
-    cpu.cfs_period_us (v1); a part of a processor counts as one. See man 7 cgroups, "CPU bandwidth control".
+    A part of a processor counts as one.
     """
-    return max(1, min([len(os.sched_getaffinity(0))] + [math.ceil(quota) for quota in _quotas()]))
+    return max(1, math.ceil(min(len(os.sched_getaffinity(0)), cpu_quota())))
 
 
-def _quotas(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> Iterator[float]:
-    """The CPU quotas of this process's control groups, in processors."""
+def cpu_quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> float:
+    """The smallest CPU quota, in processors, of this process's control groups and of the groups around them; inf without one.
+
+    `root` is where the groups are mounted, `own` names this process's groups, a line `number:controllers:path` each: a
+    line without controllers is of cgroup v2, which has cpu.max; in v1 each set of controllers has a folder, and the cpu
+    controller cpu.cfs_quota_us and cpu.cfs_period_us. In a container `root` often is the container's own group, while
+    the path is the host's; then the folders along the path are missing and the last one tried, `root`, counts.
+    See man 7 cgroups and the kernel's admin-guide/cgroup-v2 and scheduler/sched-bwc.
+    """
     try:
-        with open(own, encoding="utf-8", errors="replace") as file:
+        with open(own, encoding="utf-8", errors="surrogateescape") as file:
             groups = [line.rstrip("\n").split(":", 2) for line in file]
     except OSError:
-        return
+        return math.inf
+    quotas = [math.inf]
     for _, controllers, path in (group for group in groups if len(group) == 3):
         if controllers and "cpu" not in controllers.split(","):
             continue
-        base = os.path.join(root, *(["cpu"] if controllers else []))
-        while True:
-            folder = os.path.join(base, path.strip("/"))
-            for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
-                with contextlib.suppress(OSError, ValueError):
-                    words = " ".join(open_text(os.path.join(folder, name)) for name in names).split()
-                    if words[0] != "max" and int(words[0]) > 0:
-                        yield int(words[0]) / int(words[1])
-            if path.strip("/") == "":
-                break
-            path = os.path.dirname(path.rstrip("/"))
+        parts = [part for part in os.path.normpath("/" + path).split("/") if part]
+        for base in {"", "unified"} if not controllers else {"cpu", controllers}:
+            quotas += [_quota_of(os.path.join(root, base, *parts[:depth])) for depth in range(len(parts) + 1)]
+    return min(quotas)
 
 
-def open_text(path: str) -> str:
+def _quota_of(group: str) -> float:
+    for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            quota, period = " ".join(_text(os.path.join(group, name)) for name in names).split()
+            if quota != "max" and int(quota) > 0:
+                return int(quota) / int(period)
+    return math.inf
+
+
+def _text(path: str) -> str:
     with open(path, encoding="ascii") as file:
         return file.read()
 
@@ -61,8 +69,8 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def keep_freed_memory() -> None:
-    """Have malloc keep up to 64 MB that was freed: frames come and go, and giving their pages back each time costs 13 %."""
+def keep_freed_memory(most: int = 1 << 26) -> None:
+    """Have malloc keep up to `most` freed bytes: frames come and go, and giving their pages back each time costs 13 %."""
     with contextlib.suppress(AttributeError):  # glibc only
         for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
-            ctypes.CDLL(None).mallopt(parameter, 1 << 26)
+            ctypes.CDLL(None).mallopt(parameter, most)

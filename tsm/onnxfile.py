@@ -1,5 +1,7 @@
-"""ONNX files: loading them whole, their metadata, their input and output, and ONNX Runtime sessions over them."""
+"""ONNX files: loading them whole, their metadata, protocol, input and output, and ONNX Runtime sessions over them."""
 
+import hashlib
+import json
 import os
 from typing import Any, Dict, NamedTuple, Tuple
 
@@ -8,6 +10,7 @@ import onnx
 from onnx import TensorProto
 
 from tsm.cli import UserError, first_line
+from tsm.protocol import SSV2, Protocol, protocol_from
 
 
 class Signature(NamedTuple):
@@ -55,7 +58,7 @@ def load(path: str) -> onnx.ModelProto:
             file.seek(offset)
             tensor.raw_data = file.read(length)
         del tensor.external_data[:]
-        tensor.data_location = TensorProto.DEFAULT
+        tensor.ClearField("data_location")
     return model
 
 
@@ -65,11 +68,35 @@ def metadata(model: onnx.ModelProto) -> Dict[str, str]:
 
 
 def set_metadata(model: onnx.ModelProto, values: Dict[str, str]) -> None:
-    """Put `values` into the model's metadata_props, over what stands there under the same keys."""
+    """Put `values` into the model's metadata_props, over what they have under the same keys."""
     merged = dict(metadata(model), **values)
     del model.metadata_props[:]
     for key, value in merged.items():
         model.metadata_props.add(key=key, value=value)
+
+
+def protocol_of(model: onnx.ModelProto, path: str) -> Protocol:
+    """The protocol in the model's metadata (`tsm.protocol`, the JSON object of Protocol._asdict()).
+
+    A model without it, as other exporters write, has Something-Something V2's, with as many classes as its output has.
+    Raises UserError naming `path` where it is not a protocol.
+    """
+    text = metadata(model).get("tsm.protocol")
+    if text is not None:
+        try:
+            facts = json.loads(text)
+        except (ValueError, RecursionError):
+            facts = None
+        if not isinstance(facts, dict):
+            raise UserError("%s: its tsm.protocol is not a JSON object; export it again" % path)
+        return protocol_from(facts, path)
+    classes = [dim.dim_value for value in model.graph.output for dim in value.type.tensor_type.shape.dim][-1:]
+    return SSV2._replace(classes=classes[0]) if classes and classes[0] > 0 else SSV2
+
+
+def graph_digest(model: onnx.ModelProto) -> str:
+    """Hex SHA-256 of the model's graph: its nodes and constants, without its metadata."""
+    return hashlib.sha256(model.graph.SerializeToString()).hexdigest()
 
 
 def signature(model: onnx.ModelProto, path: str) -> Signature:
@@ -93,19 +120,23 @@ def numpy_type(kind: int) -> np.dtype:
     return np.dtype(convert(kind))
 
 
-def session(model: onnx.ModelProto, path: str, optimise: bool = True, save_as: str = "", threads: int = 0) -> Any:
+def session(
+    model: onnx.ModelProto, path: str, optimise: bool = True, save_as: str = "", threads: int = 0, arena: bool = True
+) -> Any:
     """An onnxruntime.InferenceSession for a model; UserError naming `path` where the runtime refuses it.
 
     Args:
         optimise: False runs the graph node by node as it stands.
         save_as: folds constants only, and saves the folded model there.
         threads: per node; 0 is one per processor.
+        arena: False gives memory back as soon as a value is used up: less of it at a time, slower where calls are many.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
+    options.enable_cpu_mem_arena = arena
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
     if save_as:

@@ -11,8 +11,8 @@ import numpy as np
 
 from tsm.cli import UserError
 
-SAMPLINGS = {"twice": 2}  # name: samples per video
-CROPS = {"three": 3}  # name: crops per frame
+SAMPLINGS = {"uniform": 1, "twice": 2}  # name: samples per video
+CROPS = {"centre": 1, "three": 3}  # name: crops per frame
 FUSIONS = ("score", "prob")
 # score: mean of the class scores of all views, then softmax (the Ascend guide: top-1 0.6187, top-5 0.8721)
 # prob:  softmax per view, then mean over the views (mmaction2: top-1 0.6182, top-5 0.8680)
@@ -61,6 +61,7 @@ class Protocol(NamedTuple):
         return int(np.prod(self.video_shape)) * np.dtype(dtype).itemsize
 
 
+CENTRE_VIEW = {"sampling": "uniform", "crops": "centre"}  # the facts of a protocol that leave one view
 SSV2 = Protocol()  # TSM on Something-Something V2, as the Ascend guide and mmaction2 test it
 
 
@@ -69,7 +70,7 @@ def protocol_from(facts: Mapping[str, Any], where: str) -> Protocol:
 
     Raises UserError that names `where` and the fact that is missing or of the wrong kind.
     """
-    values = []
+    values: List[Any] = []
     for name, default in SSV2._asdict().items():
         value = facts.get(name)
         value = tuple(value) if isinstance(value, list) else value
@@ -92,21 +93,24 @@ def differences(one: Protocol, other: Protocol) -> str:
 def frame_indices(frames: int, protocol: Protocol) -> List[int]:
     """The samples x segments frames of a clip of `frames` frames, from 0.
 
-    twice: the middles of the segments, then their starts (mmaction2's SampleFrames(clip_len=1, num_clips=segments,
-    twice_sample=True, test_mode=True)).
+    uniform: the middles of the segments; twice: then also their starts (mmaction2's SampleFrames(clip_len=1,
+    num_clips=segments, test_mode=True) without and with twice_sample).
     """
     length = frames / protocol.segments  # of a segment, in frames
     middles = [int(k * length + length / 2) for k in range(protocol.segments)]
-    return middles + [int(k * length) for k in range(protocol.segments)]
+    starts = [int(k * length) for k in range(protocol.segments)]
+    return middles + starts if protocol.sampling == "twice" else middles
 
 
 def crop_boxes(width: int, height: int, protocol: Protocol) -> List[Tuple[int, int]]:
     """(x, y) of the crops of a resized frame.
 
-    three: left, right, middle of a wide frame; top, bottom, middle of a tall one (mmaction2's ThreeCrop).
+    centre: the middle; three: left, right, middle of a wide frame, top, bottom, middle of a tall one (mmaction2's
+    CenterCrop and ThreeCrop).
     """
     step_x, step_y = (width - protocol.size) // 2, (height - protocol.size) // 2
-    return [(0, 0), (2 * step_x, 2 * step_y), (step_x, step_y)]
+    middle = [(step_x, step_y)]
+    return middle if protocol.crops == "centre" else [(0, 0), (2 * step_x, 2 * step_y)] + middle
 
 
 def shifted(x: np.ndarray, segments: int, fold: int) -> np.ndarray:
@@ -132,9 +136,3 @@ def fuse(view_scores: np.ndarray, views: int, fusion: str) -> np.ndarray:
     """Class scores per view, [videos * views, classes] -> probabilities [videos, classes] float64, by the definition."""
     scores = view_scores.astype(np.float64).reshape(-1, views, view_scores.shape[-1])
     return softmax(scores.mean(1)) if fusion == "score" else softmax(scores).mean(1)
-
-
-# What follows goes when the last caller passes a Protocol.
-SEGMENTS, SAMPLES, CROPS_3, VIEWS, FRAMES, SIZE = 8, 2, 3, 6, 48, 256
-CLASSES, SHIFT_DIV, MEAN, STD = SSV2.classes, SSV2.shift_div, SSV2.mean, SSV2.std
-VIDEO_SHAPE, VIDEO_VALUES = SSV2.video_shape, SSV2.nbytes("uint8")

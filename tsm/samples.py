@@ -1,17 +1,19 @@
 """What names the videos between scripts: annotation lists, the info file, the manifest. Each is read and written here only."""
 
-import hashlib
 import os
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, TypeVar
+import re
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, TypeVar
 
 import numpy as np
+import xxhash
 
+from tsm import __version__
 from tsm.cli import UserError
-from tsm.files import read_json
-from tsm.protocol import SSV2
+from tsm.files import read_json, sha256, write_json, write_text
+from tsm.protocol import Protocol, protocol_from
 
-CLASSES = SSV2.classes
 INFO, MANIFEST = "sthv2.info", "sthv2.json"  # names in a preprocessing folder, whatever the dataset (the guide's)
+BINS = "preprocess_bin"  # its folder of tensors
 Item = TypeVar("Item")
 
 
@@ -29,49 +31,64 @@ class Clip(NamedTuple):
     label: int
 
 
-def read_list(path: str) -> List[Clip]:
-    """The clips of an annotation list, `<file> <label>` or `<folder> <frames> <label>` per line, in its order.
+def read_list(path: str, protocol: Protocol, data_root: str = "") -> List[Clip]:
+    """The clips of an annotation list, in its order: `<file> <label>`, or `<folder> <frames> <label>`, per line.
 
-    Empty lines do not count. Raises UserError naming file and line for anything else, a label that is no class, and a
-    source outside the data root.
+    Names may hold spaces: the label is the last word. The first line decides for the whole list: if a number stands before
+    its label, with a name before that, it is a list of folders, and else of videos. Empty lines do not count. An absolute
+    name becomes a relative one if it lies under `data_root`. Raises UserError that names file and line for anything else,
+    a label that is no class, and a source outside the data root.
     """
-    clips = []  # type: List[Clip]
-    width = 0
+    roots = {os.path.abspath(data_root), os.path.realpath(data_root)} if data_root else set()
+    clips: List[Clip] = []
+    of_folders = None
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
-            words = raw.lstrip(b"\xef\xbb\xbf").split() if number == 1 else raw.split()
-            if not words:
+            line = (raw[3:] if number == 1 and raw.startswith(b"\xef\xbb\xbf") else raw).strip()
+            if not line:
                 continue
             where = "%s, line %d" % (path, number)
-            width = width or len(words)
-            if len(words) != width or width not in (2, 3) or not all(_is_count(word) for word in words[1:]):
-                raise UserError("%s: expected '%s', found %r; mend the line"
-                                % (where, _COLUMNS.get(width, _ANY_COLUMNS), raw[:80]))
-            source, label = os.fsdecode(words[0]), int(words[-1])
-            if label >= CLASSES:
+            if of_folders is None:
+                of_folders = bool(_FOLDER_LINE.match(line))
+            match = (_FOLDER_LINE if of_folders else _VIDEO_LINE).match(line)
+            if not match:
+                raise UserError("%s: expected '%s'%s, found %r; mend the line"
+                                % (where, "<folder> <frames> <label>" if of_folders else "<file> <label>",
+                                   "" if clips else " or '<folder> <frames> <label>'", raw[:80]))
+            name, *counts = match.groups()
+            numbers = [int(count) for count in counts]
+            if numbers[-1] >= protocol.classes:
                 raise UserError("%s: label %d is not one of the %d classes; mend the line"
-                                % (where, label, CLASSES))
-            if os.path.isabs(source) or ".." in source.split(os.sep) or "\0" in source:
-                raise UserError("%s: %s is not a path inside the data root; mend the line" % (where, source))
-            if width == 3 and not int(words[1]):
+                                % (where, numbers[-1], protocol.classes))
+            if of_folders and not numbers[0]:
                 raise UserError("%s: a clip of 0 frames; take the line out" % where)
-            clips.append(Clip(number, source, int(words[1]) if width == 3 else None, label))
+            source = _under(roots, os.fsdecode(name), where)
+            clips.append(Clip(number, source, numbers[0] if of_folders else None, numbers[-1]))
     if not clips:
         raise UserError("%s: no videos in it; make it with TSM_dataset.py" % path)
     return clips
 
 
-_COLUMNS = {2: "<file> <label>", 3: "<folder> <frames> <label>"}
-_ANY_COLUMNS = "' or '".join(_COLUMNS.values())
+_VIDEO_LINE = re.compile(rb"(.*\S)\s+(\d{1,6})$", re.DOTALL)
+_FOLDER_LINE = re.compile(rb"(.*\S)\s+(\d{1,6})\s+(\d{1,6})$", re.DOTALL)
 
 
-def _is_count(word: bytes) -> bool:
-    return word.isdigit() and len(word) < 7
+def _under(roots: Iterable[str], source: str, where: str) -> str:
+    """A list's name for a clip as a path relative to the data root; UserError where it leads outside."""
+    if "\0" in source or ".." in source.split(os.sep):
+        raise UserError("%s: %s is not a path inside the data root; mend the line" % (where, source))
+    if not os.path.isabs(source):
+        return source
+    for root in roots:
+        if source.startswith(os.path.join(root, "")):
+            return os.path.relpath(source, root)
+    raise UserError("%s: %s does not lie under the data root; name the folder that it starts from by --data_root"
+                    % (where, source))
 
 
-def read_info(path: str) -> Dict[int, int]:
+def read_info(path: str, classes: int) -> Dict[int, int]:
     """sthv2.info -> {index: label}. One line per video, `<index> <label>`; raises UserError naming file and line."""
-    labels = {}  # type: Dict[int, int]
+    labels: Dict[int, int] = {}
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             words = line.split()
@@ -81,14 +98,19 @@ def read_info(path: str) -> Dict[int, int]:
             if len(words) != 2 or not all(word.isdigit() and len(word) < 10 for word in words):
                 raise UserError("%s: expected '<index> <label>', found %r" % (where, line[:80]))
             index, label = int(words[0]), int(words[1])
-            if label >= CLASSES:
-                raise UserError("%s: label %d is not one of the %d classes" % (where, label, CLASSES))
+            if label >= classes:
+                raise UserError("%s: label %d is not one of the %d classes" % (where, label, classes))
             if index in labels:
-                raise UserError("%s: index %d stands there twice" % (where, index))
+                raise UserError("%s: index %d appears twice" % (where, index))
             labels[index] = label
     if not labels:
         raise UserError("%s: no videos in it; run TSM_preprocess.py first" % path)
     return labels
+
+
+def write_info(path: str, labels: Mapping[int, int]) -> None:
+    """sthv2.info of {index: label}, by index; whole or not at all."""
+    write_text(path, "".join("%d %d\n" % (index, labels[index]) for index in sorted(labels)))
 
 
 def manifest_path(info_path: str) -> str:
@@ -101,22 +123,78 @@ def manifest_beside(folder: str) -> str:
     return os.path.join(os.path.dirname(os.path.abspath(folder)), MANIFEST)
 
 
+def checksum(data: Any) -> str:
+    """Hex XXH3-128 of bytes or of a contiguous array: against accidents, not against forgers."""
+    return xxhash.xxh3_128_hexdigest(memoryview(data).cast("B"))
+
+
+def manifest_of(
+    ann_file: str, clips: Mapping[int, Clip], protocol: Protocol, dtype: str, versions: Mapping[str, str],
+    checksums: Mapping[int, str], skipped: Mapping[int, object],
+) -> Dict[str, Any]:
+    """The manifest of a list: its protocol and form, what made it, one entry per tensor, and what was left out and why.
+
+    Args:
+        clips: all clips of the list, by index.
+        versions: of the decoders.
+        checksums: of the tensors that exist, by index.
+        skipped: why a clip has none, by index.
+    """
+    return {
+        "protocol": dict(protocol._asdict(), dtype=dtype, layout="NCHW", shape=list(protocol.video_shape)),
+        "versions": dict(versions, tsm=__version__),
+        "list": {"file": os.path.basename(ann_file), "sha256": sha256(ann_file), "videos": len(clips)},
+        "samples": [
+            {"id": index, "source": clips[index].source, "label": clips[index].label, "file": "%s/%d.bin" % (BINS, index),
+             "bytes": protocol.nbytes(dtype), "xxh3_128": checksums[index]}
+            for index in sorted(checksums)
+        ],
+        "skipped": [
+            {"line": clips[index].line, "source": clips[index].source, "reason": str(skipped[index])}
+            for index in sorted(skipped)
+        ],
+    }
+
+
+def write_manifest(path: str, manifest: Mapping[str, Any]) -> None:
+    """The manifest as JSON, whole or not at all."""
+    write_json(path, manifest)
+
+
 def read_manifest(path: str) -> Dict[str, Any]:
-    """The manifest of TSM_preprocess.py (sthv2.json); UserError where it is something else."""
+    """The manifest in `path`, as manifest_of() makes it; UserError where it is something else.
+
+    protocol_from(manifest["protocol"], path) is its protocol, manifest["protocol"]["dtype"] the tensors' type.
+    """
     manifest = read_json(path)
     try:
-        for entry in manifest["samples"]:
-            if not (isinstance(entry["id"], int) and isinstance(entry["bytes"], int)):
-                raise TypeError
-            os.path.basename(entry["file"]) + entry["sha256"] + entry["source"]
-        manifest["protocol"]["dtype"], manifest["versions"], len(manifest["skipped"])
-    except (KeyError, TypeError, AttributeError):
-        raise UserError("%s: not a manifest of TSM_preprocess.py; run it again" % path)
+        facts = manifest["protocol"]
+        protocol = protocol_from(facts, path)
+        right = (facts["dtype"] in ("float32", "uint8") and facts["layout"] == "NCHW"
+                 and facts["shape"] == list(protocol.video_shape)
+                 and isinstance(manifest["samples"], list) and isinstance(manifest["skipped"], list)
+                 and all(_is_sample(entry, protocol.nbytes(facts["dtype"])) for entry in manifest["samples"])
+                 and all(isinstance(entry["line"], int) and _is_text(entry["source"], entry["reason"])
+                         for entry in manifest["skipped"])
+                 and isinstance(manifest["versions"], dict) and isinstance(manifest["list"]["videos"], int))
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
+        right = False
+    if not right:
+        raise UserError("%s: not a manifest of this version's TSM_preprocess.py; run it again" % path)
     return manifest
 
 
-def check_folder(manifest: Dict[str, Any], folder: str, manifest_file: str) -> None:
-    """UserError that names the first .bin file of `folder` that the manifest has not, or the other way round."""
+def _is_sample(entry: Dict[str, Any], nbytes: int) -> bool:
+    return (type(entry["id"]) is type(entry["label"]) is int and entry["bytes"] == nbytes
+            and _is_text(entry["source"], entry["file"], entry["xxh3_128"]))
+
+
+def _is_text(*values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def check_folder(manifest: Mapping[str, Any], folder: str, manifest_file: str) -> None:
+    """UserError that names the first .bin file that is in `folder` but not in the manifest, or the reverse."""
     listed = {os.path.basename(entry["file"]) for entry in manifest["samples"]}
     there = {name for name in os.listdir(folder) if name.endswith(".bin") and not name.startswith(".")}
     for names, what in ((there - listed, "is not in"), (listed - there, "is missing, though it is in")):
@@ -125,9 +203,9 @@ def check_folder(manifest: Dict[str, Any], folder: str, manifest_file: str) -> N
                             % (os.path.join(folder, min(names)), what, manifest_file))
 
 
-def check_tensor(entry: Dict[str, Any], data: np.ndarray, path: str) -> None:
-    """UserError unless `data` has the length and the SHA-256 that the manifest's entry gives."""
+def check_tensor(entry: Mapping[str, Any], data: np.ndarray, path: str) -> None:
+    """UserError unless `data` has the length and the checksum that the manifest's entry gives."""
     if data.nbytes != entry["bytes"]:
         raise UserError("%s: %d bytes instead of %d; run TSM_preprocess.py again" % (path, data.nbytes, entry["bytes"]))
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+    if checksum(data) != entry["xxh3_128"]:
         raise UserError("%s: its checksum is not the manifest's: it was changed; run TSM_preprocess.py again" % path)

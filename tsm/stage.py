@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""Run one stage of a chain: show its command, time it, and skip it where its result is already there.
+"""Run one stage of a chain: show its command, time it, and skip it if its result is already there.
 
     python3 tsm/stage.py export --in tsm.pth --out tsm_bs1.onnx -- python3 pytorch2onnx.py tsm.pth --output-file tsm_bs1.onnx
 
 Keeps `stages.json` in the working directory: per stage its command, the digests of what went in (the --in files, the
-scripts, the suite's shared code, the installed versions of its requirements) and of what came out (--out), its seconds
-and its peak memory. A stage is skipped when all of that still holds; one without --out always runs. The exit status is
-the command's own; `stages.json` learns of a stage only once it has succeeded.
+script and what it imports of the suite, the installed versions of the suite's requirements) and of what came out (--out),
+its seconds and its peak memory. A stage is skipped when all of that still holds; one without --out always runs. The exit
+status is the command's own; `stages.json` learns of a stage only once it has succeeded.
 """
 
 import argparse
+import ast
 import glob
 import hashlib
 import os
@@ -20,15 +21,16 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Set
 
 SUITE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, SUITE)
 
-from tsm.cli import UserError, parser, run  # noqa: E402
+from tsm.cli import UserError, fail, parser, run  # noqa: E402
 from tsm.files import read_json, sha256, write_json  # noqa: E402
 
 STATE = "stages.json"
+KILLED = 128 + signal.SIGKILL  # as a shell gives it
 
 
 def get_args() -> argparse.Namespace:
@@ -43,7 +45,7 @@ def get_args() -> argparse.Namespace:
 
 
 def digest(path: str) -> Optional[str]:
-    """SHA-256 of a file, or of the names and contents of a folder's files; None where there is nothing."""
+    """SHA-256 of a file, or of the names and contents of a folder's files; None if there is nothing."""
     if os.path.isdir(path):
         names = sorted(name for name in os.listdir(path) if not name.startswith("."))
         parts = [name + (digest(os.path.join(path, name)) or "") for name in names]
@@ -51,41 +53,92 @@ def digest(path: str) -> Optional[str]:
     return sha256(path) if os.path.exists(path) else None
 
 
+def imports(path: str) -> List[str]:
+    """The suite's own files that a Python file imports, at its top or inside a function, by itself or through another."""
+    found: List[str] = []
+    left = [path]
+    while left:
+        here = left.pop()
+        for name in _names_imported(here):
+            for folder in (SUITE, os.path.dirname(os.path.abspath(path))):
+                base = os.path.join(folder, *name.split("."))
+                for file in (base + ".py", os.path.join(base, "__init__.py")):
+                    if os.path.isfile(file) and file not in found:
+                        found.append(file)
+                        left.append(file)
+    return sorted(found)
+
+
+def _names_imported(path: str) -> List[str]:
+    """Dotted names that may be modules: of `from tsm.files import sha256`, tsm, tsm.files and tsm.files.sha256."""
+    try:
+        with open(path, "rb") as file:
+            tree = ast.parse(file.read())
+    except (SyntaxError, ValueError):
+        return []  # running it will tell
+    names: Set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.update("%s.%s" % (node.module, alias.name) for alias in node.names)
+    return sorted({name.rsplit(".", depth)[0] for name in names for depth in range(name.count(".") + 1)})
+
+
 def code(command: List[str]) -> str:
-    """Digest of what decides how the command works: its script, the shared modules, the requirements' versions."""
+    """Digest of what decides how a command works: its scripts, what they import of the suite, the requirements' versions."""
     scripts = [word for word in command if word.endswith((".py", ".sh")) and os.path.isfile(word)]
-    files = scripts + sorted(glob.glob(os.path.join(SUITE, "tsm", "*.py")))
+    files = scripts + [file for script in scripts if script.endswith(".py") for file in imports(script)]
     with open(os.path.join(SUITE, "requirements.txt"), encoding="utf-8") as file:
-        wanted = {re.split("[^A-Za-z0-9-]", line, 1)[0].lower().replace("-", "_") for line in file if line[:1].isalpha()}
+        lines = [line for line in file if line[:1].isalpha()]
+    wanted = {re.split("[^A-Za-z0-9-]", line, maxsplit=1)[0].lower().replace("-", "_") for line in lines}
     found = {os.path.basename(path) for place in sys.path for path in glob.glob(os.path.join(place, "*.dist-info"))}
-    versions = sorted(name for name in found if name.split("-")[0].lower().replace("-", "_") in wanted)
+    versions = sorted(name for name in found if name.split("-")[0].lower() in wanted)
     return hashlib.sha256(repr([[sha256(path) for path in files], versions, sys.version]).encode()).hexdigest()
 
 
 def read_state() -> Dict[str, Any]:
+    """What stages.json knows to be done; nothing if it is missing or damaged."""
     try:
         state = read_json(STATE)
-        return state if isinstance(state, dict) else {}
     except (UserError, FileNotFoundError):
-        return {}  # nothing is known to be done
+        return {}
+    return {name: entry for name, entry in state.items() if isinstance(entry, dict)} if isinstance(state, dict) else {}
 
 
 def execute(command: List[str], tee: Optional[str]) -> int:
     """Run the command; its exit status, as a shell would give it. Signals meant for us reach it too."""
+    copy = open(tee, "wb") if tee else None
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE if tee else None)
     except OSError as error:
         raise UserError("%s: %s; is it installed and on the PATH?" % (command[0], error.strerror))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command as well, which answers for both
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    if tee and process.stdout:
-        with open(tee, "wb") as file:
-            for line in process.stdout:
-                sys.stdout.buffer.write(line)
-                sys.stdout.buffer.flush()
-                file.write(line)
+    if copy and process.stdout:
+        with copy:
+            try:
+                for line in process.stdout:
+                    sys.stdout.buffer.write(line)
+                    sys.stdout.buffer.flush()
+                    copy.write(line)
+            except OSError as error:
+                error.filename = error.filename or tee
+                raise
     status = process.wait()
     return status if status >= 0 else 128 - status
+
+
+def peak_mb() -> float:
+    """Peak memory, MB, of the largest process that the command was made of."""
+    return round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, 1)
+
+
+def is_done(before: Dict[str, Any], known: Dict[str, Any], outputs: List[str]) -> bool:
+    """Does what stages.json holds of a stage still hold, inputs, code and results?"""
+    if not outputs or any(before.get(key) != value for key, value in known.items()):
+        return False
+    return bool(before.get("outputs") == {path: digest(path) for path in outputs})
 
 
 def main() -> None:
@@ -97,28 +150,27 @@ def main() -> None:
         "code": code(args.command),
         "inputs": {path: digest(path) for path in args.inputs},
     }
-    state = read_state()
-    before = state.get(args.name, {})
-    if args.outputs and all(before.get(key) == value for key, value in known.items()):
-        if before.get("outputs") == {path: digest(path) for path in args.outputs}:
-            print("up to date: %s (made in %.1f s)" % (", ".join(args.outputs), before["seconds"]))
-            return
+    before = read_state().get(args.name, {})
+    if is_done(before, known, args.outputs):
+        print("up to date: %s (made in %s s)" % (", ".join(args.outputs), before.get("seconds", "?")))
+        return
     start = time.time()
     status = execute(args.command, args.tee)
+    if status == KILLED:
+        fail("%s: its command was killed (SIGKILL), most likely because memory ran out: it had used up to %.0f MB; free some, "
+             "or allow the container more, and run the same command again" % (args.name, peak_mb()), status)
     if status:
         sys.exit(status)
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     missing = [path for path in args.outputs if not os.path.exists(path)]
     if missing:
         raise UserError("%s: not made by the command above, though it reported success" % missing[0])
-    state = read_state()
-    state[args.name] = dict(
+    entry = dict(
         known,
         outputs={path: digest(path) for path in args.outputs},
         seconds=round(time.time() - start, 3),
-        peak_mb=round(usage.ru_maxrss / 1024, 1),  # of the largest process
+        peak_mb=peak_mb(),
     )
-    write_json(STATE, state)
+    write_json(STATE, dict(read_state(), **{args.name: entry}))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from multiprocessing.connection import Connection, wait
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Generator, Iterable, List, Optional, Tuple
 
 from tsm.cli import Corrupt, UserError
 from tsm.machine import keep_freed_memory
@@ -20,14 +20,14 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 _NONE_LEFT = object()
 
 
-def each(work: Callable[[Any], Any], items: Iterable[Any], count: int) -> Iterator[Tuple[Any, Any]]:
+def each(work: Callable[[Any], Any], items: Iterable[Any], count: int) -> Generator[Tuple[Any, Any], None, None]:
     """Yield (item, work(item)) for every item as it is done, in any order, computed in `count` processes.
 
     A result may be a Corrupt: the one that work raised, or one that says how the process crashed or how long it hung. Any
     other exception is raised here. Close the iterator (contextlib.closing) to end the processes at once.
     """
     context, left = multiprocessing.get_context("fork"), iter(items)
-    running = {}  # type: Dict[Connection, Tuple[Any, Any, float]]
+    running: Dict[Connection, Tuple[Any, Any, float]] = {}
 
     def start() -> Tuple[Any, Connection]:
         ours, theirs = context.Pipe()
@@ -48,12 +48,13 @@ def each(work: Callable[[Any], Any], items: Iterable[Any], count: int) -> Iterat
             assign(*start())
         while running:
             soonest = min(limit for _, _, limit in running.values())
-            ready = wait(list(running), max(0.0, soonest - time.monotonic()))  # type: List[Any]
+            ready: List[Any] = wait(list(running), max(0.0, soonest - time.monotonic()))
             overdue = [pipe for pipe, (_, _, limit) in running.items() if limit < time.monotonic() and pipe not in ready]
             for pipe in ready + overdue:
                 process, item, _ = running[pipe]
+                error: Any = None
                 if pipe in overdue:
-                    result, error = None, Corrupt("decoding it takes more than %d s" % PATIENCE)  # type: Any, Any
+                    result, error = None, Corrupt("decoding it takes more than %d s" % PATIENCE)
                     _end(process, pipe)
                 else:
                     try:
@@ -72,27 +73,78 @@ def each(work: Callable[[Any], Any], items: Iterable[Any], count: int) -> Iterat
             _end(process, pipe)
 
 
+def unrolled(work: Callable[[Any], Iterable[Any]], items: Iterable[Any]) -> Generator[Tuple[Any, Any], None, None]:
+    """Yield (item, value) for every value of every work(item), in order; each item has a process of its own.
+
+    A process waits until its last value was taken, so memory is bounded. A Corrupt that ends an item is its last value, as
+    is one that says how its process crashed or how long it hung. Any other exception is raised here.
+    """
+    context = multiprocessing.get_context("fork")
+    for item in items:
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_send_all, args=(work, item, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        try:
+            value: Any = None
+            error: Optional[Exception] = None
+            more = True
+            while more:
+                if not ours.poll(PATIENCE):
+                    value, error, more = None, Corrupt("decoding it takes more than %d s" % PATIENCE), False
+                else:
+                    try:
+                        value, error, more = ours.recv()
+                    except (EOFError, ConnectionResetError):
+                        process.join()
+                        value, error, more = None, _died(process.exitcode), False
+                if error is not None and not isinstance(error, Corrupt):
+                    raise error
+                if more or error is not None:
+                    yield item, value if error is None else error
+        finally:
+            _end(process, ours)
+
+
 def _end(process: Any, pipe: Connection) -> None:
     process.kill()
     process.join()
     pipe.close()
 
 
-def _died(exitcode: int) -> Exception:
+def _died(exitcode: Optional[int]) -> Exception:
+    exitcode = exitcode or 0
     if exitcode in (-signal.SIGKILL, -signal.SIGTERM):
         return UserError("a worker process was killed, perhaps for want of memory; run the same command again, with a "
                          "smaller --num_worker if that was the reason")
     return Corrupt("the decoder crashed (%s)" % (signal.Signals(-exitcode).name if exitcode < 0 else exitcode))
 
 
-def _serve(work: Callable[[Any], Any], pipe: Connection, parent: int) -> None:
+def _begin() -> None:
+    """Make this process a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no worker outlives a parent that was killed
     keep_freed_memory()
+
+
+def _send_all(work: Callable[[Any], Iterable[Any]], item: Any, pipe: Connection) -> None:
+    _begin()
+    try:
+        for value in work(item):
+            pipe.send((value, None, True))
+        pipe.send((None, None, False))
+    except Exception as error:
+        pipe.send((None, error, False))
+
+
+def _serve(work: Callable[[Any], Any], pipe: Connection, parent: int) -> None:
+    _begin()
     while os.getppid() == parent:
         item = pipe.recv()
+        result: Any = None
+        failure = None
         try:
-            answer = work(item), None
+            result = work(item)
         except Exception as error:
-            answer = None, error  # type: ignore
-        pipe.send(answer)
+            failure = error
+        pipe.send((result, failure))

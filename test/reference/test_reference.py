@@ -13,12 +13,12 @@ import pytest
 
 pytest.importorskip("mmaction", reason="needs mmaction2: ./test/run.sh --reference")
 
-import cv2  # noqa: E402
-import mmcv  # noqa: E402
-import mmaction  # noqa: E402
-import torch  # noqa: E402
-from mmaction.datasets import build_dataset  # noqa: E402
-from mmaction.models import build_model  # noqa: E402
+import cv2
+import mmaction
+import mmcv
+import torch
+from mmaction.datasets import build_dataset
+from mmaction.models import build_model
 
 REPO = Path(__file__).resolve().parent.parent.parent
 DEMO = REPO / "demo" / "videos"

@@ -1,17 +1,22 @@
 """The command line, files and figures of `python3 -m ais_bench` (Ascend/tools, June 2023), for a static model with one
 input and one output; only the execution is ONNX Runtime's. Written apart from the suite, so that the two can be compared.
+
+With STANDIN_GENERATION=2025 it is that of December 2025, which looks at paths, owners and permissions before it runs.
 """
 
 import argparse
 import json
 import os
 import re
+import stat
 import sys
 import time
 
 import numpy as np
 import onnxruntime
 
+GENERATION = os.environ.get("STANDIN_GENERATION", "2023")
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 SUFFIXES = (".npy", ".NPY", ".bin", ".BIN")
 
 
@@ -34,6 +39,38 @@ def yes_or_no(text):
     return text.lower() in ("yes", "1", "true")
 
 
+def legal(path, refused, most):
+    """Exit with status 2, as the ais_bench of December 2025 does, if it would not take `path`."""
+    full = os.path.abspath(path)
+    try:
+        if re.search("[^_A-Za-z0-9/.-]", full):
+            raise PermissionError("path contains illegal char, legal chars include A-Z a-z 0-9 _ - / .")
+        if os.path.islink(full):
+            raise PermissionError("path :%s is a soft link, not supported, please import file(or directory) directly" % full)
+        found = os.stat(full)
+        if path.endswith(".onnx"):
+            raise PermissionError("path:%s, file type not in ['om']" % full)
+        if found.st_uid != os.geteuid() and found.st_gid not in os.getgroups():
+            raise PermissionError("current user isn't path:%s's owner or ownergroup" % full)
+        if found.st_mode & refused:
+            raise PermissionError("The file %s is group writable, or is others writable, permission should not be over %s"
+                                  % (full, most))
+    except PermissionError as error:
+        print("[ERROR] %s" % error)
+        sys.stderr.write("ais_bench: error: path:%s is illegal. Please check.\n" % path)
+        sys.exit(2)
+
+
+def check_security(args):
+    inputs = args.input.split(",") if args.input else []
+    if args.input and os.path.isdir(args.input):
+        inputs += input_files(args.input)
+    for path in [args.model] + inputs:
+        legal(path, OTHERS_WRITE, "0o755(rwxr-xr-x)")
+    if args.output and os.path.lexists(args.output):
+        legal(args.output, OTHERS_WRITE | stat.S_IROTH | stat.S_IXOTH, "0o750(rwxr-x---)")
+
+
 def get_args():
     cli = argparse.ArgumentParser(prog="ais_bench")
     cli.add_argument("--model", "-m", required=True)
@@ -53,6 +90,8 @@ def get_args():
     args = cli.parse_args()
     if args.output_dirname and not args.output:
         cli.error("when --output_dirname is given, --output is needed")
+    if GENERATION == "2025":
+        check_security(args)
     return args
 
 
@@ -139,7 +178,8 @@ def main():
     folder = None
     if args.output:
         folder = os.path.join(args.output, args.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))
-        os.makedirs(folder, exist_ok=True)
+        for made in (args.output, folder):
+            os.makedirs(made, 0o750 if GENERATION == "2025" else 0o777, exist_ok=True)
 
     filesinfo, to_device, execute, from_device = {}, [], [], []
 

@@ -1,0 +1,168 @@
+#!/usr/bin/env python3
+"""What happens in a video: names and probabilities, for videos of your own, with no tensor on disk.
+
+    python3 TSM_predict.py --model tsm_new_bs1.onnx demo/videos/74225.webm            # one video
+    python3 TSM_predict.py --model tsm_new_bs1.onnx --top 5 --json out.json FOLDER    # every video in a folder
+    python3 TSM_predict.py --model tsm_new_bs1.onnx --window 4 --stride 2 long.mp4    # a long video, as segments
+    python3 TSM_predict.py --model tsm_new_bs1.onnx --camera 0                        # a camera, until Ctrl-C
+
+INPUT is any of: a video file; a folder, searched for videos (or else for folders of frames) recursively; a quoted pattern;
+@list.txt, with one path per line; an address that OpenCV opens (rtsp://…, http://…), watched like a camera.
+
+Each video is sampled and cropped as in the test that the accuracy was measured by, all views, so what is printed is what
+TSM_preprocess.py and TSM_infer.py compute, bit for bit. --views 1 takes the middle crop of the segments' middles alone: a
+sixth of the cost, somewhat less accurate (mmaction2 publishes 59.11 against 61.82 for Something-Something V2).
+
+Names come from the model (modify_onnx.py --labels) or from --labels FILE. An input that cannot be read is one line on
+stderr and an `error` in the JSON; the others go on; exit status 1 if any failed.
+
+Limits: the network knows a closed set of classes: it gives one of them for any video, also for one that shows none of
+them, and its probability does not tell. It was trained on trimmed clips of a few seconds that show one action; windows
+of a long video cut actions in two, so read segments as hints.
+"""
+
+import argparse
+import contextlib
+import itertools
+import sys
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+
+from tqdm import tqdm
+
+from tsm import predict
+from tsm.cli import Corrupt, UserError, complain, parser, positive, positive_number, run, warn
+from tsm.clips import Window, as_video
+from tsm.engine import Engine, about, add_options, open_engine, score
+from tsm.files import write_json
+from tsm.labels import labels_in, read_labels, top
+from tsm.live import watching
+from tsm.machine import cores
+from tsm.offline import Offline, read_offline
+from tsm.protocol import CENTRE_VIEW, Protocol
+
+LIVE_WINDOW = 3.0  # seconds
+
+
+def get_args() -> argparse.Namespace:
+    cli = parser(__doc__)
+    cli.add_argument("inputs", nargs="*", metavar="INPUT", help="videos, as above")
+    cli.add_argument("--model", "-m", required=True, metavar="FILE", help="a model of modify_onnx.py")
+    cli.add_argument("--camera", type=int, metavar="N", help="watch a camera instead of INPUT; 0 is the first")
+    cli.add_argument("--labels", metavar="FILE", help="names of the classes: JSON {name: class}, a JSON list, or a name per line")
+    cli.add_argument("--top", type=positive, default=1, metavar="K", help="classes per video (default: %(default)s)")
+    cli.add_argument("--views", type=int, choices=(1,), help="1: the centre view alone (default: all views of the test)")
+    cli.add_argument("--window", type=positive_number, metavar="S", help="seconds per window of a long video or a camera "
+                     "(default: the whole video; %g for a camera)" % LIVE_WINDOW)
+    cli.add_argument("--stride", type=positive_number, metavar="S", help="seconds from one window to the next (default: half "
+                     "a window)")
+    cli.add_argument("--json", metavar="FILE", help="also write the answers to FILE")
+    cli.add_argument("--csv", metavar="FILE", help="also write them as rows: video, window, rank, label, probability")
+    cli.add_argument("--annotate", metavar="DIR", help="also write each video with its label drawn in, as DIR/<name>.mp4")
+    cli.add_argument("--num_worker", type=positive, default=cores(), metavar="N", help="processes that decode (default: one "
+                     "per core)")
+    add_options(cli)
+    args = cli.parse_args()
+    if bool(args.inputs) == (args.camera is not None):
+        cli.error("give videos, or --camera N")
+    if args.stride and not args.window and args.camera is None:
+        cli.error("--stride needs --window")
+    return args
+
+
+def label_names(args: argparse.Namespace, model: Offline, protocol: Protocol) -> Optional[List[str]]:
+    """The classes' names, from --labels or from the model; None, with a note, if there are none."""
+    names = read_labels(args.labels, protocol.classes) if args.labels else labels_in(model.metadata, protocol.classes)
+    if names is None:
+        warn("%s holds no label names, so classes are numbered; --labels FILE names them" % args.model)
+    return names
+
+
+def predict_files(
+    args: argparse.Namespace, model: Offline, protocol: Protocol, engine: Engine, names: Optional[List[str]], paths: List[str]
+) -> Iterator[Dict[str, Any]]:
+    """Predict videos and folders of frames, and print each in its turn; yields the entries of --json."""
+    tensors = predict.tensors_of(paths, args.window, args.stride, protocol, model.dtype.name, args.num_worker)
+    scores = tqdm(score(engine, model, tensors), total=None if args.window else len(paths),
+                  unit="window" if args.window else "video", disable=None)
+    results: Iterator[Tuple[int, Any]] = ((number, (window, output)) for (number, window), output, _, _ in scores)
+    if not args.window:
+        results = predict.in_order(results)
+    for number, some in itertools.groupby(results, key=lambda result: result[0]):
+        answers, failed = [], ""
+        for _, (window, output) in some:
+            if isinstance(output, Corrupt):
+                failed = str(output)
+            else:
+                answers.append(predict.Answer(window, top(output, names, args.top)))
+        yield show(args, paths[number], answers, failed)
+
+
+def show(args: argparse.Namespace, name: str, answers: List[predict.Answer], failed: str) -> Dict[str, Any]:
+    """Print an input's answers, and why it failed if it did; its entry for --json."""
+    long = args.window is not None
+    for line in predict.lines_of(name, answers, long):
+        tqdm.write(line)
+    if answers and not failed and args.annotate:
+        try:
+            tqdm.write("  wrote " + predict.annotate(args.annotate, name, answers, long))
+        except Corrupt as error:
+            failed = str(error)
+    if failed:
+        complain("%s: %s" % (name, failed))
+    return predict.as_json(name, answers, failed or None, long)
+
+
+def watch(
+    args: argparse.Namespace, model: Offline, protocol: Protocol, engine: Engine, names: Optional[List[str]],
+    source: Union[int, str],
+) -> Dict[str, Any]:
+    """Predict the newest window of a camera or stream, once every stride, until it ends or Ctrl-C; its entry for --json."""
+    window = args.window or LIVE_WINDOW
+    stride = args.stride or window / 2
+    answers: List[predict.Answer] = []
+    name, failed = "camera %d" % source if isinstance(source, int) else source, ""
+    print(name, flush=True)
+    with contextlib.suppress(KeyboardInterrupt), watching(source, window, protocol) as newest:
+        try:
+            recent = newest(window)
+            while recent is not None:
+                video = as_video(recent.frames, protocol, model.dtype.name)
+                for _, output, _, _ in score(engine, model, iter([(name, video[None])])):
+                    answers.append(predict.Answer(Window(recent.start, recent.end), top(output, names, args.top)))
+                print("  %s  %s" % (predict.clock(recent.end), predict.in_words(answers[-1].ranked)), flush=True)
+                recent = newest(recent.end + stride)
+        except UserError as error:
+            failed = str(error)
+            complain(failed)
+    if len(answers) > 1:
+        print("\n".join(predict.lines_of("in all", answers, True)))
+    return predict.as_json(name, answers, failed or None, True)
+
+
+def main() -> None:
+    args = get_args()
+    model = read_offline(args.model)
+    if model.protocol is None:
+        raise UserError("%s: not a model of modify_onnx.py; make it with modify_onnx.py --target cpu" % args.model)
+    paths: List[Any] = [args.camera] if args.camera is not None else predict.expand(args.inputs)
+    protocol = model.protocol
+    names = label_names(args, model, protocol)
+    if args.views == 1:
+        print("the centre view alone: 1/%d of the cost, less accurate than all views" % protocol.views, flush=True)
+        protocol = Protocol(**dict(protocol._asdict(), **CENTRE_VIEW))
+        model = model._replace(protocol=protocol)
+    engine, int8 = open_engine(args, model, args.precision)
+    live = [path for path in paths if isinstance(path, int) or predict.is_address(path)]
+    files = [path for path in paths if path not in live]
+    entries = list(predict_files(args, model, protocol, engine, names, files))
+    entries += [watch(args, model, protocol, engine, names, source) for source in live]
+    if args.json:
+        write_json(args.json, dict(about(engine, model, args.precision, int8), labels=names is not None, inputs=entries))
+    if args.csv:
+        predict.write_csv(args.csv, entries)
+    if any(entry["error"] for entry in entries):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,256 @@
+"""Tensors of clips: a clip's frames resized, cropped and normalised exactly as mmaction2 0.24.1 does it.
+
+The pixels of a tensor depend on the protocol, on how frames are called, on the decoders and on this code alone.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+from collections import deque
+from contextlib import closing
+from typing import Any, Dict, Generator, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, TypeVar, Union
+
+import cv2
+import numpy as np
+
+from tsm.cli import Corrupt
+from tsm.frames import (
+    IMG,
+    JPEG_DECODER,
+    VIDEO_DECODER,
+    Frame,
+    Naming,
+    check_folder_of_frames,
+    frame_rate,
+    naming_in,
+    read_frames,
+    read_video,
+    reencode,
+    strict,
+)
+from tsm.protocol import CROPS, Protocol, crop_boxes, frame_indices
+from tsm.samples import Clip
+from tsm.workers import each
+
+REVISION = 2  # to be raised with any change of frames.py, clips.py or protocol.py that changes a tensor: they are made again
+
+
+def versions() -> Dict[str, str]:
+    """{library: version} of all that pixels may depend on."""
+    return {"opencv": cv2.__version__, "jpeg decoder": JPEG_DECODER, "video decoder": VIDEO_DECODER}
+
+
+def versions_of(clips: Mapping[int, Clip]) -> Dict[str, str]:
+    """{library: version} of what the tensors of a list's clips depend on."""
+    others = "jpeg decoder" if next(iter(clips.values())).frames is None else "video decoder"
+    return {name: version for name, version in versions().items() if name != others}
+
+
+def normalisation(protocol: Protocol) -> np.ndarray:
+    """Normalised value of every byte, float32 [3, 256], R G B.
+
+    mmcv.imnormalize_ on each of the 256 values, with its roundings: mean and std go through float32, and OpenCV rounds
+    to float32 after the subtraction and again after the multiplication.
+    """
+    values = np.arange(256, dtype=np.float32).reshape(1, 256)
+    table = []
+    for mean, std in zip(np.array(protocol.mean, np.float32), np.array(protocol.std, np.float32)):
+        row = cv2.subtract(values, np.array([[mean]], np.float64))
+        table.append(cv2.multiply(row, 1 / np.array([[std]], np.float64)))
+    return np.concatenate(table)
+
+
+def table_for(dtype: str, protocol: Protocol) -> Optional[np.ndarray]:
+    """What fill() needs for tensors of a dtype: the normalisation for float32, None for uint8 (raw pixels)."""
+    return normalisation(protocol) if dtype == "float32" else None
+
+
+def resized(frame: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """A frame uint8 [H, W, 3] with its short side as the protocol has it."""
+    size = resized_size(frame.shape[1], frame.shape[0], protocol.short_side)
+    return cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR)
+
+
+def resized_size(width: int, height: int, short_side: int) -> Tuple[int, int]:
+    """(width, height) with the short side that is asked for, rounded as mmcv.rescale_size does."""
+    scale = short_side / min(width, height)
+    return int(width * scale + 0.5), int(height * scale + 0.5)
+
+
+def compute(frames: Iterator[Frame], indices: List[int], bgr: bool, protocol: Protocol, table: Optional[np.ndarray],
+            out: np.ndarray) -> None:
+    """Fill `out` [protocol.video_shape] from the distinct frames uint8 [H, W, 3]; `indices` are frame_indices().
+
+    What several views share is computed once per distinct frame: decoding, the resize, the split into planes. Per view
+    there is only the copy of a crop, through the table for float32, which costs no more than copying floats.
+    """
+    for index, frame in frames:
+        place_frame(resized(frame, protocol), index, indices, bgr, protocol, table, out)
+
+
+def place_frame(image: np.ndarray, index: int, indices: Sequence[int], bgr: bool, protocol: Protocol,
+                table: Optional[np.ndarray], out: np.ndarray) -> None:
+    """Put a resized frame uint8 [H, W, 3] into all places of `out` [protocol.video_shape] whose index is its own."""
+    side = protocol.size
+    views = out.reshape((CROPS[protocol.crops], -1) + protocol.frame_shape)
+    planes = cv2.split(image)
+    boxes = crop_boxes(planes[0].shape[1], planes[0].shape[0], protocol)
+    places = [place for place, wanted in enumerate(indices) if wanted == index]
+    for channel, plane in enumerate(reversed(planes) if bgr else planes):
+        for crop, (x, y) in enumerate(boxes):
+            pixels = plane[y : y + side, x : x + side]
+            for place in places:
+                if table is None:
+                    views[crop, place, channel] = pixels
+                else:
+                    cv2.LUT(pixels, table[channel], views[crop, place, channel])
+
+
+def fill(path: str, clip: Clip, protocol: Protocol, table: Optional[np.ndarray], out: np.ndarray,
+         naming: Optional[Naming] = IMG) -> None:
+    """Fill `out` [protocol.video_shape], float32 with table_for()'s table or uint8 with None, from the clip at `path`.
+
+    A naming of None takes a folder's frames as they are called, all of them. Raises Corrupt. OpenCV runs in one thread from
+    here on: processes are the parallelism.
+    """
+    cv2.setNumThreads(1)
+    if clip.frames is not None:
+        with strict():
+            named, count = (naming, clip.frames) if naming else naming_in(path)
+            check_folder_of_frames(path, count, named)
+            indices = frame_indices(count, protocol)
+            return compute(read_frames(path, sorted(set(indices)), named), indices, True, protocol, table, out)
+    indices = []
+
+    def choose(count: int) -> List[int]:
+        indices[:] = frame_indices(count, protocol)
+        return sorted(set(indices))
+
+    with strict(reencode(path)):
+        compute(read_video(path, choose), indices, False, protocol, table, out)
+
+
+def as_video(frames: Sequence[np.ndarray], protocol: Protocol, dtype: str) -> np.ndarray:
+    """The tensor [protocol.video_shape] of a clip whose frames, RGB uint8 [H, W, 3] after resized(), are all in memory."""
+    out, indices = np.empty(protocol.video_shape, dtype), frame_indices(len(frames), protocol)
+    table = table_for(dtype, protocol)
+    for index in sorted(set(indices)):
+        place_frame(frames[index], index, indices, False, protocol, table, out)
+    return out
+
+
+Key = TypeVar("Key")
+
+
+def decoded(
+    clips: Union[Sequence[Clip], Mapping[Key, Clip]], data_root: str, protocol: Protocol, dtype: str, count: int,
+    naming: Optional[Naming] = IMG,
+) -> Generator[Tuple[Key, Union[np.ndarray, Corrupt]], None, None]:
+    """(index or key in `clips`, tensor [protocol.video_shape] of `dtype` or the Corrupt that says why not), in any order.
+
+    Decoded in `count` processes, in memory: count + 1 tensors exist beside those that the caller keeps, and decoding waits
+    while the caller does. Close the iterator (contextlib.closing) to end the processes at once.
+    """
+    chosen: Mapping[Any, Clip] = clips if isinstance(clips, Mapping) else dict(enumerate(clips))
+    table, nbytes = table_for(dtype, protocol), protocol.nbytes(dtype)
+    # One place more than processes: each() hands out the next item before it yields the result of the last.
+    places = [np.frombuffer(mmap.mmap(-1, nbytes), dtype).reshape(protocol.video_shape) for _ in range(count + 1)]
+    free = deque(range(count + 1))
+
+    def work(item: Tuple[Any, int]) -> None:
+        key, place = item
+        fill(os.path.join(data_root, chosen[key].source), chosen[key], protocol, table, places[place], naming)
+
+    items = ((key, free.popleft()) for key in chosen)
+    with closing(each(work, items, min(count, max(1, len(chosen))))) as results:
+        for (key, place), error in results:
+            tensor = error if isinstance(error, Corrupt) else places[place].copy()
+            free.append(place)
+            yield key, tensor
+
+
+def basis(clips: Mapping[int, Clip], protocol: Protocol, dtype: str, naming: Naming) -> str:
+    """What the tensors of a list have in common: protocol, dtype, names of frames, decoders, revision of this code."""
+    return json.dumps([REVISION, protocol, dtype, naming, versions_of(clips)])
+
+
+def fingerprint(path: str, clip: Clip, protocol: Protocol, basis: str, naming: Naming = IMG) -> str:
+    """Changes when the tensor might: hash of the `basis`, the clip's path, length, and its files' sizes and times.
+
+    Raises Corrupt where a file is missing.
+    """
+    files = [path]
+    if clip.frames is not None:
+        files = [os.path.join(path, naming.name(index)) for index in sorted(set(frame_indices(clip.frames, protocol)))]
+    facts: List[Any] = [basis, clip.source, clip.frames]
+    for file in files:
+        try:
+            status = os.stat(file)
+        except OSError as error:
+            if clip.frames is not None:
+                check_folder_of_frames(path, clip.frames, naming)  # says more
+            name = "" if file == path else os.path.basename(file) + ": "
+            raise Corrupt(name + (error.strerror or str(error)).lower())
+        facts.append((status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+class Window(NamedTuple):
+    """A stretch of a video, from `start` to `end` in seconds; the whole of it where both are None."""
+
+    start: Optional[float]
+    end: Optional[float]
+
+
+def windows_of(frames: int, rate: float, length: float, stride: float) -> List[Tuple[Window, int, int]]:
+    """(window, its first frame, the frame after its last) of a video, one window of `length` seconds every `stride` seconds.
+
+    The last one ends with the video, so that its end is not lost; a video no longer than a window is one window.
+
+    Args:
+        frames, rate: of the video; frames per second.
+    """
+    duration = frames / rate
+    starts = [0.0]
+    while starts[-1] + length < duration - 0.5 / rate:
+        starts.append(min(starts[-1] + stride, duration - length))
+    windows = []
+    for start in starts:
+        first = min(int(round(start * rate)), frames - 1)
+        stop = min(max(first + 1, int(round((start + length) * rate))), frames)
+        windows.append((Window(round(start, 3), round(min(start + length, duration), 3)), first, stop))
+    return windows
+
+
+def windowed(path: str, length: float, stride: float, protocol: Protocol, dtype: str) -> Iterator[Tuple[Window, np.ndarray]]:
+    """(window, its tensor [protocol.video_shape]) for each of windows_of() a video, which is decoded once.
+
+    The frames of a window are sampled as those of a clip. As many tensors exist at a time as windows overlap. Raises
+    Corrupt, also after windows were yielded.
+    """
+    cv2.setNumThreads(1)
+    table = table_for(dtype, protocol)
+    windows: List[Tuple[Window, List[int]]] = []
+
+    def choose(count: int) -> List[int]:
+        for window, first, stop in windows_of(count, rate, length, stride):
+            windows.append((window, [first + index for index in frame_indices(stop - first, protocol)]))
+        return sorted({index for _, indices in windows for index in indices})
+
+    with strict(reencode(path)):
+        rate = frame_rate(path)
+        begun: Dict[int, np.ndarray] = {}
+        waiting = 0  # the first window that is not complete
+        for index, frame in read_video(path, choose):
+            image = resized(frame, protocol)
+            for number in range(waiting, len(windows)):
+                indices = windows[number][1]
+                if min(indices) > index:
+                    break
+                if index in indices:
+                    place_frame(image, index, indices, False, protocol, table,
+                                begun.setdefault(number, np.empty(protocol.video_shape, dtype)))
+            while waiting < len(windows) and max(windows[waiting][1]) <= index:
+                yield windows[waiting][0], begun.pop(waiting)
+                waiting += 1

@@ -1,0 +1,250 @@
+"""Offline models on a CPU: the engines that compute them, and the runs over videos.
+
+A model of modify_onnx.py runs view by view: the views of a video are independent, one view's activations fit the caches
+better than a batch's, and memory does not grow with the batch. Any other model runs whole.
+"""
+
+import argparse
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+
+import numpy as np
+
+from tsm import __version__
+from tsm.cli import UserError, first_line, non_negative, positive
+from tsm.int8 import int8_file, read_int8
+from tsm.machine import cores, peak_memory
+from tsm.offline import Offline, one_view
+from tsm.protocol import fuse
+from tsm.tensors import reading_ahead
+
+Take = Callable[[np.ndarray], None]
+
+
+class Engine(NamedTuple):
+    """A compiled model: submit(x, take) computes x and calls take(output), in any order; wait() returns after the last."""
+
+    name: str
+    streams: int
+    submit: Callable[[np.ndarray, Take], None]
+    wait: Callable[[], None]
+
+
+def default_backend() -> str:
+    """openvino if it is installed, else onnxruntime."""
+    return "openvino" if find_spec("openvino") else "onnxruntime"
+
+
+def openvino_engine(network: Any, path: str, precision: str, streams: int) -> Engine:
+    """Compile an onnx.ModelProto or an openvino.Model; `path` names it in errors."""
+    try:
+        import openvino as ov
+
+        core = ov.Core()
+        has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    except Exception as error:  # a wheel for another processor or C library fails in many ways
+        raise UserError("OpenVINO does not start here (%s); use --backend onnxruntime" % first_line(error))
+    if precision == "bf16" and not has_bf16:
+        raise UserError("--precision bf16: this processor has no bfloat16 instructions; use fp32")
+    config = {
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "NUM_STREAMS": streams,
+        "INFERENCE_NUM_THREADS": cores(),
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16", "int8": "f32"}[precision],  # of what is not int8
+    }
+    try:
+        if not isinstance(network, ov.Model):
+            network = core.read_model(network.SerializeToString())
+        compiled = core.compile_model(network, "CPU", config)
+    except RuntimeError as error:
+        raise UserError("%s: OpenVINO refuses it (%s)" % (path, first_line(str(error).splitlines()[-1], 200)))
+    requests = ov.AsyncInferQueue(compiled, streams)
+    requests.set_callback(lambda request, take: take(request.get_output_tensor(0).data.copy()))
+
+    def submit(x: np.ndarray, take: Take) -> None:
+        def finished(output: np.ndarray, x: np.ndarray = x) -> None:  # holds x, which the request reads in place
+            take(output)
+
+        requests.start_async({0: ov.Tensor(x, shared_memory=True)}, finished)
+
+    return Engine("OpenVINO " + ov.__version__.split("-")[0], streams, submit, requests.wait_all)
+
+
+def onnxruntime_engine(network: Any, path: str, precision: str, streams: int) -> Engine:
+    """Open an onnx.ModelProto in ONNX Runtime, in fp32; `path` names it in errors."""
+    import onnxruntime
+
+    from tsm.onnxfile import session
+
+    if precision != "fp32":
+        raise UserError("--precision %s: needs OpenVINO; install it, or use fp32" % precision)
+    opened = session(network, path, threads=max(1, cores() // streams))
+    name, pool = opened.get_inputs()[0].name, ThreadPoolExecutor(streams)
+    slots = threading.Semaphore(2 * streams)
+    pending: List[Any] = []
+
+    def submit(x: np.ndarray, take: Take) -> None:
+        def compute() -> None:
+            try:
+                take(opened.run(None, {name: x})[0])
+            finally:
+                slots.release()
+
+        slots.acquire()  # no more views in memory than can be worked on
+        pending.append(pool.submit(compute))
+
+    def wait() -> None:
+        while pending:
+            pending.pop().result()
+
+    return Engine("ONNX Runtime " + onnxruntime.__version__, streams, submit, wait)
+
+
+BACKENDS = {"openvino": openvino_engine, "onnxruntime": onnxruntime_engine}
+
+
+def even_streams(views: int, most: int) -> int:
+    """The most streams, up to `most`, that leave none idle in the last round over a batch's views."""
+    return max(count for count in range(1, most + 1) if views % count == 0)
+
+
+def streams_for(model: Offline) -> int:
+    """Views computed at a time by default: one per core, evened out over a batch's views; 1 for a model that runs whole."""
+    return even_streams(model.protocol.views * model.batch, cores()) if model.protocol else 1
+
+
+def add_options(cli: argparse.ArgumentParser) -> None:
+    """The options that choose how a model is computed, for open_engine()."""
+    cli.add_argument("--backend", choices=sorted(BACKENDS), help="default: openvino if it is installed")
+    cli.add_argument("--precision", choices=("fp32", "bf16", "int8"), default="fp32", help="what it computes in; bf16 needs "
+                     "a processor that has it, int8 TSM_quantise.py's file, both OpenVINO (default: %(default)s)")
+    cli.add_argument("--int8_model", metavar="FILE", help="TSM_quantise.py's file (default: tsm_int8.xml beside the model)")
+    cli.add_argument("--agreement", type=non_negative, default=8, metavar="N", help="videos that a precision below fp32 is "
+                     "compared on with fp32 (default: %(default)s)")
+    cli.add_argument("--streams", type=positive, metavar="N", help="views computed at a time (default: one per core, "
+                     "evened out over a batch's views)")
+
+
+def open_engine(args: argparse.Namespace, model: Offline, precision: str) -> Tuple[Engine, Dict[str, str]]:
+    """(the model compiled for a precision by the options of add_options(), what is known of its int8 file)."""
+    backend, streams = args.backend or default_backend(), args.streams or streams_for(model)
+    network = one_view(model) if model.fusion else model.proto
+    facts: Dict[str, str] = {}
+    if precision == "int8":
+        if backend != "openvino" or not model.fusion:
+            raise UserError("--precision int8: needs OpenVINO and a model of modify_onnx.py; use fp32")
+        network, facts = read_int8(args.int8_model or int8_file(model.path), network, model.path)
+    return BACKENDS[backend](network, model.path, precision, streams), facts
+
+
+def about(engine: Engine, model: Offline, precision: str, int8: Dict[str, str]) -> Dict[str, Any]:
+    """What computed, for the summary's `tsm` entry."""
+    return {"version": __version__, "engine": engine.name, "precision": precision, "streams": engine.streams,
+            "threads": cores(), "model": model.metadata, "int8": int8 or None, "peak_memory_bytes": peak_memory()}
+
+
+def compute(engine: Engine, model: Offline, samples: np.ndarray, take: Take) -> None:
+    """Submit samples, [samples, …], view by view or whole; take(output [samples, classes]) once all of them are done."""
+    if model.protocol is None or model.fusion is None:
+        engine.submit(samples, take)
+        return
+    protocol, fusion = model.protocol, model.fusion
+    views = samples.reshape((len(samples) * protocol.views,) + protocol.view_shape)
+    outputs: List[Any] = [None] * len(views)
+    left, lock = [len(views)], threading.Lock()
+
+    def finish(number: int, output: np.ndarray) -> None:
+        outputs[number] = output
+        with lock:
+            left[0] -= 1
+            last = not left[0]
+        if last:
+            view_scores = np.stack(outputs).mean(1, dtype=np.float64)  # of each view's frames
+            take(fuse(view_scores, protocol.views, fusion).astype(np.float32))
+
+    for number, view in enumerate(views):
+        engine.submit(view, lambda output, number=number: finish(number, output))  # type: ignore[misc]
+
+
+def infer(
+    engine: Engine, model: Offline, batches: Sequence[List[int]], read: Callable[[int], np.ndarray], loop: int,
+    done: Callable[[int, np.ndarray], None], progress: str = "",
+) -> Tuple[List[float], List[float]]:
+    """Compute every batch of file numbers `loop` times.
+
+    Args:
+        read: file number -> samples [samples, …]; called ahead of need, in another thread.
+        done: called with a file's number and output [samples, classes], once, after its batch's last run.
+        progress: the name of a progress bar; no bar without one.
+    Returns: (ms per run, ms that it waited for files). A run lasts from its first view's start to its last view's end.
+    """
+    from tqdm import tqdm
+
+    runs = [(batch, turn) for batch in batches for turn in range(loop)]
+    data = reading_ahead(lambda number=number: read(number) for batch, _ in runs for number in batch)  # type: ignore[misc]
+    times, waits = [], []
+    for batch, turn in tqdm(runs, desc=progress, unit="batch", disable=None if progress else True):
+        outputs, seconds, waited = _run(engine, model, batch, data)
+        times.append(1000 * seconds)
+        waits.append(1000 * waited)
+        for number in batch if turn == loop - 1 else ():
+            if not np.isfinite(outputs[number]).all():
+                raise UserError("file number %d of the input: its scores are not finite; look for NaN or infinity in it, or "
+                                "in the model's weights" % number)
+            done(number, outputs[number])
+    return times, waits
+
+
+def _run(
+    engine: Engine, model: Offline, batch: List[int], data: Iterator[np.ndarray]
+) -> Tuple[Dict[int, np.ndarray], float, float]:
+    """One run of a batch: ({file number: output}, seconds, seconds that it waited for files)."""
+    outputs: Dict[int, np.ndarray] = {}
+    whole: List[np.ndarray] = []
+    start, waited = 0.0, 0.0
+    for number in batch:
+        asked = time.perf_counter()
+        samples = next(data)
+        arrived = time.perf_counter()
+        start = start or arrived
+        waited += arrived - asked
+        if model.fusion is None:
+            whole.append(samples)
+        else:
+            compute(engine, model, samples, lambda output, number=number: outputs.update({number: output}))  # type: ignore[misc]
+    if whole:
+        files = model.batch // len(whole[0])
+        filled = np.concatenate(whole + [whole[0]] * (files - len(whole)))  # as ais_bench fills up a partial batch
+        compute(engine, model, filled, lambda output: outputs.update(zip(batch, np.split(output, files))))
+    engine.wait()
+    return outputs, time.perf_counter() - start, waited
+
+
+def score(engine: Engine, model: Offline, videos: Iterator[Tuple[Any, Any]]) -> Iterator[Tuple[Any, Any, float, float]]:
+    """Compute videos as they come; of each (key, result, ms of computing, ms that it was waited for).
+
+    Args:
+        videos: (key, samples [1, frames, 3, size, size]), or (key, an exception), which is passed on as the result. They
+            are taken ahead of need, in another thread.
+    The result is the fused probabilities, float32 [classes].
+    """
+    ahead = reading_ahead(lambda video=video: video for video in videos)  # type: ignore[misc]
+    while True:
+        asked = time.perf_counter()
+        key, samples = next(ahead, (None, None))
+        arrived = time.perf_counter()
+        if samples is None:
+            return
+        if isinstance(samples, Exception):
+            yield key, samples, 0.0, 1000 * (arrived - asked)
+            continue
+        outputs: List[np.ndarray] = []
+        compute(engine, model, samples, outputs.append)
+        engine.wait()
+        seconds = time.perf_counter() - arrived
+        if not np.isfinite(outputs[0]).all():
+            raise UserError("%s: its scores are not finite; look for NaN or infinity in the model's weights" % (key,))
+        yield key, outputs[0][0], 1000 * seconds, 1000 * (arrived - asked)

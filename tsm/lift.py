@@ -1,0 +1,351 @@
+"""From any exporter's graph of a TSM to its trunk.
+
+A rule recognises nodes by what they COMPUTE: the nodes between two known places (a Part) are run on test data and must give
+what TSM defines there, so the exporter's idiom does not matter. lift() walks the graph and applies the rules.
+"""
+
+import collections
+import os
+import tempfile
+from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Set, Tuple
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from tsm.cli import UserError, first_line
+from tsm.graph import SHIFT, Trunk, attributes, layers
+from tsm.onnxfile import session, signature
+from tsm.protocol import Protocol, shifted, softmax
+
+TOLERANCE = 1e-5  # of the head, relative to the largest class score
+TRUNK_OPS = ("Conv", "Relu", "MaxPool", "Add")
+
+
+class Source(NamedTuple):
+    """A folded graph and the lookups that the rules need."""
+
+    path: str
+    model: onnx.ModelProto
+    producers: Dict[str, NodeProto]  # by value
+    weights: Dict[str, np.ndarray]
+    input: str
+    batch: int
+
+
+class Part(NamedTuple):
+    """The nodes between two known places: they make the value `end` out of `start` alone."""
+
+    source: Source
+    nodes: List[NodeProto]  # in graph order
+    start: str
+    end: str
+    place: str  # the layer that reads `end`, by its name in the checkpoint
+    shape: Tuple[int, ...]  # of one frame of `start`: channels, height, width
+
+
+def weights_leave_inputs(model: onnx.ModelProto) -> int:
+    """Rule `weights`: drop the graph inputs that are initializers, in place; how many there were."""
+    names = {tensor.name for tensor in model.graph.initializer}
+    kept = [value for value in model.graph.input if value.name not in names]
+    dropped = len(model.graph.input) - len(kept)
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    return dropped
+
+
+def fold_constants(model: onnx.ModelProto, path: str, scratch: str) -> Tuple[onnx.ModelProto, int]:
+    """Rule `fold`: (the model with everything folded that is constant, how many nodes fewer it has).
+
+    ONNX Runtime hands the folded model back as a file only: `scratch`, which takes as much room as the model and is the
+    caller's to remove. Raises OSError where that file cannot be written, UserError where the model cannot be run.
+    """
+    try:
+        session(model, path, save_as=scratch)
+        folded = onnx.load(scratch)
+    except Exception:  # the model's fault, or that of the folder of `scratch`, which the runtime does not tell apart
+        session(model, path)
+        with open(scratch, "wb") as file:
+            file.write(model.SerializeToString())
+        raise UserError("%s: ONNX Runtime cannot write the folded model to %s" % (path, scratch))
+    for node in [node for node in folded.graph.node if node.op_type == "Constant"]:
+        tensor = folded.graph.initializer.add()
+        tensor.CopyFrom(node.attribute[0].t)
+        tensor.name = node.output[0]
+        folded.graph.node.remove(node)
+    return folded, len(model.graph.node) - len(folded.graph.node)
+
+
+def read_source(model: onnx.ModelProto, path: str, protocol: Protocol) -> Source:
+    """The lookups of a folded model; UserError where its input is not a batch of the protocol's videos."""
+    facts, wanted = signature(model, path), protocol.video_shape
+    shape, shown = facts.shape, ", ".join(str(side) for side in facts.shape)
+    remedy = "export it with --shape %s" % " ".join(str(side) for side in (1,) + wanted)
+    if len(shape) == 1 + len(wanted) and any(isinstance(side, str) for side in shape):
+        if shape[1:] == wanted:
+            raise UserError("%s: its batch is not fixed (%s); %s" % (path, shape[0], remedy))
+        raise UserError("%s: its input is not fixed ([%s]); %s" % (path, shown, remedy))
+    if shape[1:] != wanted or shape[0] < 1:
+        raise UserError("%s: its input is [%s], where %d views of %d frames are [batch, %s]; %s" % (
+            path, shown, protocol.views, protocol.segments, ", ".join(map(str, wanted)), remedy))
+    if facts.dtype != np.float32:
+        raise UserError("%s: its input is %s; export it with an input of float32" % (path, facts.dtype))
+    graph = model.graph
+    return Source(
+        path, model, {value: node for node in graph.node for value in node.output},
+        {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}, facts.input, shape[0],
+    )
+
+
+def is_trunk(source: Source, node: NodeProto) -> bool:
+    """Does the node belong to the convolutional trunk? (An Add of a constant is part of something else.)"""
+    return node.op_type in TRUNK_OPS and not (node.op_type == "Add" and any(value in source.weights for value in node.input))
+
+
+def between(source: Source, value: str) -> Tuple[List[NodeProto], str]:
+    """(the nodes that make `value` out of one value of the trunk, or of the input, in graph order; that value)."""
+    names: Set[str] = set()
+    starts: Set[str] = set()
+    todo = [value]
+    while todo:
+        name = todo.pop()
+        node = source.producers.get(name)
+        if not name or name in source.weights:
+            continue
+        if node is None or is_trunk(source, node):
+            starts.add(name)
+        elif node.output[0] not in names:
+            names.add(node.output[0])
+            todo.extend(node.input)
+    if len(starts) != 1:
+        raise UserError("%s: %s depends on %s; that is not TSM's graph"
+                        % (source.path, value, " and ".join(sorted(starts)) or "nothing"))
+    return [node for node in source.model.graph.node if node.output[0] in names], starts.pop()
+
+
+def part_model(part: Part, shape: Sequence[int] = ()) -> onnx.ModelProto:
+    """A part as a model of its own, x -> y, with x of `shape`; equal parts of a graph give equal models."""
+    names = {part.start: "x", part.end: "y"}
+    tensors = {tensor.name: tensor for tensor in part.source.model.graph.initializer}
+    nodes, constants = [], []
+    for node in part.nodes:
+        for value in list(node.input) + list(node.output):
+            if value and value not in names:
+                names[value] = "v%d" % len(names)
+                if value in tensors:
+                    constants.append(numpy_helper.from_array(part.source.weights[value], names[value]))
+        inputs, outputs = ([names[value] if value else "" for value in values] for values in (node.input, node.output))
+        nodes.append(helper.make_node(node.op_type, inputs, outputs, domain=node.domain))
+        nodes[-1].attribute.extend(node.attribute)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    model = helper.make_model(
+        helper.make_graph(nodes, "part", [x], [y], constants), opset_imports=list(part.source.model.opset_import))
+    model.ir_version = part.source.model.ir_version
+    return model
+
+
+def evaluate(part: Part, x: np.ndarray) -> np.ndarray:
+    """What a part makes of x, given as its start; in ONNX Runtime, node by node."""
+    try:
+        return session(part_model(part, x.shape), part.source.path, optimise=False, arena=False).run(None, {"x": x})[0]
+    except Exception as error:  # the runtime's errors have no common base
+        raise UserError("%s: the nodes before %s cannot run on frames of %s (%s); is it TSM, exported for this input?"
+                        % (part.source.path, part.place, list(part.shape), first_line(error)))
+
+
+def distinct_values(shape: Sequence[int]) -> np.ndarray:
+    """Random float32 values: a block of 1,000,003 (prime) of them, repeated, since drawing hundreds of millions is slow."""
+    return np.resize(np.random.RandomState(1).standard_normal(1000003).astype(np.float32), shape)
+
+
+def check_input(part: Part, protocol: Protocol, batch: int) -> None:
+    """Rule `input`: UserError unless the part lays `batch` videos out as frames."""
+    videos = distinct_values((batch,) + protocol.video_shape)
+    if not np.array_equal(evaluate(part, videos), videos.reshape((-1,) + protocol.frame_shape)):
+        raise UserError("%s: the nodes before %s do not lay out the videos as frames" % (part.source.path, part.place))
+
+
+def check_shift(part: Part, protocol: Protocol, batch: int) -> None:
+    """Rule `shift`: UserError, with what it does instead, unless the part is TSM's temporal shift."""
+    segments, channels = protocol.segments, part.shape[0]
+    fold = channels // protocol.shift_div
+    x = distinct_values((batch * protocol.frames,) + part.shape)
+    out = evaluate(part, x)
+    if np.array_equal(out, shifted(x, segments, fold)):
+        return
+    found = "another shape, %s" % list(out.shape)
+    if out.shape == x.shape:
+        ahead = sum(np.array_equal(out[: segments - 1, c], x[1:segments, c]) for c in range(channels))
+        behind = sum(np.array_equal(out[1:segments, c], x[: segments - 1, c]) for c in range(channels))
+        found = "%d channels ahead and %d back" % (ahead, behind)
+    raise UserError("%s: the nodes before %s are not TSM's shift: they give %s, where it moves the first %d of %d channels "
+                    "ahead and the next %d back within %d frames, zeros at the ends"
+                    % (part.source.path, part.place, found, fold, channels, fold, segments))
+
+
+def check_head(part: Part, protocol: Protocol, batch: int) -> Tuple[np.ndarray, np.ndarray]:
+    """Rule `head`: (classifier weight [classes, features], bias [classes]); UserError unless the part is TSM's head."""
+    path, weight, bias = (part.source.path,) + classifier(part)
+    if len(weight) != protocol.classes:
+        raise UserError("%s: its classifier has %d classes, its protocol %d; export it again from a checkpoint of %d classes"
+                        % (path, len(weight), protocol.classes, protocol.classes))
+    if weight.shape[1] != part.shape[0]:
+        raise UserError("%s: its classifier reads %d features, its last block makes %d; is it another model?"
+                        % (path, weight.shape[1], part.shape[0]))
+    rows = batch * protocol.views
+    features = np.random.RandomState(2).standard_normal((rows * protocol.segments,) + part.shape).astype(np.float32)
+    scores = features.mean((2, 3)) @ weight.T + bias
+    scores = scores.reshape(rows, protocol.segments, -1).mean(1)
+    if part.nodes[-1].op_type == "Softmax":
+        scores = softmax(scores)
+    out = evaluate(part, features)
+    if out.shape == (batch, len(weight)) and rows != batch:
+        raise UserError("%s: its views are fused already; pass the exported model, not a modified one" % path)
+    if out.shape != scores.shape or not np.abs(out - scores).max() <= TOLERANCE * max(1, np.abs(scores).max()):
+        raise UserError("%s: the nodes after the last block are not TSM's head (mean over the frame, classifier, mean over "
+                        "%d segments); is it another model?" % (path, protocol.segments))
+    return weight, bias
+
+
+def classifier(part: Part) -> Tuple[np.ndarray, np.ndarray]:
+    """The weight [classes, features] and bias [classes] of the one classifier in the part."""
+    weights = part.source.weights
+    matrices = [
+        weights[name] if node.op_type == "Gemm" and attributes(node).get("transB") else weights[name].T
+        for node in part.nodes if node.op_type in ("Gemm", "MatMul")
+        for name in node.input if name in weights and weights[name].ndim == 2
+    ]
+    if len(matrices) != 1:
+        raise UserError("%s: %d classifiers before its output, where TSM has one" % (part.source.path, len(matrices)))
+    biases = [weights[name] for node in part.nodes if node.op_type in ("Gemm", "Add") for name in node.input
+              if name in weights and weights[name].shape == matrices[0].shape[:1]]
+    return matrices[0], biases[0] if biases else np.zeros(len(matrices[0]), np.float32)
+
+
+def holds(rule: Callable[[Part, Protocol, int], Any], part: Part, protocol: Protocol) -> Any:
+    """What a rule gives for a part: on one video, or, where the part's shapes do not allow that, on the exported batch."""
+    try:
+        return rule(part, protocol, 1)
+    except UserError:
+        if part.source.batch == 1:
+            raise
+    return rule(part, protocol, part.source.batch)
+
+
+def trunk_node(source: Source, node: NodeProto, inputs: List[str], weights: Dict[str, np.ndarray]) -> NodeProto:
+    """A trunk's node as every exporter could have written it, on the trunk's values `inputs`; its weights go to `weights`."""
+    value = node.output[0]
+    wanted = {"MaxPool": ("kernel_shape", "strides", "pads"), "Conv": ("kernel_shape", "strides", "pads", "dilations", "group")}
+    facts = {key: fact for key, fact in attributes(node).items() if key in wanted.get(node.op_type, ())}
+    constants = [name for name in node.input if name in source.weights]
+    weights.update((name, source.weights[name]) for name in constants)
+    if node.op_type == "Conv":
+        weight = source.weights.get(node.input[1])
+        if weight is None or weight.ndim != 4:
+            raise UserError("%s: the weights of %s are not those of an image convolution" % (source.path, node.name or value))
+        facts = dict({"dilations": [1, 1], "group": 1, "pads": [0] * 4, "strides": [1, 1],
+                      "kernel_shape": list(weight.shape[2:])}, **facts)
+        if len(constants) == 1:  # an exporter may leave out a bias of zeros
+            constants.append(value + ".bias")
+            weights[constants[1]] = np.zeros(len(weight), np.float32)
+    return helper.make_node(node.op_type, inputs + constants, [value], **facts)
+
+
+def walk(source: Source, end: str) -> Tuple[List[NodeProto], Dict[str, np.ndarray], List[Tuple[List[NodeProto], str, str]]]:
+    """From the value `end` back to the input: (the trunk's nodes, inputs first; their weights; the gaps between them).
+
+    A gap is what stands before a trunk node and is none itself: its nodes, its start and its end. It is taken to be the
+    layout of the input where it starts there, and a shift elsewhere; lift() checks that.
+    """
+    nodes: List[NodeProto] = []
+    weights: Dict[str, np.ndarray] = {}
+    gaps: List[Tuple[List[NodeProto], str, str]] = []
+    names: Dict[str, str] = {}  # the trunk's name of a value that was reached
+    todo = [end]
+    while todo:
+        value, node = todo[-1], source.producers.get(todo[-1])
+        if value in names:
+            todo.pop()
+            continue
+        if node is not None and not is_trunk(source, node):
+            node = None  # the value ends a gap
+        gap, start = ([], "") if node is not None else between(source, value)
+        inputs = [start] if node is None else [name for name in node.input if name and name not in source.weights]
+        if not inputs or start == value:
+            raise UserError("%s: %s does not depend on the input; is it another model?" % (source.path, value))
+        waiting = [name for name in inputs if name not in names and name != source.input]
+        if waiting:
+            todo.extend(reversed(waiting))
+            continue
+        names[value] = "frames" if start == source.input else value
+        if node is not None:
+            nodes.append(trunk_node(source, node, [names[name] for name in inputs], weights))
+            continue
+        gaps.append((gap, start, value))
+        if start != source.input:
+            nodes.append(helper.make_node(SHIFT, [names[start]], [value]))
+    return nodes, weights, gaps
+
+
+def lift(source: Source, protocol: Protocol) -> Tuple[Trunk, Dict[str, int]]:
+    """Rules `input`, `shift` and `head`: (the trunk of the source, how often each matched).
+
+    Raises UserError where nodes are not what TSM has at their place, or the shifts are not as many as the blocks call for.
+    """
+    path, end = source.path, source.model.graph.output[0].name
+    head, features = between(source, end)
+    nodes, weights, gaps = walk(source, features)
+    if not nodes:
+        raise UserError("%s: no convolutions in it; is it another model?" % path)
+    placed = {layer.node.output[0]: layer for layer in layers(nodes, weights, protocol.frame_shape)}
+    fc_weight, fc_bias = holds(check_head, Part(source, head, features, end, "fc", placed[features].shape), protocol)
+    counts = {"input": 0, "shift": 0, "head": 1}
+    known: Set[Tuple[Any, ...]] = set()  # equal parts are checked once
+    for gap, start, value in gaps:
+        rule, shape = ("shift", placed[start].shape) if start in placed else ("input", protocol.frame_shape)
+        readers = [node for node in nodes if value in node.input or rule == "input" and "frames" in node.input]
+        if any(node.op_type != "Conv" for node in readers) and rule == "shift":
+            raise UserError("%s: %s stands before %s, where TSM has nothing"
+                            % (path, gap[-1].op_type, placed[readers[0].output[0]].name))
+        part = Part(source, gap, start, value, placed[readers[0].output[0]].name, shape)
+        pattern = (rule, shape, part_model(part).SerializeToString())
+        if pattern not in known:
+            holds({"input": check_input, "shift": check_shift}[rule], part, protocol)
+            known.add(pattern)
+        counts[rule] += 1
+    blocks = collections.Counter(layer.name.split(".")[0] for layer in placed.values() if layer.node.op_type == "Add")
+    expected = expected_shifts(list(blocks.values()))
+    if counts["shift"] != expected:
+        raise UserError("%s: %d temporal shifts, where this network has %d; is it TSM, exported with its shift?"
+                        % (path, counts["shift"], expected))
+    nodes[-1].output[0] = "features"
+    return Trunk(nodes, weights, fc_weight, fc_bias), counts
+
+
+def expected_shifts(blocks: Sequence[int]) -> int:
+    """How many of the blocks of each stage TSM shifts: all, or every second one where the third stage has 23 or more.
+
+    Source: mmaction2 0.24.1, ResNetTSM.make_temporal_shift, shift place `blockres`.
+    """
+    step = 2 if len(blocks) > 2 and blocks[2] >= 23 else 1
+    return sum((count + step - 1) // step for count in blocks)
+
+
+def auto_optimize(model: onnx.ModelProto, folder: str) -> Tuple[onnx.ModelProto, int]:
+    """Apply auto-optimizer's default knowledges, by way of a file in `folder`: (the model, how many of them changed it)."""
+    try:
+        from auto_optimizer import KnowledgeFactory, OnnxGraph
+        from auto_optimizer.graph_optimizer.optimizer import NONEQUIVALENT_KNOWLEDGES, GraphOptimizer
+    except (ImportError, AttributeError) as error:
+        raise UserError("--auto_optimizer: it cannot be imported (%s); it needs onnx below 1.19, or do without" % error)
+    names = [name for name in KnowledgeFactory.get_knowledge_pool() if name not in NONEQUIVALENT_KNOWLEDGES]
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as scratch:
+        path = os.path.join(scratch, "model.onnx")
+        onnx.save(model, path)
+        try:
+            graph, applied = GraphOptimizer(names).apply_knowledges(OnnxGraph.parse(path, add_name_suffix=True))
+            graph.save(path)
+        except Exception as error:  # it is not ours, and raises what it likes
+            raise UserError("--auto_optimizer: it failed on this graph (%s); do without" % first_line(error))
+        return onnx.load(path), len(applied)

@@ -1,0 +1,85 @@
+"""A camera or a network stream as it runs: the newest seconds of it, whatever the time that computing takes."""
+
+import collections
+import contextlib
+import threading
+import time
+from typing import Callable, Deque, Iterator, List, NamedTuple, Optional, Tuple, Union
+
+import numpy as np
+
+from tsm.cli import UserError
+from tsm.clips import resized
+from tsm.frames import capture
+from tsm.protocol import Protocol
+
+PATIENCE = 15.0  # seconds without a frame before a source counts as dead
+
+
+class Recent(NamedTuple):
+    """The newest frames, RGB uint8 [height, width, 3] after the resize, and the time in seconds of the first and the last."""
+
+    frames: List[np.ndarray]
+    start: float
+    end: float
+
+
+@contextlib.contextmanager
+def watching(source: Union[int, str], seconds: float, protocol: Protocol) -> Iterator[Callable[[float], Optional[Recent]]]:
+    """Read a source in a thread of its own, and keep no more than its newest `seconds`.
+
+    Yields a function: wait until the source has run past a time, then give the newest frames; None once the source has
+    ended and all of it was given. Frames are kept resized, so memory is bounded by the window; frames that arrive while
+    the caller computes push the oldest out, so an answer is never about the past.
+
+    Args:
+        source: a camera's number, or an address that OpenCV opens.
+    Raises: UserError if the source cannot be opened, or sends nothing for PATIENCE seconds.
+    """
+    recent: Deque[Tuple[float, np.ndarray]] = collections.deque()
+    arrived, stop = threading.Condition(), threading.Event()
+    ended: List[Optional[Exception]] = []  # holds what ended the source once it has
+
+    def read() -> None:
+        failure: Optional[Exception] = None
+        try:
+            for moment, frame in capture(source):
+                image = resized(frame, protocol)
+                with arrived:
+                    recent.append((moment, image))
+                    while recent[0][0] < moment - seconds:
+                        recent.popleft()
+                    arrived.notify_all()
+                if stop.is_set():
+                    return
+        except Exception as error:  # raised again in the caller's thread
+            failure = error
+        finally:
+            with arrived:
+                ended.append(failure)
+                arrived.notify_all()
+
+    def newest(after: float) -> Optional[Recent]:
+        limit = time.monotonic() + PATIENCE
+        with arrived:
+            while not ended and (not recent or recent[-1][0] < after):
+                seen = recent[-1][0] if recent else None
+                arrived.wait(1.0)
+                if recent and recent[-1][0] != seen:
+                    limit = time.monotonic() + PATIENCE
+                if time.monotonic() > limit:
+                    raise UserError("%s: sends no frames; is it the right camera or address?" % source)
+            if ended and ended[0] is not None:
+                raise ended[0]
+            if not recent or recent[-1][0] < after:
+                return None
+            times = [moment for moment, _ in recent]
+            return Recent([frame for _, frame in recent], times[0], times[-1])
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        yield newest
+    finally:
+        stop.set()
+        thread.join(2.0)

@@ -1,0 +1,201 @@
+"""Result files and the summary beside them, as ais_bench defines them: written, read, merged. Also its printed figures.
+
+OUTPUT/OUTPUT_DIRNAME/<input's name>_0.<txt|npy|bin> holds one row of class scores per row of the model's output;
+OUTPUT/OUTPUT_DIRNAME_summary.json says which input file gave which result file, and how long each batch took.
+"""
+
+import json
+import os
+import re
+from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
+
+import numpy as np
+
+from tsm.cli import UserError, first_line
+from tsm.files import read_json, read_npy, replacing, write_text
+
+TIMES = ("NPU_compute_time", "H2D_latency", "D2H_latency")  # figures of a summary, each statistics()
+
+
+def result_name(path: str) -> str:
+    """An input file's name up to its first dot; with `_0` and a suffix it names the result."""
+    return os.path.basename(path).split(".")[0]
+
+
+def result_path(folder: str, infile: str, outfmt: str) -> str:
+    """Where the result of an input file goes: FOLDER/<name>_0.txt, .npy or .bin."""
+    return os.path.join(folder, "%s_0.%s" % (result_name(infile), outfmt.lower()))
+
+
+def summary_path(folder: str) -> str:
+    """The summary of a folder of results: OUTPUT/OUT -> OUTPUT/OUT_summary.json."""
+    return folder + "_summary.json"
+
+
+def write_result(path: str, outfmt: str, output: np.ndarray) -> None:
+    """One result file: TXT is `%f ` per value and a line per row; NPY and BIN keep float32 [rows, values]."""
+    rows = np.asarray(output, np.float32).reshape(len(output), -1)
+    if outfmt == "TXT":
+        write_text(path, "".join("".join("%f " % value for value in row) + "\n" for row in rows))
+        return
+    with replacing(path) as part, open(part, "wb") as file:
+        if outfmt == "NPY":
+            np.save(file, rows)
+        else:
+            rows.tofile(file)
+
+
+def statistics(times: Sequence[float]) -> Dict[str, float]:
+    """ais_bench's figures of a list of milliseconds."""
+    return {"min": min(times), "max": max(times), "mean": float(np.mean(times)), "median": float(np.median(times)),
+            "percentile(99%)": float(np.percentile(times, 99)), "count": len(times)}
+
+
+def summarise(
+    files: Sequence[Tuple[str, str]], times: Sequence[float], waits: Sequence[float], throughput: float,
+    args: Sequence[str], **more: Any
+) -> Dict[str, Any]:
+    """The summary of a run.
+
+    Args:
+        files: (input file, result file), in the order they were computed in.
+        times, waits: ms per batch, of computing and of waiting for files. A CPU copies nothing to or from a device.
+        throughput: videos per second.
+        args: the command's arguments.
+        more: what other keys hold.
+    """
+    pairs = {str(number): {"infiles": [infile], "outfiles": [outfile]} for number, (infile, outfile) in enumerate(files)}
+    figures = dict(zip(TIMES, (statistics(times), statistics(waits), statistics([0.0] * len(times)))))
+    return dict({"filesinfo": pairs, "args": list(args)}, throughput=throughput, npu_compute_time_list=list(times),
+                pid=os.getpid(), **figures, **more)
+
+
+def write_summary(folder: str, summary: Dict[str, Any]) -> None:
+    """Write the summary beside its folder of results, on one line as ais_bench does."""
+    write_text(summary_path(folder), json.dumps(summary) + "\n")
+
+
+def read_summary(path: str) -> Dict[str, Any]:
+    """A summary of ais_bench or TSM_infer.py; UserError unless it names one result file for each input file."""
+    summary = read_json(path)
+    try:
+        for entry in summary["filesinfo"].values():
+            os.fspath(entry["infiles"][0]), os.fspath(entry["outfiles"][0])
+            if len(entry["infiles"]) != 1 or len(entry["outfiles"]) != 1:
+                raise UserError("%s: %s has more than one input or output file; TSM has one of each"
+                                % (path, entry["infiles"][0]))
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise UserError("%s: not a summary of ais_bench or TSM_infer.py (no filesinfo)" % path)
+    return summary
+
+
+def merge(summaries: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
+    """One summary of several runs over different input files, in their order, as one run would have written it.
+
+    Compute times are joined, and their statistics made from the joined list. Of the latencies a summary keeps no list, so
+    what can be had without one is kept: min, max, mean and count. Throughput is that of all runs one after the other.
+    """
+    infos = [entry for summary in summaries for entry in summary["filesinfo"].values()]
+    times = [ms for summary in summaries for ms in summary["npu_compute_time_list"]]
+    seconds = sum(len(summary["filesinfo"]) / summary["throughput"] for summary in summaries)
+    merged: Dict[str, Any] = dict(
+        summaries[-1], filesinfo={str(key): entry for key, entry in enumerate(infos)}, npu_compute_time_list=times,
+        NPU_compute_time=statistics(times), throughput=len(infos) / seconds)
+    for name in TIMES[1:]:
+        figures = [summary[name] for summary in summaries if name in summary]
+        count = sum(figure["count"] for figure in figures)
+        if count:
+            merged[name] = {
+                "min": min(figure["min"] for figure in figures), "max": max(figure["max"] for figure in figures),
+                "mean": sum(figure["mean"] * figure["count"] for figure in figures) / count, "count": count}
+    agreements = [summary.get("tsm", {}).get("top1_agreement_with_fp32") for summary in summaries]
+    if all(agreements):
+        total = {key: sum(agreement[key] for agreement in agreements) for key in agreements[0]}
+        merged["tsm"] = dict(merged["tsm"], top1_agreement_with_fp32=total)
+    return merged
+
+
+def throughput_line(batch: int, mean: float, throughput: float) -> str:
+    """ais_bench's printed line: `mean` is ms per batch, `throughput` videos per second."""
+    return "[INFO] throughput 1000*batchsize.mean(%d)/NPU_compute_time.mean(%s): %s" % (batch, mean, throughput)
+
+
+def throughput_in(text: str) -> Optional[float]:
+    """Videos per second from the last such line of what ais_bench or TSM_infer.py printed; None if there is none."""
+    found = re.findall(r"\[INFO\] throughput 1000\*batchsize.*: ([0-9.]+)\s*$", text, re.MULTILINE)
+    return float(found[-1]) if found else None
+
+
+def read_scores(path: str, classes: int) -> np.ndarray:
+    """The class scores in a result file, float64 [rows, classes]; TXT, NPY or float32 BIN by its suffix."""
+    suffix = os.path.splitext(path)[1].lower()
+    try:
+        if suffix == ".txt":
+            with open(path, encoding="ascii") as file:
+                rows = [line.split() for line in file if line.strip()]
+            if len({len(row) for row in rows}) > 1:
+                raise UserError("%s: its rows differ in width; run the inference again" % path)
+            scores = np.array(rows, np.float64)
+        elif suffix == ".npy":
+            scores = _as_float64(read_npy(path))
+        elif suffix == ".bin":
+            scores = _as_float64(np.fromfile(path, np.float32))
+        else:
+            raise UserError("%s: results are .txt, .npy or .bin files" % path)
+    except (ValueError, EOFError) as error:
+        raise UserError("%s: cannot be read as class scores (%s); run the inference again" % (path, first_line(error)))
+    width = scores.shape[-1] if suffix != ".bin" and scores.ndim else scores.size
+    if not scores.size or width != classes and (suffix != ".bin" or width % classes):
+        raise UserError("%s: %d values in a row instead of %d class scores; is the model's output [batch, %d]?"
+                        % (path, width, classes, classes))
+    if not np.isfinite(scores).all():
+        raise UserError("%s: a score is not finite; look for NaN or infinity in the input or the model" % path)
+    return scores.reshape(-1, classes)
+
+
+def _as_float64(values: np.ndarray) -> np.ndarray:
+    """The values as float64; what is not finite is found later, so numpy need not warn of it here."""
+    with np.errstate(all="ignore"):
+        return values.astype(np.float64)
+
+
+def _results(path: str) -> Iterator[Tuple[int, str]]:
+    """(number in the input file's name, result file) for every input file of the summary at `path`."""
+    folder = path[: -len("_summary.json")] if path.endswith("_summary.json") else ""
+    for entry in read_summary(path)["filesinfo"].values():
+        infile, outfile = entry["infiles"][0], entry["outfiles"][0]
+        name = result_name(infile)
+        if not name.isdigit() or len(name) > 9:
+            raise UserError("%s: input file %s is not named by a sample's index, as in 0.bin" % (path, infile))
+        if not os.path.exists(outfile):  # the results were moved together with their summary
+            outfile = os.path.join(folder, os.path.basename(outfile))
+        yield int(name), outfile
+
+
+def read_results(path: str, labels: Dict[int, int], classes: int) -> Dict[int, np.ndarray]:
+    """{index: class scores float64 [classes]} for exactly the indices of `labels`, from the summary at `path`.
+
+    A file may hold several rows (an input file that was a whole batch of R videos): row r of file k is video k * R + r, and
+    rows past the last video are the batch's filler. Raises UserError that names the file of a missing, extra or second
+    result.
+    """
+    scores: Dict[int, np.ndarray] = {}
+    origin: Dict[int, str] = {}
+    last = max(labels)
+    for number, file in _results(path):
+        rows = read_scores(file, classes)
+        for row, values in enumerate(rows):
+            index = number * len(rows) + row
+            if row and index > last:
+                break  # the filler of the last batch
+            if index in scores:
+                raise UserError("%s: a second result for video %d, which %s has; remove one" % (file, index, origin[index]))
+            if index not in labels:
+                raise UserError("%s: a result for video %d, which has no label in the info file; are both of the same "
+                                "preprocessing?" % (file, index))
+            scores[index], origin[index] = values, file
+    missing = sorted(set(labels) - set(scores))
+    if missing:
+        raise UserError("%s: no result for video %d (%d missing of %d); run the inference again"
+                        % (path, missing[0], len(missing), len(labels)))
+    return scores

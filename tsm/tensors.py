@@ -1,0 +1,133 @@
+"""Files of tensors, as ais_bench reads them: listed, checked against the manifest, read ahead of their need."""
+
+import os
+import queue
+import threading
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+
+from tsm.cli import UserError
+from tsm.files import natural, read_npy
+from tsm.protocol import Protocol, differences, protocol_from
+from tsm.results import result_name
+from tsm.samples import check_folder, check_tensor, manifest_beside, read_manifest
+
+AHEAD = 2  # videos read before they are needed
+SUFFIXES = (".npy", ".NPY", ".bin", ".BIN")
+
+
+class Inputs(NamedTuple):
+    """Tensor files in the order they are computed in, and what the manifest beside them says of each (by file name)."""
+
+    files: List[str]
+    entries: Dict[str, Dict[str, Any]]
+    manifest: str  # its path; empty if there is none
+    protocol: Optional[Protocol]  # that the tensors were made by, if there is a manifest
+    dtype: Optional[str]
+
+
+def list_inputs(given: str) -> Inputs:
+    """The files of a comma-separated list in its own order, or of a folder in natural order (0, 1, 2, …, 10).
+
+    Raises UserError for an empty folder, for one whose files are not those of the manifest beside it, and for two files
+    whose results would have one name.
+    """
+    if not os.path.isdir(given):
+        inputs = Inputs(given.split(","), {}, "", None, None)
+    else:
+        names = sorted((name for name in os.listdir(given) if name.endswith(SUFFIXES)), key=natural)
+        if not names:
+            raise UserError("%s: no .bin or .npy files in it; run TSM_preprocess.py first" % given)
+        inputs = Inputs([os.path.join(given, name) for name in names], {}, "", None, None)
+        manifest_file = manifest_beside(given)
+        if os.path.exists(manifest_file):
+            manifest = read_manifest(manifest_file)
+            check_folder(manifest, given, manifest_file)
+            inputs = inputs._replace(
+                entries={os.path.basename(entry["file"]): entry for entry in manifest["samples"]}, manifest=manifest_file,
+                protocol=protocol_from(manifest["protocol"], manifest_file), dtype=manifest["protocol"]["dtype"])
+    origin: Dict[str, str] = {}
+    for path in inputs.files:
+        first = origin.setdefault(result_name(path), path)
+        if first != path:
+            raise UserError("%s and %s: their results would have the same name; rename one" % (first, path))
+    return inputs
+
+
+def check_protocol(inputs: Inputs, protocol: Optional[Protocol], dtype: np.dtype, model: str) -> None:
+    """UserError unless the tensors were made as the model at `model` wants them; what is not known is not compared."""
+    if inputs.protocol is None or protocol is None:
+        return
+    differs = differences(inputs.protocol, protocol)
+    if differs:
+        raise UserError("%s: its tensors are not of the protocol of %s (%s); preprocess the videos for this model"
+                        % (inputs.manifest, model, differs))
+    if inputs.dtype != dtype.name:
+        raise UserError("%s: its tensors are %s, %s takes %s; run TSM_preprocess.py --dtype %s, or modify_onnx.py "
+                        "--input_dtype %s" % (inputs.manifest, inputs.dtype, model, dtype, dtype, inputs.dtype))
+
+
+def read_tensor(path: str, shape: Tuple[int, ...], dtype: np.dtype, entry: Optional[Dict[str, Any]]) -> np.ndarray:
+    """A file's samples, [samples, …] in the model's dtype.
+
+    Args:
+        shape: the model's input, its batch included; the file's samples must divide the batch.
+        entry: what the manifest says of the file, against which its length and checksum are checked.
+    """
+    with open(path, "rb") as file:
+        if path.lower().endswith(".npy"):
+            data = np.ascontiguousarray(read_npy(path))
+            if data.dtype != dtype:
+                raise UserError("%s: holds %s, the model takes %s" % (path, data.dtype, dtype))
+            flat = data.reshape(-1)
+        else:
+            size = os.fstat(file.fileno()).st_size
+            if size % dtype.itemsize:
+                raise UserError("%s: %d bytes are no whole number of %s values" % (path, size, dtype))
+            flat = np.empty(size // dtype.itemsize, dtype)
+            file.readinto(memoryview(flat.view(np.uint8)))
+    if entry is not None:
+        check_tensor(entry, flat, path)
+    sample = int(np.prod(shape[1:]))
+    total = sample * shape[0]
+    if not flat.size or total % flat.size or flat.size % sample:
+        raise UserError("%s: [ERROR] arg0 tensorsize: %d filesize: %d not match; was it preprocessed for this model?"
+                        % (path, total * dtype.itemsize, flat.nbytes))
+    return flat.reshape((-1,) + shape[1:])
+
+
+def reading_ahead(jobs: Iterator[Callable[[], np.ndarray]]) -> Iterator[np.ndarray]:
+    """Results of the jobs, in order; a thread does them up to AHEAD places before they are asked for."""
+    ready: "queue.Queue[Tuple[Optional[np.ndarray], Optional[BaseException]]]" = queue.Queue(AHEAD)
+    stop = threading.Event()
+
+    def put(item: Tuple[Optional[np.ndarray], Optional[BaseException]]) -> None:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for job in jobs:
+                put((job(), None))
+                if stop.is_set():
+                    return
+        except BaseException as error:  # handed to the reader, who raises it
+            put((None, error))
+        put((None, None))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stop.set()
