@@ -133,8 +133,8 @@ def test_a_name_without_digest_is_taken_with_a_warning(run, url, tmp_path):
 def test_redirects_to_another_host_are_followed(url, body, tmp_path, status):
     from TSM_checkpoint import fetch
 
-    path, fresh = fetch("%s/%d/tsm.pth" % (url, status), str(tmp_path))
-    assert fresh and open(path, "rb").read() == body
+    assert fetch("%s/%d/tsm.pth" % (url, status), str(tmp_path / "tsm.pth"))
+    assert (tmp_path / "tsm.pth").read_bytes() == body
     assert [asked for asked, _ in Server.asked] == ["/%d/tsm.pth" % status, "/tsm.pth"]
 
 
@@ -158,6 +158,13 @@ def test_official_is_the_published_file(fails, url, tmp_path):
     """Its address is asked of the proxy; what comes is not that file."""
     line = fails_last(fails, "official", tmp_path, https_proxy=url)
     assert "download.openmmlab.com" in line and "tsm_r50_256h_1x1x8_50e_sthv2_rgb_20210816-032aa4da.pth" in line
+
+
+def test_where_a_file_will_be(works, tmp_path):
+    for what, path in (("official", "tsm_r50_256h_1x1x8_50e_sthv2_rgb_20210816-032aa4da.pth"), ("http://x/y/a.pth?b#c", "a.pth"),
+                       ("x/a.pth", "x/a.pth")):
+        assert works("TSM_checkpoint.py", "--where", what, cwd=tmp_path) == path + "\n"
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("wrong", ["nothing.pth", "."])
