@@ -444,7 +444,7 @@ def test_pickles_that_are_nonsense_end_in_one_line(tmp_path, state):
 
 
 @pytest.mark.parametrize("raw", [b"", b"not a checkpoint", b"PK\x03\x04 cut short", None, {"a": 1}, [torch.zeros(2)], 5,
-                                 b"<html>", {"weight": 3}, {}])
+                                 b"<html>", {"weight": 3}, {}, {"backbone.a": 3, "b.weight": torch.zeros(2)}])
 def test_what_is_no_checkpoint_is_said_in_one_line(state, tmp_path, raw):
     path = tmp_path / "a.pth"
     if isinstance(raw, bytes):
