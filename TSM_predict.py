@@ -127,7 +127,7 @@ def watch(
             recent = newest(window)
             while recent is not None:
                 video = as_video(recent.frames, protocol, model.dtype.name)
-                for _, output, _, _ in score(engine, model, iter([(name, video[None])])):
+                for _, output, _, _ in score(engine, model, (one for one in [(name, video[None])])):
                     answers.append(predict.Answer(Window(recent.start, recent.end), top(output, names, args.top)))
                 print("  %s  %s" % (predict.clock(recent.end), predict.in_words(answers[-1].ranked)), flush=True)
                 recent = newest(recent.end + stride)

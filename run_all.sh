@@ -196,7 +196,7 @@ preprocess=("$python" "${s}TSM_preprocess.py" "${videos[@]}" --batch_size "$batc
 [ "$chunk" != auto ] || chunk=$("$python" "${s}TSM_chunked.py" --size --ann_file "$ann_file" --dtype "$dtype")
 [ "$chunk" != 0 ] || stage preprocess "Preprocess the videos" -- "${preprocess[@]}" --output_dir sthv2
 
-# Model: one export, then one modified model per batch size.
+# Model: one export, then one modified model per batch size; the first is proved, the others carry its proof.
 if [ -n "$mmaction2" ]; then
     export=("$python" "$mmaction2/tools/deployment/pytorch2onnx.py"
         "$mmaction2/configs/recognition/tsm/tsm_r50_1x1x8_50e_sthv2_rgb.py")
@@ -206,11 +206,13 @@ fi
 stage export "Checkpoint to ONNX" --in "$checkpoint" --out tsm_bs1.onnx -- \
     "${export[@]}" "$checkpoint" --output-file tsm_bs1.onnx --softmax --shape 1 48 3 256 256
 perf_batches=$(printf '%s\n' ${perf_batches//,/ } | sort -nu)
+source=tsm_bs1.onnx
 for bs in $(printf '%s\n' "$batch" $perf_batches | sort -nu); do
-    modify=("$python" "${s}modify_onnx.py" -m1 tsm_bs1.onnx -m2 "tsm_new_bs$bs.onnx" -bs "$bs" --target $target)
+    modify=("$python" "${s}modify_onnx.py" -m1 "$source" -m2 "tsm_new_bs$bs.onnx" -bs "$bs" --target $target)
     [ "$fusion" = score ] || modify+=(--fusion "$fusion")
     [ "$dtype" = float32 ] || modify+=(--input_dtype "$dtype")
-    stage "surgery_bs$bs" "Graph surgery, batch $bs" --in tsm_bs1.onnx --out "tsm_new_bs$bs.onnx" -- "${modify[@]}"
+    stage "surgery_bs$bs" "Graph surgery, batch $bs" --in "$source" --out "tsm_new_bs$bs.onnx" -- "${modify[@]}"
+    [ "$source" != tsm_bs1.onnx ] || source=tsm_new_bs$bs.onnx
     [ $device = cpu ] || stage "atc_bs$bs" "ATC, batch $bs" --in "tsm_new_bs$bs.onnx" --out "tsm_bs$bs.om" -- \
         atc --model="tsm_new_bs$bs.onnx" --framework=5 --output="tsm_bs$bs" --input_format=ND --log=error \
         --soc_version="Ascend${chip#Ascend}"

@@ -88,7 +88,7 @@ def test_skipped_videos_are_said(works, results):
     (folder / "list.txt").write_text("x.webm 0\n")
     clips = {index: Clip(index + 1, "x.webm", None, 0) for index in range(VIDEOS + 1)}
     write_manifest(str(folder / "sthv2/sthv2.json"), manifest_of(
-        str(folder / "list.txt"), clips, SSV2, "float32", {}, {index: "0" * 32 for index in range(VIDEOS)}, {VIDEOS: "is empty"}))
+        str(folder / "list.txt"), clips, SSV2, "float32", {}, dict.fromkeys(range(VIDEOS), "0" * 32), {VIDEOS: "is empty"}))
     assert "accuracy over 11 of 12 (1 skipped) videos" in works("TSM_postprocess.py", *ARGS, cwd=folder)
 
 

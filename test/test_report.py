@@ -39,7 +39,7 @@ def left(tmp_path):
     samples = [{"id": index, "source": "%d.webm" % index, "label": 3 + index, "file": "preprocess_bin/%d.bin" % index,
                 "bytes": SSV2.nbytes("float32"), "xxh3_128": "0" * 32} for index in range(2)]
     (tmp_path / "sthv2/sthv2.json").write_text(json.dumps(
-        {"protocol": protocol, "versions": {"opencv": "0"}, "list": {}, "samples": samples, "skipped": []}))
+        {"protocol": protocol, "versions": {"opencv": "0"}, "list": {"videos": 2}, "samples": samples, "skipped": []}))
     files = []
     for index in range(2):
         files.append(("sthv2/preprocess_bin/%d.bin" % index, "inference_result/out/%d_0.txt" % index))

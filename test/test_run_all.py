@@ -290,6 +290,14 @@ def test_what_is_not_given_is_left_to_the_scripts(wired):
     assert infer[1][2:] == ["--model=tsm_new_bs2.onnx", "--loop=5"] and infer[2][2:] == ["--model=tsm_new_bs4.onnx", "--loop=5"]
 
 
+def test_a_network_is_proved_once_for_all_batch_sizes(wired):
+    done, calls = wired(4, *OWN, "--perf_batches", "1,4,8")
+    assert done.returncode == 0, done.stderr
+    assert [call[:6] for call in called(calls, "modify_onnx.py")] == [
+        ["-m1", source, "-m2", "tsm_new_bs%d.onnx" % batch, "-bs", "%d" % batch]
+        for source, batch in (("tsm_bs1.onnx", 1), ("tsm_new_bs1.onnx", 4), ("tsm_new_bs1.onnx", 8))]
+
+
 def test_int8_is_calibrated_in_one_way_whether_chunked_or_not(wired, tmp_path):
     _, calls = wired(1, *OWN, "--precision", "int8", "--on-error", "skip", "--num_worker", 2)
     whole = called(calls, "TSM_quantise.py")

@@ -5,11 +5,12 @@ better than a batch's, and memory does not grow with the batch. Any other model 
 """
 
 import argparse
+import contextlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, Generator, Iterator, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
@@ -223,15 +224,20 @@ def _run(
     return outputs, time.perf_counter() - start, waited
 
 
-def score(engine: Engine, model: Offline, videos: Iterator[Tuple[Any, Any]]) -> Iterator[Tuple[Any, Any, float, float]]:
+def score(engine: Engine, model: Offline, videos: Generator[Tuple[Any, Any], None, None]) -> Iterator[Tuple[Any, Any, float, float]]:
     """Compute videos as they come; of each (key, result, ms of computing, ms that it was waited for).
 
     Args:
         videos: (key, samples [1, frames, 3, size, size]), or (key, an exception), which is passed on as the result. They
-            are taken ahead of need, in another thread.
+            are taken ahead of need, in another thread, which also closes the iterator.
     The result is the fused probabilities, float32 [classes].
     """
-    ahead = reading_ahead(lambda video=video: video for video in videos)  # type: ignore[misc]
+    def jobs() -> Generator[Callable[[], Any], None, None]:
+        with contextlib.closing(videos):
+            for video in videos:
+                yield lambda video=video: video  # type: ignore[misc]
+
+    ahead = reading_ahead(jobs())
     while True:
         asked = time.perf_counter()
         key, samples = next(ahead, (None, None))

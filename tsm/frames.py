@@ -418,7 +418,8 @@ def capture(source: Union[int, str]) -> Iterator[Tuple[float, np.ndarray]]:
     A stream that comes faster than it plays, as a file behind an http address does, is held to its own speed. Raises
     UserError if the source cannot be opened.
     """
-    opened = cv2.VideoCapture(source)
+    with contextlib.suppress(Corrupt), strict():  # what OpenCV says of a camera that opens does not matter
+        opened = cv2.VideoCapture(source)
     if not opened.isOpened():
         what = "camera %d" % source if isinstance(source, int) else source
         raise UserError("%s: cannot be opened; check the camera's number and permissions, or the address" % what)

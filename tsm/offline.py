@@ -1,6 +1,7 @@
 """Offline models: what the suite needs to know of an ONNX file, and the network of one view inside a modified one."""
 
 import hashlib
+import json
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -47,12 +48,18 @@ def one_view(model: Offline) -> Any:
     Raises UserError if it is none, though its metadata say so.
     """
     from tsm.graph import build, trunk_of
+    from tsm.onnxfile import graph_digest
 
     try:
-        return build(trunk_of(model.proto), "view", model.protocol or SSV2, dtype=model.dtype.name)
+        view = build(trunk_of(model.proto), "view", model.protocol or SSV2, dtype=model.dtype.name)
+        proved = json.loads(model.metadata["tsm.proof"])["one_view"]["sha256"] if model.metadata.get("tsm.target") == "cpu" else None
     except Exception as error:  # an edited model can fail anywhere
         raise UserError("%s: not as modify_onnx.py wrote it (%s: %s); make it again"
                         % (model.path, type(error).__name__, first_line(error)))
+    if proved not in (None, graph_digest(view)):
+        raise UserError("%s: its proof is of another graph than the one that would run; make it again with modify_onnx.py"
+                        % model.path)
+    return view
 
 
 def one_view_digest(view: Any) -> str:

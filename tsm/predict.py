@@ -177,7 +177,7 @@ def in_order(results: Iterable[Tuple[int, Any]]) -> Iterator[Tuple[int, Any]]:
 
 def tensors_of(
     paths: Sequence[str], length: Optional[float], stride: Optional[float], protocol: Protocol, dtype: str, workers: int
-) -> Iterator[Tuple[Tuple[int, Window], Union[np.ndarray, Corrupt]]]:
+) -> Generator[Tuple[Tuple[int, Window], Union[np.ndarray, Corrupt]], None, None]:
     """((number of the path, window), its tensor [1, frames, 3, size, size] or the Corrupt that says why there is none).
 
     Without a window's `length`, in seconds, a path is one window, and paths come in any order; with it they come one after
@@ -197,15 +197,16 @@ def tensors_of(
             raise Corrupt("is a folder of frames, which have no time; --window is for videos")
         return windowed(paths[number], length, stride or length / 2, protocol, dtype)
 
-    for number, result in unrolled(work, range(len(paths))):
-        if isinstance(result, Corrupt):
-            yield (number, WHOLE), result
-            continue
-        window, video = result
-        if window.start == 0 and window.end < length:
-            warn("%s: is %.1f s long, shorter than a window of %g s; it is taken as one window" % (
-                paths[number], window.end, length))
-        yield (number, window), video[None]
+    with contextlib.closing(unrolled(work, range(len(paths)))) as parts:
+        for number, result in parts:
+            if isinstance(result, Corrupt):
+                yield (number, WHOLE), result
+                continue
+            window, video = result
+            if window.start == 0 and window.end < length:
+                warn("%s: is %.1f s long, shorter than a window of %g s; it is taken as one window" % (
+                    paths[number], window.end, length))
+            yield (number, window), video[None]
 
 
 def annotate(folder: str, path: str, answers: Sequence[Answer], long: bool) -> str:

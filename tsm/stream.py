@@ -107,9 +107,8 @@ def compute_list(
     journal_path = os.path.join(work.folder, JOURNAL)
     write_text(journal_path, "".join(map(_line, done.values())))
     checksums: Dict[int, str] = {}
-    with open(journal_path, "a", encoding="ascii") as journal, contextlib.closing(
-        videos_of(work, list(keys), workers, checksums)
-    ) as videos:
+    videos = videos_of(work, list(keys), workers, checksums)
+    with open(journal_path, "a", encoding="ascii") as journal:
         for index, output, compute_ms, wait_ms in score(engine, work.model, videos):
             if isinstance(output, Corrupt):
                 refuse(index, output)
@@ -151,7 +150,7 @@ def remove_others(work: Work, done: Dict[int, Done]) -> None:
 
 def agreement(work: Work, engine: Engine, indices: List[int], workers: int) -> Dict[str, int]:
     """On how many of the videos, whose results are written, `engine` gives the same top-1: {same, videos}."""
-    with contextlib.closing(videos_of(work, indices, workers, {})) as videos:
-        same = [int(output.argmax() == read_scores(work.result(index), work.protocol.classes)[0].argmax())
-                for index, output, _, _ in score(engine, work.model, videos) if not isinstance(output, Exception)]
+    videos = videos_of(work, indices, workers, {})
+    same = [int(output.argmax() == read_scores(work.result(index), work.protocol.classes)[0].argmax())
+            for index, output, _, _ in score(engine, work.model, videos) if not isinstance(output, Exception)]
     return {"same": sum(same), "videos": len(same)}

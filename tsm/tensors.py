@@ -3,7 +3,7 @@
 import os
 import queue
 import threading
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Generator, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -97,8 +97,8 @@ def read_tensor(path: str, shape: Tuple[int, ...], dtype: np.dtype, entry: Optio
     return flat.reshape((-1,) + shape[1:])
 
 
-def reading_ahead(jobs: Iterator[Callable[[], np.ndarray]]) -> Iterator[np.ndarray]:
-    """Results of the jobs, in order; a thread does them up to AHEAD places before they are asked for."""
+def reading_ahead(jobs: Generator[Callable[[], Any], None, None]) -> Iterator[Any]:
+    """Results of the jobs, in order; a thread does them up to AHEAD places before they are asked for, and closes `jobs`."""
     ready: "queue.Queue[Tuple[Optional[np.ndarray], Optional[BaseException]]]" = queue.Queue(AHEAD)
     stop = threading.Event()
 
@@ -118,6 +118,8 @@ def reading_ahead(jobs: Iterator[Callable[[], np.ndarray]]) -> Iterator[np.ndarr
                     return
         except BaseException as error:  # handed to the reader, who raises it
             put((None, error))
+        finally:
+            jobs.close()
         put((None, None))
 
     threading.Thread(target=work, daemon=True).start()
