@@ -255,7 +255,7 @@ def test_a_real_file_that_is_no_checkpoint_is_refused_by_the_first_stage(repo, t
     done = chain(repo, 1, "--device", "cpu", "--checkpoint", "a.pth", "--work_dir", "w", "--exporter", "builtin", cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "a.pth" in done.stderr, done.stderr
     assert "== 1. The checkpoint" in done.stdout and "== 2." not in done.stdout
-    assert os.listdir(str(tmp_path / "w")) in ([".lock"], [])
+    assert set(os.listdir(str(tmp_path / "w"))) <= {".lock", "checkpoint.txt"}
 
 
 @pytest.mark.parametrize("what, file", [
@@ -302,10 +302,19 @@ def test_int8_is_calibrated_in_one_way_whether_chunked_or_not(wired, tmp_path):
     assert whole == [["--model", "tsm_new_bs1.onnx", "--data_root", root, "--ann_file", ann_file, "--on-error", "skip",
                       "--num_worker", "2", "--output", "tsm_int8.xml"]]
     (tmp_path / "work/tsm_int8.xml").unlink()
-    _, calls = wired(1, *OWN, "--precision", "int8", "--on-error", "skip", "--num_worker", 2, SIZE="7")
+    _, calls = wired(1, *OWN, "--precision", "int8", "--on-error", "skip", "--num_worker", 2, "--chunk", 7)
     assert called(calls, "TSM_quantise.py") == whole
-    assert called(calls, "TSM_chunked.py")[0] == ["--size", "--ann_file", ann_file, "--dtype", "float32"]
-    assert called(calls, "TSM_chunked.py")[1][:2] == ["--chunk", "7"] and not called(calls, "TSM_preprocess.py")
+    assert called(calls, "TSM_chunked.py")[0][:2] == ["--chunk", "7"] and not called(calls, "TSM_preprocess.py")
+
+
+@pytest.mark.parametrize("size, done_by", [("0", ["TSM_chunked.py", "TSM_preprocess.py", "TSM_infer.py"]),
+                                           ("7", ["TSM_chunked.py", "TSM_stream.py"])])
+def test_what_does_not_fit_on_the_disk_at_once_is_streamed(size, done_by, wired, tmp_path):
+    done, calls = wired(1, *OWN, SIZE=size)
+    assert done.returncode == 0, done.stderr
+    assert called(calls, "TSM_chunked.py") == [["--size", "--ann_file", str(tmp_path / "list.txt"), "--dtype", "float32"]]
+    assert [name for name in done_by if called(calls, name)] == done_by
+    assert bool(called(calls, "TSM_stream.py")) == (size == "7") and bool(called(calls, "TSM_preprocess.py")) == (size == "0")
 
 
 def test_inference_is_done_again_when_the_int8_file_is_another(wired, tmp_path):
