@@ -243,10 +243,10 @@ if [ "$precision" = int8 ]; then
     engine+=(--int8_model tsm_int8.xml)
     needs+=(--in tsm_int8.xml --in tsm_int8.bin)
 fi
-bench+=("${engine[@]}")
+bench+=(${engine[@]+"${engine[@]}"})  # so for bash before 4.4, to which an empty array is an unset variable
 infer=("${bench[@]}" --model "./$model$batch.$suffix")
 if [ -n "$stream" ]; then
-    stage infer "Decoding and inference" -- "$python" "${s}TSM_stream.py" "${engine[@]}" --model "./$model$batch.$suffix" \
+    stage infer "Decoding and inference" -- "$python" "${s}TSM_stream.py" ${engine[@]+"${engine[@]}"} --model "./$model$batch.$suffix" \
         "${videos[@]}" --output ./inference_result --output_dirname out --outfmt TXT
 elif [ "$chunk" = 0 ]; then
     stage infer "Inference" "${needs[@]}" --in sthv2/sthv2.json --out inference_result/out \
