@@ -114,6 +114,20 @@ def test_the_readme_commands_by_hand_give_the_same_numbers(repo, suite, demo):
         assert np.allclose(*(np.array(words.split(), float) for words in (found, text)), atol=1e-5), index
 
 
+def test_the_readme_s_prediction_is_what_the_command_prints(repo, suite, demo):
+    text = (repo / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- predict -->\n```bash\n.*?```\n\n```\n(.*?)```", text, re.DOTALL).group(1)
+    command = blocks(repo, "predict").replace(". .venv/bin/activate\n", "").replace("python3 ", shlex.quote(sys.executable) + " ")
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], cwd=str(suite), stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(None, 1) for line in done.stdout.splitlines()]
+    wanted = [line.split(None, 1) for line in shown.splitlines()]
+    assert [words[-1] for words in lines] == [words[-1] for words in wanted]  # names and labels, in their order
+    for words, others in zip(lines, wanted):
+        assert len(words) == 1 or abs(float(words[0]) - float(others[0])) < 2e-4
+
+
 def test_both_readmes_have_the_same_commands(repo):
     chinese = (repo / "README_zh-CN.md").read_text(encoding="utf-8")
     english = (repo / "README.md").read_text(encoding="utf-8")
