@@ -133,8 +133,9 @@ def test_commands_are_the_guide_s(on_npu):
 
 def test_the_guide_s_published_rows_stand_beside_ours(on_npu):
     said = on_npu[1]
-    for figure in ("0.6187 / 0.8721", "20.77", "18.41", "17.67", "17.12", "17.36"):
+    for figure in ("20.77", "18.41", "17.67", "17.12", "17.36"):
         assert figure in said
+    assert "0.6187 / 0.8721" not in said  # the accuracy belongs to the published checkpoint, and this is the demo's
 
 
 def test_a_failing_atc_is_shown_and_its_status_kept(on_npu, run, atlas, demo, work):
