@@ -254,3 +254,35 @@ def windowed(path: str, length: float, stride: float, protocol: Protocol, dtype:
             while waiting < len(windows) and max(windows[waiting][1]) <= index:
                 yield windows[waiting][0], begun.pop(waiting)
                 waiting += 1
+
+
+STRIP_FRAMES, STRIP_HEIGHT, STRIP_QUALITY = 8, 112, 70  # of a film strip: frames, pixels, JPEG's scale
+
+
+def strip(path: str) -> bytes:
+    """A film strip of the video, or of the folder of frames, at `path`: JPEG, the middles of STRIP_FRAMES segments side by side.
+
+    Raises Corrupt.
+    """
+    protocol = Protocol(segments=STRIP_FRAMES, sampling="uniform", crops="centre", short_side=STRIP_HEIGHT)
+    indices: List[int] = []
+
+    def choose(count: int) -> List[int]:
+        indices[:] = frame_indices(count, protocol)
+        return sorted(set(indices))
+
+    cv2.setNumThreads(1)
+    of_frames = os.path.isdir(path)
+    with strict(reencode(path)):
+        if of_frames:
+            naming, count = naming_in(path)
+            frames = dict(read_frames(path, choose(count), naming))
+        else:
+            frames = {index: cv2.cvtColor(frame, cv2.COLOR_RGB2BGR) for index, frame in read_video(path, choose)}
+        small = {index: cv2.resize(frame, (max(1, round(frame.shape[1] * STRIP_HEIGHT / frame.shape[0])), STRIP_HEIGHT),
+                                   interpolation=cv2.INTER_AREA) for index, frame in frames.items()}
+        done, jpeg = cv2.imencode(".jpg", cv2.hconcat([small[index] for index in indices]),
+                                  [cv2.IMWRITE_JPEG_QUALITY, STRIP_QUALITY])
+    if not done:
+        raise Corrupt("no picture can be made of it")
+    return jpeg.tobytes()

@@ -167,8 +167,9 @@ def _results(path: str) -> Iterator[Tuple[int, str]]:
         name = result_name(infile)
         if not name.isdigit() or len(name) > 9:
             raise UserError("%s: input file %s is not named by a sample's index, as in 0.bin" % (path, infile))
-        if not os.path.exists(outfile):  # the results were moved together with their summary
-            outfile = os.path.join(folder, os.path.basename(outfile))
+        beside = os.path.join(folder, os.path.basename(outfile))
+        if folder and os.path.exists(beside):  # wherever the summary and its results were moved, or are looked at from
+            outfile = beside
         yield int(name), outfile
 
 
