@@ -26,7 +26,7 @@ from tsm.accuracy import accuracy_from, read_accuracy
 from tsm.cli import UserError, non_negative, parser, positive, run, warn
 from tsm.compare import compare, load_run, read_agreement
 from tsm.files import sha256, write_text
-from tsm.findings import columns_of, confusion_rows, findings, prediction_rows, write_csv
+from tsm.findings import Columns, columns_of, confusion_rows, findings, prediction_rows, write_csv
 from tsm.gallery import gallery, with_strips
 from tsm.labels import labels_in, read_labels
 from tsm.page import report_page
@@ -76,6 +76,24 @@ def names_of(args: argparse.Namespace, model: Model) -> Optional[List[str]]:
     return labels_in(model.facts, classes)
 
 
+def scores_of(args: argparse.Namespace, labels: Dict[int, int], classes: int) -> Optional[Dict[int, Any]]:
+    """The results' class scores by index; None, with a warning, if they are gone and --accuracy has the figures."""
+    try:
+        return read_results(args.result_path, labels, classes)
+    except FileNotFoundError as error:
+        if not args.accuracy:
+            raise
+        warn("%s: no such file, so the report has no single videos" % error.filename)
+        return None
+
+
+def write_tables(folder: str, columns: Columns, names: Optional[List[str]], classes: int) -> None:
+    """predictions.csv and confusion.csv."""
+    for name, rows in (("predictions.csv", prediction_rows), ("confusion.csv", confusion_rows)):
+        write_csv(os.path.join(folder, name), rows(columns, names, classes))
+        print("wrote " + os.path.join(folder, name))
+
+
 def draw(path: str, report: Dict[str, Any]) -> None:
     """Write the page of the report at `path` beside it."""
     page = os.path.splitext(path)[0] + ".html"
@@ -93,30 +111,22 @@ def main() -> None:
         raise UserError("%s: has %d classes, and %s has %d; are both of the same run?" % (
             manifest_path(args.info_path), classes, args.model, model.protocol["classes"]))
     labels, names = read_info(args.info_path, classes), names_of(args, model)
-    accuracy = read_accuracy(args.accuracy) if args.accuracy else None
-    counted, found = None, None
-    try:
-        scores = read_results(args.result_path, labels, classes)
-    except FileNotFoundError as error:
-        if accuracy is None:
-            raise
-        warn("%s: no such file, so the report has no single videos" % error.filename)
-    else:
-        counted = accuracy_from(scores, labels, len(manifest["skipped"]))
+    scores, found = scores_of(args, labels, classes), None
+    counted = accuracy_from(scores, labels, len(manifest["skipped"])) if scores else None
+    accuracy = read_accuracy(args.accuracy) if args.accuracy or counted is None else counted
+    if scores:
         found = findings(columns_of(scores, labels, sources), classes, names)
         found["gallery"] = with_strips(gallery(found["videos"], args.gallery), scores, found["videos"], args.data_root)
     report = collect(
-        accuracy or counted, model, args.result_path, manifest, args.device, args.precision, args.batch_size,
-        args.perf_batches, sha256(args.checkpoint) if args.checkpoint else None, vars(args))
+        accuracy, model, args.result_path, manifest, args.device, args.precision, args.batch_size, args.perf_batches,
+        sha256(args.checkpoint) if args.checkpoint else None, vars(args))
     compared = [compare(load_run(other), load_run(args.result_path, args.info_path)) for other in args.against]
     complete(report, model, names, found, counted, read_agreement(args.agreement) if args.agreement else None, compared)
     print(text(report) + "\n")
     write_text(args.output, as_text(report))
     print("wrote " + args.output)
-    folder = os.path.dirname(args.output)
-    for name, rows in (("predictions.csv", prediction_rows), ("confusion.csv", confusion_rows)) if found else ():
-        write_csv(os.path.join(folder, name), rows(found["videos"], names, classes))
-        print("wrote " + os.path.join(folder, name))
+    if found:
+        write_tables(os.path.dirname(args.output), found["videos"], names, classes)
     draw(args.output, report)
 
 

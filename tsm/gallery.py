@@ -36,7 +36,7 @@ def with_strips(
 
 
 def _entry(place: int, scores: np.ndarray, source: str, data_root: Optional[str]) -> Dict[str, Any]:
-    entry = {"place": place, "strip": None, "problem": None,
+    entry: Dict[str, Any] = {"place": place, "strip": None, "problem": None,
              "top": [[ranked.class_id, round(ranked.probability, DIGITS)] for ranked in top(scores, None, ANSWERS)]}
     if data_root:
         from tsm.clips import strip
