@@ -27,7 +27,7 @@ import ssl
 import sys
 import urllib.error
 import urllib.request
-from typing import Any, Optional, Tuple
+from typing import Any, Optional
 
 from tsm import __version__
 from tsm.cli import UserError, first_line, parser, positive, run
@@ -46,6 +46,7 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--config", default="", metavar="FILE", help="the mmaction2 config that it was trained with, .py")
     cli.add_argument("--segments", type=positive, metavar="N", help="frames of a view, where nothing else says it")
     cli.add_argument("--output_dir", default=".", metavar="DIR", help="where a fetched file goes (default: here)")
+    cli.add_argument("--where", action="store_true", help="only print the path that the file has or will have")
     return cli.parse_args()
 
 
@@ -98,16 +99,21 @@ def download(url: str, part: str) -> None:
                         % (url, os.path.getsize(part), total))
 
 
-def fetch(url: str, folder: str) -> Tuple[str, bool]:
-    """The path of the file at `url` in `folder`, whole, and whether it was fetched just now."""
+def local_path(url: str, folder: str) -> str:
+    """The path in `folder` of the file at `url`."""
     name = os.path.basename(url.split("?")[0].split("#")[0])
-    if not name:
+    if not url.startswith(("http://", "https://")) or not name:
         raise UserError("%s: not the http(s) address of a file" % url)
-    path = os.path.normpath(os.path.join(folder, name))
+    return os.path.normpath(os.path.join(folder, name))
+
+
+def fetch(url: str, path: str) -> bool:
+    """Have the file at `url` at `path`, whole; whether it was fetched just now."""
+    name = os.path.basename(path)
     expected = expected_digest(name)
     if os.path.exists(path) and (expected is None or sha256(path).startswith(expected)):
         print("%s is already here" % path)
-        return path, False
+        return False
     part = part_name(path)
     download(url, part)
     actual = sha256(part)
@@ -118,17 +124,17 @@ def fetch(url: str, folder: str) -> Tuple[str, bool]:
         raise UserError("%s: SHA-256 begins with %s, not %s as its name says, so it was removed; fetch it again"
                         % (url, actual[: len(expected)], expected))
     os.replace(part, path)
-    return path, True
+    return True
 
 
 def main() -> None:
     args = get_args()
-    where, fresh = args.checkpoint, False
-    if where == "official" or "://" in where:
-        where = OFFICIAL if where == "official" else where
-        if not where.startswith(("http://", "https://")):
-            raise UserError("%s: not the http(s) address of a file" % where)
-        where, fresh = fetch(where, args.output_dir)
+    url = OFFICIAL if args.checkpoint == "official" else args.checkpoint if "://" in args.checkpoint else ""
+    where = local_path(url, args.output_dir) if url else args.checkpoint
+    if args.where:
+        print(where)
+        return
+    fresh = fetch(url, where) if url else False
     from tsm import checkpoint, facts
     from tsm.network import network_of
 

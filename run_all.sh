@@ -17,11 +17,14 @@ data and model
   --ann_file FILE        list of TSM_dataset.py: `<video> <label>` or `<frame folder> <frames> <label>` per line
   --checkpoint WHAT      a path, an http(s) address, or `official` (fetches the published file); default: the demo's.
                          It is examined before anything else is done
+  --labels FILE          names of the classes, kept in the model for TSM_predict.py and the report
+  --filename_tmpl TMPL, --start_index N    names of extracted frames (default: img_%05d.jpg, from 1)
   --on-error fail|skip   what an unreadable video does (default: fail)
   --dtype float32|uint8  tensors on disk: float32 is the guide's, uint8 a quarter of it, cpu only (default: float32)
   --num_worker N         preprocessing processes (default: the processors that this process may use)
+  --stream               cpu only: decode, infer and forget, with no tensor on disk
   --chunk N              at most N videos' tensors are made, inferred and dropped at a time; 0: all at once
-                         (default: all at once while that is under 20 GB, else as many as fit)
+                         (default: all at once while that is under 20 GB; else on a cpu --stream, on an npu as many as fit)
 how it runs
   --device auto|cpu|npu  npu: atc and ais_bench on an Atlas host; cpu: TSM_infer.py (default: npu if CANN is installed)
   --fusion score|prob    score: mean of the class scores, then softmax (the guide); prob: softmax per view, then mean
@@ -41,17 +44,18 @@ HELP
 }
 misuse() { echo "run_all.sh: error: $* (see --help)" >&2; exit 2; }
 fail() { echo "run_all.sh: error: $*" >&2; exit 1; }
-
 warn() { echo "run_all.sh: warning: $*" >&2; }
 
 suite=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 batch='' data_root='' ann_file='' checkpoint='' on_error=fail dtype=float32 num_worker='' chunk=auto
 device=auto fusion=score precision=fp32 backend='' exporter=auto chip='' loop='' perf_batches='' work_dir=$suite
+stream='' labels='' filename_tmpl='' start_index=''
 while [ $# -gt 0 ]; do
     case $1 in
     -h | --help) usage; exit ;;
     --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
-    --data_root | --ann_file | --checkpoint | --on-error | --dtype | --num_worker | --chunk | --device | --fusion | \
+    --stream) stream=1; shift ;;
+    --data_root | --ann_file | --labels | --filename_tmpl | --start_index | --checkpoint | --on-error | --dtype | --num_worker | --chunk | --device | --fusion | \
         --precision | --backend | --exporter | --chip | --loop | --perf_batches | --work_dir)
         [ $# -ge 2 ] || misuse "$1 wants a value"
         name=${1#--}
@@ -81,6 +85,8 @@ one_of --exporter "$exporter" auto builtin mmaction2
 [ -n "$data_root" ] && [ -n "$ann_file" ] || [ -z "$data_root$ann_file" ] || misuse "--data_root and --ann_file go together"
 [ -z "$data_root" ] || [ -d "$data_root" ] || fail "$data_root: no such folder; --data_root names the videos or frames"
 [ -z "$ann_file" ] || [ -f "$ann_file" ] || fail "$ann_file: no such file; make it with TSM_dataset.py"
+[ -z "$labels" ] || [ -f "$labels" ] || fail "$labels: no such file; --labels names the file of label names"
+[ -z "$stream" ] || [ "$chunk" = auto ] || misuse "--stream has no chunks; leave out one of --stream and --chunk"
 case $checkpoint in
 '' | official | http://* | https://*) ;;
 *) [ -f "$checkpoint" ] || fail "$checkpoint: no such file; --checkpoint takes a path, an http(s) address or official" ;;
@@ -89,6 +95,7 @@ esac
 # Paths from the caller's folder stay right after the change to the work folder.
 absolute() { case $1 in '' | /* | official | http://* | https://*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 data_root=$(absolute "$data_root") ann_file=$(absolute "$ann_file") checkpoint=$(absolute "$checkpoint")
+labels=$(absolute "$labels")
 MMACTION2=$(absolute "${MMACTION2:-}") set_env=$(absolute "${ASCEND_SET_ENV:-}")
 
 # The device: CANN's tools decide, and the hardware has a say. Tests put ASCEND_SYSROOT before the system's folders.
@@ -101,20 +108,21 @@ cann=$(command -v atc || true)
 if [ $device = auto ]; then
     [ -n "$cann" ] && device=npu || device=cpu
     echo "device: $device, since ${cann:-no CANN toolkit} is installed here (--device cpu or npu decides otherwise)"
-    [ $device = npu ] || for sign in "$root"/dev/davinci* "$root/usr/local/Ascend/driver" "$(command -v npu-smi || true)"; do
-        [ ! -e "$sign" ] || { warn "this host has an NPU ($sign), but no CANN toolkit: neither atc nor set_env.sh was found in" \
-            "$root/usr/local/Ascend or ~/Ascend, so the CPU is used; install it, or name it with ASCEND_SET_ENV"; break; }
+    signs=''
+    for sign in "$root"/dev/davinci* "$root/usr/local/Ascend/driver" "$(command -v npu-smi || true)"; do
+        [ ! -e "$sign" ] || signs+=" $sign"
     done
+    [ $device = npu ] || [ -z "$signs" ] || warn "this host has an NPU (${signs# }) but no CANN toolkit: no atc on the PATH, no" \
+        "set_env.sh in $root/usr/local/Ascend or ~/Ascend; so the CPU is used; name its set_env.sh with ASCEND_SET_ENV"
 fi
 if [ $device = npu ]; then
     [ "$precision" = fp32 ] || misuse "--precision is for the CPU; atc decides it on an NPU"
     [ -z "$backend" ] || misuse "--backend is for the CPU; ais_bench runs the model on an NPU"
     [ "$dtype" = float32 ] || misuse "--dtype $dtype is for the CPU; the NPU's model takes float32"
+    [ -z "$stream" ] || misuse "--stream is for the CPU; ais_bench reads tensors from files (--chunk bounds how many)"
 fi
 
-# The folders it writes to.
-[ -d "${TMPDIR:-/tmp}" ] && [ -w "${TMPDIR:-/tmp}" ] ||
-    fail "TMPDIR, ${TMPDIR:-/tmp}: no folder that can be written to; set TMPDIR to one with space for temporary files"
+# The work folder.
 mkdir -p -- "$work_dir" 2>/dev/null && cd -- "$work_dir" 2>/dev/null && [ -w . ] ||
     fail "$work_dir: cannot be made, or not be written to; choose another --work_dir"
 s=$suite/
@@ -175,10 +183,9 @@ if [ -z "$checkpoint" ]; then
     stage checkpoint "The demo's checkpoint" --in "${s}demo/tsm_thin.pth" --out "$checkpoint" -- \
         "$python" "${s}demo/expand.py" --output "$checkpoint"
 else
-    stage checkpoint "The checkpoint" -- "$python" "${s}TSM_checkpoint.py" "$checkpoint"
+    stage checkpoint "The checkpoint" --tee checkpoint.txt -- "$python" "${s}TSM_checkpoint.py" "$checkpoint"
     case $checkpoint in
-    official) checkpoint=$("$python" "${s}TSM_checkpoint.py" --where official) ;;
-    http://* | https://*) checkpoint=${checkpoint%%[?#]*} checkpoint=${checkpoint##*/} ;;
+    official | http://* | https://*) checkpoint=$(sed -n 's/^checkpoint: //p' checkpoint.txt) ;; # where it was put
     esac
 fi
 if [ -z "$data_root" ]; then
@@ -187,14 +194,20 @@ if [ -z "$data_root" ]; then
     stage lists "Lists of the demo clips" --in "$data_root" --in "$annotations-validation.json" --out "$ann_file" -- \
         "$python" "${s}TSM_dataset.py" --annotations "$annotations-validation.json" \
         --labels "$annotations-labels.json" --videos "$data_root"
+    labels=${labels:-$annotations-labels.json}
 fi
 videos=(--data_root "$data_root" --ann_file "$ann_file")
 [ "$on_error" = fail ] || videos+=(--on-error "$on_error")
 [ -z "$num_worker" ] || videos+=(--num_worker "$num_worker")
+[ -z "$filename_tmpl" ] || videos+=(--filename_tmpl "$filename_tmpl")
+[ -z "$start_index" ] || videos+=(--start_index "$start_index")
 preprocess=("$python" "${s}TSM_preprocess.py" "${videos[@]}" --batch_size "$batch")
 [ "$dtype" = float32 ] || preprocess+=(--dtype "$dtype")
-[ "$chunk" != auto ] || chunk=$("$python" "${s}TSM_chunked.py" --size --ann_file "$ann_file" --dtype "$dtype")
-[ "$chunk" != 0 ] || stage preprocess "Preprocess the videos" -- "${preprocess[@]}" --output_dir sthv2
+if [ "$chunk" = auto ] && [ -z "$stream" ]; then
+    chunk=$("$python" "${s}TSM_chunked.py" --size --ann_file "$ann_file" --dtype "$dtype")
+    [ "$chunk" = 0 ] || [ $device = npu ] || stream=1
+fi
+[ -n "$stream" ] || [ "$chunk" != 0 ] || stage preprocess "Preprocess the videos" -- "${preprocess[@]}" --output_dir sthv2
 
 # Model: one export, then one modified model per batch size; the first is proved, the others carry its proof.
 if [ -n "$mmaction2" ]; then
@@ -211,6 +224,7 @@ for bs in $(printf '%s\n' "$batch" $perf_batches | sort -nu); do
     modify=("$python" "${s}modify_onnx.py" -m1 "$source" -m2 "tsm_new_bs$bs.onnx" -bs "$bs" --target $target)
     [ "$fusion" = score ] || modify+=(--fusion "$fusion")
     [ "$dtype" = float32 ] || modify+=(--input_dtype "$dtype")
+    [ -z "$labels" ] || modify+=(--labels "$labels")
     stage "surgery_bs$bs" "Graph surgery, batch $bs" --in "$source" --out "tsm_new_bs$bs.onnx" -- "${modify[@]}"
     [ "$source" != tsm_bs1.onnx ] || source=tsm_new_bs$bs.onnx
     [ $device = cpu ] || stage "atc_bs$bs" "ATC, batch $bs" --in "tsm_new_bs$bs.onnx" --out "tsm_bs$bs.om" -- \
@@ -219,17 +233,22 @@ for bs in $(printf '%s\n' "$batch" $perf_batches | sort -nu); do
 done
 
 # Inference, accuracy, throughput, the table.
-[ "$precision" = fp32 ] || bench+=(--precision "$precision")
-[ -z "$backend" ] || bench+=(--backend "$backend")
+engine=()
+[ "$precision" = fp32 ] || engine+=(--precision "$precision")
+[ -z "$backend" ] || engine+=(--backend "$backend")
 needs=(--in "$model$batch.$suffix")
 if [ "$precision" = int8 ]; then
     stage quantise "Quantisation to int8" --in "$ann_file" --in "tsm_new_bs$batch.onnx" --out tsm_int8.xml --out tsm_int8.bin -- \
         "$python" "${s}TSM_quantise.py" --model "tsm_new_bs$batch.onnx" "${videos[@]}" --output tsm_int8.xml
-    bench+=(--int8_model tsm_int8.xml)
+    engine+=(--int8_model tsm_int8.xml)
     needs+=(--in tsm_int8.xml --in tsm_int8.bin)
 fi
+bench+=("${engine[@]}")
 infer=("${bench[@]}" --model "./$model$batch.$suffix")
-if [ "$chunk" = 0 ]; then
+if [ -n "$stream" ]; then
+    stage infer "Decoding and inference" -- "$python" "${s}TSM_stream.py" "${engine[@]}" --model "./$model$batch.$suffix" \
+        "${videos[@]}" --output ./inference_result --output_dirname out --outfmt TXT
+elif [ "$chunk" = 0 ]; then
     stage infer "Inference" "${needs[@]}" --in sthv2/sthv2.json --out inference_result/out \
         --out inference_result/out_summary.json -- \
         "${infer[@]}" --input ./sthv2/preprocess_bin --output ./inference_result --output_dirname out --outfmt TXT
@@ -249,3 +268,4 @@ done
 stage report "Report" -- "$python" "${s}TSM_report.py" "${results[@]}" --accuracy accuracy.json --checkpoint "$checkpoint" \
     --device "$device" --precision "$precision" --batch_size "$batch" --perf_batches $perf_batches \
     --model "tsm_new_bs$batch.onnx"
+[ $device = npu ] || [ "$precision" != fp32 ] || sed -n 's/^\[INFO\] hint: /hint: /p' "perf/bs${perf_batches%%[^0-9]*}.log"

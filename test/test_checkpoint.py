@@ -1,4 +1,4 @@
-"""TSM_checkpoint.py: fetching from a server on this machine (whole, resumed, wrong, moved, refused), and what it says of a file."""
+"""TSM_checkpoint.py: fetching from a server on this machine (whole, resumed, wrong, moved, refused); what it says of a file."""
 
 import hashlib
 import http.server
@@ -85,7 +85,8 @@ def url(body):
     server.server_close()
 
 
-QUIET = {"TQDM_DISABLE": "1", "http_proxy": "", "https_proxy": "", "HTTP_PROXY": "", "HTTPS_PROXY": "", "no_proxy": "", "NO_PROXY": ""}
+PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "no_proxy", "NO_PROXY")
+QUIET = dict(dict.fromkeys(PROXIES, ""), TQDM_DISABLE="1")
 
 
 def names(folder):
@@ -132,8 +133,8 @@ def test_a_name_without_digest_is_taken_with_a_warning(run, url, tmp_path):
 def test_redirects_to_another_host_are_followed(url, body, tmp_path, status):
     from TSM_checkpoint import fetch
 
-    path, fresh = fetch("%s/%d/tsm.pth" % (url, status), str(tmp_path))
-    assert fresh and open(path, "rb").read() == body
+    assert fetch("%s/%d/tsm.pth" % (url, status), str(tmp_path / "tsm.pth"))
+    assert (tmp_path / "tsm.pth").read_bytes() == body
     assert [asked for asked, _ in Server.asked] == ["/%d/tsm.pth" % status, "/tsm.pth"]
 
 
@@ -157,6 +158,13 @@ def test_official_is_the_published_file(fails, url, tmp_path):
     """Its address is asked of the proxy; what comes is not that file."""
     line = fails_last(fails, "official", tmp_path, https_proxy=url)
     assert "download.openmmlab.com" in line and "tsm_r50_256h_1x1x8_50e_sthv2_rgb_20210816-032aa4da.pth" in line
+
+
+def test_where_a_file_will_be(works, tmp_path):
+    for what, path in (("official", "tsm_r50_256h_1x1x8_50e_sthv2_rgb_20210816-032aa4da.pth"), ("http://x/y/a.pth?b#c", "a.pth"),
+                       ("x/a.pth", "x/a.pth")):
+        assert works("TSM_checkpoint.py", "--where", what, cwd=tmp_path) == path + "\n"
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("wrong", ["nothing.pth", "."])
@@ -202,7 +210,8 @@ NETWORKS = {
         wrapped(state, "backbone.layer2.0.", "layer2.0.", "layer2.0.block."), **zeros(
             backbone__layer2__0__non_local_block__g__weight=(4, 8, 1, 1))),
     "TSM ResNet-50 with temporal pooling": lambda state: wrapped(state, "backbone.layer2.", "layer2.", "layer2.net."),
-    "TSM ResNet-50 on 10 channels (optical flow)": lambda state: dict(state, **zeros(backbone__conv1__conv__weight=(8, 10, 7, 7))),
+    "TSM ResNet-50 on 10 channels (optical flow)": lambda state: dict(
+        state, **zeros(backbone__conv1__conv__weight=(8, 10, 7, 7))),
     "TSM MobileNetV2": lambda state: zeros(
         backbone__conv1__conv__weight=(32, 3, 3, 3), backbone__layer2__1__conv__0__net__conv__weight=(144, 24, 1, 1),
         cls_head__fc_cls__weight=(174, 1280)),
@@ -233,7 +242,8 @@ def facts(thin, path="a.pth", meta=None, **options):
 
 @pytest.mark.parametrize("path, meta, segments, expected, origin", [
     ("a.pth", {}, None, 8, "default"), ("a.pth", {"config": EIGHT}, None, 8, "the config in its meta"),
-    ("a.pth", {"config": SIXTEEN}, None, 16, "the config in its meta"), ("a.pth", {"cfg": SIXTEEN}, None, 16, "the config in its meta"),
+    ("a.pth", {"config": SIXTEEN}, None, 16, "the config in its meta"),
+    ("a.pth", {"cfg": SIXTEEN}, None, 16, "the config in its meta"),
     ("x/TSM_somethingv2_RGB_resnet50_shift8_blockres_avg_segment16_e45.pth", {}, None, 16, "its file's name"),
     ("TSM_somethingv2_RGB_resnet50_shift8_blockres_avg_segment8_e45.pth", {}, None, 8, "its file's name"),
     ("tsm_r50_256h_1x1x16_50e_sthv2_rgb_20210331-0a45549c.pth", {}, None, 16, "its file's name"),
@@ -257,7 +267,7 @@ def test_where_the_segments_are_from(thin, path, meta, segments, expected, origi
     ({}, SIXTEEN, 8, ["8 segments", "--segments", "c.py says 16 segments"]),
     ({}, EIGHT.replace("174", "400"), None, ["174 classes", "c.py says 400 classes"]),
     ({}, EIGHT.replace("depth=50", "depth=101"), None, ["TSM ResNet-50", "c.py says TSM ResNet-101"]),
-    ({}, CONFIG % ("", " num_segments=16,"), None, ["c.py averages 16 of 8 segments"]),
+    ({}, CONFIG % (" num_segments=8,", " num_segments=16,"), None, ["c.py averages 16 of 8 segments"]),
 ])
 def test_what_contradicts_itself_names_both(thin, tmp_path, monkeypatch, meta, config, segments, says):
     monkeypatch.chdir(tmp_path)

@@ -57,7 +57,8 @@ def test_every_video_that_cannot_be_used_is_named(run, fails, works, dataset, tm
     videos[0].unlink()
     videos[2].write_bytes(videos[2].read_bytes()[:6000])
     videos[4].write_bytes(b"")
-    videos[1] = videos[1].rename(videos[1].with_suffix(".WebM"))
+    videos[1].rename(videos[1].with_suffix(".WebM"))
+    videos[1] = videos[1].with_suffix(".WebM")
     line = fails("TSM_dataset.py", *dataset, cwd=tmp_path)
     assert "3 of 6 videos" in line and videos[0].name in line and "--on-error skip" in line
     assert not (tmp_path / "sthv2_val_list_videos.txt").exists()

@@ -193,19 +193,29 @@ def int8(works, tensors, demo_new_onnx):
     return tensors / "tsm_int8.xml"
 
 
-def saved_again(model, path, **changes):
-    """A model of modify_onnx.py, written for batch 4 with another classifier's bias or input dtype."""
+def saved_again(model, path, proved=True, **changes):
+    """A model as modify_onnx.py writes it, for batch 4, with another classifier's bias or input dtype; or one without its proof."""
     from tsm.graph import build, trunk_of
-    from tsm.onnxfile import load, metadata, set_metadata
+    from tsm.onnxfile import graph_digest, load, metadata, set_metadata
     from tsm.protocol import SSV2
 
     source = load(str(model))
     trunk, dtype = trunk_of(source), changes.pop("dtype", "float32")
-    made = build(trunk._replace(**{key: change(getattr(trunk, key)) for key, change in changes.items()}), "cpu", SSV2, 4,
-                 "score", dtype=dtype)
-    set_metadata(made, metadata(source))
+    trunk = trunk._replace(**{key: change(getattr(trunk, key)) for key, change in changes.items()})
+    made = build(trunk, "cpu", SSV2, 4, "score", dtype=dtype)
+    known = dict(metadata(source), **metadata(made))
+    if proved:
+        proof = json.loads(known["tsm.proof"])
+        proof["one_view"]["sha256"] = graph_digest(build(trunk, "view", SSV2, dtype=dtype))
+        known["tsm.proof"] = json.dumps(proof)
+    set_metadata(made, known)
     onnx.save(made, str(path))
     return path
+
+
+def test_what_runs_is_what_was_proved(fails, demo_new_onnx, tmp_path):
+    other = saved_again(demo_new_onnx, tmp_path / "other.onnx", proved=False, fc_bias=lambda bias: bias + 1)
+    assert "its proof is of another graph" in fails("TSM_infer.py", "-m", other, cwd=tmp_path)
 
 
 def test_int8_agrees_with_fp32_at_any_batch_size(works, tensors, demo_new_onnx, int8, tmp_path):

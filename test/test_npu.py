@@ -216,7 +216,7 @@ def test_atc_is_given_the_chip_s_own_name(on_npu, run, atlas, demo, work, tmp_pa
     """Also one that begins with Ascend. An atc that fails at once ends the run there."""
     (tmp_path / "atc").write_text("#!/bin/sh\nexit 3\n")
     (tmp_path / "atc").chmod(0o755)
-    chip, soc = {1: ("Ascend910", "Ascend910"), 4: ("910B4-1", "Ascend910B4-1"), 8: ("310P3", "Ascend310P3")}[on_npu[0]]
+    chip, soc = {1: ("Ascend910", "Ascend910"), 4: ("910B4-1", "Ascend910B4-1"), 8: ("310", "Ascend310")}[on_npu[0]]
     done = run("run_all.sh", 1, "--device", "npu", *demo, *PERF, "--work_dir", work, cwd=work,
                env=dict(atlas, NPU_SMI_CHIPS=chip, PATH="%s:%s" % (tmp_path, atlas["PATH"])))
     assert done.returncode == 3 and done.stdout.endswith(" --soc_version=%s\n" % soc), done.stdout

@@ -153,7 +153,7 @@ def test_memory_does_not_grow_with_a_video_s_length(repo, thin_onnx, tmp_path):
         done = subprocess.run(command, cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout))
-    assert peaks[1] <= peaks[0] + 64 * 1024, peaks  # all frames after the resize would be 12,000 times 288 KB
+    assert peaks[1] <= peaks[0] + 128 * 1024, peaks  # all frames after the resize would be 12,000 times 288 KB
 
 
 def test_annotated_videos_play_and_hold_every_frame(predict, clips):

@@ -87,7 +87,8 @@ def test_files_and_manifest_are_as_documented(made):
             "id": number, "source": FRAMES[number], "label": number, "file": "preprocess_bin/%d.bin" % number,
             "bytes": 48 * 3 * 256 * 256, "xxh3_128": xxhash.xxh3_128_hexdigest(tensor)}
         assert len(tensor) == sample["bytes"]
-    assert sorted(path.name for path in folder.iterdir()) == [".journal", "preprocess_bin", "sthv2.info", "sthv2.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".journal", ".lock", "preprocess_bin", "sthv2.info", "sthv2.json"]
 
 
 def test_a_range_keeps_the_numbers_of_the_whole_list(made, works):

@@ -4,7 +4,6 @@ TSM_KILLS=100 and TSM_MEMORY=2000 run the kill and the memory test in full size.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import random
@@ -17,6 +16,8 @@ import time
 
 import pytest
 from clips import VIDEOS, clip_of, contents, linked, times
+
+from tsm.files import locked
 
 KILLS = int(os.environ.get("TSM_KILLS", 12))
 MEMORY = int(os.environ.get("TSM_MEMORY", 600))
@@ -148,12 +149,8 @@ def test_other_versions_make_everything_anew(works, repo, tmp_path):
 def test_the_second_of_two_runs_stops_at_once(fails, tmp_path):
     root, ann_file = linked(tmp_path, 1)
     (tmp_path / "out").mkdir()
-    holder = os.open(str(tmp_path / "out"), os.O_RDONLY)
-    try:
-        fcntl.flock(holder, fcntl.LOCK_EX)
+    with locked(str(tmp_path / "out")):
         assert "another run is at work" in fails("TSM_preprocess.py", *arguments(root, ann_file), cwd=tmp_path)
-    finally:
-        os.close(holder)
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])

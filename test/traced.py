@@ -43,8 +43,8 @@ def changed(log, cwd):
     return paths
 
 
-def outside(log, cwd, *folders):
-    """Those of changed() that are neither in one of the folders nor a device, shared memory or a process's own entry in /proc."""
-    allowed = [str(folder) for folder in folders] + ["/dev/null", "/dev/tty", "/dev/shm", "/proc/self", "/proc/thread-self"]
-    return sorted(path for path in changed(log, cwd)
+def outside(log, folder):
+    """Those of changed() that are neither in the folder, where the command ran, nor a device or shared memory."""
+    allowed = (str(folder), "/dev/null", "/dev/tty", "/dev/shm")
+    return sorted(path for path in changed(log, folder)
                   if not any(path == place or path.startswith(place + os.sep) for place in allowed))

@@ -88,6 +88,8 @@ def load(path: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
                                 % (path, foreign[0][:200]))
             tensors = _read_all({key: value for key, value in state.items() if isinstance(value, _Values)}, read,
                                 os.fstat(file.fileno()).st_size)
+            if not tensors:
+                raise UserError("%s: no state_dict in it; pass a checkpoint of TSM" % path)
         except (UserError, MemoryError):
             raise
         except _Damaged as error:
@@ -112,7 +114,7 @@ Read = Callable[[_Storage], np.ndarray]  # a whole storage -> its values
 
 def _open_zip(file: BinaryIO) -> Tuple[Any, Read]:
     """A zip archive of torch.save: (what its pickle holds, the reader of its storages)."""
-    archive = zipfile.ZipFile(file)
+    archive, room = zipfile.ZipFile(file), os.fstat(file.fileno()).st_size
     records = {info.filename: info for info in archive.infolist()}
     if not any(info.CRC for info in records.values()):  # torch.serialization.set_crc32_options(False)
         for info in records.values():
@@ -126,9 +128,11 @@ def _open_zip(file: BinaryIO) -> Tuple[Any, Read]:
         info = records[name]
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise _Damaged("%s is compressed" % name)
+        if info.file_size > room:
+            raise _Damaged("%s is larger than the file" % name)
         data = bytearray()
         with archive.open(info) as part:
-            data += part.read()  # stored, so never more than there is in the file
+            data += part.read()
         return data
 
     order = ">" if folder + "byteorder" in records and bytes(record(folder + "byteorder")) == b"big" else "<"

@@ -16,6 +16,7 @@ from tsm.cli import UserError
 
 _LIMIT = 1 << 20  # characters of a config, items or characters of a value made of others
 _DEPTH = 20  # of dicts in dicts
+_SILENT = 8  # num_segments and shift_div of ResNetTSM, MobileNetV2TSM and TSMHead where a config gives none
 _ANY = object()
 _PASSED_OVER = (  # steps of a test pipeline that decode or hand over, and choose nothing
     "DecordInit", "DecordDecode", "OpenCVInit", "OpenCVDecode", "PyAVInit", "PyAVDecode", "RawFrameDecode", "Collect", "ToTensor",
@@ -72,10 +73,10 @@ def facts(config: Dict[str, Any], where: str) -> Dict[str, Any]:
     found: Dict[str, Any] = {"network": _network(config, where)}
     found["classes"] = _number(config, where, "model", "cls_head", "num_classes")
     is_tsm = str(found["network"]).startswith("TSM")
-    mmaction2s = 8 if is_tsm else None  # both default to 8 in ResNetTSM, MobileNetV2TSM and TSMHead
+    silent = _SILENT if is_tsm else None
     found["head_segments"] = _number(config, where, "model", "cls_head", "num_segments")
-    found["segments"] = _number(config, where, "model", "backbone", "num_segments") or found["head_segments"] or mmaction2s
-    found["shift_div"] = _number(config, where, "model", "backbone", "shift_div") or mmaction2s
+    found["segments"] = _number(config, where, "model", "backbone", "num_segments") or found["head_segments"] or silent
+    found["shift_div"] = _number(config, where, "model", "backbone", "shift_div") or silent
     found["average_clips"] = _first(config, where, ("model", "cls_head", "average_clips"), ("model", "test_cfg", "average_clips"),
                                     ("test_cfg", "average_clips"))
     if found["average_clips"] not in (None, "prob", "score"):

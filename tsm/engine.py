@@ -39,16 +39,25 @@ def default_backend() -> str:
     return "openvino" if find_spec("openvino") else "onnxruntime"
 
 
+def has_bf16() -> bool:
+    """Whether OpenVINO is installed and this processor computes in bfloat16."""
+    if find_spec("openvino") is None:
+        return False
+    import openvino as ov
+
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def openvino_engine(network: Any, path: str, precision: str, streams: int) -> Engine:
     """Compile an onnx.ModelProto or an openvino.Model; `path` names it in errors."""
     try:
         import openvino as ov
 
         core = ov.Core()
-        has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        known_bf16 = has_bf16()
     except Exception as error:  # a wheel for another processor or C library fails in many ways
         raise UserError("OpenVINO does not start here (%s); use --backend onnxruntime" % first_line(error))
-    if precision == "bf16" and not has_bf16:
+    if precision == "bf16" and not known_bf16:
         raise UserError("--precision bf16: this processor has no bfloat16 instructions; use fp32")
     config = {
         "PERFORMANCE_HINT": "THROUGHPUT",

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: atomic writing, checksums, locks, temporary files, natural order, JSON."""
+"""Files that are either whole or not there: atomic writing, checksums, locks, natural order, JSON."""
 
 import contextlib
 import errno
@@ -7,8 +7,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from typing import Any, Iterator, List, Tuple, Union
 
 import numpy as np
@@ -17,8 +15,6 @@ from tsm.cli import UserError, first_line, warn
 
 CHUNK = 1 << 20  # bytes read at a time when a file is hashed
 LOCK = ".lock"  # in a folder that only one run may work in
-FULL = 1 << 20  # a disk with fewer bytes free is called full
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def part_name(path: str) -> str:
@@ -126,38 +122,3 @@ def _open_lock(folder: str) -> int:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         error.filename = folder
         raise
-
-
-@contextlib.contextmanager
-def scratch(need: int = 0) -> Iterator[str]:
-    """Yield a temporary folder, removed in the end, where `need` bytes are free.
-
-    It lies in $TMPDIR, or /tmp. What goes wrong with that folder (missing, read-only, too small, full in the end) is a
-    UserError that names it, whatever the library that was writing there made of it.
-    """
-    place = os.environ.get("TMPDIR") or "/tmp"
-
-    def unusable(reason: str) -> UserError:
-        return UserError("%s: %s; set TMPDIR to a folder with space for temporary files" % (place, reason))
-
-    try:
-        folder = tempfile.mkdtemp(prefix="tsm-", dir=place)
-    except OSError as error:
-        raise unusable("no temporary file can be made in it (%s)" % (error.strerror or error))
-    try:
-        if shutil.disk_usage(folder).free < need:
-            raise unusable("%.0f MB are free, %.0f MB are needed" % (shutil.disk_usage(folder).free / 1e6, need / 1e6))
-        try:
-            yield folder
-        except UserError:
-            raise
-        except OSError as error:
-            if error.errno in _DISK_ERRORS and str(error.filename or folder).startswith(folder):
-                raise unusable(error.strerror or str(error))
-            raise
-        except Exception:  # a library's own class for a full disk
-            if shutil.disk_usage(folder).free < FULL:
-                raise unusable("is full")
-            raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

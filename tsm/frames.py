@@ -20,7 +20,7 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))  # read when c
 import cv2
 import numpy as np
 
-from tsm.cli import Corrupt, UserError
+from tsm.cli import Corrupt, UserError, non_negative
 from tsm.files import part_name
 
 try:
@@ -79,8 +79,8 @@ def add_naming(cli: argparse.ArgumentParser) -> None:
     """The options that say how extracted frames are called, for Naming(args.filename_tmpl, args.start_index)."""
     cli.add_argument("--filename_tmpl", type=frame_template, default=IMG.template, metavar="TEMPLATE", help="how extracted "
                      "frames are called, JPEG or PNG, as in %%06d.jpg or img_{:05}.png (default: img_%%05d.jpg)")
-    cli.add_argument("--start_index", type=int, choices=(0, 1), default=IMG.start, help="the first frame's number (default: "
-                     "%(default)s)")
+    cli.add_argument("--start_index", type=non_negative, default=IMG.start, metavar="N", help="the first frame's number "
+                     "(default: %(default)s)")
 
 
 def reencode(path: str) -> str:
@@ -173,7 +173,9 @@ def _naming_of(files: Sequence[str]) -> Optional[Tuple[Naming, int]]:
         return None
     before, digits, after = min((match.groups() for match in pictures if match), key=lambda parts: int(parts[1]))
     width = "%%0%dd" % len(digits) if len(digits) > 1 else "%d"
-    naming = Naming(before.replace("%", "%%") + width + after.replace("%", "%%"), int(digits))
+    if "%" in before:  # a template could not tell it from its number
+        return None
+    naming = Naming(before + width + after, int(digits))
     if {naming.name(index) for index in range(len(pictures))} != {match.group() for match in pictures if match}:
         return None
     return naming, len(pictures)
@@ -319,8 +321,8 @@ def _open_by_decord(path: str) -> "decord.VideoReader":
         return decord.VideoReader(path, num_threads=1, fault_tol=1e-9)  # not one frame may be repeated for want of another
     except _DECODER_ERRORS + (AssertionError,) as error:
         if "duration" in str(error):
-            raise Corrupt("its header gives no duration, as that of a live recording; remux it: ffmpeg -i %s -c copy NEW%s, "
-                          "or NEW.mp4" % (shlex.quote(path), os.path.splitext(path)[1]))
+            raise Corrupt("its header gives no duration: it is a live recording, or damaged; remux it: ffmpeg -i %s -c copy "
+                          "NEW%s, or NEW.mp4" % (shlex.quote(path), os.path.splitext(path)[1]))
         raise Corrupt("cannot be opened as a video" + reencode(path))
 
 

@@ -129,6 +129,30 @@ def test_tensors_of_the_demo(works, tell, demo_list, tmp_path):
     compare_tensors(works, tell, "the demo's videos", DEMO, demo_list, tmp_path)
 
 
+@pytest.mark.parametrize("path", sorted(Path(CONFIG).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_facts_of_every_tsm_config(path):
+    """What tsm.config reads, without running it, is what mmcv's Config gives."""
+    from tsm import config as ours
+
+    theirs, found = mmcv.Config.fromfile(str(path)), ours.facts(ours.read(str(path)), str(path))
+    backbone, head, test = theirs.model.backbone, theirs.model.cls_head, theirs.data.test
+    steps = {step.type: step for step in test.pipeline}
+    sampler = steps.get("SampleFrames") or steps["DenseSampleFrames"]
+    crops = {"CenterCrop": "centre", "ThreeCrop": "three", "TenCrop": "ten"}
+    crop = next(name for name in crops if name in steps)
+    normalised = steps.get("Normalize") or theirs.module_hooks[0]
+    expected = {
+        "classes": head.num_classes, "segments": backbone.get("num_segments", 8), "shift_div": backbone.get("shift_div", 8),
+        "average_clips": (theirs.model.get("test_cfg") or theirs.get("test_cfg")).average_clips, "sampled": sampler.num_clips,
+        "sampling": "dense" if sampler.type.startswith("Dense") else "twice" if sampler.get("twice_sample") else "uniform",
+        "crops": crops[crop], "size": steps[crop].crop_size, "short_side": max(steps["Resize"].scale),
+        "mean": tuple(normalised.mean), "std": tuple(normalised.std), "filename_tmpl": test.get("filename_tmpl"),
+    }
+    assert {name: found.get(name) for name in expected} == expected
+    assert ("ResNet-%d" % backbone.depth if backbone.type == "ResNetTSM" else "MobileNetV2") in found["network"]
+    assert ("non-local" in found["network"]) == bool(backbone.get("non_local_cfg"))
+
+
 def mmaction2_model():
     """mmaction2's recognizer of the published config, in test mode, without the ImageNet weights it would fetch."""
     config = mmcv.Config.fromfile(CONFIG).model
