@@ -16,11 +16,12 @@ CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Page:
-    """One tab. `logs` are the console's errors and warnings, `requests` the addresses that were asked for."""
+    """One tab. `logs` are the console's errors and warnings, `requests` the addresses that were asked for,
+    less what the page's own policy refused."""
 
     def __init__(self, reader, writer):
         self.reader, self.writer, self.buffer, self.number = reader, writer, b"", 0
-        self.logs, self.requests, self.session, self.events = [], [], None, []
+        self.logs, self.requests, self.session, self.events, self.asked = [], [], None, [], {}
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -46,6 +47,9 @@ class Page:
             self.logs.append(json.dumps(facts["args"]))
         elif method == "Network.requestWillBeSent":
             self.requests.append(facts["request"]["url"])
+            self.asked[facts["requestId"]] = facts["request"]["url"]
+        elif method == "Network.loadingFailed" and facts.get("blockedReason") == "csp":
+            self.requests.remove(self.asked[facts["requestId"]])
         self.events.append(method)
 
     def call(self, method, **params):

@@ -9,7 +9,7 @@ import mmap
 import os
 from collections import deque
 from contextlib import closing
-from typing import Any, Dict, Generator, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, TypeVar, Union
+from typing import Any, Callable, Dict, Generator, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, TypeVar, Union
 
 import cv2
 import numpy as np
@@ -108,10 +108,12 @@ def place_frame(image: np.ndarray, index: int, indices: Sequence[int], bgr: bool
 
 
 def fill(path: str, clip: Clip, protocol: Protocol, table: Optional[np.ndarray], out: np.ndarray,
-         naming: Optional[Naming] = IMG) -> None:
+         naming: Optional[Naming] = IMG, sample: Callable[[int, Protocol], List[int]] = frame_indices,
+         by_opencv: bool = False) -> None:
     """Fill `out` [protocol.video_shape], float32 with table_for()'s table or uint8 with None, from the clip at `path`.
 
-    A naming of None takes a folder's frames as they are called, all of them. Raises Corrupt. OpenCV runs in one thread from
+    A naming of None takes a folder's frames as they are called, all of them. `sample` chooses the frames, and `by_opencv`
+    decodes a video by OpenCV in any case; both are for finding faults. Raises Corrupt. OpenCV runs in one thread from
     here on: processes are the parallelism.
     """
     cv2.setNumThreads(1)
@@ -119,16 +121,16 @@ def fill(path: str, clip: Clip, protocol: Protocol, table: Optional[np.ndarray],
         with strict():
             named, count = (naming, clip.frames) if naming else naming_in(path)
             check_folder_of_frames(path, count, named)
-            indices = frame_indices(count, protocol)
+            indices = sample(count, protocol)
             return compute(read_frames(path, sorted(set(indices)), named), indices, True, protocol, table, out)
     indices = []
 
     def choose(count: int) -> List[int]:
-        indices[:] = frame_indices(count, protocol)
+        indices[:] = sample(count, protocol)
         return sorted(set(indices))
 
     with strict(reencode(path)):
-        compute(read_video(path, choose), indices, False, protocol, table, out)
+        compute(read_video(path, choose, by_opencv), indices, False, protocol, table, out)
 
 
 def as_video(frames: Sequence[np.ndarray], protocol: Protocol, dtype: str) -> np.ndarray:

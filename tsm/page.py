@@ -148,8 +148,8 @@ def facts(report: Dict[str, Any]) -> List[Tuple[str, str]]:
     protocol, model, device = report["protocol"], report["model"], report["device"]
     known = [("suite", report["version"]), ("device", device["name"]), ("precision", device["precision"]),
              ("Python, machine", "%s, %s" % (device["python"], device["machine"])),
-             ("protocol", ", ".join("%s %s" % (key.replace("_", " "), value) for key, value in protocol.items()
-                                    if not isinstance(value, (list, dict)))),
+             ("protocol", ", ".join("%s %s" % (key.replace("_", " "), " ".join(map(str, value)) if isinstance(
+                 value, (list, tuple)) else value) for key, value in protocol.items())),
              ("checkpoint, SHA-256", report["checkpoint_sha256"] or "not known")]
     known += [(key[len("tsm."):].replace("_", " "), model[key]) for key in sorted(model)
               if key in ("tsm.source", "tsm.source_sha256", "tsm.rules", "tsm.target", "tsm.input_dtype", "tsm.version")]

@@ -30,7 +30,8 @@
     input.addEventListener("input", function () {
       var wanted = words(input.value);
       Array.prototype.forEach.call(document.getElementById(input.dataset.filters).tBodies[0].rows, function (row) {
-        row.hidden = !has(row.textContent.toLowerCase(), wanted);
+        var text = input.dataset.column ? row.cells[input.dataset.column].textContent : row.textContent;
+        row.hidden = !has(text.toLowerCase(), wanted);
       });
     });
   });
