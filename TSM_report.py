@@ -111,15 +111,15 @@ def main() -> None:
         raise UserError("%s: has %d classes, and %s has %d; are both of the same run?" % (
             manifest_path(args.info_path), classes, args.model, model.protocol["classes"]))
     labels, names = read_info(args.info_path, classes), names_of(args, model)
-    scores, found = scores_of(args, labels, classes), None
-    counted = accuracy_from(scores, labels, len(manifest["skipped"])) if scores else None
-    accuracy = read_accuracy(args.accuracy) if args.accuracy or counted is None else counted
+    given = read_accuracy(args.accuracy) if args.accuracy else None
+    scores, found, skipped = scores_of(args, labels, classes), None, len(manifest["skipped"])
+    counted = accuracy_from(scores, labels, skipped) if scores else None
     if scores:
         found = findings(columns_of(scores, labels, sources), classes, names)
         found["gallery"] = with_strips(gallery(found["videos"], args.gallery), scores, found["videos"], args.data_root)
     report = collect(
-        accuracy, model, args.result_path, manifest, args.device, args.precision, args.batch_size, args.perf_batches,
-        sha256(args.checkpoint) if args.checkpoint else None, vars(args))
+        given or accuracy_from(scores or {}, labels, skipped), model, args.result_path, manifest, args.device, args.precision,
+        args.batch_size, args.perf_batches, sha256(args.checkpoint) if args.checkpoint else None, vars(args))
     compared = [compare(load_run(other), load_run(args.result_path, args.info_path)) for other in args.against]
     complete(report, model, names, found, counted, read_agreement(args.agreement) if args.agreement else None, compared)
     print(text(report) + "\n")

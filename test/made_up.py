@@ -25,6 +25,7 @@ def report(videos=60, classes=12, names=None, scores=None, labels=None, sources=
     """A report as TSM_report.py collects it, over made-up results unless they are given."""
     if scores is None:
         scores, labels = scores_of(videos, classes)
+    scores = {index: np.asarray(row) for index, row in scores.items()}
     sources = sources or {index: "%d.webm" % (70000 + index) for index in labels}
     accuracy = accuracy_from(scores, labels, 0)
     found = findings(columns_of(scores, labels, sources), classes, names)
