@@ -141,7 +141,7 @@ if [ $device = npu ]; then
     chip=$("$python" "$suite/tsm/npu.py" ${chip:+--chip "$chip"})
     "$python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("ais_bench"))' ||
         fail "ais_bench: $python has no such package; build its wheel from ascend/tools (ais-bench_workload/tool/ais_bench)"
-    "$python" -c 'import sys; sys.path.insert(0, sys.argv[1]); import tsm, cv2, numpy, onnx, onnxruntime, torch, tqdm' "$suite" \
+    "$python" -c 'import sys; sys.path.insert(0, sys.argv[1]); import tsm, cv2, numpy, onnx, onnxruntime, torch, tqdm, xxhash' "$suite" \
         2>/dev/null || fail "$python lacks packages of the suite; run $python -m pip install -r $suite/requirements.txt"
     bench=("$python" -m ais_bench) model=tsm_bs suffix=om target=ascend
 elif [ -z "${PYTHON:-}" ]; then
@@ -243,10 +243,10 @@ if [ "$precision" = int8 ]; then
     engine+=(--int8_model tsm_int8.xml)
     needs+=(--in tsm_int8.xml --in tsm_int8.bin)
 fi
-bench+=("${engine[@]}")
+bench+=(${engine[@]+"${engine[@]}"})  # so for bash before 4.4, to which an empty array is an unset variable
 infer=("${bench[@]}" --model "./$model$batch.$suffix")
 if [ -n "$stream" ]; then
-    stage infer "Decoding and inference" -- "$python" "${s}TSM_stream.py" "${engine[@]}" --model "./$model$batch.$suffix" \
+    stage infer "Decoding and inference" -- "$python" "${s}TSM_stream.py" ${engine[@]+"${engine[@]}"} --model "./$model$batch.$suffix" \
         "${videos[@]}" --output ./inference_result --output_dirname out --outfmt TXT
 elif [ "$chunk" = 0 ]; then
     stage infer "Inference" "${needs[@]}" --in sthv2/sthv2.json --out inference_result/out \

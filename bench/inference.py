@@ -33,6 +33,7 @@ from tsm.tensors import list_inputs
 
 CALIBRATION = 10  # clips for the floor in int8: for speed, not for accuracy
 EAGER, EAGER_KEPT = "mmaction2, PyTorch fp32", "mmaction2, PyTorch fp32, freed memory kept"
+TORCH = {"eager": "PyTorch fp32, channels_last", "compile": "torch.compile fp32", "compile_bf16": "torch.compile, bf16 autocast"}
 RATIOS = {
     "shift tax, fp32": ("ours fp32", "no shift fp32", "<= 1.05"),
     "shift tax, bf16": ("ours bf16", "no shift bf16", "<= 1.05"),
@@ -40,6 +41,8 @@ RATIOS = {
     "ONNX Runtime as exported / ours fp32": ("ONNX Runtime as exported", "ours fp32", ">= 1.4"),
     "OpenVINO bf16 as exported / ours bf16": ("OpenVINO bf16 as exported", "ours bf16", ">= 1.3"),
     "benchmark_app bf16 as exported / ours bf16": ("benchmark_app bf16 as exported", "ours bf16", ">= 1.3"),
+    "torch.compile / ours fp32": (TORCH["compile"], "ours fp32", ""),
+    "torch.compile bf16 / ours bf16": (TORCH["compile_bf16"], "ours bf16", ""),
     "mmaction2 / ours fp32": (EAGER, "ours fp32", ""),
     "mmaction2 / ours bf16": (EAGER, "ours bf16", ">= 8"),
     "mmaction2 / ours int8": (EAGER, "ours int8", ">= 15"),
@@ -121,6 +124,10 @@ def start_ways(args: argparse.Namespace) -> Dict[str, Any]:
     precisions = ["fp32", "bf16", "int8"]
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         precisions.remove("bf16")
+    for way in TORCH:
+        if "bf16" not in way or "bf16" in precisions:
+            ways[TORCH[way]] = Way([sys.executable, os.path.join(REPO, "bench", "pytorch.py"), way,
+                                    os.path.join(args.work_dir, "tsm_demo.pth")])
     ways["ONNX Runtime as exported"] = ours("exported onnxruntime fp32")
     for precision in precisions[:-1]:
         ways["OpenVINO %s as exported" % precision] = ours("exported openvino " + precision)

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The benchmarks. bench/run.sh [inference|batches|forms|preprocess]...   (default: all, about 40 minutes on two cores)
+# The benchmarks. bench/run.sh [inference|batches|forms|preprocess|stream]...   (default: all, about 40 minutes on two cores)
 # Each part prints its table and writes bench/results/<part>.json and .md. Run it on a machine that does nothing else.
 # Sets up .venv and .venv-reference (mmaction2) and makes its models in bench/work, all once. PYTHON=… and
 # REFERENCE_PYTHON=… use those environments as they are.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ $# -gt 0 ] || set -- inference batches forms preprocess
+[ $# -gt 0 ] || set -- inference batches forms preprocess stream
 parts=("$@")
 for part in "${parts[@]}"; do
-    case $part in inference | batches | forms | preprocess) ;; *) sed -n 2,5p bench/run.sh | cut -c3- >&2; exit 2 ;; esac
+    case $part in inference | batches | forms | preprocess | stream) ;; *) sed -n 2,5p bench/run.sh | cut -c3- >&2; exit 2 ;; esac
 done
 if [ -z "${PYTHON:-}" ]; then
     ./setup.sh
@@ -41,6 +41,11 @@ make_models() { # in bench/work: the demo's checkpoint, mmaction2's own export o
         --labels $annotations-labels.json --videos $suite/demo/videos
     make sthv2/sthv2.json --in sthv2_val_list_videos.txt -- "$PYTHON" $suite/TSM_preprocess.py \
         --data_root $suite/demo/videos --ann_file sthv2_val_list_videos.txt --output_dir sthv2
+    make tsm_u8_bs1.onnx --in export.onnx -- "$PYTHON" $suite/modify_onnx.py -m1 export.onnx -m2 tsm_u8_bs1.onnx -bs 1 \
+        --target cpu --input_dtype uint8
+    make tsm_u8_int8.xml --in tsm_u8_bs1.onnx --in sthv2_val_list_videos.txt --out tsm_u8_int8.bin -- \
+        "$PYTHON" $suite/TSM_quantise.py --model tsm_u8_bs1.onnx --ann_file sthv2_val_list_videos.txt \
+        --data_root $suite/demo/videos --output tsm_u8_int8.xml
     make tsm_int8.xml --in tsm_new_bs1.onnx --in sthv2/sthv2.json --out tsm_int8.bin -- \
         "$PYTHON" $suite/TSM_quantise.py --model tsm_new_bs1.onnx --input sthv2/preprocess_bin
 }

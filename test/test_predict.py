@@ -2,9 +2,12 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import cv2
 import numpy as np
@@ -139,6 +142,56 @@ def test_a_long_video_becomes_segments_that_cover_it_once(predict, tmp_path):
     assert segments[0]["start"] == 0 and segments[-1]["end"] == 9
     assert all(one["end"] == following["start"] for one, following in zip(segments, segments[1:]))
     assert "short.mp4: is 1.0 s long, shorter than a window of 4 s" in done.stderr and len(found[1]["windows"]) == 1
+
+
+@pytest.fixture
+def served(tmp_path):
+    """The address of a folder that a server on this machine gives out, with a video of 6 seconds in it."""
+    (tmp_path / "served").mkdir()
+    video(tmp_path / "served/v.mp4", 6)
+    code = "import functools, http.server, sys; h = functools.partial(http.server.SimpleHTTPRequestHandler, directory=sys.argv[1]); " \
+           "s = http.server.ThreadingHTTPServer(('127.0.0.1', 0), h); print(s.server_address[1], flush=True); s.serve_forever()"
+    server = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "served")], stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL, universal_newlines=True)
+    yield "http://127.0.0.1:%d/v.mp4" % int(server.stdout.readline())
+    server.kill()
+    server.wait()
+
+
+DIRECT = {"http_proxy": "", "HTTP_PROXY": "", "no_proxy": "127.0.0.1"}
+
+
+def test_a_stream_is_watched_at_its_own_speed(predict, served, tmp_path):
+    began = time.time()
+    done = predict("--window", 2, "--stride", 1, "--json", "out.json", served, cwd=tmp_path, env=DIRECT)
+    assert done.returncode == 0, done.stderr
+    entry = entries(done, tmp_path)[0]
+    assert entry["input"] == served and len(entry["windows"]) >= 2 and time.time() - began > 5
+    for window in entry["windows"]:
+        assert window["end"] - window["start"] <= 2.001  # the newest seconds, and no more
+    ends = [window["end"] for window in entry["windows"]]
+    assert all(after - before >= 0.99 for before, after in zip(ends, ends[1:])) and entry["segments"]
+
+
+def test_ctrl_c_ends_a_stream_with_what_was_found(repo, thin_onnx, served, tmp_path):
+    command = [sys.executable, str(repo / "TSM_predict.py"), "--model", str(thin_onnx), "--window", "1", "--json", "out.json",
+               served] + list(QUICK)
+    process = subprocess.Popen(command, cwd=str(tmp_path), env=dict(os.environ, **DIRECT), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, universal_newlines=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    process.stdout.readline()  # its name
+    process.stdout.readline()  # the first answer
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in errors, errors
+    entry = json.loads((tmp_path / "out.json").read_text())["inputs"][0]
+    assert entry["error"] is None and entry["windows"]
+
+
+def test_an_address_that_answers_nothing_is_one_line(predict, tmp_path):
+    done = predict("http://127.0.0.1:9/v.mp4", cwd=tmp_path, env=DIRECT)
+    assert done.returncode == 1 and "http://127.0.0.1:9/v.mp4: cannot be opened" in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
 
 
 def test_memory_does_not_grow_with_a_video_s_length(repo, thin_onnx, tmp_path):

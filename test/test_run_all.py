@@ -125,6 +125,7 @@ def test_both_readmes_have_the_same_commands(repo):
 @pytest.mark.parametrize("args, says", [
     ((), "BATCH_SIZE is missing"), ((0,), "0 is not"), (("x",), "x is not"), ((1, 2), "one batch size"),
     ((1, "--device", "gpu"), "--device gpu"), ((1, "--fusion"), "--fusion wants"), ((1, "--what"), "--what"),
+    ((1, "--stream", "--chunk", "7"), "--stream"), ((1, "--stream", "--device", "npu"), "--stream"),
     ((1, "--data_root", "."), "go together"), ((1, "--perf_batches", "1,x"), "x is not"), ((1, "--chunk", "-1"), "--chunk"),
     ((1, "--backend", "tensorrt"), "--backend tensorrt"), ((1, "--num_worker", "0"), "0 is not"),
     ((1, "--backend", "onnxruntime", "--precision", "int8"), "--precision int8 needs --backend openvino"),
@@ -255,7 +256,7 @@ def test_a_real_file_that_is_no_checkpoint_is_refused_by_the_first_stage(repo, t
     done = chain(repo, 1, "--device", "cpu", "--checkpoint", "a.pth", "--work_dir", "w", "--exporter", "builtin", cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "a.pth" in done.stderr, done.stderr
     assert "== 1. The checkpoint" in done.stdout and "== 2." not in done.stdout
-    assert os.listdir(str(tmp_path / "w")) in ([".lock"], [])
+    assert set(os.listdir(str(tmp_path / "w"))) <= {".lock", "checkpoint.txt"}
 
 
 @pytest.mark.parametrize("what, file", [
@@ -302,10 +303,23 @@ def test_int8_is_calibrated_in_one_way_whether_chunked_or_not(wired, tmp_path):
     assert whole == [["--model", "tsm_new_bs1.onnx", "--data_root", root, "--ann_file", ann_file, "--on-error", "skip",
                       "--num_worker", "2", "--output", "tsm_int8.xml"]]
     (tmp_path / "work/tsm_int8.xml").unlink()
-    _, calls = wired(1, *OWN, "--precision", "int8", "--on-error", "skip", "--num_worker", 2, SIZE="7")
-    assert called(calls, "TSM_quantise.py") == whole
-    assert called(calls, "TSM_chunked.py")[0] == ["--size", "--ann_file", ann_file, "--dtype", "float32"]
-    assert called(calls, "TSM_chunked.py")[1][:2] == ["--chunk", "7"] and not called(calls, "TSM_preprocess.py")
+    for flags, script in (("--chunk", "7"), "TSM_chunked.py"), (("--stream",), "TSM_stream.py"):
+        _, calls = wired(1, *OWN, "--precision", "int8", "--on-error", "skip", "--num_worker", 2, *flags)
+        assert called(calls, "TSM_quantise.py") == whole and len(called(calls, script)) == 1
+        assert not called(calls, "TSM_preprocess.py")
+        (tmp_path / "work/tsm_int8.xml").unlink()
+
+
+def test_a_list_beyond_the_disk_is_streamed_on_a_cpu(wired, tmp_path):
+    root, ann_file = str(tmp_path / "root"), str(tmp_path / "list.txt")
+    _, calls = wired(4, *OWN, "--precision", "bf16", "--dtype", "uint8", "--labels", "list.txt", "--start_index", 0, SIZE="7")
+    assert called(calls, "TSM_chunked.py") == [["--size", "--ann_file", ann_file, "--dtype", "uint8"]]
+    assert called(calls, "TSM_stream.py") == [["--precision", "bf16", "--model", "./tsm_new_bs4.onnx", "--data_root", root,
+                                               "--ann_file", ann_file, "--start_index", "0", "--output", "./inference_result",
+                                               "--output_dirname", "out", "--outfmt", "TXT"]]
+    assert called(calls, "modify_onnx.py")[0][-4:] == ["--input_dtype", "uint8", "--labels", ann_file]
+    _, calls = wired(1, *OWN, "--stream")
+    assert not called(calls, "TSM_chunked.py") and len(called(calls, "TSM_stream.py")) == 1
 
 
 def test_inference_is_done_again_when_the_int8_file_is_another(wired, tmp_path):
