@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 pytest.importorskip("jinja2")
-from browser import CHROMIUM, browser  # noqa: E402
-from made_up import report, scores_of  # noqa: E402
+from browser import CHROMIUM, browser
+from made_up import report, scores_of
 
-from tsm.findings import confidence, name_of, reverses  # noqa: E402
-from tsm.gallery import STRIP  # noqa: E402
-from tsm.labels import read_labels  # noqa: E402
-from tsm.page import as_json, compare_page, matrix, report_page  # noqa: E402
-from tsm.report import as_text  # noqa: E402
+from tsm.findings import confidence, name_of, reverses
+from tsm.gallery import STRIP
+from tsm.labels import read_labels
+from tsm.page import as_json, compare_page, matrix, report_page
+from tsm.report import as_text
 
 NASTY = ['<script>alert(1)</script>', '"><img src=x onerror=alert(2)>', "'; alert(3) //", "</script><b>", "{{ 7 * 7 }}",
          "\u202eright to left", "\u05e9\u05dc\u05d5\u05dd", "\U0001f600 emoji", "a\u2028line", "a & b", "<!--", "\0nul"]
@@ -192,7 +192,8 @@ def test_names_are_text_whatever_they_hold(page, tmp_path):
 
 def test_the_page_forbids_every_request(page, tmp_path):
     path = drawn(report(), tmp_path / "r.html")
-    text = path.read_text(encoding="utf-8").replace("</main>", '<img src="https://example.org/x.png"><script>document.title = "ran"</script></main>')
+    more = '<img src="https://example.org/x.png"><script>document.title = "ran"</script></main>'
+    text = path.read_text(encoding="utf-8").replace("</main>", more)
     path.write_text(text, encoding="utf-8")
     page.open(path)
     assert page.js("document.title") != "ran" and "https://example.org/x.png" not in page.requests

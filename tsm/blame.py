@@ -208,7 +208,7 @@ def check_decoding(chain: Chain, indices: List[int], networks: Networks) -> Row:
         return Row(stage, UNCHECKED, None, None, 0, "decord is not installed")
     pairs = [(made_again(chain, index), made_again(chain, index, by_opencv=True)) for index in indices]
     levels = max(float(np.abs(as_pixels(a, chain.protocol) - as_pixels(b, chain.protocol)).mean()) for a, b in pairs)
-    row = compared(stage, *([networks.answer(tensor) for tensor in side] for side in zip(*pairs)), float("inf"))
+    row = compared(stage, [networks.answer(a) for a, _ in pairs], [networks.answer(b) for _, b in pairs], float("inf"))
     return row._replace(state=DEPARTS if levels > DECODED else SAME,
                         text="decord and OpenCV differ by %.2f levels of 255 on average" % levels)
 

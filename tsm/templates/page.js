@@ -56,7 +56,7 @@
       found += 1;
       if (found > most) { continue; }
       var row = body.insertRow();
-      cell(row, data.video[i], "name");
+      cell(row, data.video[i], "file");
       cell(row, data.names[data.label[i]], "name");
       cell(row, data.names[data.answer[i]], "name");
       cell(row, data.probability[i].toFixed(3), "n");
