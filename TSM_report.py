@@ -31,7 +31,7 @@ from tsm.gallery import gallery, with_strips
 from tsm.labels import labels_in, read_labels
 from tsm.page import report_page
 from tsm.report import Model, as_text, collect, complete, read_model, read_report, text
-from tsm.results import read_results
+from tsm.results import read_results, read_summary, views_agree
 from tsm.samples import manifest_path, read_info, read_manifest
 
 NEEDED = ("result_path", "info_path", "model", "batch_size")
@@ -115,7 +115,8 @@ def main() -> None:
     scores, found, skipped = scores_of(args, labels, classes), None, len(manifest["skipped"])
     counted = accuracy_from(scores, labels, skipped) if scores else None
     if scores:
-        found = findings(columns_of(scores, labels, sources), classes, names)
+        votes = views_agree(read_summary(args.result_path))
+        found = findings(columns_of(scores, labels, sources, votes), classes, names)
         found["gallery"] = with_strips(gallery(found["videos"], args.gallery), scores, found["videos"], args.data_root)
     report = collect(
         given or accuracy_from(scores or {}, labels, skipped), model, args.result_path, manifest, args.device, args.precision,

@@ -275,3 +275,35 @@ def test_the_strip_of_a_folder_of_frames_is_that_of_its_frames(tmp_path):
 def test_missing_arguments_are_bad_usage(fails, tmp_path):
     line = fails("TSM_report.py", "--model", "new.onnx", cwd=tmp_path, status=2)
     assert "--result_path" in line and "--info_path" in line and "--batch_size" in line
+
+
+def test_how_many_views_have_the_answer_is_a_column(works, left):
+    path = left / "inference_result/out_summary.json"
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(summary, tsm={"engine": "one", "views_agree": {"0": [6], "1": [4]}})))
+    works("TSM_report.py", *ARGS, cwd=left)
+    assert [row["views_agree"] for row in rows_of(left / "predictions.csv")] == ["6", "4"]
+    assert "4 of 6 views agree" in (left / "report.html").read_text(encoding="utf-8")
+    path.write_text(json.dumps(summary))
+    works("TSM_report.py", *ARGS, cwd=left)
+    assert [row["views_agree"] for row in rows_of(left / "predictions.csv")] == ["", ""]
+    assert "views agree" not in (left / "report.html").read_text(encoding="utf-8")
+
+
+def test_votes_of_views_are_counted_and_merged():
+    from tsm.engine import Engine, compute
+    from tsm.offline import Offline
+    from tsm.results import views_agree
+
+    protocol = SSV2._replace(classes=3, size=2, segments=2)
+    scores = iter([0, 1, 1, 2, 1, 1] + [2] * 6)
+
+    def submit(view, take):
+        take(np.eye(3, dtype=np.float32)[[next(scores)] * 2])
+
+    model_ = Offline("m", None, 2, (2,) + protocol.video_shape, np.dtype("float32"), "score", protocol, {})
+    votes, outputs = [], []
+    compute(Engine("e", 1, submit, lambda: None), model_, np.zeros((2,) + protocol.video_shape, np.float32), outputs.append, votes.append)
+    assert votes[0].tolist() == [4, 6] and outputs[0].argmax(1).tolist() == [1, 2]
+    parts = [summarise([("%d.bin" % part, "x")], [1.0], [0.0], 1.0, [], tsm={"views_agree": {str(part): [part, 6]}}) for part in (0, 1)]
+    assert views_agree(merge(parts)) == {0: 0, 1: 6, 2: 1, 3: 6} and views_agree({}) == {}

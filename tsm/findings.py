@@ -23,14 +23,16 @@ SWAPS = (("left", "right"), ("up", "down"), ("upwards", "downwards"), ("opening"
          ("into", "out of"), ("closer to", "away from"), ("towards", "away from"), ("approaching", "moving away from"))
 
 
-def columns_of(scores: Mapping[int, np.ndarray], labels: Mapping[int, int], sources: Mapping[int, str]) -> Columns:
+def columns_of(scores: Mapping[int, np.ndarray], labels: Mapping[int, int], sources: Mapping[int, str],
+               votes: Optional[Mapping[int, int]] = None) -> Columns:
     """The facts of every video.
 
     Args:
         scores: probabilities float [classes] by id. labels: the truth by id. sources: the videos' names by id, if known.
+        votes: how many of a video's views have its answer, by id, if known.
     Returns: columns `id`, `video`, `label`, `answer`, `probability` (of the answer), `truth` (probability of the label),
-        `rank` (of the label, from 1; of equal scores the lower class comes first) and `margin` (the answer's probability
-        less the runner-up's).
+        `rank` (of the label, from 1; of equal scores the lower class comes first), `margin` (the answer's probability
+        less the runner-up's) and `views_agree` (None if not known).
     """
     order = sorted(labels)
     table = np.stack([scores[index] for index in order])
@@ -47,6 +49,7 @@ def columns_of(scores: Mapping[int, np.ndarray], labels: Mapping[int, int], sour
         "id": order, "video": [sources.get(index, str(index)) for index in order], "label": truth.tolist(),
         "answer": answer.tolist(), "probability": best.round(DIGITS).tolist(), "truth": own.round(DIGITS).tolist(),
         "rank": (1 + ahead + ties).tolist(), "margin": margin.round(DIGITS).tolist(),
+        "views_agree": [(votes or {}).get(index) for index in order],
     }
 
 
@@ -172,11 +175,10 @@ def prediction_rows(columns: Columns, names: Optional[Sequence[str]], classes: i
     """predictions.csv: a line per video, after a heading. `views_agree` is the number of views with the same answer, if known."""
     yield ("id", "video", "label", "answer", "true_name", "predicted_name", "probability", "true_probability", "rank", "margin",
            "views_agree")
-    views = columns.get("views_agree") or [""] * len(columns["id"])
     for index, video, label, answer, probability, truth, rank, margin, agree in zip(
-            *(columns[key] for key in ("id", "video", "label", "answer", "probability", "truth", "rank", "margin")), views):
+            *(columns[key] for key in ("id", "video", "label", "answer", "probability", "truth", "rank", "margin", "views_agree"))):
         yield (index, video, label, answer, name_of(label, names), name_of(answer, names), "%.6f" % probability,
-               "%.6f" % truth, rank, "%.6f" % margin, agree)
+               "%.6f" % truth, rank, "%.6f" % margin, "" if agree is None else agree)
 
 
 def confusion_rows(columns: Columns, names: Optional[Sequence[str]], classes: int) -> Iterator[Sequence[Any]]:

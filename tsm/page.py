@@ -16,6 +16,7 @@ from tsm.cli import UserError, first_line
 from tsm.compare import chance
 from tsm.findings import name_of
 from tsm.gallery import KINDS, STRIP
+from tsm.protocol import protocol_from
 from tsm.report import rows, time_split
 
 TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "templates")
@@ -87,7 +88,7 @@ def report_values(report: Dict[str, Any]) -> Dict[str, Any]:
     total = sum(ms for _, ms in split) or 1
     values: Dict[str, Any] = {
         "r": report, "accuracy": accuracy, "found": found, "subject": subject(report), "low": low, "high": high,
-        "name": lambda number: name_of(number, names),
+        "name": lambda number: name_of(number, names), "views": protocol_from(report["protocol"], "report.json").views,
         "engine": (report["inference"].get("tsm") or {}).get("engine"),
         "published": published,
         "speeds": sorted((int(batch), speed) for batch, speed in report["throughput"].items()),
@@ -111,7 +112,7 @@ def found_values(found: Dict[str, Any], names: Optional[Sequence[str]]) -> Dict[
     videos = found["videos"]
     cards = []
     for kind in KINDS:
-        entries = [dict(entry, **{key: videos[key][entry["place"]] for key in ("video", "label", "rank", "truth")})
+        entries = [dict(entry, **{key: videos[key][entry["place"]] for key in ("video", "label", "rank", "truth", "views_agree")})
                    for entry in found["gallery"][kind]]
         for entry in entries:
             if entry["strip"] is not None and not re.match(re.escape(STRIP) + "[A-Za-z0-9+/=]*$", entry["strip"]):

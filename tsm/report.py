@@ -121,7 +121,8 @@ def collect(
         "comparison": verdict(accuracy, fusion, digest),
         "published": None,
         "throughput": {str(size): read_throughput(size) for size in perf_batches},
-        "inference": {key: value for key, value in summary.items() if key not in ("filesinfo", "npu_compute_time_list")},
+        "inference": dict(((key, value) for key, value in summary.items() if key not in ("filesinfo", "npu_compute_time_list")),
+                          **_without_votes(summary)),
         "latency": latency(summary.get("npu_compute_time_list")),
         "model": model.facts,
         "protocol": manifest["protocol"],
@@ -133,6 +134,12 @@ def collect(
         report["published"] = {"source": PUBLISHED.source[fusion], "top1_acc": PUBLISHED.top1[fusion],
                                "top5_acc": PUBLISHED.top5[fusion]}
     return report
+
+
+def _without_votes(summary: Dict[str, Any]) -> Dict[str, Any]:
+    """The summary's `tsm` entry, if it has one, less what the videos' columns hold."""
+    known = summary.get("tsm")
+    return {"tsm": {key: value for key, value in known.items() if key != "views_agree"}} if isinstance(known, dict) else {}
 
 
 def complete(

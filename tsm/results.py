@@ -7,7 +7,7 @@ OUTPUT/OUTPUT_DIRNAME_summary.json says which input file gave which result file,
 import json
 import os
 import re
-from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -112,6 +112,9 @@ def merge(summaries: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
     if all(agreements):
         total = {key: sum(agreement[key] for agreement in agreements) for key in agreements[0]}
         merged["tsm"] = dict(merged["tsm"], top1_agreement_with_fp32=total)
+    votes = [(summary.get("tsm") or {}).get("views_agree") for summary in summaries]
+    if all(votes):
+        merged["tsm"] = dict(merged["tsm"], views_agree={name: counts for some in votes for name, counts in (some or {}).items()})
     return merged
 
 
@@ -171,6 +174,13 @@ def _results(path: str) -> Iterator[Tuple[int, str]]:
         if folder and os.path.exists(beside):  # wherever the summary and its results were moved, or are looked at from
             outfile = beside
         yield int(name), outfile
+
+
+def views_agree(summary: Mapping[str, Any]) -> Dict[int, int]:
+    """{index: how many of the video's views have its answer}, of the results of which the summary knows it."""
+    votes = (summary.get("tsm") or {}).get("views_agree") or {}
+    return {int(name) * len(counts) + row: count for name, counts in votes.items() if name.isdigit()
+            for row, count in enumerate(counts)}
 
 
 def read_results(path: str, labels: Dict[int, int], classes: int) -> Dict[int, np.ndarray]:
