@@ -264,3 +264,18 @@ def test_agreement_counts_flips_on_a_few_videos(works, work):
     found = json.loads((work / "agreement.json").read_text())
     assert "on 2 of 3 videos" in out and "video 4: class 5, in fp32 class" in out
     assert found["flips"] == 1 and found["largest_difference"] > 0.5 and found["flipped"][0]["id"] == 4
+
+
+def test_agreement_of_a_device_whose_tensors_are_gone(works, repo, work):
+    """As on an NPU in chunks: a model for ATC, no tensors, the commands as TSM_chunked.py is given them."""
+    works("modify_onnx.py", "-m1", "tsm_bs1.onnx", "-m2", "tsm_new_bs1.onnx", "-bs", 1, cwd=work)
+    stages = json.loads((work / "stages.json").read_text())
+    del stages["preprocess"]
+    stages["infer"] = {"command": ["python3", "TSM_chunked.py", "--chunk", "4", "--preprocess", "python3 TSM_preprocess.py --data_root %s "
+                                   "--ann_file list.txt" % (repo / "demo/videos"), "--infer", "python3 -m ais_bench --model ./tsm_bs1.om "]}
+    (work / "stages.json").write_text(json.dumps(stages))
+    shutil.rmtree(str(work / "sthv2/preprocess_bin"))
+    chain = read_chain(str(work), {})
+    assert chain.data_root == str(repo / "demo/videos") and os.path.normpath(chain.device_model) == str(work / "tsm_bs1.om")
+    out = works("TSM_compare.py", "--agreement", 1, ".", "--model", "tsm_new_bs1.onnx", cwd=work)
+    assert "top-1 is that of fp32 on 1 of 1 videos" in out

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -106,8 +107,11 @@ def read_chain(folder: str, given: Dict[str, Optional[str]]) -> Chain:
 
 
 def _option(command: Sequence[str], flag: str) -> str:
-    """The value of a flag in a command, given as `--flag value` or `--flag=value`; empty without it."""
-    words = [word for part in command for word in (part.split() if " --" in part else [part])]
+    """The value of a flag in a command, given as `--flag value` or `--flag=value`; empty without it.
+
+    Commands that are given to TSM_chunked.py as one word each are looked into.
+    """
+    words = [word for part in command for word in (shlex.split(part) if " --" in part else [part])]
     for word, following in zip(words, list(words[1:]) + [""]):
         if word == flag:
             return following
@@ -349,7 +353,7 @@ def explain_results(chain: Chain, indices: List[int], expected: List[np.ndarray]
     if all(near) and found != indices:
         pairs = ", ".join("video %d's is that of %d" % pair for pair in zip(found, indices) if pair[0] != pair[1])
         return ": the results are shuffled (the result under %s)" % pairs
-    device = os.path.join(chain.folder, chain.device_model)
+    device = chain.device_model
     if os.path.exists(device) and os.path.getmtime(device) < os.path.getmtime(chain.model.path) - 1:
         return ": %s is older than %s, from which it has to be made; make it again" % (
             os.path.basename(device), os.path.basename(chain.model.path))
