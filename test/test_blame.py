@@ -134,8 +134,9 @@ def changed_weights(works, repo, work, change):
     """Another checkpoint of the thin network, and its exported and modified graphs as other*.onnx."""
     import torch
 
-    state = torch.load(str(repo / "demo/tsm_thin.pth"), weights_only=True)
-    state = {key: value.float() if value.is_floating_point() else value for key, value in state.get("state_dict", state).items()}
+    from tsm import checkpoint
+
+    state, _ = checkpoint.load(str(repo / "demo/tsm_thin.pth"))
     change(state)
     torch.save({"state_dict": state}, str(work / "other.pth"))
     works("pytorch2onnx.py", "other.pth", "--output-file", "other.onnx", cwd=work)

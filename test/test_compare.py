@@ -119,13 +119,21 @@ def test_what_cannot_be_compared_is_one_line(fails, works, runs):
     assert "report.json" in fails("TSM_compare.py", "a", "half", cwd=runs)
     (runs / "half/report.json").write_text('{"format": 1, "accuracy": {}}')
     assert "another version" in fails("TSM_compare.py", "a", "half", cwd=runs)
+    found = json.loads((runs / "a/report.json").read_text())
+    for damaged in ({"videos": {"video": ["0.webm"]}}, {"videos": 3}, 3):
+        (runs / "half/report.json").write_text(json.dumps(dict(found, findings=damaged)))
+        assert "half" in fails("TSM_compare.py", "a", "half", cwd=runs)
     assert "give two" in fails("TSM_compare.py", "a", cwd=runs, status=2)
     assert "take one" in fails("TSM_compare.py", "--stages", "a", "b", cwd=runs, status=2)
+
+
+def choose(n, k):
+    return math.factorial(n) // math.factorial(k) // math.factorial(n - k)
 
 
 def test_mcnemar_is_the_binomial_test():
     for one, other in ((0, 0), (1, 0), (5, 1), (6, 6), (3, 17), (0, 40), (400, 300)):
         total = one + other
-        tail = sum(math.comb(total, k) for k in range(min(one, other) + 1))
+        tail = sum(choose(total, k) for k in range(min(one, other) + 1))
         assert mcnemar(one, other) == mcnemar(other, one) == pytest.approx(min(1.0, 2 * tail / 2 ** total))
     assert mcnemar(5, 1) == pytest.approx(0.21875) and 0 < mcnemar(13000, 11777) < 1e-10

@@ -307,3 +307,18 @@ def test_votes_of_views_are_counted_and_merged():
     assert votes[0].tolist() == [4, 6] and outputs[0].argmax(1).tolist() == [1, 2]
     parts = [summarise([("%d.bin" % part, "x")], [1.0], [0.0], 1.0, [], tsm={"views_agree": {str(part): [part, 6]}}) for part in (0, 1)]
     assert views_agree(merge(parts)) == {0: 0, 1: 6, 2: 1, 3: 6} and views_agree({}) == {}
+
+
+@pytest.mark.parametrize("entry", [[], 3, {"views_agree": 3}, {"views_agree": {"0": 3, "x": [1]}}, {"top1_agreement_with_fp32": None}])
+def test_a_foreign_entry_in_the_summary_is_left_alone(works, left, entry):
+    path = left / "inference_result/out_summary.json"
+    path.write_text(json.dumps(dict(json.loads(path.read_text()), tsm=entry)))
+    works("TSM_report.py", *ARGS, cwd=left)
+    assert (left / "report.html").exists()
+
+
+def test_a_figure_that_is_not_finite_is_one_line(fails, left):
+    path = left / "inference_result/out_summary.json"
+    path.write_text(json.dumps(dict(json.loads(path.read_text()), throughput=float("nan"))))
+    assert "out_summary.json" in fails("TSM_report.py", *ARGS, cwd=left)
+    assert not (left / "report.json").exists()

@@ -13,6 +13,7 @@ from tsm.results import read_results
 from tsm.samples import INFO, manifest_path, read_info, read_manifest
 
 SUMMARY, LABELS, REPORT = os.path.join("inference_result", "out_summary.json"), os.path.join("sthv2", INFO), "report.json"
+KEPT = ("video", "label", "answer", "probability", "truth", "rank", "margin")  # columns that a comparison needs
 Key = Tuple[str, int]  # a video's name, and which of the videos of this name
 
 
@@ -52,11 +53,19 @@ def load_run(path: str, info_path: str = "") -> Run:
         labels = read_info(info_path, classes)
         scores = read_results(result_path, labels, classes)
     except FileNotFoundError as error:
-        columns = (report.get("findings") or {}).get("videos")
-        if not columns:
+        found = report.get("findings")
+        if not found:
             raise UserError("%s: holds no results of single videos (%s is missing); give the work folder of a run, or its "
                             "report.json" % (path, error.filename))
-        return Run(os.path.normpath(path), about, report["names"], report["protocol"]["classes"], columns, None)
+        try:
+            columns = {name: list(found["videos"][name]) for name in KEPT}
+            classes, names = int(report["protocol"]["classes"]), report["names"]
+            whole = len({len(column) for column in columns.values()}) == 1 and (names is None or len(names) == classes)
+        except (KeyError, TypeError, ValueError):
+            whole = False
+        if not whole:
+            raise UserError("%s: its report.json is damaged; make it again with TSM_report.py" % path)
+        return Run(os.path.normpath(path), about, names, classes, columns, None)
     columns = columns_of(scores, labels, {entry["id"]: entry["source"] for entry in manifest["samples"]})
     return Run(os.path.normpath(path), about, report.get("names"), classes, columns,
                np.stack([scores[index] for index in columns["id"]]))

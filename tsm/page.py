@@ -18,6 +18,7 @@ from tsm.findings import name_of
 from tsm.gallery import KINDS, STRIP
 from tsm.protocol import protocol_from
 from tsm.report import rows, time_split
+from tsm.results import own_entry
 
 TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "templates")
 TITLES = {
@@ -89,7 +90,7 @@ def report_values(report: Dict[str, Any]) -> Dict[str, Any]:
     values: Dict[str, Any] = {
         "r": report, "accuracy": accuracy, "found": found, "subject": subject(report), "low": low, "high": high,
         "name": lambda number: name_of(number, names), "views": protocol_from(report["protocol"], "report.json").views,
-        "engine": (report["inference"].get("tsm") or {}).get("engine"),
+        "engine": own_entry(report["inference"]).get("engine"),
         "published": published,
         "speeds": sorted((int(batch), speed) for batch, speed in report["throughput"].items()),
         "speed_rows": [row[:2] + row[4:] for row in rows(report) if row[4]],

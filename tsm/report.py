@@ -14,7 +14,7 @@ from tsm.files import read_json
 from tsm.machine import processor_name
 from tsm.onnxfile import load, metadata, protocol_of
 from tsm.protocol import FUSIONS, differences, protocol_from
-from tsm.results import TIMES, read_summary, throughput_in
+from tsm.results import TIMES, own_entry, read_summary, throughput_in
 
 FORMAT = 2  # of report.json; to be raised when what a key means changes
 VALIDATION_VIDEOS = 24777  # of Something-Something V2
@@ -138,8 +138,8 @@ def collect(
 
 def _without_votes(summary: Dict[str, Any]) -> Dict[str, Any]:
     """The summary's `tsm` entry, if it has one, less what the videos' columns hold."""
-    known = summary.get("tsm")
-    return {"tsm": {key: value for key, value in known.items() if key != "views_agree"}} if isinstance(known, dict) else {}
+    known = own_entry(summary)
+    return {"tsm": {key: value for key, value in known.items() if key != "views_agree"}} if known else {}
 
 
 def complete(
@@ -165,7 +165,7 @@ def latency(times: Any) -> Optional[Dict[str, Any]]:
 
     The bins end at the 99.5th percentile; what is slower counts in the last one.
     """
-    if not isinstance(times, list) or not times or not all(isinstance(ms, (int, float)) for ms in times):
+    if not isinstance(times, list) or not times or not all(isinstance(ms, (int, float)) and np.isfinite(ms) for ms in times):
         return None
     values = np.array(times, np.float64)
     low, high = float(values.min()), float(np.percentile(values, 99.5))
@@ -220,7 +220,7 @@ def _precision(report: Dict[str, Any]) -> Dict[str, str]:
         return check("agreement with fp32", NOTE if agreement["flips"] else PASS,
                      "top-1 is the same on %d of %d videos run on the CPU in fp32; largest difference of a probability %.1e" % (
                          agreement["videos"] - agreement["flips"], agreement["videos"], agreement["largest_difference"]))
-    same = (report["inference"].get("tsm") or {}).get("top1_agreement_with_fp32")
+    same = own_entry(report["inference"]).get("top1_agreement_with_fp32")
     if same:
         return check("agreement with fp32", PASS if same["same"] == same["videos"] else NOTE,
                      "top-1 in %s is that of fp32 on %d of %d videos" % (device["precision"], same["same"], same["videos"]))
@@ -242,8 +242,11 @@ def _no_ties(report: Dict[str, Any]) -> Optional[Dict[str, str]]:
 
 def as_text(report: Dict[str, Any]) -> str:
     """report.json's text: JSON, a line per key."""
-    return "{\n%s\n}\n" % ",\n".join("%s: %s" % (json.dumps(key), json.dumps(value, allow_nan=False))
-                                      for key, value in report.items())
+    try:
+        return "{\n%s\n}\n" % ",\n".join("%s: %s" % (json.dumps(key), json.dumps(value, allow_nan=False))
+                                          for key, value in report.items())
+    except ValueError:
+        raise UserError("%s: a figure in it is not finite; run the inference again" % report["arguments"].get("result_path"))
 
 
 def read_report(path: str) -> Dict[str, Any]:
@@ -296,7 +299,7 @@ def table(cells: List[List[str]]) -> str:
 def text(report: Dict[str, Any]) -> str:
     """The report for a terminal: the table, how the views were fused, the comparisons, the stages."""
     parts = [table(rows(report)), "\nviews fused by %s; %s" % (report["fusion"], report["comparison"])]
-    agreement = report["inference"].get("tsm", {}).get("top1_agreement_with_fp32")
+    agreement = own_entry(report["inference"]).get("top1_agreement_with_fp32")
     if agreement:
         parts.append("top-1 in %s agrees with fp32 on %d of the %d videos that both were run on" % (
             report["device"]["precision"], agreement["same"], agreement["videos"]))

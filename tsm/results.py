@@ -178,9 +178,15 @@ def _results(path: str) -> Iterator[Tuple[int, str]]:
 
 def views_agree(summary: Mapping[str, Any]) -> Dict[int, int]:
     """{index: how many of the video's views have its answer}, of the results of which the summary knows it."""
-    votes = (summary.get("tsm") or {}).get("views_agree") or {}
-    return {int(name) * len(counts) + row: count for name, counts in votes.items() if name.isdigit()
-            for row, count in enumerate(counts)}
+    votes = own_entry(summary).get("views_agree")
+    return {int(name) * len(counts) + row: count for name, counts in (votes if isinstance(votes, dict) else {}).items()
+            if name.isdigit() and isinstance(counts, list) for row, count in enumerate(counts)}
+
+
+def own_entry(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What TSM_infer.py adds to a summary under `tsm`; empty in one of ais_bench."""
+    entry = summary.get("tsm")
+    return entry if isinstance(entry, dict) else {}
 
 
 def read_results(path: str, labels: Dict[int, int], classes: int) -> Dict[int, np.ndarray]:
