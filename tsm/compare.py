@@ -35,7 +35,7 @@ def load_run(path: str, info_path: str = "") -> Run:
     names what is missing.
     """
     report: Dict[str, Any] = {}
-    folder, name = (path, path) if os.path.isdir(path) else os.path.split(path)
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
     if info_path:
         result_path = path
     else:

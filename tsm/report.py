@@ -254,7 +254,8 @@ def read_report(path: str) -> Dict[str, Any]:
     report = read_json(path)
     if not isinstance(report, dict) or "accuracy" not in report:
         raise UserError("%s: not a report of TSM_report.py; make it again" % path)
-    if report.get("format") != FORMAT or "checks" not in report:
+    parts = (report.get(key) for key in ("accuracy", "arguments", "device"))
+    if report.get("format") != FORMAT or "checks" not in report or not all(isinstance(part, dict) for part in parts):
         raise UserError("%s: a report of another version of the suite (%s); make it again with TSM_report.py"
                         % (path, report.get("version", "unknown")))
     return report
