@@ -31,7 +31,7 @@ from tsm.cli import non_negative, parser, positive, run
 from tsm.engine import Engine, about, add_options, has_bf16, infer, open_engine
 from tsm.machine import cores, peak_memory
 from tsm.offline import Offline, read_offline
-from tsm.results import result_path, statistics, summarise, summary_path, throughput_line, write_result, write_summary
+from tsm.results import result_name, result_path, statistics, summarise, summary_path, throughput_line, write_result, write_summary
 from tsm.tensors import check_protocol, list_inputs, read_tensor
 
 HINT_VIDEOS = 2  # that bf16 is measured on
@@ -99,6 +99,15 @@ def agreement(
             "videos": sum(len(rows) for rows in top1.values())}
 
 
+def print_figures(times: List[float], waits: List[float], batch: int, throughput: float) -> None:
+    """What ais_bench prints, and more: ms per batch, ms that it waited for files, memory, videos per second."""
+    figures = statistics(times)
+    print("[INFO] NPU_compute_time (ms): " + ", ".join("%s = %.3f" % item for item in list(figures.items())[:-1]))
+    print("[INFO] waited for input files (ms): mean = %.3f" % float(np.mean(waits)))
+    print("[INFO] peak memory: %.0f MB" % (peak_memory() / 1e6))
+    print(throughput_line(batch, figures["mean"], throughput))
+
+
 def main() -> None:
     args = get_args()
     model = read_offline(args.model)
@@ -126,6 +135,7 @@ def main() -> None:
     loop = args.loop or (1 if files else -(-SYNTHETIC_VIDEOS // model.batch))
     pairs: List[Tuple[str, str]] = []
     top1: Dict[int, np.ndarray] = {}
+    agree: Dict[str, List[int]] = {}  # by the input file's name: of each of its videos, the views that have its answer
 
     def done(number: int, output: np.ndarray) -> None:
         if folder:
@@ -134,10 +144,13 @@ def main() -> None:
         if files and number < args.agreement:
             top1[number] = output.argmax(-1)
 
-    infer(engine, model, batches[:1] * args.warmup_count, read, 1, lambda number, output: None)
-    times, waits = infer(engine, model, batches, read, loop, done, "inference")
+    def voted(number: int, votes: np.ndarray) -> None:
+        agree[result_name(files[number])] = votes.tolist()
 
-    facts = about(engine, model, args.precision, int8)
+    infer(engine, model, batches[:1] * args.warmup_count, read, 1, lambda number, output: None)
+    times, waits = infer(engine, model, batches, read, loop, done, "inference", voted if files else None)
+
+    facts = dict(about(engine, model, args.precision, int8), views_agree=agree or None)
     if args.precision != "fp32" and top1:
         facts["top1_agreement_with_fp32"] = agreement(args, model, batches, read, top1)
         print("[INFO] top-1 agrees with fp32 on %(same)d of %(videos)d videos" % facts["top1_agreement_with_fp32"])
@@ -146,11 +159,7 @@ def main() -> None:
     if files and not args.batchsize:  # the last batch may be partial
         videos = loop * len(files) * model.batch // packed
     throughput = 1000 * videos / sum(times)
-    figures = statistics(times)
-    print("[INFO] NPU_compute_time (ms): " + ", ".join("%s = %.3f" % item for item in list(figures.items())[:-1]))
-    print("[INFO] waited for input files (ms): mean = %.3f" % float(np.mean(waits)))
-    print("[INFO] peak memory: %.0f MB" % (peak_memory() / 1e6))
-    print(throughput_line(args.batchsize or model.batch, figures["mean"], throughput))
+    print_figures(times, waits, args.batchsize or model.batch, throughput)
     if made is not None and args.precision == "fp32" and model.fusion and engine.name.startswith("OpenVINO") and has_bf16():
         seconds = time_of(open_engine(args, model, "bf16")[0], model, made)
         print("[INFO] hint: --precision bf16 is %.1f times as fast on this processor (measured on %d videos); it, and int8, say "

@@ -1,50 +1,134 @@
 #!/usr/bin/env python3
-"""The closing table of a run, and report.json: accuracy, throughput, stages, protocol, versions, arguments.
+"""What a run found: the closing table, report.json, report.html to look at, predictions.csv and confusion.csv.
 
     python3 TSM_report.py --result_path=inference_result/out_summary.json --info_path=sthv2/sthv2.info \\
         --batch_size 1 --perf_batches 1 4 --model tsm_new_bs1.onnx
 
-Reads what the stages left in the working directory: the summary of the inference, sthv2/sthv2.json (the manifest),
-perf/bs<B>.log (what ais_bench or TSM_infer.py printed), stages.json (seconds and peak memory) and the metadata of the
-modified model. Accuracy is read from --accuracy (TSM_postprocess.py --json), or else computed from the results.
+Reads what the stages left in the working directory: the summary of the inference and the results, sthv2/sthv2.json (the
+manifest), perf/bs<B>.log (what ais_bench or TSM_infer.py printed), stages.json (seconds and peak memory) and the metadata of
+the modified model. Accuracy is read from --accuracy (TSM_postprocess.py --json), or else computed from the results.
+
+report.html is one file that needs no network: named checks, the failures, the most confused classes, every class, how far
+the probabilities can be trusted, speed and memory. With --data_root it shows film strips of --gallery videos of each kind,
+which are frames of the data: mind its licence before you pass the page on. The page is drawn from report.json alone:
+
+    python3 TSM_report.py --redraw report.json
 
 Published figures belong to one file: they are shown, and compared, only for the checkpoint that they were published of
 (by its SHA-256), and compared only if all 24,777 videos of the validation set were measured.
 """
 
 import argparse
+import os
+from typing import Any, Dict, List, Optional
 
-from tsm.accuracy import accuracy_of, read_accuracy
-from tsm.cli import parser, positive, run
-from tsm.files import sha256, write_json
-from tsm.report import collect, text
-from tsm.samples import manifest_path
+from tsm.accuracy import accuracy_from, read_accuracy
+from tsm.cli import UserError, non_negative, parser, positive, run, warn
+from tsm.compare import compare, load_run, read_agreement
+from tsm.files import sha256, write_text
+from tsm.findings import Columns, columns_of, confusion_rows, findings, prediction_rows, write_csv
+from tsm.gallery import gallery, with_strips
+from tsm.labels import labels_in, read_labels
+from tsm.page import report_page
+from tsm.report import Model, as_text, collect, complete, read_model, read_report, text
+from tsm.results import read_results, read_summary, views_agree
+from tsm.samples import manifest_path, read_info, read_manifest
+
+NEEDED = ("result_path", "info_path", "model", "batch_size")
 
 
 def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
-    cli.add_argument("--result_path", required=True, metavar="FILE", help="summary of the inference")
-    cli.add_argument("--info_path", required=True, metavar="FILE", help="labels; the manifest is the .json beside it")
-    cli.add_argument("--model", required=True, metavar="FILE", help="the modified ONNX model, for its metadata")
+    cli.add_argument("--result_path", metavar="FILE", help="summary of the inference")
+    cli.add_argument("--info_path", metavar="FILE", help="labels; the manifest is the .json beside it")
+    cli.add_argument("--model", metavar="FILE", help="the modified ONNX model, for its metadata")
     cli.add_argument("--accuracy", metavar="FILE", help="the figures of TSM_postprocess.py --json (default: computed again)")
     cli.add_argument("--checkpoint", metavar="FILE", help="the checkpoint, if the model's metadata do not know its digest")
-    cli.add_argument("--batch_size", required=True, type=positive, help="batch size of the inference")
-    cli.add_argument("--perf_batches", type=positive, nargs="*", default=[], help="batch sizes whose perf/bs<B>.log to read")
+    cli.add_argument("--batch_size", type=positive, metavar="B", help="batch size of the inference")
+    cli.add_argument("--perf_batches", type=positive, nargs="*", default=[], metavar="B", help="batch sizes whose "
+                     "perf/bs<B>.log to read")
     cli.add_argument("--device", choices=("cpu", "npu"), default="cpu")
     cli.add_argument("--precision", default="fp32", help="what the CPU computed in (default: fp32)")
-    cli.add_argument("--output", default="report.json", metavar="FILE", help="the report (default: report.json)")
-    return cli.parse_args()
+    cli.add_argument("--labels", metavar="FILE", help="names of the classes (default: those in the model; else numbers)")
+    cli.add_argument("--data_root", metavar="DIR", help="folder of the videos or frames, for the film strips (default: none)")
+    cli.add_argument("--gallery", type=non_negative, default=12, metavar="N", help="videos of each kind that are shown: "
+                     "failures, near misses, successes; 0: none (default: %(default)s)")
+    cli.add_argument("--agreement", metavar="FILE", help="what TSM_compare.py --agreement wrote by --json")
+    cli.add_argument("--against", action="append", default=[], metavar="RUN", help="also compare with another run, a work "
+                     "folder or a report.json (may be repeated)")
+    cli.add_argument("--output", default="report.json", metavar="FILE", help="the report; the page and the tables go beside it "
+                     "(default: report.json)")
+    cli.add_argument("--redraw", metavar="FILE", help="draw the page of a report.json again, and nothing else")
+    args = cli.parse_args()
+    missing = ["--" + name for name in NEEDED if getattr(args, name) is None]
+    if missing and not args.redraw:
+        cli.error("the following arguments are required: " + ", ".join(missing))
+    return args
+
+
+def names_of(args: argparse.Namespace, model: Model) -> Optional[List[str]]:
+    """The classes' names, from --labels or from the model; None if there are none."""
+    classes = model.protocol["classes"]
+    if args.labels and not os.path.exists(args.labels):
+        warn("%s: no such file, so classes are shown by their numbers; --labels names it" % args.labels)
+    elif args.labels:
+        return read_labels(args.labels, classes)
+    return labels_in(model.facts, classes)
+
+
+def scores_of(args: argparse.Namespace, labels: Dict[int, int], classes: int) -> Optional[Dict[int, Any]]:
+    """The results' class scores by index; None, with a warning, if they are gone and --accuracy has the figures."""
+    try:
+        return read_results(args.result_path, labels, classes)
+    except FileNotFoundError as error:
+        if not args.accuracy:
+            raise
+        warn("%s: no such file, so the report has no single videos" % error.filename)
+        return None
+
+
+def write_tables(folder: str, columns: Columns, names: Optional[List[str]], classes: int) -> None:
+    """predictions.csv and confusion.csv."""
+    for name, rows in (("predictions.csv", prediction_rows), ("confusion.csv", confusion_rows)):
+        write_csv(os.path.join(folder, name), rows(columns, names, classes))
+        print("wrote " + os.path.join(folder, name))
+
+
+def draw(path: str, report: Dict[str, Any]) -> None:
+    """Write the page of the report at `path` beside it."""
+    page = os.path.splitext(path)[0] + ".html"
+    write_text(page, report_page(report, path))
+    print("wrote " + page)
 
 
 def main() -> None:
     args = get_args()
-    accuracy = read_accuracy(args.accuracy) if args.accuracy else accuracy_of(args.result_path, args.info_path)
+    if args.redraw:
+        return draw(args.redraw, read_report(args.redraw))
+    model, manifest = read_model(args.model), read_manifest(manifest_path(args.info_path))
+    classes, sources = manifest["protocol"]["classes"], {entry["id"]: entry["source"] for entry in manifest["samples"]}
+    if classes != model.protocol["classes"]:
+        raise UserError("%s: has %d classes, and %s has %d; are both of the same run?" % (
+            manifest_path(args.info_path), classes, args.model, model.protocol["classes"]))
+    labels, names = read_info(args.info_path, classes), names_of(args, model)
+    given = read_accuracy(args.accuracy) if args.accuracy else None
+    scores, found, skipped = scores_of(args, labels, classes), None, len(manifest["skipped"])
+    counted = accuracy_from(scores, labels, skipped) if scores else None
+    if scores:
+        votes = views_agree(read_summary(args.result_path))
+        found = findings(columns_of(scores, labels, sources, votes), classes, names)
+        found["gallery"] = with_strips(gallery(found["videos"], args.gallery), scores, found["videos"], args.data_root)
     report = collect(
-        accuracy, args.model, args.result_path, manifest_path(args.info_path), args.device, args.precision, args.batch_size,
-        args.perf_batches, sha256(args.checkpoint) if args.checkpoint else None, vars(args))
-    print(text(report))
-    write_json(args.output, report)
-    print("\nwrote " + args.output)
+        given or accuracy_from(scores or {}, labels, skipped), model, args.result_path, manifest, args.device, args.precision,
+        args.batch_size, args.perf_batches, sha256(args.checkpoint) if args.checkpoint else None, vars(args))
+    compared = [compare(load_run(other), load_run(args.result_path, args.info_path)) for other in args.against]
+    complete(report, model, names, found, counted, read_agreement(args.agreement) if args.agreement else None, compared)
+    print(text(report) + "\n")
+    write_text(args.output, as_text(report))
+    print("wrote " + args.output)
+    if found:
+        write_tables(os.path.dirname(args.output), found["videos"], names, classes)
+    draw(args.output, report)
 
 
 if __name__ == "__main__":

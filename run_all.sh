@@ -141,7 +141,7 @@ if [ $device = npu ]; then
     chip=$("$python" "$suite/tsm/npu.py" ${chip:+--chip "$chip"})
     "$python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("ais_bench"))' ||
         fail "ais_bench: $python has no such package; build its wheel from ascend/tools (ais-bench_workload/tool/ais_bench)"
-    "$python" -c 'import sys; sys.path.insert(0, sys.argv[1]); import tsm, cv2, numpy, onnx, onnxruntime, torch, tqdm, xxhash' "$suite" \
+    "$python" -c 'import sys; sys.path.insert(0, sys.argv[1]); import tsm, cv2, numpy, onnx, onnxruntime, torch, tqdm, xxhash, jinja2' "$suite" \
         2>/dev/null || fail "$python lacks packages of the suite; run $python -m pip install -r $suite/requirements.txt"
     bench=("$python" -m ais_bench) model=tsm_bs suffix=om target=ascend
 elif [ -z "${PYTHON:-}" ]; then

@@ -26,4 +26,6 @@ check() { # check MODULE ARGUMENTS...: one that a given interpreter lacks is pas
 }
 check ruff check --no-cache .
 check mypy --cache-dir=/dev/null
+chromium=$(command -v chromium chromium-browser google-chrome google-chrome-stable chrome | head -1) || true
+echo "pages: ${chromium:-NOT RUN in a browser, as there is no chromium or chrome on the PATH}"
 exec "$PYTHON" -m pytest -q -p no:cacheprovider "${@:-test}"

@@ -1,6 +1,10 @@
-"""TSM_report.py: the table and report.json from what a run leaves; published figures only beside the file they are of."""
+"""TSM_report.py: table, report.json, page and CSV from what a run leaves; published figures only beside the file they are of."""
 
+import base64
+import csv
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -22,7 +26,7 @@ def model(path, **facts):
     """A model with nothing but metadata."""
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [value],
-                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])])
+                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, SSV2.classes])])
     made = helper.make_model(graph)
     for key, text in facts.items():
         made.metadata_props.add(key="tsm." + key, value=text)
@@ -130,3 +134,191 @@ def test_rows_name_the_videos_that_were_left_out():
               "device": {"kind": "cpu", "name": "x"}, "throughput": {}, "batch_size": 4}
     assert rows(report)[1] == ["x", "4", "9 of 12 videos", "1.0000 / 1.0000", ""]
     assert np.shape(rows(dict(report, published={"source": "mmaction2", "top1_acc": 0.6182, "top5_acc": 0.868}))) == (3, 5)
+
+
+def rows_of(path):
+    with open(str(path), encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+NAMES = ["name %d" % number for number in range(SSV2.classes)]
+
+
+def test_it_writes_the_videos_behind_the_figures(works, left):
+    (left / "labels.txt").write_text("\n".join(NAMES))
+    works("TSM_report.py", *ARGS, "--labels", "labels.txt", cwd=left)
+    first, second = rows_of(left / "predictions.csv")
+    assert first["video"] == "0.webm" and first["true_name"] == first["predicted_name"] == "name 3" and first["rank"] == "1"
+    assert second["true_name"] == "name 4" and second["predicted_name"] == "name 3" and second["probability"] == "1.000000"
+    assert second["rank"] == "5" and second["margin"] == "1.000000"  # of the classes at 0, those before it come first
+    counts = rows_of(left / "confusion.csv")
+    assert len(counts) == SSV2.classes and [counts[4]["name 3"], counts[4]["name 4"], counts[3]["name 3"]] == ["1", "0", "1"]
+    page = (left / "report.html").read_text(encoding="utf-8")
+    assert "name 4" in page and "2 results joined with 2 labels by id" in page
+    found = json.loads((left / "report.json").read_text())
+    assert [pair["count"] for pair in found["findings"]["pairs"]] == [1]
+    assert found["findings"]["gallery"]["failures"][0]["place"] == 1
+
+
+def test_the_page_is_drawn_from_the_report_alone_and_again_the_same(works, left, tmp_path):
+    works("TSM_report.py", *ARGS, cwd=left)
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    shutil.copy(str(left / "report.json"), str(apart))
+    assert "report.html" in works("TSM_report.py", "--redraw", "report.json", cwd=apart)
+    assert sorted(os.listdir(str(apart))) == ["report.html", "report.json"]
+    assert (apart / "report.html").read_bytes() == (left / "report.html").read_bytes()
+
+
+def test_a_label_file_that_is_missing_leaves_numbers(run, works, fails, left):
+    done = run("TSM_report.py", *ARGS, "--labels", "none.json", cwd=left)
+    assert done.returncode == 0 and done.stderr.count("\n") == 1 and "none.json" in done.stderr
+    assert rows_of(left / "predictions.csv")[0]["true_name"] == "class 3"
+    (left / "few.txt").write_text("one\ntwo\n")
+    assert "few.txt" in fails("TSM_report.py", *ARGS, "--labels", "few.txt", cwd=left)
+    model(left / "new.onnx", fusion="score", labels=json.dumps(NAMES))
+    works("TSM_report.py", *ARGS, cwd=left)
+    assert rows_of(left / "predictions.csv")[0]["true_name"] == "name 3"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", "{}", '{"accuracy": {}}', '{"format": 1, "accuracy": {}, "version": "0.9"}',
+                                  '{"format": 2, "accuracy": {}, "checks": []}'])
+def test_a_report_of_another_version_or_half_of_one_is_one_line(fails, tmp_path, text):
+    (tmp_path / "report.json").write_text(text)
+    assert "report.json" in fails("TSM_report.py", "--redraw", "report.json", cwd=tmp_path)
+    assert os.listdir(str(tmp_path)) == ["report.json"]
+
+
+def test_half_of_a_written_report_is_one_line(works, fails, left):
+    works("TSM_report.py", *ARGS, cwd=left)
+    text = (left / "report.json").read_text()
+    for part in (0.1, 0.5, 0.99):
+        (left / "report.json").write_text(text[: int(len(text) * part)])
+        assert "report.json" in fails("TSM_report.py", "--redraw", "report.json", cwd=left)
+
+
+def test_results_that_were_deleted(run, works, fails, left):
+    works("TSM_postprocess.py", *ARGS[:2], "--json", "accuracy.json", cwd=left)
+    (left / "inference_result/out/1_0.txt").unlink()
+    assert "1_0.txt" in fails("TSM_report.py", *ARGS, cwd=left)
+    done = run("TSM_report.py", *ARGS, "--accuracy", "accuracy.json", cwd=left)
+    assert done.returncode == 0 and "1_0.txt" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert "the result files are gone" in (left / "report.html").read_text(encoding="utf-8")
+    assert not (left / "predictions.csv").exists()
+
+
+def checks(left):
+    return {entry["name"]: entry for entry in json.loads((left / "report.json").read_text())["checks"]}
+
+
+def test_named_checks_pass_and_fail(works, left):
+    proof = {"file": {"largest_difference": 1e-7, "tolerance": 1e-5}}
+    model(left / "new.onnx", fusion="score", proof=json.dumps(proof))
+    works("TSM_report.py", *ARGS, cwd=left)
+    found = checks(left)
+    assert {found[name]["state"] for name in ("results", "graph surgery", "protocol", "skipped videos", "precision")} == {"pass"}
+    proof["file"]["largest_difference"] = 1e-3
+    model(left / "new.onnx", fusion="score", proof=json.dumps(proof), protocol=json.dumps(SSV2._replace(segments=16)._asdict()))
+    works("TSM_postprocess.py", *ARGS[:2], "--json", "accuracy.json", cwd=left)
+    accuracy = json.loads((left / "accuracy.json").read_text())
+    (left / "accuracy.json").write_text(json.dumps(dict(accuracy, top1_acc=0.75)))
+    out = works("TSM_report.py", *ARGS, "--accuracy", "accuracy.json", cwd=left)
+    found = checks(left)
+    assert {found[name]["state"] for name in ("results", "graph surgery", "protocol")} == {"fail"}
+    assert "segments 8, not 16" in found["protocol"]["text"] and out.count("FAILED ") == 3
+
+
+def test_agreement_of_a_device_is_a_check(works, fails, left):
+    works("TSM_report.py", *ARGS, "--device", "npu", cwd=left)
+    assert checks(left)["agreement with fp32"]["text"] == "not measured"
+    (left / "agreement.json").write_text(json.dumps({"videos": 8, "flips": 1, "largest_difference": 0.02, "flipped": []}))
+    works("TSM_report.py", *ARGS, "--device", "npu", "--agreement", "agreement.json", cwd=left)
+    assert "7 of 8 videos" in checks(left)["agreement with fp32"]["text"]
+    (left / "agreement.json").write_text("{}")
+    assert "agreement.json" in fails("TSM_report.py", *ARGS, "--agreement", "agreement.json", cwd=left)
+
+
+def test_film_strips_are_of_the_data(works, left, repo):
+    cv2 = pytest.importorskip("cv2")
+    (left / "data").mkdir()
+    for index, video in enumerate(sorted((repo / "demo/videos").iterdir())[:2]):
+        os.symlink(str(video), str(left / "data" / ("%d.webm" % index)))
+    works("TSM_report.py", *ARGS, "--data_root", "data", cwd=left)
+    found = json.loads((left / "report.json").read_text())["findings"]["gallery"]
+    strips = [entry["strip"] for kind in ("failures", "successes") for entry in found[kind]]
+    for strip in strips:
+        picture = cv2.imdecode(np.frombuffer(base64.b64decode(strip.split(",")[1]), np.uint8), cv2.IMREAD_COLOR)
+        assert picture.shape[0] == 112 and picture.shape[1] % 8 == 0
+    page = (left / "report.html").read_text(encoding="utf-8")
+    assert len(strips) == 2 and page.count("data:image/jpeg;base64,") == 2 and "holds frames of the data" in page
+    (left / "data/0.webm").unlink()
+    (left / "data/0.webm").write_bytes(b"no video")
+    works("TSM_report.py", *ARGS, "--data_root", "data", cwd=left)
+    assert "no film strip:" in (left / "report.html").read_text(encoding="utf-8")
+    works("TSM_report.py", *ARGS, "--data_root", "data", "--gallery", 0, cwd=left)
+    page = (left / "report.html").read_text(encoding="utf-8")
+    assert "data:image" not in page and "holds frames" not in page
+
+
+def test_the_strip_of_a_folder_of_frames_is_that_of_its_frames(tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    from tsm.clips import strip
+
+    for number in range(1, 17):
+        cv2.imwrite(str(tmp_path / ("img_%05d.jpg" % number)), np.full((56, 64, 3), 15 * number, np.uint8))
+    picture = cv2.imdecode(np.frombuffer(strip(str(tmp_path)), np.uint8), cv2.IMREAD_COLOR)
+    assert picture.shape == (112, 8 * 128, 3)
+    shades = picture[56, 64::128, 0].astype(int)
+    assert np.abs(shades - 15 * np.arange(2, 17, 2)).max() < 4
+
+
+def test_missing_arguments_are_bad_usage(fails, tmp_path):
+    line = fails("TSM_report.py", "--model", "new.onnx", cwd=tmp_path, status=2)
+    assert "--result_path" in line and "--info_path" in line and "--batch_size" in line
+
+
+def test_how_many_views_have_the_answer_is_a_column(works, left):
+    path = left / "inference_result/out_summary.json"
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(summary, tsm={"engine": "one", "views_agree": {"0": [6], "1": [4]}})))
+    works("TSM_report.py", *ARGS, cwd=left)
+    assert [row["views_agree"] for row in rows_of(left / "predictions.csv")] == ["6", "4"]
+    assert "4 of 6 views agree" in (left / "report.html").read_text(encoding="utf-8")
+    path.write_text(json.dumps(summary))
+    works("TSM_report.py", *ARGS, cwd=left)
+    assert [row["views_agree"] for row in rows_of(left / "predictions.csv")] == ["", ""]
+    assert "views agree" not in (left / "report.html").read_text(encoding="utf-8")
+
+
+def test_votes_of_views_are_counted_and_merged():
+    from tsm.engine import Engine, compute
+    from tsm.offline import Offline
+    from tsm.results import views_agree
+
+    protocol = SSV2._replace(classes=3, size=2, segments=2)
+    scores = iter([0, 1, 1, 2, 1, 1] + [2] * 6)
+
+    def submit(view, take):
+        take(np.eye(3, dtype=np.float32)[[next(scores)] * 2])
+
+    model_ = Offline("m", None, 2, (2,) + protocol.video_shape, np.dtype("float32"), "score", protocol, {})
+    votes, outputs = [], []
+    compute(Engine("e", 1, submit, lambda: None), model_, np.zeros((2,) + protocol.video_shape, np.float32), outputs.append, votes.append)
+    assert votes[0].tolist() == [4, 6] and outputs[0].argmax(1).tolist() == [1, 2]
+    parts = [summarise([("%d.bin" % part, "x")], [1.0], [0.0], 1.0, [], tsm={"views_agree": {str(part): [part, 6]}}) for part in (0, 1)]
+    assert views_agree(merge(parts)) == {0: 0, 1: 6, 2: 1, 3: 6} and views_agree({}) == {}
+
+
+@pytest.mark.parametrize("entry", [[], 3, {"views_agree": 3}, {"views_agree": {"0": 3, "x": [1]}}, {"top1_agreement_with_fp32": None}])
+def test_a_foreign_entry_in_the_summary_is_left_alone(works, left, entry):
+    path = left / "inference_result/out_summary.json"
+    path.write_text(json.dumps(dict(json.loads(path.read_text()), tsm=entry)))
+    works("TSM_report.py", *ARGS, cwd=left)
+    assert (left / "report.html").exists()
+
+
+def test_a_figure_that_is_not_finite_is_one_line(fails, left):
+    path = left / "inference_result/out_summary.json"
+    path.write_text(json.dumps(dict(json.loads(path.read_text()), throughput=float("nan"))))
+    assert "out_summary.json" in fails("TSM_report.py", *ARGS, cwd=left)
+    assert not (left / "report.json").exists()

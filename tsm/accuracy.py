@@ -2,7 +2,7 @@
 
 import math
 import os
-from typing import Dict, NamedTuple, Tuple
+from typing import Dict, Mapping, NamedTuple, Tuple
 
 import numpy as np
 
@@ -66,7 +66,11 @@ def accuracy_of(result_path: str, info_path: str) -> Accuracy:
         manifest = read_manifest(manifest_file)
         classes, skipped = manifest["protocol"]["classes"], len(manifest["skipped"])
     labels: Dict[int, int] = read_info(info_path, classes)
-    scores = read_results(result_path, labels, classes)
+    return accuracy_from(read_results(result_path, labels, classes), labels, skipped)
+
+
+def accuracy_from(scores: Mapping[int, np.ndarray], labels: Mapping[int, int], skipped: int) -> Accuracy:
+    """Accuracy of class scores float [classes] by index against labels by index."""
     order = sorted(labels)
     return measure(np.stack([scores[index] for index in order]), np.array([labels[index] for index in order]), skipped)
 

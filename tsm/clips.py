@@ -9,7 +9,7 @@ import mmap
 import os
 from collections import deque
 from contextlib import closing
-from typing import Any, Dict, Generator, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, TypeVar, Union
+from typing import Any, Callable, Dict, Generator, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, TypeVar, Union
 
 import cv2
 import numpy as np
@@ -108,10 +108,12 @@ def place_frame(image: np.ndarray, index: int, indices: Sequence[int], bgr: bool
 
 
 def fill(path: str, clip: Clip, protocol: Protocol, table: Optional[np.ndarray], out: np.ndarray,
-         naming: Optional[Naming] = IMG) -> None:
+         naming: Optional[Naming] = IMG, sample: Callable[[int, Protocol], List[int]] = frame_indices,
+         by_opencv: bool = False) -> None:
     """Fill `out` [protocol.video_shape], float32 with table_for()'s table or uint8 with None, from the clip at `path`.
 
-    A naming of None takes a folder's frames as they are called, all of them. Raises Corrupt. OpenCV runs in one thread from
+    A naming of None takes a folder's frames as they are called, all of them. `sample` chooses the frames, and `by_opencv`
+    decodes a video by OpenCV in any case; both are for finding faults. Raises Corrupt. OpenCV runs in one thread from
     here on: processes are the parallelism.
     """
     cv2.setNumThreads(1)
@@ -119,16 +121,16 @@ def fill(path: str, clip: Clip, protocol: Protocol, table: Optional[np.ndarray],
         with strict():
             named, count = (naming, clip.frames) if naming else naming_in(path)
             check_folder_of_frames(path, count, named)
-            indices = frame_indices(count, protocol)
+            indices = sample(count, protocol)
             return compute(read_frames(path, sorted(set(indices)), named), indices, True, protocol, table, out)
     indices = []
 
     def choose(count: int) -> List[int]:
-        indices[:] = frame_indices(count, protocol)
+        indices[:] = sample(count, protocol)
         return sorted(set(indices))
 
     with strict(reencode(path)):
-        compute(read_video(path, choose), indices, False, protocol, table, out)
+        compute(read_video(path, choose, by_opencv), indices, False, protocol, table, out)
 
 
 def as_video(frames: Sequence[np.ndarray], protocol: Protocol, dtype: str) -> np.ndarray:
@@ -254,3 +256,35 @@ def windowed(path: str, length: float, stride: float, protocol: Protocol, dtype:
             while waiting < len(windows) and max(windows[waiting][1]) <= index:
                 yield windows[waiting][0], begun.pop(waiting)
                 waiting += 1
+
+
+STRIP_FRAMES, STRIP_HEIGHT, STRIP_QUALITY = 8, 112, 70  # of a film strip: frames, pixels, JPEG's scale
+
+
+def strip(path: str) -> bytes:
+    """A film strip of the video, or of the folder of frames, at `path`: JPEG, the middles of STRIP_FRAMES segments side by side.
+
+    Raises Corrupt.
+    """
+    protocol = Protocol(segments=STRIP_FRAMES, sampling="uniform", crops="centre", short_side=STRIP_HEIGHT)
+    indices: List[int] = []
+
+    def choose(count: int) -> List[int]:
+        indices[:] = frame_indices(count, protocol)
+        return sorted(set(indices))
+
+    cv2.setNumThreads(1)
+    of_frames = os.path.isdir(path)
+    with strict(reencode(path)):
+        if of_frames:
+            naming, count = naming_in(path)
+            frames = dict(read_frames(path, choose(count), naming))
+        else:
+            frames = {index: cv2.cvtColor(frame, cv2.COLOR_RGB2BGR) for index, frame in read_video(path, choose)}
+        small = {index: cv2.resize(frame, (max(1, round(frame.shape[1] * STRIP_HEIGHT / frame.shape[0])), STRIP_HEIGHT),
+                                   interpolation=cv2.INTER_AREA) for index, frame in frames.items()}
+        done, jpeg = cv2.imencode(".jpg", cv2.hconcat([small[index] for index in indices]),
+                                  [cv2.IMWRITE_JPEG_QUALITY, STRIP_QUALITY])
+    if not done:
+        raise Corrupt("no picture can be made of it")
+    return jpeg.tobytes()

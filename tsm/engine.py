@@ -10,7 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from typing import Any, Callable, Dict, Generator, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, Generator, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -156,8 +156,11 @@ def about(engine: Engine, model: Offline, precision: str, int8: Dict[str, str]) 
             "threads": cores(), "model": model.metadata, "int8": int8 or None, "peak_memory_bytes": peak_memory()}
 
 
-def compute(engine: Engine, model: Offline, samples: np.ndarray, take: Take) -> None:
-    """Submit samples, [samples, …], view by view or whole; take(output [samples, classes]) once all of them are done."""
+def compute(engine: Engine, model: Offline, samples: np.ndarray, take: Take, voted: Optional[Take] = None) -> None:
+    """Submit samples, [samples, …], view by view or whole; take(output [samples, classes]) once all of them are done.
+
+    Before that, voted(int [samples]) is told how many of the views have the fused answer, if the model runs view by view.
+    """
     if model.protocol is None or model.fusion is None:
         engine.submit(samples, take)
         return
@@ -173,7 +176,10 @@ def compute(engine: Engine, model: Offline, samples: np.ndarray, take: Take) -> 
             last = not left[0]
         if last:
             view_scores = np.stack(outputs).mean(1, dtype=np.float64)  # of each view's frames
-            take(fuse(view_scores, protocol.views, fusion).astype(np.float32))
+            fused = fuse(view_scores, protocol.views, fusion)
+            if voted:
+                voted((view_scores.argmax(1).reshape(len(fused), -1) == fused.argmax(1)[:, None]).sum(1))
+            take(fused.astype(np.float32))
 
     for number, view in enumerate(views):
         engine.submit(view, lambda output, number=number: finish(number, output))  # type: ignore[misc]
@@ -181,7 +187,7 @@ def compute(engine: Engine, model: Offline, samples: np.ndarray, take: Take) -> 
 
 def infer(
     engine: Engine, model: Offline, batches: Sequence[List[int]], read: Callable[[int], np.ndarray], loop: int,
-    done: Callable[[int, np.ndarray], None], progress: str = "",
+    done: Callable[[int, np.ndarray], None], progress: str = "", voted: Optional[Callable[[int, np.ndarray], None]] = None,
 ) -> Tuple[List[float], List[float]]:
     """Compute every batch of file numbers `loop` times.
 
@@ -189,6 +195,7 @@ def infer(
         read: file number -> samples [samples, …]; called ahead of need, in another thread.
         done: called with a file's number and output [samples, classes], once, after its batch's last run.
         progress: the name of a progress bar; no bar without one.
+        voted: called with a file's number and how many of its views have the fused answer, int [samples]; see compute().
     Returns: (ms per run, ms that it waited for files). A run lasts from its first view's start to its last view's end.
     """
     from tqdm import tqdm
@@ -197,7 +204,7 @@ def infer(
     data = reading_ahead(lambda number=number: read(number) for batch, _ in runs for number in batch)  # type: ignore[misc]
     times, waits = [], []
     for batch, turn in tqdm(runs, desc=progress, unit="batch", disable=None if progress else True):
-        outputs, seconds, waited = _run(engine, model, batch, data)
+        outputs, seconds, waited = _run(engine, model, batch, data, voted)
         times.append(1000 * seconds)
         waits.append(1000 * waited)
         for number in batch if turn == loop - 1 else ():
@@ -209,7 +216,8 @@ def infer(
 
 
 def _run(
-    engine: Engine, model: Offline, batch: List[int], data: Iterator[np.ndarray]
+    engine: Engine, model: Offline, batch: List[int], data: Iterator[np.ndarray],
+    voted: Optional[Callable[[int, np.ndarray], None]],
 ) -> Tuple[Dict[int, np.ndarray], float, float]:
     """One run of a batch: ({file number: output}, seconds, seconds that it waited for files)."""
     outputs: Dict[int, np.ndarray] = {}
@@ -224,7 +232,8 @@ def _run(
         if model.fusion is None:
             whole.append(samples)
         else:
-            compute(engine, model, samples, lambda output, number=number: outputs.update({number: output}))  # type: ignore[misc]
+            compute(engine, model, samples, lambda output, number=number: outputs.update({number: output}),  # type: ignore[misc]
+                    voted and (lambda votes, number=number: voted(number, votes)))  # type: ignore[misc]
     if whole:
         files = model.batch // len(whole[0])
         filled = np.concatenate(whole + [whole[0]] * (files - len(whole)))  # as ais_bench fills up a partial batch

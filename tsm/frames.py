@@ -272,8 +272,10 @@ def _is_whole_png(data: bytes) -> bool:
         place = end
 
 
-def read_video(path: str, choose: Callable[[int], Sequence[int]]) -> Iterator[Frame]:
+def read_video(path: str, choose: Callable[[int], Sequence[int]], by_opencv: bool = False) -> Iterator[Frame]:
     """(index, frame RGB uint8 [H, W, 3]) of the frames choose(number of frames), ascending. For use in strict().
+
+    By decord where it is installed, unless `by_opencv`.
 
     Frames are decoded from the first on and counted. Seeking would save little and is wrong after a key frame that earlier
     frames depend on (open GOPs): decoders then drop or make up frames, some without a word.
@@ -286,7 +288,7 @@ def read_video(path: str, choose: Callable[[int], Sequence[int]]) -> Iterator[Fr
         name = os.fsencode(path).decode("utf-8")  # whatever the locale, decoders take UTF-8
     except UnicodeDecodeError:
         raise Corrupt("its name is not UTF-8 text, which video decoders need; rename it")
-    return (_read_by_opencv if decord is None else _read_by_decord)(name, choose)
+    return (_read_by_opencv if by_opencv or decord is None else _read_by_decord)(name, choose)
 
 
 def count_frames(path: str) -> int:

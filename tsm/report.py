@@ -1,20 +1,25 @@
 """The report of a run: everything that is known of it as one dict, and the closing table drawn from that dict."""
 
+import json
 import os
 import platform
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+
+import numpy as np
 
 from tsm import __version__
 from tsm.accuracy import Accuracy
 from tsm.cli import UserError
 from tsm.files import read_json
 from tsm.machine import processor_name
-from tsm.onnxfile import load, metadata
-from tsm.protocol import FUSIONS
-from tsm.results import read_summary, throughput_in
-from tsm.samples import read_manifest
+from tsm.onnxfile import load, metadata, protocol_of
+from tsm.protocol import FUSIONS, differences, protocol_from
+from tsm.results import TIMES, own_entry, read_summary, throughput_in
 
+FORMAT = 2  # of report.json; to be raised when what a key means changes
 VALIDATION_VIDEOS = 24777  # of Something-Something V2
+LATENCY_BINS = 40
+PASS, FAIL, NOTE = "pass", "fail", "note"  # states of a check; a note is neither good nor bad
 
 
 class Published(NamedTuple):
@@ -43,12 +48,20 @@ def read_throughput(batch: int) -> float:
     return throughput
 
 
-def read_metadata(path: str) -> Dict[str, str]:
-    """What modify_onnx.py wrote into the model: fusion, target, rules, proof, protocol, checkpoint."""
-    facts = {key: value for key, value in metadata(load(path)).items() if key.startswith("tsm.")}
+class Model(NamedTuple):
+    """What modify_onnx.py wrote into a model: fusion, target, rules, proof, protocol, checkpoint; and its protocol."""
+
+    facts: Dict[str, str]
+    protocol: Dict[str, Any]
+
+
+def read_model(path: str) -> Model:
+    """The metadata of the modified model at `path`."""
+    proto = load(path)
+    facts = {key: value for key, value in metadata(proto).items() if key.startswith("tsm.")}
     if facts.get("tsm.fusion") not in FUSIONS:
         raise UserError("%s: does not say how it fuses the views; make it with modify_onnx.py" % path)
-    return facts
+    return Model(facts, protocol_of(proto, path)._asdict())
 
 
 def read_stages(path: str) -> Dict[str, Any]:
@@ -83,22 +96,20 @@ def verdict(accuracy: Accuracy, fusion: str, checkpoint_sha256: Optional[str]) -
 
 
 def collect(
-    accuracy: Accuracy, model: str, result_path: str, manifest_path: str, device: str, precision: str, batch: int,
+    accuracy: Accuracy, model: Model, result_path: str, manifest: Dict[str, Any], device: str, precision: str, batch: int,
     perf_batches: Sequence[int], checkpoint_sha256: Optional[str], arguments: Dict[str, Any],
 ) -> Dict[str, Any]:
-    """Everything that the table shows and what made it, as report.json holds it.
+    """Everything that the table shows and what made it, as report.json holds it; the page needs more: see complete().
 
     Args:
-        model: the modified ONNX model, for its metadata.
-        result_path, manifest_path: summary of the inference, manifest of the preprocessing.
+        result_path: summary of the inference. manifest: of the preprocessing.
         batch: batch size of the inference. perf_batches: those whose perf/bs<B>.log is read.
         checkpoint_sha256: of the checkpoint, if the model's metadata do not know it.
     """
-    facts = read_metadata(model)
-    fusion = facts["tsm.fusion"]
-    manifest, summary = read_manifest(manifest_path), read_summary(result_path)
-    digest = facts.get("tsm.checkpoint_sha256", checkpoint_sha256)
+    fusion, summary = model.facts["tsm.fusion"], read_summary(result_path)
+    digest = model.facts.get("tsm.checkpoint_sha256", checkpoint_sha256)
     report: Dict[str, Any] = {
+        "format": FORMAT,
         "version": __version__,
         "device": {"kind": device, "name": device_name(device, precision), "precision": precision,
                    "machine": platform.machine(), "python": platform.python_version()},
@@ -110,8 +121,10 @@ def collect(
         "comparison": verdict(accuracy, fusion, digest),
         "published": None,
         "throughput": {str(size): read_throughput(size) for size in perf_batches},
-        "inference": {key: value for key, value in summary.items() if key not in ("filesinfo", "npu_compute_time_list")},
-        "model": facts,
+        "inference": dict(((key, value) for key, value in summary.items() if key not in ("filesinfo", "npu_compute_time_list")),
+                          **_without_votes(summary)),
+        "latency": latency(summary.get("npu_compute_time_list")),
+        "model": model.facts,
         "protocol": manifest["protocol"],
         "preprocessing_versions": manifest["versions"],
         "skipped": manifest["skipped"],
@@ -121,6 +134,139 @@ def collect(
         report["published"] = {"source": PUBLISHED.source[fusion], "top1_acc": PUBLISHED.top1[fusion],
                                "top5_acc": PUBLISHED.top5[fusion]}
     return report
+
+
+def _without_votes(summary: Dict[str, Any]) -> Dict[str, Any]:
+    """The summary's `tsm` entry, if it has one, less what the videos' columns hold."""
+    known = own_entry(summary)
+    return {"tsm": {key: value for key, value in known.items() if key != "views_agree"}} if known else {}
+
+
+def complete(
+    report: Dict[str, Any], model: Model, names: Optional[List[str]], findings: Optional[Dict[str, Any]],
+    counted: Optional[Accuracy], agreement: Optional[Dict[str, Any]], compared: List[Dict[str, Any]],
+) -> None:
+    """Add what the page shows beside the table: names, findings, comparisons, and the checks that all of it allows.
+
+    Args:
+        names: of the classes, if known.
+        findings: of tsm.findings, and `counted`, the accuracy of the same results; None where the results are gone.
+        agreement: with fp32, as TSM_compare.py --agreement writes it.
+        compared: other runs beside this one, as tsm.compare.compare() gives them.
+    """
+    report.update(names=names, findings=findings, agreement=agreement, compared=compared)
+    report["checks"] = [entry for entry in (
+        _joined(report, counted), _proved(model), _same_protocol(report, model), _nothing_skipped(report),
+        _precision(report), _as_published(report), _no_ties(report)) if entry]
+
+
+def latency(times: Any) -> Optional[Dict[str, Any]]:
+    """The distribution of the batches' times in ms: percentiles, and counts in equal bins; None without a list of numbers.
+
+    The bins end at the 99.5th percentile; what is slower counts in the last one.
+    """
+    if not isinstance(times, list) or not times or not all(isinstance(ms, (int, float)) and np.isfinite(ms) for ms in times):
+        return None
+    values = np.array(times, np.float64)
+    low, high = float(values.min()), float(np.percentile(values, 99.5))
+    counts, edges = np.histogram(np.clip(values, low, max(high, low)), LATENCY_BINS, (low, high if high > low else low + 1))
+    return {"p50": float(np.percentile(values, 50)), "p90": float(np.percentile(values, 90)),
+            "p99": float(np.percentile(values, 99)), "count": len(times), "low": float(edges[0]), "high": float(edges[-1]),
+            "bins": counts.tolist()}
+
+
+def check(name: str, state: str, text: str) -> Dict[str, str]:
+    """An entry of the report's checks."""
+    return {"name": name, "state": state, "text": text}
+
+
+def _joined(report: Dict[str, Any], counted: Optional[Accuracy]) -> Dict[str, str]:
+    videos = report["accuracy"]["videos"]
+    if counted is None:
+        return check("results", NOTE, "the result files are gone: the figures are those of accuracy.json, without single videos")
+    if counted._asdict() != report["accuracy"]:
+        return check("results", FAIL, "accuracy.json says top-1 %.4f, the result files give %.4f; run TSM_postprocess.py again"
+                     % (report["accuracy"]["top1_acc"], counted.top1_acc))
+    return check("results", PASS, "%d results joined with %d labels by id, none missing, none twice" % (videos, videos))
+
+
+def _proved(model: Model) -> Dict[str, str]:
+    try:
+        proof = json.loads(model.facts["tsm.proof"])
+        worst = max(float(entry["largest_difference"]) for entry in proof.values())
+        held = all(entry["largest_difference"] <= entry["tolerance"] for entry in proof.values())
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return check("graph surgery", NOTE, "the model holds no proof that it is the exported network")
+    return check("graph surgery", PASS if held else FAIL,
+                 "largest difference of a probability to the exported network %.1e" % worst)
+
+
+def _same_protocol(report: Dict[str, Any], model: Model) -> Dict[str, str]:
+    made = protocol_from(report["protocol"], "the manifest")
+    differs = differences(made, protocol_from(model.protocol, "the model"))
+    return check("protocol", FAIL if differs else PASS, "the tensors are not of the model's protocol: " + differs if differs
+                 else "tensors and model: %d segments, %d views, %d pixels" % (made.segments, made.views, made.size))
+
+
+def _nothing_skipped(report: Dict[str, Any]) -> Dict[str, str]:
+    count = len(report["skipped"])
+    return check("skipped videos", NOTE if count else PASS, "%d of %d could not be read and do not count" % (
+        count, count + report["accuracy"]["videos"]) if count else "none: all videos of the list were measured")
+
+
+def _precision(report: Dict[str, Any]) -> Dict[str, str]:
+    agreement, device = report["agreement"], report["device"]
+    if agreement:
+        return check("agreement with fp32", NOTE if agreement["flips"] else PASS,
+                     "top-1 is the same on %d of %d videos run on the CPU in fp32; largest difference of a probability %.1e" % (
+                         agreement["videos"] - agreement["flips"], agreement["videos"], agreement["largest_difference"]))
+    same = own_entry(report["inference"]).get("top1_agreement_with_fp32")
+    if same:
+        return check("agreement with fp32", PASS if same["same"] == same["videos"] else NOTE,
+                     "top-1 in %s is that of fp32 on %d of %d videos" % (device["precision"], same["same"], same["videos"]))
+    if device["kind"] == "cpu" and device["precision"] == "fp32":
+        return check("precision", PASS, "computed in fp32")
+    return check("agreement with fp32", NOTE, "not measured")
+
+
+def _as_published(report: Dict[str, Any]) -> Dict[str, str]:
+    words = report["comparison"]
+    state = FAIL if "OUTSIDE" in words else PASS if "lies within" in words else NOTE
+    return check("published accuracy", state, words)
+
+
+def _no_ties(report: Dict[str, Any]) -> Optional[Dict[str, str]]:
+    ties = report["accuracy"]["verdicts_on_ties"]
+    return check("ties", NOTE, "%d verdicts hang on equal scores; NPY and BIN results keep more digits" % ties) if ties else None
+
+
+def as_text(report: Dict[str, Any]) -> str:
+    """report.json's text: JSON, a line per key."""
+    try:
+        return "{\n%s\n}\n" % ",\n".join("%s: %s" % (json.dumps(key), json.dumps(value, allow_nan=False))
+                                          for key, value in report.items())
+    except ValueError:
+        raise UserError("%s: a figure in it is not finite; run the inference again" % report["arguments"].get("result_path"))
+
+
+def read_report(path: str) -> Dict[str, Any]:
+    """A report.json of this format; UserError where it is something else, or of another version of the suite."""
+    report = read_json(path)
+    if not isinstance(report, dict) or "accuracy" not in report:
+        raise UserError("%s: not a report of TSM_report.py; make it again" % path)
+    parts = (report.get(key) for key in ("accuracy", "arguments", "device"))
+    if report.get("format") != FORMAT or "checks" not in report or not all(isinstance(part, dict) for part in parts):
+        raise UserError("%s: a report of another version of the suite (%s); make it again with TSM_report.py"
+                        % (path, report.get("version", "unknown")))
+    return report
+
+
+def time_split(report: Dict[str, Any]) -> List[List[Any]]:
+    """[what, mean ms per batch] of the inference: computing, and copying to and from the device, or waiting for files."""
+    words = ("computing", "to the device", "from the device") if report["device"]["kind"] == "npu" else (
+        "computing", "waiting for input", "")
+    figures = [report["inference"].get(name) for name in TIMES]
+    return [[word, figure["mean"]] for word, figure in zip(words, figures) if word and isinstance(figure, dict)]
 
 
 def rows(report: Dict[str, Any]) -> List[List[str]]:
@@ -154,10 +300,11 @@ def table(cells: List[List[str]]) -> str:
 def text(report: Dict[str, Any]) -> str:
     """The report for a terminal: the table, how the views were fused, the comparisons, the stages."""
     parts = [table(rows(report)), "\nviews fused by %s; %s" % (report["fusion"], report["comparison"])]
-    agreement = report["inference"].get("tsm", {}).get("top1_agreement_with_fp32")
+    agreement = own_entry(report["inference"]).get("top1_agreement_with_fp32")
     if agreement:
         parts.append("top-1 in %s agrees with fp32 on %d of the %d videos that both were run on" % (
             report["device"]["precision"], agreement["same"], agreement["videos"]))
+    parts += ["FAILED %(name)s: %(text)s" % entry for entry in report["checks"] if entry["state"] == FAIL]
     parts.append("\n" + table([["stage", "seconds", "peak memory, MB"]] + [
         [stage, "%.1f" % entry["seconds"], "%.0f" % entry["peak_mb"]] for stage, entry in report["stages"].items()]))
     return "\n".join(parts)

@@ -7,7 +7,7 @@ OUTPUT/OUTPUT_DIRNAME_summary.json says which input file gave which result file,
 import json
 import os
 import re
-from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -112,6 +112,9 @@ def merge(summaries: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
     if all(agreements):
         total = {key: sum(agreement[key] for agreement in agreements) for key in agreements[0]}
         merged["tsm"] = dict(merged["tsm"], top1_agreement_with_fp32=total)
+    votes = [(summary.get("tsm") or {}).get("views_agree") for summary in summaries]
+    if all(votes):
+        merged["tsm"] = dict(merged["tsm"], views_agree={name: counts for some in votes for name, counts in (some or {}).items()})
     return merged
 
 
@@ -167,9 +170,23 @@ def _results(path: str) -> Iterator[Tuple[int, str]]:
         name = result_name(infile)
         if not name.isdigit() or len(name) > 9:
             raise UserError("%s: input file %s is not named by a sample's index, as in 0.bin" % (path, infile))
-        if not os.path.exists(outfile):  # the results were moved together with their summary
-            outfile = os.path.join(folder, os.path.basename(outfile))
+        beside = os.path.join(folder, os.path.basename(outfile))
+        if folder and os.path.exists(beside):  # wherever the summary and its results were moved, or are looked at from
+            outfile = beside
         yield int(name), outfile
+
+
+def views_agree(summary: Mapping[str, Any]) -> Dict[int, int]:
+    """{index: how many of the video's views have its answer}, of the results of which the summary knows it."""
+    votes = own_entry(summary).get("views_agree")
+    return {int(name) * len(counts) + row: count for name, counts in (votes if isinstance(votes, dict) else {}).items()
+            if name.isdigit() and isinstance(counts, list) for row, count in enumerate(counts)}
+
+
+def own_entry(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What TSM_infer.py adds to a summary under `tsm`; empty in one of ais_bench."""
+    entry = summary.get("tsm")
+    return entry if isinstance(entry, dict) else {}
 
 
 def read_results(path: str, labels: Dict[int, int], classes: int) -> Dict[int, np.ndarray]:

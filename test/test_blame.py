@@ -1,0 +1,282 @@
+"""TSM_compare.py --stages and --agreement: each stage's fault is injected, and is the one that is named."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+from onnx import helper, numpy_helper  # noqa: E402
+
+from tsm import clips  # noqa: E402
+from tsm.blame import DEPARTS, SAME, UNCHECKED, first_departure, permutation, read_chain, walk  # noqa: E402
+from tsm.protocol import SSV2, frame_indices, fuse  # noqa: E402
+from tsm.results import write_result  # noqa: E402
+from tsm.samples import Clip  # noqa: E402
+
+VIDEOS, TRIED = 12, 1
+
+
+@pytest.fixture(scope="module")
+def whole(works, repo, thin_onnx, tmp_path_factory):
+    """A work folder of VIDEOS of the demo's clips with the thin network, as run_all.sh leaves it."""
+    folder = tmp_path_factory.mktemp("whole")
+    works("TSM_dataset.py", "--annotations", repo / "demo/annotations/something-something-v2-validation.json", "--labels",
+          repo / "demo/annotations/something-something-v2-labels.json", "--videos", repo / "demo/videos", cwd=folder)
+    lines = (folder / "sthv2_val_list_videos.txt").read_text().splitlines(True)
+    (folder / "list.txt").write_text("".join(lines[:VIDEOS]))
+    works("TSM_preprocess.py", "--data_root", repo / "demo/videos", "--ann_file", "list.txt", "--output_dir", "sthv2", "--batch_size",
+          1, cwd=folder)
+    shutil.copy(str(thin_onnx), str(folder / "tsm_new_bs1.onnx"))
+    shutil.copy(str(thin_onnx.parent / "thin.onnx"), str(folder / "tsm_bs1.onnx"))
+    infer = ["TSM_infer.py", "--model", "./tsm_new_bs1.onnx", "--input", "./sthv2/preprocess_bin", "--output", "./inference_result",
+             "--output_dirname", "out", "--outfmt", "TXT"]
+    works(*infer, cwd=folder)
+    commands = {
+        "preprocess": ["python3", "TSM_preprocess.py", "--data_root", str(repo / "demo/videos"), "--ann_file", "list.txt"],
+        "export": ["python3", "pytorch2onnx.py", str(repo / "demo/tsm_thin.pth"), "--output-file", "tsm_bs1.onnx"],
+        "infer": ["python3"] + infer, "report": ["python3", "TSM_report.py", "--model", "tsm_new_bs1.onnx"],
+    }
+    (folder / "stages.json").write_text(json.dumps({name: {"command": command} for name, command in commands.items()}))
+    return folder
+
+
+@pytest.fixture
+def work(whole, tmp_path):
+    """A copy of the work folder, whose tensors are links until a test writes its own."""
+    folder = tmp_path / "work"
+    shutil.copytree(str(whole), str(folder), ignore=shutil.ignore_patterns("preprocess_bin"))
+    (folder / "sthv2/preprocess_bin").mkdir()
+    for path in (whole / "sthv2/preprocess_bin").iterdir():
+        os.symlink(str(path), str(folder / "sthv2/preprocess_bin" / path.name))
+    return folder
+
+
+def blamed(folder):
+    """(name, text) of the first stage that departs, whose predecessors are all the same."""
+    for row in walk(read_chain(str(folder), {}), TRIED):
+        if row.state == DEPARTS:
+            return row.stage, row.text
+        assert row.state == SAME, row
+    return None, None
+
+
+def rewrite_tensors(folder, change):
+    """Change every tensor, given as float32 [crops, samples, segments, 3, size, size]."""
+    for path in (folder / "sthv2/preprocess_bin").iterdir():
+        data = np.fromfile(str(path), np.float32).reshape((3, 2, SSV2.segments) + SSV2.frame_shape)
+        path.unlink()
+        np.ascontiguousarray(change(data), np.float32).tofile(str(path))
+
+
+def test_no_stage_of_a_sound_run_is_blamed(works, work):
+    out = works("TSM_compare.py", "--stages", ".", "--videos", 2, "--json", "rows.json", cwd=work)
+    assert out.splitlines()[-1] == "no stage departs"
+    rows = {row["stage"]: row for row in json.loads((work / "rows.json").read_text())["stages"]}
+    assert list(rows) == ["decoding", "tensors", "export", "surgery", "one view", "device", "text", "fusion", "labels"]
+    assert {row["state"] for row in rows.values()} == {SAME} and rows["tensors"]["text"] == "equal"
+    assert 0 < rows["export"]["largest"] < 1e-5 and rows["export"]["videos"] == 2 and rows["fusion"]["largest"] > 1e-4
+
+
+def test_a_wrong_order_of_crops(work):
+    rewrite_tensors(work, lambda video: video[[2, 0, 1]])
+    stage, text = blamed(work)
+    assert stage == "tensors" and "the crops are in the order 3, 1, 2" in text
+
+
+def test_bgr_for_rgb(work):
+    mean, std = (np.array(fact, np.float32).reshape(3, 1, 1) for fact in (SSV2.mean, SSV2.std))
+    rewrite_tensors(work, lambda video: ((video * std + mean)[:, :, :, ::-1] - mean) / std)
+    stage, text = blamed(work)
+    assert stage == "tensors" and "BGR, not RGB" in text
+
+
+def test_frames_shifted_by_one(work, repo):
+    def late(count, protocol):
+        return [min(index + 1, count - 1) for index in frame_indices(count, protocol)]
+
+    for entry in json.loads((work / "sthv2/sthv2.json").read_text())["samples"]:
+        out, path = np.empty(SSV2.video_shape, np.float32), str(repo / "demo/videos" / entry["source"])
+        clips.fill(path, Clip(0, path, None, 0), SSV2, clips.table_for("float32", SSV2), out, sample=late)
+        (work / "sthv2" / entry["file"]).unlink()
+        out.tofile(str(work / "sthv2" / entry["file"]))
+    stage, text = blamed(work)
+    assert stage == "tensors" and "the frames are those after by one" in text
+
+
+def test_tensors_of_other_videos(work):
+    folder = work / "sthv2/preprocess_bin"
+    os.rename(str(folder / "0.bin"), str(folder / "kept"))
+    os.symlink(os.readlink(str(folder / "3.bin")), str(folder / "0.bin"))
+    (folder / "kept").unlink()
+    stage, text = blamed(work)
+    assert stage == "tensors" and "file 0.bin holds the video of sample 3" in text
+
+
+def test_a_shift_in_the_wrong_direction(work):
+    """An export whose frames run backwards within a view computes what a shift in the wrong direction does."""
+    model = onnx.load(str(work / "tsm_bs1.onnx"))
+    name = model.graph.input[0].name
+    order = np.arange(SSV2.frames).reshape(-1, SSV2.segments)[:, ::-1].ravel()
+    for node in model.graph.node:
+        node.input[:] = ["turned" if value == name else value for value in node.input]
+    model.graph.initializer.append(numpy_helper.from_array(order, "order"))
+    model.graph.node.insert(0, helper.make_node("Gather", [name, "order"], ["turned"], axis=1))
+    onnx.save(model, str(work / "tsm_bs1.onnx"))
+    stage, text = blamed(work)
+    assert stage == "export" and "PyTorch" in text
+
+
+def changed_weights(works, repo, work, change):
+    """Another checkpoint of the thin network, and its exported and modified graphs as other*.onnx."""
+    import torch
+
+    from tsm import checkpoint
+
+    state, _ = checkpoint.load(str(repo / "demo/tsm_thin.pth"))
+    change(state)
+    torch.save({"state_dict": state}, str(work / "other.pth"))
+    works("pytorch2onnx.py", "other.pth", "--output-file", "other.onnx", cwd=work)
+    works("modify_onnx.py", "-m1", "other.onnx", "-m2", "other_new.onnx", "-bs", 1, "--target", "cpu", cwd=work)
+
+
+def test_a_modified_model_of_another_network(works, repo, work):
+    changed_weights(works, repo, work, lambda state: state["cls_head.fc_cls.bias"][::2].add_(3))
+    shutil.copy(str(work / "other_new.onnx"), str(work / "tsm_new_bs1.onnx"))
+    assert blamed(work)[0] == "surgery"
+
+
+def test_an_overflow_of_fp16(works, repo, work):
+    """A network whose stem's values are beyond fp16, though in fp32 it is the same; a device that saturates there."""
+    import torch
+
+    from tsm.network import load, scores
+
+    def raised(state):
+        for name in ("weight", "bias"):
+            state["backbone.conv1.bn." + name] *= 1e6
+        for reader in ("conv1.conv.net", "downsample.conv"):
+            state["backbone.layer1.0.%s.weight" % reader] /= 1e6
+
+    changed_weights(works, repo, work, raised)
+    stages = json.loads((work / "stages.json").read_text())
+    stages["export"]["command"][2] = "other.pth"
+    stages["infer"]["command"][3] = "./tsm_bs1.om"
+    (work / "stages.json").write_text(json.dumps(stages))
+    shutil.move(str(work / "other.onnx"), str(work / "tsm_bs1.onnx"))
+    shutil.move(str(work / "other_new.onnx"), str(work / "tsm_new_bs1.onnx"))
+    net, _ = load(str(work / "other.pth"))
+    for most, finite in ((65504.0, True), (float("nan"), False)):
+        hook = net.backbone.conv1.register_forward_hook(
+            lambda module, x, y, most=most: torch.where(y > 65504, torch.full_like(y, most), y))
+        video = np.fromfile(str(work / "sthv2/preprocess_bin/0.bin"), np.float32).reshape((1,) + SSV2.video_shape)
+        write_result(str(work / "inference_result/out/0_0.txt"), "TXT", fuse(scores(net, video), SSV2.views, "score"))
+        hook.remove()
+        stage, text = blamed(work)
+        assert stage == "device" and "fp16 ends at 65504" in text
+        assert ("not finite" in text) != finite
+
+
+def test_a_stale_om(work):
+    stages = json.loads((work / "stages.json").read_text())
+    stages["infer"]["command"][3] = "./tsm_bs1.om"
+    (work / "stages.json").write_text(json.dumps(stages))
+    (work / "tsm_bs1.om").write_bytes(b"om")
+    os.utime(str(work / "tsm_bs1.om"), (1000, 1000))
+    for path in (work / "inference_result/out").iterdir():
+        write_result(str(path), "TXT", np.eye(SSV2.classes)[:1])
+    stage, text = blamed(work)
+    assert stage == "device" and "tsm_bs1.om is older than tsm_new_bs1.onnx" in text
+
+
+def test_shuffled_results(work):
+    out = work / "inference_result/out"
+    texts = [(out / ("%d_0.txt" % index)).read_text() for index in range(VIDEOS)]
+    for index, text in enumerate(texts):
+        (out / ("%d_0.txt" % ((index + 1) % VIDEOS))).write_text(text)
+    stage, text = blamed(work)
+    assert stage == "device" and "the results are shuffled" in text and "video 1's is that of 0" in text
+
+
+def test_results_of_the_other_fusion(works, work):
+    works("modify_onnx.py", "-m1", "tsm_bs1.onnx", "-m2", "prob.onnx", "-bs", 1, "--target", "cpu", "--fusion", "prob", cwd=work)
+    works("TSM_infer.py", "--model", "prob.onnx", "--input", "./sthv2/preprocess_bin", "--output", "./inference_result",
+          "--output_dirname", "out", "--outfmt", "TXT", cwd=work)
+    stage, text = blamed(work)
+    assert stage == "fusion" and "the results are fused by prob, and the model says score" in text
+
+
+def test_text_of_one_decimal(work):
+    for path in (work / "inference_result/out").iterdir():
+        path.write_text(" ".join("%.1f" % float(word) for word in path.read_text().split()) + "\n")
+    rows = {row.stage: row for row in walk(read_chain(str(work), {}), TRIED)}
+    assert rows["text"].state == DEPARTS and "1 decimals" in rows["text"].text
+
+
+@pytest.mark.parametrize("named", ["from 1", "another order", "says"])
+def test_labels(work, named):
+    labels = [line.split() for line in (work / "sthv2/sthv2.info").read_text().splitlines()]
+    change = {"from 1": lambda label: label + 1, "another order": lambda label: (7 * label + 60) % 174, "says": lambda label: label + 1}
+    (work / "sthv2/sthv2.info").write_text("".join("%s %d\n" % (index, change[named](int(label))) for index, label in labels))
+    if named != "says":  # the list as well
+        lines = [line.rsplit(" ", 1) for line in (work / "list.txt").read_text().splitlines()]
+        (work / "list.txt").write_text("".join("%s %d\n" % (name, change[named](int(label))) for name, label in lines))
+    if named == "another order":  # every class has to have two videos
+        pairs = [(int(label), index) for index, label in labels]
+        assert len({label for label, _ in pairs}) < len(pairs)
+    stage, text = blamed(work)
+    assert stage == "labels" and {"from 1": "from 1", "another order": "another order", "says": "list.txt, line 1 says"}[named] in text
+
+
+def test_a_permutation_is_measured_on_other_videos_than_it_is_learnt_on():
+    truth = np.repeat(np.arange(10), 6)
+    measured, share = permutation(truth, (3 * truth + 1) % 10)
+    assert share == 1 and measured.sum() == 30
+    random = np.random.RandomState(0)
+    assert permutation(np.repeat(np.arange(50), 4), random.randint(0, 50, 200))[1] < 0.2  # chance is not called an order
+
+
+def test_what_is_missing_is_not_checked(work):
+    (work / "stages.json").unlink()
+    (work / "tsm_bs1.onnx").unlink()
+    shutil.rmtree(str(work / "inference_result"))
+    rows = list(walk(read_chain(str(work), {}), 1))
+    states = {row.stage: row.state for row in rows}
+    assert {states[name] for name in ("decoding", "tensors", "export", "surgery", "device", "labels")} == {UNCHECKED}
+    assert states["one view"] == SAME and first_departure(rows).startswith("no stage departs of those checked; not checked: decoding")
+
+
+def test_bad_input_is_one_line(fails, work, tmp_path):
+    assert "tsm_new_bs" in fails("TSM_compare.py", "--stages", tmp_path, cwd=work)
+    assert "--checkpoint" in fails("TSM_compare.py", "--stages", ".", "--checkpoint", "none.pth", cwd=work)
+    assert "modify_onnx.py" in fails("TSM_compare.py", "--stages", ".", "--model", "tsm_bs1.onnx", cwd=work)
+    (work / "stages.json").write_text('{"infer":')
+    assert "stages.json" in fails("TSM_compare.py", "--stages", ".", cwd=work)
+
+
+def test_agreement_counts_flips_on_a_few_videos(works, work):
+    out = works("TSM_compare.py", "--agreement", 3, ".", "--json", "agreement.json", cwd=work)
+    assert "top-1 is that of fp32 on 3 of 3 videos" in out
+    write_result(str(work / "inference_result/out/4_0.txt"), "TXT", np.eye(SSV2.classes)[5:6])
+    out = works("TSM_compare.py", "--agreement", 3, ".", "--json", "agreement.json", cwd=work)
+    found = json.loads((work / "agreement.json").read_text())
+    assert "on 2 of 3 videos" in out and "video 4: class 5, in fp32 class" in out
+    assert found["flips"] == 1 and found["largest_difference"] > 0.5 and found["flipped"][0]["id"] == 4
+
+
+def test_agreement_of_a_device_whose_tensors_are_gone(works, repo, work):
+    """As on an NPU in chunks: a model for ATC, no tensors, the commands as TSM_chunked.py is given them."""
+    works("modify_onnx.py", "-m1", "tsm_bs1.onnx", "-m2", "tsm_new_bs1.onnx", "-bs", 1, cwd=work)
+    stages = json.loads((work / "stages.json").read_text())
+    del stages["preprocess"]
+    stages["infer"] = {"command": ["python3", "TSM_chunked.py", "--chunk", "4", "--preprocess", "python3 TSM_preprocess.py --data_root %s "
+                                   "--ann_file list.txt" % (repo / "demo/videos"), "--infer", "python3 -m ais_bench --model ./tsm_bs1.om "]}
+    (work / "stages.json").write_text(json.dumps(stages))
+    shutil.rmtree(str(work / "sthv2/preprocess_bin"))
+    chain = read_chain(str(work), {})
+    assert chain.data_root == str(repo / "demo/videos") and os.path.normpath(chain.device_model) == str(work / "tsm_bs1.om")
+    out = works("TSM_compare.py", "--agreement", 1, ".", "--model", "tsm_new_bs1.onnx", cwd=work)
+    assert "top-1 is that of fp32 on 1 of 1 videos" in out

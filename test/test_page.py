@@ -1,0 +1,292 @@
+"""The page: drawn from report.json alone, safe with any name, and looked at in a real browser."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jinja2")
+from browser import CHROMIUM, browser
+from made_up import report, scores_of
+
+from tsm.findings import confidence, name_of, reverses
+from tsm.gallery import STRIP
+from tsm.labels import read_labels
+from tsm.page import as_json, compare_page, matrix, report_page
+from tsm.report import as_text
+
+NASTY = ['<script>alert(1)</script>', '"><img src=x onerror=alert(2)>', "'; alert(3) //", "</script><b>", "{{ 7 * 7 }}",
+         "\u202eright to left", "\u05e9\u05dc\u05d5\u05dd", "\U0001f600 emoji", "a\u2028line", "a & b", "<!--", "\0nul"]
+PIXEL = STRIP + "/9j/4AAQSkZJRg=="
+
+
+@pytest.fixture(scope="module")
+def page():
+    """A page of a headless Chromium; CI installs it (see .ci/run), and a machine without one says so."""
+    if CHROMIUM is None:
+        pytest.skip("NOT RUN: no chromium or chrome on the PATH")
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def names(repo):
+    return read_labels(str(repo / "demo/annotations/something-something-v2-labels.json"), 174)
+
+
+@pytest.fixture(scope="module")
+def large(names, tmp_path_factory):
+    """The page of 24,777 videos and 174 classes."""
+    folder = tmp_path_factory.mktemp("large")
+    (folder / "large.html").write_text(report_page(report(24777, 174, names), "report.json"), encoding="utf-8")
+    return folder / "large.html"
+
+
+def drawn(made, path):
+    path.write_text(report_page(made, "report.json"), encoding="utf-8")
+    return path
+
+
+def overflowing(page):
+    """What stands out of the page to the right, or over its neighbour's text, in words."""
+    return page.js("""(function () {
+      var wide = document.documentElement.clientWidth, bad = [];
+      if (document.documentElement.scrollWidth > wide) { bad.push("the page is " + document.documentElement.scrollWidth); }
+      var boxes = [];
+      document.querySelectorAll("h1, h2, h3, p, dt, dd, li > span, .figure, figcaption, nav a, input, td, th, svg text, .file > *")
+        .forEach(function (part) {
+          if (!part.getClientRects().length || !part.textContent.trim()) { return; }
+          var range = document.createRange();
+          range.selectNodeContents(part);
+          var box = range.getBoundingClientRect(), scroll = part.closest(".scroll");
+          if (!scroll && (box.right > wide + 1 || box.left < -1)) { bad.push("outside: " + part.textContent.slice(0, 40)); }
+          boxes.push([box, part, scroll]);
+        });
+      boxes.sort(function (a, b) { return a[0].top - b[0].top; });
+      boxes.forEach(function (one, i) {
+        for (var j = i + 1; j < boxes.length && boxes[j][0].top < one[0].bottom - 2; j++) {
+          var a = one[0], b = boxes[j][0];
+          if (one[1].contains(boxes[j][1]) || boxes[j][1].contains(one[1])) { continue; }
+          if (one[2] !== boxes[j][2] && (one[2] || boxes[j][2])) { continue; }
+          if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2) {
+            bad.push("'" + one[1].textContent.slice(0, 40) + "' over '" + boxes[j][1].textContent.slice(0, 40) + "'");
+          }
+        }
+      });
+      return bad.slice(0, 10);
+    })()""")
+
+
+def column(page, number):
+    return page.js("Array.from(document.querySelectorAll('#class-table tbody tr')).filter(r => !r.hidden)"
+                   ".map(r => r.cells[%d].textContent.trim())" % number)
+
+
+def type_into(page, selector, text):
+    page.js("var i = document.querySelector(%s); i.value = %s; i.dispatchEvent(new Event('input'))"
+            % (json.dumps(selector), json.dumps(text)))
+
+
+def test_equal_reports_give_equal_bytes_and_the_file_is_enough():
+    made = report()
+    first = report_page(made, "report.json")
+    assert report_page(json.loads(as_text(made)), "elsewhere.json") == first
+    assert len(first.encode()) < 300_000 and not re.search(r"https?://", first)
+
+
+def test_a_page_of_24777_videos_opens_quickly_and_works(page, large):
+    assert large.stat().st_size < 5_000_000
+    page.size(1400)
+    seconds = min(page.open(large) for _ in range(3))
+    assert seconds < 2, "opened within %.1f s" % seconds
+    assert page.logs == [] and page.requests == [large.as_uri()]
+    assert page.js("document.querySelectorAll('#class-table tbody tr').length") == 174
+
+    page.js("document.querySelector('#class-table th:nth-child(3) button').click()")
+    shares = [float(text.rstrip("\u202f%")) for text in column(page, 2)]
+    assert shares == sorted(shares) and shares[0] < shares[-1]
+    page.js("document.querySelector('#class-table th:nth-child(3) button').click()")
+    assert [float(text.rstrip("\u202f%")) for text in column(page, 2)] == sorted(shares, reverse=True)
+    type_into(page, "input[data-filters=class-table]", "left RIGHT pushing")
+    assert sorted(column(page, 0)) == ["Pushing something from left to right", "Pushing something from right to left"]
+
+    type_into(page, "#video-search", "70123.webm")
+    page.js("var c = document.querySelector('#only-wrong'); c.checked = false; c.dispatchEvent(new Event('change'))")
+    assert page.js("document.querySelector('#video-count').textContent") == "1 video"
+    assert page.js("document.querySelector('#video-table tbody td').textContent") == "70123.webm"
+    type_into(page, "#video-search", "no such video")
+    assert page.js("document.querySelectorAll('#video-table tbody tr').length") == 0
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_nothing_overlaps(page, large, tmp_path, width):
+    page.size(width)
+    for path in (large, drawn(report(names=["a very long name of a class, %d, that goes on and on" % i for i in range(12)]),
+                              tmp_path / "small.html")):
+        page.open(path)
+        assert overflowing(page) == []
+
+
+def test_the_test_of_overlaps_sees_one(page, tmp_path):
+    path = drawn(report(), tmp_path / "r.html")
+    page.size(1400)
+    page.open(path)
+    page.js("document.querySelector('h2').style.marginTop = '-40px'; document.querySelector('h1').style.width = '3000px';"
+            "document.querySelector('h1').style.textAlign = 'right'")
+    assert len(overflowing(page)) >= 2
+
+
+def test_without_scripts_the_page_shows_what_it_knows(page, tmp_path):
+    path = drawn(report(), tmp_path / "r.html")
+    page.scripts(False)
+    try:
+        page.open(path)
+    finally:
+        page.scripts(True)
+    page.open(tmp_path / "r.html")  # the same page with scripts, to compare with
+    assert page.js("getComputedStyle(document.querySelector('#videos')).display") == "block"
+    text = re.sub("<script.*?</script>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert "predictions.csv, beside this page" in text and text.count("<tr>") > 20
+    for part in re.findall(r"<(?:input|section)[^>]*live[^>]*>", text):
+        assert " hidden" in part  # what needs scripts is shown by scripts
+
+
+def test_it_is_light_and_dark_and_printed(page, tmp_path):
+    path = drawn(report(), tmp_path / "r.html")
+
+    def colours():
+        return page.js("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
+
+    def contrast(pair):
+        lights = []
+        for colour in pair:
+            values = [int(value) / 255 for value in re.findall(r"\d+", colour)[:3]]
+            linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in values]
+            lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+        return (max(lights) + 0.05) / (min(lights) + 0.05)
+
+    page.open(path)
+    light = colours()
+    page.media(dark=True)
+    dark = colours()
+    page.media("print", dark=True)
+    printed = colours()
+    hidden = page.js("getComputedStyle(document.querySelector('nav')).display")
+    page.media()
+    assert light[0] == "rgb(255, 255, 255)" == printed[0] and dark[0] != light[0] and hidden == "none"
+    assert min(map(contrast, (light, dark, printed))) > 7
+
+
+def test_names_are_text_whatever_they_hold(page, tmp_path):
+    sources = {index: NASTY[index % len(NASTY)] + "\udcff.webm" for index in range(60)}
+    path = drawn(report(60, 12, NASTY, sources=sources), tmp_path / "r.html")
+    page.open(path)
+    assert page.logs == [] and page.requests == [path.as_uri()]
+    assert page.js("document.querySelectorAll('img, b b, main script').length") == 0
+    shown = set(column(page, 0))
+    assert {name for name in NASTY if "\0" not in name} <= shown
+    assert page.js("JSON.parse(document.getElementById('videos-data').textContent).names[3]") == NASTY[3]
+    assert "\u2028" not in as_json(NASTY) and "</script" not in as_json(NASTY)
+
+
+def test_the_page_forbids_every_request(page, tmp_path):
+    path = drawn(report(), tmp_path / "r.html")
+    more = '<img src="https://example.org/x.png"><script>document.title = "ran"</script></main>'
+    text = path.read_text(encoding="utf-8").replace("</main>", more)
+    path.write_text(text, encoding="utf-8")
+    page.open(path)
+    assert page.js("document.title") != "ran" and "https://example.org/x.png" not in page.requests
+    assert len(page.logs) >= 2  # the policy says what it refused
+
+
+def test_film_strips_are_pictures_and_nothing_else():
+    made = report()
+    made["findings"]["gallery"]["failures"][0]["strip"] = PIXEL
+    text = report_page(made, "report.json")
+    assert PIXEL in text and "holds frames of the data" in text
+    made["findings"]["gallery"]["failures"][0]["strip"] = "https://example.org/x.jpg"
+    with pytest.raises(Exception, match="report.json: is damaged"):
+        report_page(made, "report.json")
+    assert "holds frames of the data" not in report_page(report(), "report.json")
+
+
+def flat(right, videos=8, classes=12):
+    labels = {index: index % 3 for index in range(videos)}
+    scores = {index: np.full(classes, 0.01) for index in labels}
+    for index, label in labels.items():
+        scores[index][label if right else (label + 1) % classes] = 0.9
+    return scores, labels
+
+
+@pytest.mark.parametrize("right, videos", [(True, 8), (False, 8), (True, 1), (False, 1)])
+def test_all_right_all_wrong_one_video(page, tmp_path, right, videos):
+    scores, labels = flat(right, videos)
+    path = drawn(report(classes=12, scores=scores, labels=labels), tmp_path / "r.html")
+    page.open(path)
+    assert page.logs == []
+    text = page.js("document.body.innerText")
+    assert ("100.00\u202f%" if right else "0.00\u202f%") in text
+    assert ("No video was taken for another class" in text) == right
+    assert "9 of the 12 have none" in text if videos == 8 else "11 of the 12 have none" in text
+
+
+def test_one_class_and_no_names():
+    scores, labels = {0: np.array([1.0])}, {0: 0}
+    assert "class 0" in report_page(report(classes=1, scores=scores, labels=labels), "report.json")
+
+
+def test_the_numbers_of_the_charts():
+    columns = {"probability": [0.95, 0.85, 0.85, 0.17], "rank": [1, 1, 2, 3]}
+    found = confidence(columns)
+    assert sum(found["right"]) == 2 and sum(found["wrong"]) == 2 and found["wrong"][3] == 1
+    assert found["ece"] == pytest.approx((0.05 + 2 * abs(0.85 - 0.5) + 0.17) / 4)
+    assert found["coverage"] == [[0.25, 1.0], [0.5, 1.0], [0.75, pytest.approx(2 / 3)], [1.0, 0.5]]
+    cells = matrix({"classes": [4, 7], "counts": [[900, 1, 0], [64, 3, 0], [0, 0, 5]]})
+    assert [cell["heat"] for cell in cells[1]["cells"]] == [5, 0, 0] and cells[0]["cells"][1]["heat"] == 1
+    assert [row["number"] for row in cells] == [4, 7, None]
+
+
+def test_time_reversed_pairs_are_known_by_their_words(names):
+    backwards = reverses(names)
+
+    def other(name):
+        return name_of(backwards[names.index(name)], names)
+
+    assert other("Moving something up") == "Moving something down"
+    assert other("Pushing something from left to right") == "Pushing something from right to left"
+    assert other("Putting something into something") == "Taking something out of something"
+    assert names.index("Poking something so it slightly moves") not in backwards
+    assert all(backwards[backwards[number]] == number for number in backwards) and reverses(None) == {}
+    scores, labels = flat(False)
+    made = report(classes=3, names=["Opening a box", "Closing a box", "Holding a box"],
+                  scores={index: row[:3] for index, row in scores.items()}, labels=labels)
+    marks = {(pair["truth"], pair["answer"]): pair["reversed"] for pair in made["findings"]["pairs"]}
+    assert marks == {(0, 1): True, (1, 2): False} or marks == {(0, 1): True, (1, 2): False, (2, 0): False}
+
+
+def test_a_report_that_lacks_parts_is_one_line():
+    for key in ("names", "findings", "protocol", "accuracy", "stages"):
+        made = report()
+        del made[key]
+        with pytest.raises(Exception, match="report.json: is damaged"):
+            report_page(made, "report.json")
+
+
+def test_two_runs_have_a_page(page, tmp_path):
+    from tsm.compare import Run, compare
+    from tsm.findings import columns_of
+
+    runs = []
+    for seed in (0, 1):
+        scores, labels = scores_of(40, 12)
+        scores = scores if not seed else {index: np.roll(row, index % 2) for index, row in scores.items()}
+        columns = columns_of(scores, labels, {index: NASTY[index % len(NASTY)] for index in labels})
+        runs.append(Run("run <%d>" % seed, {"device": None}, NASTY, 12, columns, np.stack(list(scores.values()))))
+    path = tmp_path / "c.html"
+    path.write_text(compare_page(compare(*runs), "c.html"), encoding="utf-8")
+    for width in (400, 1400):
+        page.size(width)
+        page.open(path)
+        assert page.logs == [] and page.requests == [path.as_uri()] and overflowing(page) == []
+    assert page.js("document.querySelectorAll('#flips tbody tr').length") == len(compare(*runs)["flips"]) > 5

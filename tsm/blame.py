@@ -1,0 +1,490 @@
+"""Which stage of a run is to blame for a low accuracy: a few of its videos go through the chain again, and each stage is
+compared with what it should have given. The reference is the suite's own: PyTorch, and ONNX Runtime in fp32.
+"""
+
+import glob
+import itertools
+import json
+import os
+import re
+import shlex
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from tsm import clips
+from tsm.cli import Corrupt, UserError
+from tsm.compare import LABELS, SUMMARY
+from tsm.files import natural, read_json
+from tsm.offline import Offline, one_view, read_offline
+from tsm.onnxfile import load, session
+from tsm.protocol import FUSIONS, Protocol, differences, frame_indices, fuse, protocol_from
+from tsm.results import read_results, read_summary
+from tsm.samples import BINS, Clip, checksum, evenly, manifest_path, read_info, read_list, read_manifest
+from tsm.tensors import read_tensor
+
+SAME, DEPARTS, UNCHECKED = "same", "DEPARTS", "not checked"
+EXACT = 1e-4  # largest difference of a probability between two computations in fp32
+ROUGH = {"fp32": 1e-3}  # between what was computed on the device and fp32, by precision
+ROUGHEST = 0.1  # of bf16, int8 and an NPU's fp16
+LEVELS = 1.0  # mean difference of pixels, of 0..255, above which tensors are not the same
+DECODED = 4.0  # the same between two decoders, which convert colours in their own ways
+GAIN = 0.2  # of top-1, by which another numbering of the labels has to explain more than the given one
+FP16_MOST = 65504.0
+
+
+class Row(NamedTuple):
+    """What one stage changes. The largest difference is of a probability; flips are answers that differ, of `videos`."""
+
+    stage: str
+    state: str
+    largest: Optional[float]
+    flips: Optional[int]
+    videos: int
+    text: str
+
+
+class Chain(NamedTuple):
+    """A run's files, as far as they are known; empty paths are not."""
+
+    folder: str
+    data_root: str
+    ann_file: str
+    checkpoint: str
+    config: str
+    exported: str
+    device_model: str  # what ran: an .om, or the modified model
+    precision: str
+    model: Offline
+    protocol: Protocol
+    manifest: Dict[str, Any]
+    labels: Dict[int, int]
+    result_path: str
+
+
+def read_chain(folder: str, given: Dict[str, Optional[str]]) -> Chain:
+    """The chain of a work folder.
+
+    Args:
+        given: data_root, ann_file, checkpoint, exported, model: paths that the user names; what is None is taken from
+            stages.json's commands, or from run_all.sh's names.
+    Raises: UserError, or OSError, for a folder without a modified model, labels or a manifest.
+    """
+    try:
+        stages = read_json(os.path.join(folder, "stages.json"))
+        commands = {name: [str(word) for word in entry["command"]] for name, entry in stages.items()}
+    except (FileNotFoundError, KeyError, TypeError, AttributeError):
+        commands = {}
+
+    def known(name: str, stage_names: Sequence[str], flag: str, default: str = "") -> str:
+        if given.get(name):
+            return str(given[name])
+        words = [_option(commands.get(stage, []), flag) for stage in stage_names]
+        path = next(filter(None, words), default)
+        return os.path.join(folder, path) if path else ""
+
+    lists = ("preprocess", "infer", "quantise")
+    models = sorted(glob.glob(os.path.join(folder, "tsm_new_bs*.onnx")), key=natural)
+    model = known("model", ("report",), "--model") or next(iter(models), "")
+    if not model:
+        raise UserError("%s: no tsm_new_bs*.onnx in it; give the work folder of a run, or --model FILE" % folder)
+    offline = read_offline(model)
+    if offline.protocol is None or offline.fusion is None:
+        raise UserError("%s: not a model of modify_onnx.py; name the modified model by --model" % model)
+    info_path = os.path.join(folder, LABELS)
+    manifest = read_manifest(manifest_path(info_path))
+    protocol = protocol_from(manifest["protocol"], manifest_path(info_path))
+    checkpoint = next((word for word in commands.get("export", [])[1:] if word.endswith((".pth", ".pt"))), "")
+    config = next((word for word in commands.get("export", [])[2:] if word.endswith(".py")), "")
+    return Chain(
+        folder, known("data_root", lists, "--data_root"), known("ann_file", lists, "--ann_file"),
+        given.get("checkpoint") or (os.path.join(folder, checkpoint) if checkpoint else ""),
+        os.path.join(folder, config) if config else "",
+        given.get("exported") or os.path.join(folder, "tsm_bs1.onnx"),
+        known("", ("infer",), "--model", os.path.relpath(model, folder)),
+        _option(commands.get("infer", []), "--precision") or "fp32", offline, protocol, manifest,
+        read_info(info_path, protocol.classes), os.path.join(folder, SUMMARY))
+
+
+def _option(command: Sequence[str], flag: str) -> str:
+    """The value of a flag in a command, given as `--flag value` or `--flag=value`; empty without it.
+
+    Commands that are given to TSM_chunked.py as one word each are looked into.
+    """
+    words = [word for part in command for word in (shlex.split(part) if " --" in part else [part])]
+    for word, following in zip(words, list(words[1:]) + [""]):
+        if word == flag:
+            return following
+        if word.startswith(flag + "="):
+            return word[len(flag) + 1 :]
+    return ""
+
+
+def source_path(chain: Chain, index: int) -> str:
+    """Where the video of a sample is; empty if the data root is not known."""
+    source = next(entry["source"] for entry in chain.manifest["samples"] if entry["id"] == index)
+    return os.path.join(chain.data_root, source) if chain.data_root else ""
+
+
+def made_again(chain: Chain, index: int, sample: Callable[[int, Protocol], List[int]] = frame_indices,
+               by_opencv: bool = False) -> np.ndarray:
+    """The tensor [frames, 3, size, size] of a sample, made from its video by the suite's definition."""
+    path, dtype = source_path(chain, index), chain.manifest["protocol"]["dtype"]
+    if not path or not os.path.exists(path):
+        raise UserError("%s: no such video; name its folder by --data_root" % (path or "sample %d" % index))
+    clip = Clip(0, path, 0 if os.path.isdir(path) else None, 0)
+    out = np.empty(chain.protocol.video_shape, dtype)
+    try:
+        clips.fill(path, clip, chain.protocol, clips.table_for(dtype, chain.protocol), out, None, sample, by_opencv)
+    except Corrupt as error:
+        raise UserError("%s: %s" % (path, error))
+    return out
+
+
+def tensor_file(chain: Chain, index: int) -> str:
+    """Where the tensor of a sample is, if it was kept."""
+    return os.path.join(os.path.dirname(manifest_path(os.path.join(chain.folder, LABELS))), BINS, "%d.bin" % index)
+
+
+def tensor_of(chain: Chain, index: int) -> np.ndarray:
+    """The tensor that the run used: its file, or if no tensors were kept, made again."""
+    path = tensor_file(chain, index)
+    if not os.path.exists(path):
+        return made_again(chain, index)
+    return read_tensor(path, chain.model.shape, chain.model.dtype, None)[0]
+
+
+def as_pixels(tensor: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """A tensor's pixels 0..255, float32 [crops, samples, segments, 3, size, size] with the crops of a view in their order."""
+    pixels = tensor.astype(np.float32)
+    if tensor.dtype.kind == "f":
+        mean, std = (np.array(fact, np.float32).reshape(-1, 1, 1) for fact in (protocol.mean, protocol.std))
+        pixels = pixels * std + mean
+    return pixels.reshape((clips.CROPS[protocol.crops], -1, protocol.segments) + protocol.frame_shape)
+
+
+def normalised(tensor: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """A tensor as float32, as the exported network takes it."""
+    if tensor.dtype.kind == "f":
+        return tensor
+    table = clips.normalisation(protocol)
+    return np.stack([table[channel][tensor[:, channel]] for channel in range(len(table))], 1)
+
+
+class Networks:
+    """The modified model in its forms, in ONNX Runtime and fp32; opened when they are first asked for."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
+        self._view: Any = None
+        self._known: Dict[str, np.ndarray] = {}  # by the tensor's checksum
+
+    def views(self, tensor: np.ndarray) -> np.ndarray:
+        """Class scores of the views, [views, classes], by the one-view form."""
+        if self._view is None:
+            self._view = session(one_view(self.chain.model), self.chain.model.path, arena=False)
+        key = checksum(tensor)
+        if key not in self._known:
+            protocol = self.chain.protocol
+            views = tensor.reshape((protocol.views,) + protocol.view_shape)
+            self._known[key] = np.stack([self._view.run(None, {"input": view})[0].mean(0) for view in views])
+        return self._known[key]
+
+    def answer(self, tensor: np.ndarray, fusion: str = "") -> np.ndarray:
+        """Probabilities [classes], fused as the model does it, or as asked for."""
+        return fuse(self.views(tensor), self.chain.protocol.views, fusion or str(self.chain.model.fusion))[0]
+
+
+def compared(stage: str, given: Sequence[np.ndarray], wanted: Sequence[np.ndarray], most: float, text: str = "") -> Row:
+    """A row of two lists of probabilities [classes]; it departs if one of them is more than `most` apart."""
+    apart = [float(np.abs(a - b).max()) for a, b in zip(given, wanted)]
+    largest = max(apart) if np.isfinite(apart).all() else float("inf")
+    flips = sum(int(a.argmax() != b.argmax()) for a, b in zip(given, wanted))
+    return Row(stage, SAME if largest <= most else DEPARTS, largest, flips, len(apart), text)
+
+
+def check_decoding(chain: Chain, indices: List[int], networks: Networks) -> Row:
+    """decord against OpenCV: the same videos decoded by both."""
+    stage = "decoding"
+    if os.path.isdir(source_path(chain, indices[0])):
+        return Row(stage, UNCHECKED, None, None, 0, "the videos are folders of frames, which one decoder reads")
+    if not clips.VIDEO_DECODER.startswith("decord"):
+        return Row(stage, UNCHECKED, None, None, 0, "decord is not installed")
+    pairs = [(made_again(chain, index), made_again(chain, index, by_opencv=True)) for index in indices]
+    levels = max(float(np.abs(as_pixels(a, chain.protocol) - as_pixels(b, chain.protocol)).mean()) for a, b in pairs)
+    row = compared(stage, [networks.answer(a) for a, _ in pairs], [networks.answer(b) for _, b in pairs], float("inf"))
+    return row._replace(state=DEPARTS if levels > DECODED else SAME,
+                        text="decord and OpenCV differ by %.2f levels of 255 on average" % levels)
+
+
+def check_tensors(chain: Chain, indices: List[int], networks: Networks) -> Row:
+    """The files of tensors against the same videos made again."""
+    if not os.path.exists(tensor_file(chain, indices[0])):
+        return Row("tensors", UNCHECKED, None, None, 0, "the run kept no tensors")
+    worst, reason = 0.0, ""
+    files, again = [tensor_of(chain, index) for index in indices], [made_again(chain, index) for index in indices]
+    for index, file, made in zip(indices, files, again):
+        pixels, wanted = as_pixels(file, chain.protocol), as_pixels(made, chain.protocol)
+        levels = float(np.abs(pixels - wanted).mean())
+        if not levels <= worst:
+            worst = levels
+        if not levels <= LEVELS and not reason:
+            reason = explain_pixels(chain, index, pixels, wanted)
+    row = compared("tensors", [networks.answer(file) for file in files], [networks.answer(made) for made in again], float("inf"))
+    text = "equal" if worst == 0 else "pixels differ by %.2f levels of 255 on average%s" % (worst, reason)
+    return row._replace(state=SAME if worst <= LEVELS else DEPARTS, text=text)
+
+
+def explain_pixels(chain: Chain, index: int, pixels: np.ndarray, wanted: np.ndarray) -> str:
+    """What turns the pixels that are wanted into those that are there, [crops, samples, segments, 3, H, W], in words."""
+    def near(other: np.ndarray) -> bool:
+        return bool(np.abs(pixels - other).mean() <= LEVELS)
+
+    if near(wanted[:, :, :, ::-1]):
+        return ": the channels are in the order BGR, not RGB"
+    for order in itertools.permutations(range(len(wanted))):
+        if order != tuple(range(len(wanted))) and near(wanted[list(order)]):
+            return ": the crops are in the order %s" % ", ".join(str(number + 1) for number in order)
+    if wanted.shape[1] > 1 and near(wanted[:, ::-1]):
+        return ": the two samples of the frames have changed places"
+    if near(wanted[:, :, ::-1]):
+        return ": the frames run backwards"
+    for step in (1, -1):
+        def stepped(count: int, protocol: Protocol, step: int = step) -> List[int]:
+            return [min(max(number + step, 0), count - 1) for number in frame_indices(count, protocol)]
+
+        if near(as_pixels(made_again(chain, index, stepped), chain.protocol)):
+            return ": the frames are those %s by one" % ("after" if step > 0 else "before")
+    for other in sorted(set(chain.labels) - {index})[:20]:
+        if near(as_pixels(made_again(chain, other), chain.protocol)):
+            return ": file %d.bin holds the video of sample %d" % (index, other)
+    return ""
+
+
+def by_export(chain: Chain, tensors: List[np.ndarray]) -> List[np.ndarray]:
+    """Class scores of the views, [views, classes], of each tensor, by the exported graph."""
+    from tsm.proof import take_scores
+
+    model = load(chain.exported)
+    take_scores(model, 1)
+    runner = session(model, chain.exported, arena=False)
+    name = runner.get_inputs()[0].name
+    try:
+        return [runner.run(None, {name: normalised(tensor, chain.protocol)[None]})[0] for tensor in tensors]
+    except Exception:  # the runtime's errors have no common base
+        raise UserError("%s: cannot run on one video" % chain.exported)
+
+
+def check_export(chain: Chain, tensors: List[np.ndarray], exported: List[np.ndarray]) -> Row:
+    """PyTorch against the exported graph."""
+    from tsm.network import load as load_network
+    from tsm.network import scores
+
+    net, facts = load_network(chain.checkpoint, chain.config)
+    differs = differences(facts.protocol, chain.protocol)
+    if differs:
+        return Row("export", DEPARTS, None, None, 0, "the checkpoint's protocol is not the run's: " + differs)
+    ours = [scores(net, normalised(tensor, chain.protocol)[None]) for tensor in tensors]
+    views, fusion = chain.protocol.views, str(chain.model.fusion)
+    return compared("export", [fuse(one, views, fusion)[0] for one in exported], [fuse(one, views, fusion)[0] for one in ours],
+                    EXACT, "the exported graph against PyTorch")
+
+
+def check_surgery(chain: Chain, tensors: List[np.ndarray], exported: List[np.ndarray]) -> Tuple[Row, List[np.ndarray]]:
+    """(the exported graph against the modified one, the modified one's answers)."""
+    model = chain.model
+    runner = session(model.proto, model.path, arena=False)
+    name = runner.get_inputs()[0].name
+    answers = [runner.run(None, {name: np.repeat(tensor[None], model.batch, 0)})[0][0] for tensor in tensors]
+    wanted = [fuse(one, chain.protocol.views, str(model.fusion))[0] for one in exported]
+    if not exported:
+        return Row("surgery", UNCHECKED, None, None, 0, "no exported graph"), answers
+    return compared("surgery", answers, wanted, EXACT, "the modified graph against the exported one"), answers
+
+
+def check_device(chain: Chain, indices: List[int], tensors: List[np.ndarray], networks: Networks) -> List[Row]:
+    """Rows `device`, `text` and `fusion`: what the result files hold, against fp32."""
+    expected = [networks.answer(tensor) for tensor in tensors]
+    other_fusion = next(name for name in FUSIONS if name != chain.model.fusion)
+    other = [networks.answer(tensor, other_fusion) for tensor in tensors]
+    most = ROUGH.get(chain.precision, ROUGHEST) if chain.device_model.endswith(".onnx") else ROUGHEST
+    fusion = compared("fusion", other, expected, float("inf"), "%s against %s, as the model has it" % (
+        other_fusion, chain.model.fusion))
+    try:
+        results = read_results(chain.result_path, chain.labels, chain.protocol.classes)
+    except FileNotFoundError as error:
+        gone = "%s is missing" % error.filename
+        return [Row("device", UNCHECKED, None, None, 0, gone), Row("text", UNCHECKED, None, None, 0, gone), fusion]
+    except UserError as error:
+        return [Row("device", DEPARTS, None, None, 0, "%s%s" % (error, overflow(chain, tensors))),
+                Row("text", UNCHECKED, None, None, 0, "the results cannot be read"), fusion]
+    given = [results[index] for index in indices]
+    device = compared("device", given, expected, most, "the results against fp32 in ONNX Runtime")
+    if device.state == DEPARTS:
+        swapped = compared("fusion", given, other, most, "the results are fused by %s, and the model says %s" % (
+            other_fusion, chain.model.fusion))
+        if swapped.state == SAME:
+            device = device._replace(state=SAME, largest=swapped.largest, flips=swapped.flips)
+            fusion = fusion._replace(state=DEPARTS, text=swapped.text)
+        else:
+            device = device._replace(text=device.text + explain_results(chain, indices, expected, results, tensors, most))
+    return [device, check_text(chain, expected), fusion]
+
+
+def check_text(chain: Chain, expected: List[np.ndarray]) -> Row:
+    """What rounding to the digits of the result files changes."""
+    files = [entry["outfiles"][0] for entry in read_summary(chain.result_path)["filesinfo"].values()]
+    if not files[0].lower().endswith(".txt"):
+        return Row("text", SAME, 0.0, 0, len(expected), "the results are kept in binary")
+    path = os.path.join(chain.result_path[: -len("_summary.json")], os.path.basename(files[0]))
+    with open(path if os.path.exists(path) else files[0], encoding="ascii", errors="replace") as file:
+        digits = max([len(found) for found in re.findall(r"\.(\d+)", file.read(1 << 16))] + [0])
+    row = compared("text", [answer.round(digits) for answer in expected], expected, 1e-6, "%d decimals" % digits)
+    return row if row.flips else row._replace(text=row.text + ", no answer hangs on them")
+
+
+def explain_results(chain: Chain, indices: List[int], expected: List[np.ndarray], results: Dict[int, np.ndarray],
+                    tensors: List[np.ndarray], most: float) -> str:
+    """Why results are not those of their videos, in words: shuffled, of an older model, an overflow of fp16."""
+    order = sorted(results)
+    table = np.stack([results[index] for index in order])
+    found = [order[int(np.abs(table - answer).max(1).argmin())] for answer in expected]
+    near = [float(np.abs(results[place] - answer).max()) <= most for place, answer in zip(found, expected)]
+    if all(near) and found != indices:
+        pairs = ", ".join("video %d's is that of %d" % pair for pair in zip(found, indices) if pair[0] != pair[1])
+        return ": the results are shuffled (the result under %s)" % pairs
+    device = chain.device_model
+    if os.path.exists(device) and os.path.getmtime(device) < os.path.getmtime(chain.model.path) - 1:
+        return ": %s is older than %s, from which it has to be made; make it again" % (
+            os.path.basename(device), os.path.basename(chain.model.path))
+    spilt = overflow(chain, tensors)
+    return spilt or ": as if of another model; was it made from %s?" % os.path.basename(chain.model.path)
+
+
+def overflow(chain: Chain, tensors: List[np.ndarray]) -> str:
+    """The first layer whose values are beyond fp16, in words; empty if there is none."""
+    import onnx
+
+    model = one_view(chain.model)
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(value) for node in model.graph.node
+                              for value in node.output if node.op_type == "Conv")
+    runner = session(model, chain.model.path, optimise=False, arena=False)
+    names = [output.name for output in runner.get_outputs()]
+    view = tensors[0].reshape((-1,) + chain.protocol.view_shape)[0]
+    for name, values in zip(names[1:], runner.run(names, {"input": view})[1:]):
+        peak = float(np.abs(values).max())
+        if not peak <= FP16_MOST:
+            return ": a value of %s reaches %.0f, and fp16 ends at %.0f" % (name, peak, FP16_MOST)
+    return ""
+
+
+def check_labels(chain: Chain) -> Row:
+    """Do the labels belong to the results: those of the list, or with an offset, or in another order?"""
+    if chain.ann_file and os.path.exists(chain.ann_file):
+        listed = read_list(chain.ann_file, chain.protocol._replace(classes=10 ** 6), chain.data_root)
+        for index, clip in enumerate(listed):
+            if index in chain.labels and clip.label != chain.labels[index]:
+                return Row("labels", DEPARTS, None, None, len(listed), "%s, line %d says %d, and the info file says %d of sample "
+                           "%d; preprocess again" % (chain.ann_file, clip.line, clip.label, chain.labels[index], index))
+    try:
+        results = read_results(chain.result_path, chain.labels, chain.protocol.classes)
+    except (UserError, FileNotFoundError):
+        return Row("labels", UNCHECKED, None, None, 0, "the results cannot be read")
+    order = sorted(chain.labels)
+    truth = np.array([chain.labels[index] for index in order])
+    answers = np.array([int(results[index].argmax()) for index in order])
+    right = float((answers == truth).mean())
+    for offset in (1, -1):
+        other = float((answers == truth - offset).mean())
+        if other > right + GAIN:
+            return Row("labels", DEPARTS, None, None, len(order), "top-1 is %.4f as it is, and %.4f with all labels %s by one: "
+                       "are they counted from %s?" % (right, other, "lowered" if offset > 0 else "raised", "1" if offset > 0 else "-1"))
+    learnt, other = permutation(truth, answers)
+    if other > float((answers == truth)[learnt].mean()) + GAIN:
+        return Row("labels", DEPARTS, None, None, len(order), "top-1 is %.4f as it is, and %.4f with the classes in another "
+                   "order, found on the other half of the videos: are they numbered as the network was trained?" % (right, other))
+    return Row("labels", SAME, None, None, len(order), "top-1 is %.4f; no other numbering explains more" % right)
+
+
+def permutation(truth: np.ndarray, answers: np.ndarray) -> Tuple[np.ndarray, float]:
+    """(the videos that it is measured on, bool; top-1 on them if each class is called what it is mostly answered as).
+
+    The naming is learnt on one half of each class's videos and measured on the other; a name is given once.
+    """
+    measured = np.zeros(len(truth), bool)
+    for number in np.unique(truth):
+        measured[np.flatnonzero(truth == number)[1::2]] = True
+    names: Dict[int, int] = {}
+    pairs, counts = np.unique(np.stack([truth, answers])[:, ~measured], axis=1, return_counts=True)
+    for place in np.argsort(-counts, kind="stable"):
+        label, answer = (int(value) for value in pairs[:, place])
+        if label not in names and answer not in names.values():
+            names[label] = answer
+    hits = [names.get(int(label)) == answer for label, answer in zip(truth[measured], answers[measured])]
+    return measured, float(np.mean(hits)) if hits else 0.0
+
+
+def unless(stage: str, path: str, what: str) -> Optional[Row]:
+    """The row of a stage that cannot be checked, as a file is missing; None if it is there."""
+    if path and os.path.exists(path):
+        return None
+    return Row(stage, UNCHECKED, None, None, 0, "%s is missing%s" % (path or what, "; name it" if not path else ""))
+
+
+def walk(chain: Chain, videos: int) -> Iterator[Row]:
+    """The stages of a run in their order, each checked on `videos` of its videos; see DEPARTS."""
+    indices, networks = evenly(sorted(chain.labels), videos), Networks(chain)
+    source = unless("", source_path(chain, indices[0]), "the folder of the videos (--data_root)")
+    yield source._replace(stage="decoding") if source else check_decoding(chain, indices, networks)
+    yield source._replace(stage="tensors") if source else check_tensors(chain, indices, networks)
+    tensors, exported = [tensor_of(chain, index) for index in indices], []
+    missing = unless("export", chain.exported, "the exported graph (--exported)")
+    if missing is None:
+        exported = by_export(chain, tensors)
+        missing = unless("export", chain.checkpoint, "the checkpoint (--checkpoint)")
+    yield missing or check_export(chain, tensors, exported)
+    row, answers = check_surgery(chain, tensors, exported)
+    yield row
+    yield compared("one view", [networks.answer(tensor) for tensor in tensors], answers, EXACT,
+                   "view by view against the modified graph")
+    for row in check_device(chain, indices, tensors, networks):
+        yield row
+    yield check_labels(chain)
+
+
+def first_departure(rows: Sequence[Row]) -> str:
+    """The verdict over the rows, in one line."""
+    found = next((row for row in rows if row.state == DEPARTS), None)
+    if found:
+        return "the first stage that departs is %s: %s" % (found.stage, found.text)
+    unchecked = [row.stage for row in rows if row.state == UNCHECKED]
+    return "no stage departs" + (" of those checked; not checked: " + ", ".join(unchecked) if unchecked else "")
+
+
+def agreement(chain: Chain, videos: int) -> Dict[str, Any]:
+    """What the results hold of `videos` of the run's videos, against fp32 in ONNX Runtime on this CPU, for JSON."""
+    results = read_results(chain.result_path, chain.labels, chain.protocol.classes)
+    networks, flipped, largest = Networks(chain), [], 0.0
+    indices = evenly(sorted(chain.labels), videos)
+    for index in indices:
+        exact = networks.answer(tensor_of(chain, index))
+        largest = max(largest, float(np.abs(exact - results[index]).max()))
+        if exact.argmax() != results[index].argmax():
+            flipped.append({"id": index, "device": int(results[index].argmax()), "fp32": int(exact.argmax()),
+                            "fp32_probability": float(exact.max())})
+    return {"videos": len(indices), "flips": len(flipped), "largest_difference": largest, "flipped": flipped}
+
+
+def row_line(row: Optional[Row]) -> str:
+    """A row for a terminal; None gives the heading."""
+    if row is None:
+        return "%-10s %-12s %-10s %-8s" % ("stage", "", "largest", "flips")
+    flips = "" if row.flips is None else "%d of %d" % (row.flips, row.videos)
+    largest = "" if row.largest is None else "%.1e" % row.largest
+    return ("%-10s %-12s %-10s %-8s %s" % (row.stage, row.state, largest, flips, row.text)).rstrip()
+
+
+def rows_as_json(rows: Sequence[Row]) -> str:
+    """The rows and the verdict as JSON."""
+    listed = [dict(row._asdict(), largest=row.largest if row.largest is None or np.isfinite(row.largest) else None) for row in rows]
+    return json.dumps({"stages": listed, "verdict": first_departure(rows)}, indent=1) + "\n"

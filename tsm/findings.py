@@ -1,0 +1,189 @@
+"""What a run found, video by video and class by class: from class scores and labels to what the page and the tables show.
+
+Everything here is plain values, ready for JSON; shares and probabilities are 0..1, classes are numbers. Per-video facts are
+columns of equal length (`Columns`), one place per video, in the order of the ids.
+"""
+
+import csv
+import itertools
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+
+from tsm.accuracy import wilson
+from tsm.files import replacing
+
+Columns = Dict[str, List[Any]]
+PAIRS = 20  # most confused pairs that are kept
+MATRIX = 12  # classes of the small confusion matrix
+HISTOGRAM, RELIABILITY, COVERAGE = 20, 15, 50  # bins of the probability, bins of ECE, points of the coverage curve
+DIGITS = 6  # of a probability, as in the result files
+SWAPS = (("left", "right"), ("up", "down"), ("upwards", "downwards"), ("opening", "closing"), ("open", "close"),
+         ("folding", "unfolding"), ("covering", "uncovering"), ("in", "out"), ("putting", "taking"), ("put", "take"),
+         ("into", "out of"), ("closer to", "away from"), ("towards", "away from"), ("approaching", "moving away from"))
+
+
+def columns_of(scores: Mapping[int, np.ndarray], labels: Mapping[int, int], sources: Mapping[int, str],
+               votes: Optional[Mapping[int, int]] = None) -> Columns:
+    """The facts of every video.
+
+    Args:
+        scores: probabilities float [classes] by id. labels: the truth by id. sources: the videos' names by id, if known.
+        votes: how many of a video's views have its answer, by id, if known.
+    Returns: columns `id`, `video`, `label`, `answer`, `probability` (of the answer), `truth` (probability of the label),
+        `rank` (of the label, from 1; of equal scores the lower class comes first), `margin` (the answer's probability
+        less the runner-up's) and `views_agree` (None if not known).
+    """
+    order = sorted(labels)
+    table = np.stack([scores[index] for index in order])
+    truth = np.array([labels[index] for index in order])
+    places = np.arange(len(order))
+    own, answer = table[places, truth], table.argmax(1)
+    ahead = (table > own[:, None]).sum(1)
+    ties = ((table == own[:, None]) & (np.arange(table.shape[1]) < truth[:, None])).sum(1)
+    best = table[places, answer]
+    others = table.copy()
+    others[places, answer] = -np.inf
+    margin = best - others.max(1) if table.shape[1] > 1 else np.zeros_like(best)
+    return {
+        "id": order, "video": [sources.get(index, str(index)) for index in order], "label": truth.tolist(),
+        "answer": answer.tolist(), "probability": best.round(DIGITS).tolist(), "truth": own.round(DIGITS).tolist(),
+        "rank": (1 + ahead + ties).tolist(), "margin": margin.round(DIGITS).tolist(),
+        "views_agree": [(votes or {}).get(index) for index in order],
+    }
+
+
+def confusion(columns: Columns, classes: int) -> np.ndarray:
+    """How often videos of a class (row) were answered as a class (column), int [classes, classes]."""
+    counts = np.zeros((classes, classes), int)
+    np.add.at(counts, (columns["label"], columns["answer"]), 1)
+    return counts
+
+
+def class_rows(columns: Columns, counts: np.ndarray) -> List[Dict[str, Any]]:
+    """Per class, those without a video too: its videos, how many are right and in the first five, the 95 % interval of the
+    share that is right, how often it was the answer, and what it was most often taken for."""
+    label, rank = np.array(columns["label"]), np.array(columns["rank"])
+    rows = []
+    for number, row in enumerate(counts):
+        videos, right = int(row.sum()), int(row[number])
+        wrong = row.copy()
+        wrong[number] = 0
+        rows.append({
+            "class": number, "videos": videos, "right": right, "top5": int((rank[label == number] <= 5).sum()),
+            "interval_95": list(wilson(right, videos)) if videos else None, "answered": int(counts[:, number].sum()),
+            "taken_for": int(wrong.argmax()) if wrong.any() else None, "taken_count": int(wrong.max()),
+        })
+    return rows
+
+
+def confused_pairs(counts: np.ndarray, reverse: Mapping[int, int]) -> List[Dict[str, Any]]:
+    """The PAIRS most frequent confusions: truth, answer, count, share of the truth's videos, the other direction's count,
+    and whether the answer is the truth's action played backwards."""
+    off = counts - np.diag(np.diag(counts))
+    order = np.argsort(-off, axis=None, kind="stable")[:PAIRS]
+    pairs = [divmod(int(place), len(counts)) for place in order]
+    return [{"truth": truth, "answer": answer, "count": int(off[truth, answer]),
+             "share": float(off[truth, answer] / counts[truth].sum()), "back": int(off[answer, truth]),
+             "reversed": reverse.get(truth) == answer}
+            for truth, answer in pairs if off[truth, answer]]
+
+
+def small_matrix(counts: np.ndarray, pairs: Sequence[Mapping[str, Any]]) -> Dict[str, Any]:
+    """The confusion matrix of the at most MATRIX classes of the most confused pairs; the last row and column are all others."""
+    chosen: List[int] = []
+    for pair in pairs:
+        fresh = [number for number in (pair["truth"], pair["answer"]) if number not in chosen]
+        if len(chosen) + len(fresh) <= MATRIX:
+            chosen += fresh
+    rest = [number for number in range(len(counts)) if number not in chosen]
+    groups = [[number] for number in chosen] + ([rest] if rest else [])
+    return {"classes": chosen, "counts": [[int(counts[np.ix_(rows, columns)].sum()) for columns in groups] for rows in groups]}
+
+
+def confidence(columns: Columns) -> Dict[str, Any]:
+    """How far the answers' probabilities can be trusted.
+
+    Returns: `right` and `wrong`, counts in HISTOGRAM equal bins of the probability; `reliability`, per non-empty one of
+    RELIABILITY equal bins its videos, mean probability and share that is right; `ece`, the expected calibration error over
+    these bins (Guo et al., ICML 2017); `coverage`, [share of the videos that are most certain, share of these that is right].
+    """
+    probability = np.clip(np.array(columns["probability"]), 0, 1)
+    right = np.array(columns["rank"]) == 1
+    edges = np.linspace(0, 1, HISTOGRAM + 1)
+    inside = np.clip(np.ceil(probability * RELIABILITY).astype(int) - 1, 0, RELIABILITY - 1)
+    bins = [inside == number for number in range(RELIABILITY)]
+    reliability = [{"videos": int(some.sum()), "probability": float(probability[some].mean()),
+                    "right": float(right[some].mean())} for some in bins if some.any()]
+    sure = right[np.argsort(-probability, kind="stable")]
+    points = sorted({max(1, len(sure) * number // COVERAGE) for number in range(1, COVERAGE + 1)})
+    return {
+        "right": np.histogram(probability[right], edges)[0].tolist(),
+        "wrong": np.histogram(probability[~right], edges)[0].tolist(),
+        "reliability": reliability, "bins": RELIABILITY,
+        "ece": sum(row["videos"] * abs(row["probability"] - row["right"]) for row in reliability) / len(right),
+        "coverage": [[count / len(sure), float(sure[:count].mean())] for count in points],
+    }
+
+
+def reverses(names: Optional[Sequence[str]]) -> Dict[int, int]:
+    """{class: the class of the same action played backwards}, for the names that say so by their words: "… up" and "… down",
+    "opening" and "closing", "from left to right" and "from right to left" (SWAPS). Both directions are in it."""
+    plain = {" ".join(name.lower().split()): number for number, name in enumerate(names or ())}
+    found: Dict[int, int] = {}
+    for name, number in plain.items():
+        for other in _swapped(" %s " % name):
+            if plain.get(other, number) != number:
+                found[number] = plain[other]
+                found.setdefault(plain[other], number)
+    return found
+
+
+def _swapped(name: str) -> Iterator[str]:
+    """The names that come of swapping one or several of SWAPS' pairs that occur in a name."""
+    present = [(" %s " % one, two) for pair in SWAPS for one, two in (pair, pair[::-1]) if " %s " % one in name]
+    for count in range(1, min(len(present), 3) + 1):
+        for chosen in itertools.permutations(present, count):
+            text = name
+            for number, (one, _) in enumerate(chosen):
+                text = text.replace(one, " \0%d " % number)
+            for number, (_, two) in enumerate(chosen):
+                text = text.replace("\0%d" % number, two)
+            yield " ".join(text.split())
+
+
+def findings(columns: Columns, classes: int, names: Optional[Sequence[str]]) -> Dict[str, Any]:
+    """All that the page shows of the videos, their gallery apart, as the key `findings` of report.json."""
+    counts = confusion(columns, classes)
+    pairs = confused_pairs(counts, reverses(names))
+    return {"classes": class_rows(columns, counts), "pairs": pairs, "matrix": small_matrix(counts, pairs),
+            "confidence": confidence(columns), "videos": columns}
+
+
+def name_of(number: int, names: Optional[Sequence[str]]) -> str:
+    """A class's name, or its number if no names are known."""
+    return names[number] if names else "class %d" % number
+
+
+def write_csv(path: str, rows: Iterator[Sequence[Any]]) -> None:
+    """A CSV file in UTF-8, whole or not at all; bytes of a name that are not UTF-8 are escaped."""
+    with replacing(path) as part, open(part, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def prediction_rows(columns: Columns, names: Optional[Sequence[str]], classes: int) -> Iterator[Sequence[Any]]:
+    """predictions.csv: a line per video, after a heading. `views_agree` is the number of views with the same answer, if known."""
+    yield ("id", "video", "label", "answer", "true_name", "predicted_name", "probability", "true_probability", "rank", "margin",
+           "views_agree")
+    for index, video, label, answer, probability, truth, rank, margin, agree in zip(
+            *(columns[key] for key in ("id", "video", "label", "answer", "probability", "truth", "rank", "margin", "views_agree"))):
+        yield (index, video, label, answer, name_of(label, names), name_of(answer, names), "%.6f" % probability,
+               "%.6f" % truth, rank, "%.6f" % margin, "" if agree is None else agree)
+
+
+def confusion_rows(columns: Columns, names: Optional[Sequence[str]], classes: int) -> Iterator[Sequence[Any]]:
+    """confusion.csv: the whole confusion matrix, truth by row, answer by column, after a heading of names."""
+    heading: Tuple[Any, ...] = ("truth \\ answer",) + tuple(name_of(number, names) for number in range(classes))
+    yield heading
+    for number, row in enumerate(confusion(columns, classes)):
+        yield (name_of(number, names),) + tuple(row.tolist())

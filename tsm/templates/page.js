@@ -1,0 +1,71 @@
+// Sorting and searching of tables, and the search for a video. Without it the page shows the same, in its first order.
+(function () {
+  "use strict";
+  document.querySelectorAll(".live").forEach(function (part) { part.hidden = false; });
+
+  function key(row, column) {
+    var cell = row.cells[column];
+    return cell.dataset.value === undefined ? cell.textContent.trim().toLowerCase() : Number(cell.dataset.value);
+  }
+  document.querySelectorAll("table.sortable").forEach(function (table) {
+    var heads = table.tHead.rows[0].cells, body = table.tBodies[0];
+    Array.prototype.forEach.call(heads, function (head, column) {
+      var button = document.createElement("button");
+      button.type = "button";
+      while (head.firstChild) { button.appendChild(head.firstChild); }
+      head.appendChild(button);
+      button.addEventListener("click", function () {
+        var up = head.getAttribute("aria-sort") !== "ascending";
+        var rows = Array.prototype.map.call(body.rows, function (row) { return [key(row, column), row]; });
+        rows.sort(function (a, b) { return (a[0] < b[0] ? -1 : a[0] > b[0] ? 1 : 0) * (up ? 1 : -1); });
+        Array.prototype.forEach.call(heads, function (other) { other.removeAttribute("aria-sort"); });
+        head.setAttribute("aria-sort", up ? "ascending" : "descending");
+        rows.forEach(function (pair) { body.appendChild(pair[1]); });
+      });
+    });
+  });
+  function words(text) { return text.toLowerCase().split(/\s+/).filter(Boolean); }
+  function has(text, wanted) { return wanted.every(function (word) { return text.indexOf(word) >= 0; }); }
+  document.querySelectorAll("input[data-filters]").forEach(function (input) {
+    input.addEventListener("input", function () {
+      var wanted = words(input.value);
+      Array.prototype.forEach.call(document.getElementById(input.dataset.filters).tBodies[0].rows, function (row) {
+        var text = input.dataset.column ? row.cells[input.dataset.column].textContent : row.textContent;
+        row.hidden = !has(text.toLowerCase(), wanted);
+      });
+    });
+  });
+
+  var search = document.getElementById("video-search");
+  if (!search) { return; }
+  var data = JSON.parse(document.getElementById("videos-data").textContent), most = 25;
+  var body = document.getElementById("video-table").tBodies[0], count = document.getElementById("video-count");
+  var lower = data.names.map(function (name) { return name.toLowerCase(); });
+  function cell(row, text, kind) {
+    var made = row.insertCell(), inner = document.createElement("bdi");
+    inner.textContent = text;
+    made.appendChild(inner);
+    made.className = kind;
+  }
+  function show() {
+    var wanted = words(search.value), wrong = document.getElementById("only-wrong").checked, found = 0;
+    body.textContent = "";
+    for (var i = 0; i < data.video.length; i++) {
+      if (wrong && data.rank[i] === 1) { continue; }
+      if (!has(data.video[i].toLowerCase() + "\n" + lower[data.label[i]] + "\n" + lower[data.answer[i]], wanted)) { continue; }
+      found += 1;
+      if (found > most) { continue; }
+      var row = body.insertRow();
+      cell(row, data.video[i], "file");
+      cell(row, data.names[data.label[i]], "name");
+      cell(row, data.names[data.answer[i]], "name");
+      cell(row, data.probability[i].toFixed(3), "n");
+      cell(row, String(data.rank[i]), "n");
+      cell(row, data.margin[i].toFixed(3), "n");
+    }
+    count.textContent = found + (found === 1 ? " video" : " videos") + (found > most ? "; the first " + most + " are shown" : "");
+  }
+  search.addEventListener("input", show);
+  document.getElementById("only-wrong").addEventListener("change", show);
+  show();
+})();
