@@ -24,6 +24,7 @@ of a long video cut actions in two, so read segments as hints.
 import argparse
 import contextlib
 import itertools
+import os
 import sys
 from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
@@ -33,7 +34,7 @@ from tsm import predict
 from tsm.cli import Corrupt, UserError, complain, parser, positive, positive_number, run, warn
 from tsm.clips import Window, as_video
 from tsm.engine import Engine, about, add_options, open_engine, score
-from tsm.files import write_json
+from tsm.files import write_json, write_text
 from tsm.labels import labels_in, read_labels, top
 from tsm.live import watching
 from tsm.machine import cores
@@ -57,6 +58,8 @@ def get_args() -> argparse.Namespace:
                      "a window)")
     cli.add_argument("--json", metavar="FILE", help="also write the answers to FILE")
     cli.add_argument("--csv", metavar="FILE", help="also write them as rows: video, window, rank, label, probability")
+    cli.add_argument("--html", metavar="FILE", help="also write a page to look at, with a film strip of each video or segment; it "
+                     "holds frames of the videos")
     cli.add_argument("--annotate", metavar="DIR", help="also write each video with its label drawn in, as DIR/<name>.mp4")
     cli.add_argument("--num_worker", type=positive, default=cores(), metavar="N", help="processes that decode (default: one "
                      "per core)")
@@ -160,6 +163,12 @@ def main() -> None:
         write_json(args.json, dict(about(engine, model, args.precision, int8), labels=names is not None, inputs=entries))
     if args.csv:
         predict.write_csv(args.csv, entries)
+    if args.html:
+        from tsm.page import predict_page
+
+        views = "%d view%s of a video" % (protocol.views, "s" if protocol.views > 1 else "")
+        write_text(args.html, predict_page({"model": os.path.basename(args.model), "engine": engine.name, "precision": args.precision,
+                                            "views": views, "inputs": list(map(predict.as_cards, entries))}, args.html))
     if any(entry["error"] for entry in entries):
         sys.exit(1)
 

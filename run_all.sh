@@ -9,7 +9,7 @@ usage() {
 usage: ./run_all.sh BATCH_SIZE [options]
 
 From a TSM checkpoint to measured accuracy and throughput: lists, preprocessing, export, graph surgery, inference, top-k,
-throughput, table, report.json. With no options it runs the bundled demo; running it again redoes only what is missing or
+throughput, and a report as a table, a page (report.html) and report.json. With no options it runs the bundled demo; running it again redoes only what is missing or
 out of date.
 
 data and model
@@ -34,6 +34,10 @@ how it runs
   --chip NAME            npu only: chip name, e.g. 310P3 (default: read from npu-smi)
   --loop N               repetitions of the throughput measurement (default: 20; cpu: about 8 videos in all)
   --perf_batches LIST    batch sizes to measure, e.g. 1,4,8,16,32 (default: BATCH_SIZE)
+  --agreement N          how many videos are computed again in fp32 on this CPU, to tell what a device or a precision changes;
+                         0: none (default: 8)
+  --gallery N            how many videos of each kind the page shows as film strips: failures, near misses, successes;
+                         0: none, so that it holds no frame of the data (default: 12)
   --work_dir DIR         where everything goes (default: this folder)
 
 PYTHON=/path/to/python uses that interpreter's environment as it is and installs nothing; otherwise the first run sets up
@@ -49,14 +53,14 @@ warn() { echo "run_all.sh: warning: $*" >&2; }
 suite=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 batch='' data_root='' ann_file='' checkpoint='' on_error=fail dtype=float32 num_worker='' chunk=auto
 device=auto fusion=score precision=fp32 backend='' exporter=auto chip='' loop='' perf_batches='' work_dir=$suite
-stream='' labels='' filename_tmpl='' start_index=''
+stream='' labels='' filename_tmpl='' start_index='' agreement=8 gallery=12
 while [ $# -gt 0 ]; do
     case $1 in
     -h | --help) usage; exit ;;
     --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
     --stream) stream=1; shift ;;
     --data_root | --ann_file | --labels | --filename_tmpl | --start_index | --checkpoint | --on-error | --dtype | --num_worker | --chunk | --device | --fusion | \
-        --precision | --backend | --exporter | --chip | --loop | --perf_batches | --work_dir)
+        --precision | --backend | --exporter | --chip | --loop | --perf_batches | --agreement | --gallery | --work_dir)
         [ $# -ge 2 ] || misuse "$1 wants a value"
         name=${1#--}
         printf -v "${name//-/_}" %s "$2"
@@ -72,6 +76,9 @@ one_of() { local name=$1 value=$2; shift 2; case " $* " in *" $value "*) ;; *) m
 perf_batches=${perf_batches:-$batch}
 for value in "$batch" "${num_worker:-1}" "${loop:-1}" ${perf_batches//,/ }; do
     [[ $value =~ $count ]] || misuse "$value is not a whole number above 0"
+done
+for value in "$agreement" "$gallery"; do
+    [[ $value =~ ^[0-9]{1,6}$ ]] || misuse "$value is not a whole number; --agreement and --gallery take one"
 done
 [[ $chunk =~ ^(auto|0)$ || $chunk =~ $count ]] || misuse "--chunk $chunk: a whole number, 0 or auto"
 one_of --on-error "$on_error" fail skip
@@ -235,6 +242,7 @@ done
 # Inference, accuracy, throughput, the table.
 engine=()
 [ "$precision" = fp32 ] || engine+=(--precision "$precision")
+[ $device = npu ] || [ "$agreement" = 8 ] || engine+=(--agreement "$agreement")
 [ -z "$backend" ] || engine+=(--backend "$backend")
 needs=(--in "$model$batch.$suffix")
 if [ "$precision" = int8 ]; then
@@ -265,7 +273,13 @@ for bs in $perf_batches; do
     stage "throughput_bs$bs" "Throughput, batch $bs" --tee "perf/bs$bs.log" -- \
         "${bench[@]}" "--model=$model$bs.$suffix" ${loop:+"--loop=$loop"}
 done
-stage report "Report" -- "$python" "${s}TSM_report.py" "${results[@]}" --accuracy accuracy.json --checkpoint "$checkpoint" \
-    --device "$device" --precision "$precision" --batch_size "$batch" --perf_batches $perf_batches \
-    --model "tsm_new_bs$batch.onnx"
+report=("${results[@]}" --accuracy accuracy.json --checkpoint "$checkpoint" --device "$device" --precision "$precision"
+    --batch_size "$batch" --perf_batches $perf_batches --model "tsm_new_bs$batch.onnx" --data_root "$data_root")
+[ "$gallery" = 12 ] || report+=(--gallery "$gallery")
+if [ $device = npu ] && [ "$agreement" != 0 ]; then
+    stage agreement "Agreement with fp32 on this CPU" -- "$python" "${s}TSM_compare.py" --agreement "$agreement" . \
+        --model "tsm_new_bs$batch.onnx" --data_root "$data_root" --json agreement.json
+    report+=(--agreement agreement.json)
+fi
+stage report "Report" -- "$python" "${s}TSM_report.py" "${report[@]}"
 [ $device = npu ] || [ "$precision" != fp32 ] || sed -n 's/^\[INFO\] hint: /hint: /p' "perf/bs${perf_batches%%[^0-9]*}.log"

@@ -131,6 +131,13 @@ def test_commands_are_the_guide_s(on_npu):
     assert post.endswith("--result_path=inference_result/out_summary.json --info_path=sthv2/sthv2.info")
 
 
+def test_the_device_s_answers_come_with_their_agreement_with_fp32(on_npu):
+    _, said, _, report = on_npu
+    assert report["agreement"]["videos"] == CLIPS and report["agreement"]["flips"] == 0
+    assert report["agreement"]["largest_difference"] <= 2e-5
+    assert "top-1 is that of fp32 on %d of %d videos" % (CLIPS, CLIPS) in said
+
+
 def test_the_guide_s_published_rows_stand_beside_ours(on_npu):
     said = on_npu[1]
     for figure in ("20.77", "18.41", "17.67", "17.12", "17.36"):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
-from tsm.clips import Window, windows_of
+from tsm.clips import Window, strip, strips, windows_of
 from tsm.labels import Ranked, labels_in, read_labels, top
 from tsm.predict import Answer, clock, expand, in_order, segments_of
 
@@ -63,6 +63,42 @@ def test_it_names_what_happens_and_equals_the_measured_protocol(predict, works, 
         scores = np.load(str(folder / "res/out" / ("%d_0.npy" % index)))[0]
         for ranked in entry["windows"][0]["top"]:
             assert np.float32(ranked["probability"]) == scores[ranked["class_id"]]  # bit for bit
+
+
+def test_the_page_shows_a_film_strip_beside_each_answer(predict, clips, repo):
+    folder, truth = clips
+    (folder / "clips/<b>broken.webm").write_bytes(b"\x1aE\xdf\xa3 no video")
+    long = folder / "long.avi"
+    writer = cv2.VideoWriter(str(long), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for number in range(60):
+        writer.write(np.full((48, 64, 3), 4 * number, np.uint8))
+    writer.release()
+    done = predict("--top", 2, "--html", "out.html", "clips", cwd=folder)
+    assert done.returncode == 1 and "broken.webm" in done.stderr
+    page = (folder / "out.html").read_text(encoding="utf-8")
+    assert page.count('<img src="data:image/jpeg;base64,') == 3 and page.count("<dt>then</dt>") == 3
+    assert all(label in page for label in truth.values())
+    assert "&lt;b&gt;broken.webm" in page and "<b>broken" not in page
+    done = predict("--window", 2, "--stride", 2, "--html", "out.html", "--json", "out.json", "long.avi", cwd=folder)
+    segments = entries(done, folder)[0]["segments"]
+    page = (folder / "out.html").read_text(encoding="utf-8")
+    assert page.count('<img src="data:image/jpeg;base64,') == len(segments)
+    assert "0:00.0 - %s" % clock(segments[0]["end"]) in page
+
+
+def test_a_film_strip_is_of_its_window(tmp_path):
+    path = str(tmp_path / "long.avi")
+    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for number in range(60):
+        writer.write(np.full((48, 64, 3), 4 * number, np.uint8))
+    writer.release()
+    windows = [Window(0.0, 2.0), Window(2.0, 4.0), Window(4.0, 6.0)]
+    pictures = [cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE) for jpeg in strips(path, windows)]
+    whole = cv2.imdecode(np.frombuffer(strip(path), np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert all(picture.shape == whole.shape for picture in pictures)
+    for number, picture in enumerate(pictures):
+        assert abs(float(picture.mean()) - 4 * (20 * number + 10)) < 6
+    assert abs(float(whole.mean()) - 4 * 30) < 6
 
 
 def test_folders_patterns_lists_and_frames_are_inputs(predict, clips, repo):

@@ -76,6 +76,10 @@ def test_the_demo_reaches_its_accuracy_and_ends_with_the_table(suite, demo):
     assert "| device" in demo and "top-1 / top-5" in demo and "%.4f / %.4f" % (
         found["accuracy"]["top1_acc"], found["accuracy"]["top5_acc"]) in demo
     assert found["throughput"]["1"] > 0 and found["fusion"] == "score"
+    strips = [entry["strip"] for entry in found["findings"]["gallery"]["successes"]]
+    assert len(strips) == 12 and all(strips)
+    page = (suite / "report.html").read_text(encoding="utf-8")
+    assert all(strip in page for strip in strips)
     assert set(found["stages"]) >= {"lists", "checkpoint", "preprocess", "export", "surgery_bs1", "infer", "accuracy"}
 
 
@@ -141,6 +145,7 @@ def test_both_readmes_have_the_same_commands(repo):
     ((1, "--device", "gpu"), "--device gpu"), ((1, "--fusion"), "--fusion wants"), ((1, "--what"), "--what"),
     ((1, "--stream", "--chunk", "7"), "--stream"), ((1, "--stream", "--device", "npu"), "--stream"),
     ((1, "--data_root", "."), "go together"), ((1, "--perf_batches", "1,x"), "x is not"), ((1, "--chunk", "-1"), "--chunk"),
+    ((1, "--agreement", "-1"), "-1 is not"), ((1, "--gallery", "many"), "many is not"),
     ((1, "--backend", "tensorrt"), "--backend tensorrt"), ((1, "--num_worker", "0"), "0 is not"),
     ((1, "--backend", "onnxruntime", "--precision", "int8"), "--precision int8 needs --backend openvino"),
     ((1, "--device", "npu", "--dtype", "uint8"), "--dtype uint8"), ((1, "--device", "npu", "--backend", "openvino"), "--backend"),
@@ -282,6 +287,16 @@ def test_a_fetched_checkpoint_lies_in_the_work_folder(what, file, wired):
     assert called(calls, "pytorch2onnx.py")[0][0] == file
     report = called(calls, "TSM_report.py")[0]
     assert report[report.index("--checkpoint") + 1] == file and report[report.index("--accuracy") + 1] == "accuracy.json"
+
+
+def test_the_page_has_film_strips_and_an_agreement_as_asked_for(wired, tmp_path):
+    _, calls = wired(1, *OWN, "--precision", "int8")
+    report = called(calls, "TSM_report.py")[0]
+    assert report[report.index("--data_root") + 1] == str(tmp_path / "root") and "--gallery" not in report
+    assert not called(calls, "TSM_compare.py")  # TSM_infer.py compares a CPU's precision itself
+    _, calls = wired(1, *OWN, "--precision", "int8", "--agreement", 0, "--gallery", 0)
+    assert called(calls, "TSM_report.py")[0][-2:] == ["--gallery", "0"]
+    assert called(calls, "TSM_infer.py")[0][:4] == ["--precision", "int8", "--agreement", "0"]
 
 
 def test_the_demo_s_checkpoint_comes_first_and_needs_no_examination(wired):

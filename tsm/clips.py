@@ -266,25 +266,51 @@ def strip(path: str) -> bytes:
 
     Raises Corrupt.
     """
-    protocol = Protocol(segments=STRIP_FRAMES, sampling="uniform", crops="centre", short_side=STRIP_HEIGHT)
-    indices: List[int] = []
+    cv2.setNumThreads(1)
+    if not os.path.isdir(path):
+        return next(strips(path, [Window(None, None)]))
+    with strict():
+        naming, count = naming_in(path)
+        indices = frame_indices(count, _STRIP)
+        small = {index: _strip_frame(frame) for index, frame in read_frames(path, sorted(set(indices)), naming)}
+        return _strip_jpeg([small[index] for index in indices])
+
+
+def strips(path: str, windows: Sequence[Window]) -> Iterator[bytes]:
+    """The film strip of each window of the video at `path`, which is decoded once; windows come in their order in time.
+
+    Raises Corrupt, also after strips were yielded.
+    """
+    cv2.setNumThreads(1)
+    wanted: List[List[int]] = []
 
     def choose(count: int) -> List[int]:
-        indices[:] = frame_indices(count, protocol)
-        return sorted(set(indices))
+        for window in windows:
+            first = 0 if window.start is None else min(int(window.start * rate), count - 1)
+            stop = count if window.end is None else min(max(int(round(window.end * rate)), first + 1), count)
+            wanted.append([first + index for index in frame_indices(stop - first, _STRIP)])
+        return sorted({index for indices in wanted for index in indices})
 
-    cv2.setNumThreads(1)
-    of_frames = os.path.isdir(path)
     with strict(reencode(path)):
-        if of_frames:
-            naming, count = naming_in(path)
-            frames = dict(read_frames(path, choose(count), naming))
-        else:
-            frames = {index: cv2.cvtColor(frame, cv2.COLOR_RGB2BGR) for index, frame in read_video(path, choose)}
-        small = {index: cv2.resize(frame, (max(1, round(frame.shape[1] * STRIP_HEIGHT / frame.shape[0])), STRIP_HEIGHT),
-                                   interpolation=cv2.INTER_AREA) for index, frame in frames.items()}
-        done, jpeg = cv2.imencode(".jpg", cv2.hconcat([small[index] for index in indices]),
-                                  [cv2.IMWRITE_JPEG_QUALITY, STRIP_QUALITY])
+        rate = frame_rate(path) if any(window.end is not None for window in windows) else 0.0
+        small: Dict[int, np.ndarray] = {}
+        for index, frame in read_video(path, choose):
+            small[index] = _strip_frame(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+            while wanted and max(wanted[0]) <= index:
+                yield _strip_jpeg([small[one] for one in wanted.pop(0)])
+                small = {one: kept for one, kept in small.items() if wanted and one >= min(wanted[0])}
+
+
+_STRIP = Protocol(segments=STRIP_FRAMES, sampling="uniform", crops="centre", short_side=STRIP_HEIGHT)
+
+
+def _strip_frame(frame: np.ndarray) -> np.ndarray:
+    width = max(1, round(frame.shape[1] * STRIP_HEIGHT / frame.shape[0]))
+    return cv2.resize(frame, (width, STRIP_HEIGHT), interpolation=cv2.INTER_AREA)
+
+
+def _strip_jpeg(frames: Sequence[np.ndarray]) -> bytes:
+    done, jpeg = cv2.imencode(".jpg", cv2.hconcat(frames), [cv2.IMWRITE_JPEG_QUALITY, STRIP_QUALITY])
     if not done:
         raise Corrupt("no picture can be made of it")
     return jpeg.tobytes()

@@ -1,8 +1,8 @@
-"""The gallery of a run: which videos are worth a look, and their film strips."""
+"""Film strips on a page: of the videos of a run that are worth a look, and of what TSM_predict.py was shown."""
 
 import base64
 import os
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -42,7 +42,32 @@ def _entry(place: int, scores: np.ndarray, source: str, data_root: Optional[str]
         from tsm.clips import strip
 
         try:
-            entry["strip"] = STRIP + base64.b64encode(strip(os.path.join(data_root, source))).decode()
+            entry["strip"] = as_uri(strip(os.path.join(data_root, source)))
         except Corrupt as error:
             entry["problem"] = str(error)
     return entry
+
+
+def as_uri(jpeg: bytes) -> str:
+    """A film strip as a data URI."""
+    return STRIP + base64.b64encode(jpeg).decode()
+
+
+def strips_of(path: str, spans: Sequence[Tuple[Optional[float], Optional[float]]]) -> Tuple[List[Optional[str]], str]:
+    """(a film strip, as a data URI, of each span of the video or folder of frames at `path`; why some are None, if they are).
+
+    Args:
+        spans: (start, end) in seconds, in their order in time; (None, None) is the whole.
+    """
+    from tsm.clips import Window, strip, strips
+
+    made: List[Optional[str]] = []
+    problem = ""
+    try:
+        if os.path.isdir(path):
+            made.append(as_uri(strip(path)))
+        else:
+            made += map(as_uri, strips(path, [Window(*span) for span in spans]))
+    except Corrupt as error:
+        problem = str(error)
+    return made + [None] * (len(spans) - len(made)), problem

@@ -1,7 +1,8 @@
-"""The pages: a report, and two runs compared, each as one HTML file that needs no network, drawn from plain values alone.
+"""The pages: a report, two runs compared, answers for one's own videos; each is one HTML file that needs no network.
 
-Equal values give equal bytes. Whatever comes from the data is escaped (Jinja2's autoescape, and a JSON of which no character
-can end a script); the page's own policy forbids every request and every script but its own.
+They are drawn from plain values alone, and equal values give equal bytes. Whatever comes from the data is escaped (Jinja2's
+autoescape, and a JSON of which no character can end a script); the page's own policy forbids every request and every script but
+its own.
 """
 
 import base64
@@ -69,6 +70,11 @@ def compare_page(found: Dict[str, Any], where: str) -> str:
     """The page of a comparison, as tsm.compare.compare() gives it."""
     return draw("compare.html.j2", "TSM: two runs", where, lambda: {
         "r": found, "name": lambda number: name_of(number, found["names"]), "chance": chance(found["mcnemar"]["p"])})
+
+
+def predict_page(found: Dict[str, Any], where: str) -> str:
+    """The page of the answers of TSM_predict.py: {model, engine, precision, views, inputs: as tsm.predict.as_cards() gives them}."""
+    return draw("predict.html.j2", "TSM: " + found["model"], where, lambda: {"r": found})
 
 
 def subject(report: Dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from tsm.cli import Corrupt, UserError, warn
 from tsm.clips import Window, decoded, windowed
 from tsm.files import natural, replacing
 from tsm.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Caption, write_captions
+from tsm.gallery import strips_of
 from tsm.labels import Ranked
 from tsm.protocol import Protocol
 from tsm.samples import Clip
@@ -127,6 +128,23 @@ def as_json(name: str, answers: Sequence[Answer], error: Optional[str], long: bo
     if long and answers:
         entry["segments"] = [segment._asdict() for segment in segments_of(answers)]
     return entry
+
+
+def as_cards(entry: Dict[str, Any]) -> Dict[str, Any]:
+    """An entry of --json for the page: {input, error, problem, cards: [{when, strip, top}]}.
+
+    A card is a segment of a long video, or else the whole of one; its film strip is made from the file, None where that is a
+    camera or cannot be read a second time, which `problem` tells.
+    """
+    parts = [(segment["start"], segment["end"], [segment]) for segment in entry.get("segments", [])]
+    parts = parts or [(None, None, window["top"]) for window in entry["windows"]]
+    strips: Sequence[Optional[str]] = [None] * len(parts)
+    problem = ""
+    if parts and os.path.exists(entry["input"]):
+        strips, problem = strips_of(entry["input"], [part[:2] for part in parts])
+    cards = [{"when": "" if end is None else "%s - %s" % (clock(start or 0.0), clock(end)), "strip": strip, "top": classes}
+             for (start, end, classes), strip in zip(parts, strips)]
+    return {"input": entry["input"], "error": entry["error"], "problem": problem, "cards": cards}
 
 
 COLUMNS = ("input", "start", "end", "rank", "label", "class_id", "probability", "error")
