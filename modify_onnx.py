@@ -82,10 +82,12 @@ def write(trunk: Any, args: argparse.Namespace, protocol: Protocol, batch: int) 
 
 
 def proved_forms(trunk: Any, args: argparse.Namespace, protocol: Protocol) -> Tuple[Dict[str, Any], Dict[str, int]]:
-    """({"file": the model of one video, "one_view": for a CPU, what TSM_infer.py runs}, as write())."""
+    """({"file": the model of one video, of no more views than few_views() says, "one_view": for a CPU, what TSM_infer.py
+    runs}, as write())."""
     from tsm.graph import build
+    from tsm.lift import few_views
 
-    model, applied = write(trunk, args, protocol, 1)
+    model, applied = write(trunk, args, few_views(protocol), 1)
     graphs = {"file": model}
     if args.target == "cpu":
         graphs["one_view"] = build(trunk, "view", protocol, dtype=args.input_dtype)
@@ -108,8 +110,9 @@ def surgery(exported: Any, args: argparse.Namespace, protocol: Protocol, scratch
     for rule, count in rules.items():
         print("%-14s %d" % (rule, count))
     for name, entry in proof.items():
-        print("%s: largest difference of a probability %.1e (tolerance %.0e), top-1 agrees on %d of %d random videos" % (
-            PRINTED[name], entry["largest_difference"], entry["tolerance"], entry["top1_agreement"], entry["videos"]))
+        print("%s: largest difference of a probability %.1e (tolerance %.0e), top-1 agrees on %d of %d random videos%s" % (
+            PRINTED[name], entry["largest_difference"], entry["tolerance"], entry["top1_agreement"], entry["videos"],
+            " of %d views, not %d" % (entry["views"], protocol.views) if entry["views"] != protocol.views else ""))
     for entry in proof.values():
         if not entry["largest_difference"] <= entry["tolerance"]:
             raise UserError("%s: the modified graph differs from it by %.1e, so nothing was written; please report this model"

@@ -16,9 +16,10 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from tsm.cli import UserError, first_line
 from tsm.graph import RELU6, SHIFT, SIX, Trunk, attributes, layers, shift_step
 from tsm.onnxfile import session, signature
-from tsm.protocol import Protocol, shifted, softmax
+from tsm.protocol import CROPS, SAMPLINGS, SSV2, Protocol, shifted, softmax
 
 TOLERANCE = 1e-5  # of the head, relative to the largest class score
+MOST_PIXELS = 2 * SSV2.frames * SSV2.size ** 2  # of a test video: what a network makes of it on the way takes 2 to 3 GB
 TRUNK_OPS = ("Conv", "MaxPool", "Add")
 CLAMPS = ("Relu", "Clip", "Max", "Min")
 UNBOUNDED = 3e38  # some exporters write float32's largest value for no bound
@@ -44,6 +45,20 @@ class Part(NamedTuple):
     end: str
     place: str  # the layer that reads `end`, by its name in the checkpoint
     shape: Tuple[int, ...]  # of one frame of `start`: channels, height, width
+
+
+class CannotRun(UserError):
+    """Nodes that do not take the shape that they were given."""
+
+
+def few_views(protocol: Protocol) -> Protocol:
+    """The protocol with so few views that a test video is not too large: itself, or one of fewer samples and crops.
+
+    Nothing of a network but the fusion of its views depends on how many there are.
+    """
+    fewer = [protocol._replace(sampling=sampling, crops=crops) for sampling in SAMPLINGS for crops in CROPS]
+    fitting = [few for few in [protocol] + fewer if few.frames * few.size ** 2 <= MOST_PIXELS]
+    return max(fitting or [min(fewer, key=lambda few: few.views)], key=lambda few: few.views)
 
 
 def weights_leave_inputs(model: onnx.ModelProto) -> int:
@@ -75,7 +90,27 @@ def fold_constants(model: onnx.ModelProto, path: str, scratch: str) -> Tuple[onn
         tensor.CopyFrom(node.attribute[0].t)
         tensor.name = node.output[0]
         folded.graph.node.remove(node)
+    free_first_sizes(folded)
     return folded, len(model.graph.node) - len(folded.graph.node)
+
+
+def free_first_sizes(model: onnx.ModelProto) -> None:
+    """Let every Reshape to constant sizes work its first one out, in place: the same for what the model was exported for, and
+    right for another number of frames where the exporter had written that number down."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    constants.update((node.output[0], given.t) for node in model.graph.node if node.op_type == "Constant"
+                     for given in node.attribute if given.name == "value")
+    for node in model.graph.node:
+        if node.op_type != "Reshape" or node.input[1] not in constants:
+            continue
+        sizes = numpy_helper.to_array(constants[node.input[1]]).copy()
+        if sizes.ndim == 1 and len(sizes) and (sizes > 0).all():
+            sizes[0] = -1
+            name = node.input[1] + "/first_free"
+            if name not in constants:
+                constants[name] = model.graph.initializer.add()
+                constants[name].CopyFrom(numpy_helper.from_array(sizes, name))
+            node.input[1] = name
 
 
 def read_source(model: onnx.ModelProto, path: str, protocol: Protocol) -> Source:
@@ -194,7 +229,7 @@ def evaluate(part: Part, x: np.ndarray) -> np.ndarray:
     try:
         return session(part_model(part, x.shape), part.source.path, optimise=False, arena=False).run(None, {"x": x})[0]
     except Exception as error:  # the runtime's errors have no common base
-        raise UserError("%s: the nodes before %s cannot run on frames of %s (%s); is it TSM, exported for this input?"
+        raise CannotRun("%s: the nodes before %s cannot run on frames of %s (%s); is it TSM, exported for this input?"
                         % (part.source.path, part.place, list(part.shape), first_line(error)))
 
 
@@ -268,7 +303,14 @@ def classifier(part: Part) -> Tuple[np.ndarray, np.ndarray]:
 
 
 def holds(rule: Callable[[Part, Protocol, int], Any], part: Part, protocol: Protocol) -> Any:
-    """What a rule gives for a part: on one video, or, where the part's shapes do not allow that, on the exported batch."""
+    """What a rule gives for a part: on one video of few views, or, where the part's shapes do not allow that, of all its
+    views, or on the exported batch."""
+    few = few_views(protocol)
+    if few != protocol:
+        try:
+            return rule(part, few, 1)
+        except CannotRun:
+            pass
     try:
         return rule(part, protocol, 1)
     except UserError:

@@ -171,7 +171,7 @@ def blocks_of(backbone: nn.Module) -> Iterator[Tuple[str, Any]]:
     """(name as `layer1.0`, block) of all blocks, in order."""
     for name, layer in backbone.named_children():
         if name.startswith("layer"):
-            for number, block in enumerate(layer):  # type: ignore[arg-type]
+            for number, block in enumerate(layer.children()):
                 yield "%s.%d" % (name, number), block
 
 
