@@ -98,8 +98,9 @@ def place_frame(image: np.ndarray, index: int, indices: Sequence[int], bgr: bool
     boxes = crop_boxes(planes[0].shape[1], planes[0].shape[0], protocol)
     places = [place for place, wanted in enumerate(indices) if wanted == index]
     for channel, plane in enumerate(reversed(planes) if bgr else planes):
-        for crop, (x, y) in enumerate(boxes):
+        for crop, (x, y, mirrored) in enumerate(boxes):
             pixels = plane[y : y + side, x : x + side]
+            pixels = cv2.flip(pixels, 1) if mirrored else pixels
             for place in places:
                 if table is None:
                     views[crop, place, channel] = pixels

@@ -13,7 +13,7 @@ from tsm import config as mmaction2_config
 from tsm.cli import UserError
 from tsm.protocol import SSV2, Protocol
 
-NETWORK = "TSM ResNet-50"  # the network that this suite takes, with SSV2's protocol
+NETWORKS = ("TSM ResNet-50", "TSM ResNet-101", "TSM ResNet-152", "TSM MobileNetV2")  # that this suite takes
 _RESNETS: Dict[Tuple[int, ...], str] = {  # by the blocks of the four stages, and whether they are bottlenecks
     (3, 4, 6, 3, True): "50", (3, 4, 23, 3, True): "101", (3, 8, 36, 3, True): "152", (2, 2, 2, 2, False): "18",
     (3, 4, 6, 3, False): "34",
@@ -70,20 +70,18 @@ def facts_of(
 
 def check_supported(facts: Facts, path: str) -> None:
     """Raise UserError, saying what the checkpoint at `path` is, where this suite does not take it or its sources disagree."""
-    unlike = [name for name, value, wanted in zip(SSV2._fields, facts.protocol, SSV2) if name != "classes" and value != wanted]
-    others = "".join(", " + _words(name, getattr(facts.protocol, name)) for name in unlike)
-    others += " by " + ", ".join(sorted({facts.origins[name] for name in unlike})) if unlike else ""
-    said = " (%s)" % "; ".join(facts.conflicts) if facts.conflicts else ""
-    if facts.network != NETWORK or facts.protocol != SSV2:
-        raise UserError("%s: is %s of %d classes%s%s; this suite takes %s of %d classes, %d segments, shift_div %d, tested as on "
-                        "Something-Something V2 (%s)" % (path, facts.network, facts.protocol.classes, others, said, NETWORK,
-                                                         SSV2.classes, SSV2.segments, SSV2.shift_div, test_in_words(SSV2)))
+    p = facts.protocol
+    if facts.network not in NETWORKS:
+        raise UserError("%s: is %s of %d classes; this suite takes %s and %s" % (
+            path, facts.network, p.classes, ", ".join(NETWORKS[:-1]), NETWORKS[-1]))
     if facts.conflicts:
-        raise UserError("%s: is %s of %d classes, %d segments, shift_div %d by %s, but %s; leave out what is wrong, or pass the "
-                        "config that it was trained with"
-                        % (path, facts.network, facts.protocol.classes, facts.protocol.segments, facts.protocol.shift_div,
-                           ", ".join(sorted({facts.origins[fact] for fact in ("classes", "segments", "shift_div")})),
-                           "; ".join(facts.conflicts)))
+        said = ", ".join("%s by %s" % (_words(name, getattr(p, name)), facts.origins[name])
+                         for name in ("classes", "segments", "shift_div"))
+        raise UserError("%s: is %s, %s, but %s; leave out what is wrong, or pass the config that it was trained with"
+                        % (path, facts.network, said, "; ".join(facts.conflicts)))
+    if p.size > p.short_side:
+        raise UserError("%s: is tested on crops of %d pixels (%s), more than the short side of %d that frames are resized to (%s)"
+                        % (path, p.size, facts.origins["size"], p.short_side, facts.origins["short_side"]))
 
 
 def note(facts: Facts, path: str) -> str:
