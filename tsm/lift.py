@@ -56,9 +56,11 @@ def few_views(protocol: Protocol) -> Protocol:
 
     Nothing of a network but the fusion of its views depends on how many there are.
     """
+    if protocol.frames * protocol.size ** 2 <= MOST_PIXELS:
+        return protocol
     fewer = [protocol._replace(sampling=sampling, crops=crops) for sampling in SAMPLINGS for crops in CROPS]
-    fitting = [few for few in [protocol] + fewer if few.frames * few.size ** 2 <= MOST_PIXELS]
-    return max(fitting or [min(fewer, key=lambda few: few.views)], key=lambda few: few.views)
+    fitting = [few for few in fewer if few.frames * few.size ** 2 <= MOST_PIXELS]
+    return max(fitting, key=lambda few: few.views) if fitting else min(fewer, key=lambda few: few.views)
 
 
 def weights_leave_inputs(model: onnx.ModelProto) -> int:
@@ -383,11 +385,22 @@ def walk(source: Source, end: str) -> Tuple[List[NodeProto], Dict[str, np.ndarra
     return nodes, weights, gaps
 
 
+def check_family(source: Source) -> None:
+    """UserError where the graph is of a TSM that has more than TSM itself: non-local blocks or temporal pooling."""
+    for node in source.model.graph.node:
+        if node.op_type == "MatMul" and not any(name in source.weights for name in node.input):
+            raise UserError("%s: has non-local blocks (%s multiplies what was computed by what was computed); pass a TSM without"
+                            % (source.path, node.name or node.output[0]))
+        if node.op_type == "MaxPool" and len(attributes(node)["kernel_shape"]) > 2:
+            raise UserError("%s: has temporal pooling (%s); pass a TSM without" % (source.path, node.name or node.output[0]))
+
+
 def lift(source: Source, protocol: Protocol) -> Tuple[Trunk, Dict[str, int]]:
     """Rules `input`, `shift` and `head`: (the trunk of the source, how often each matched).
 
     Raises UserError where nodes are not what TSM has at their place, or the shifts are not as many as the blocks call for.
     """
+    check_family(source)
     path, end = source.path, source.model.graph.output[0].name
     head, features = between(source, end)
     nodes, weights, gaps = walk(source, features)

@@ -241,9 +241,10 @@ def network_of(state: Mapping[str, Tensor], path: str, protocol: Protocol, width
     if wrong:
         more = " and %d more" % (len(wrong) - 3) if len(wrong) > 3 else ""
         kind = "MobileNetV2" if structure.channels else "a ResNet of bottlenecks"
-        raise UserError("%s: is %s, and not TSM on %s with %d classes, blocks %s and a stem of %d channels: %s%s; pass the "
-                        "checkpoint of such a network" % (path, weights_say(state)["network"], kind, protocol.classes,
-                                                          "-".join(map(str, structure.blocks)), width, "; ".join(wrong[:3]), more))
+        blocks = "-".join(map(str, structure.blocks))
+        raise UserError("%s: is %s, but its weights are not those of TSM on %s with %d classes, blocks %s and a stem of %d "
+                        "channels: %s%s; pass the checkpoint of such a network" % (
+                            path, weights_say(state)["network"], kind, protocol.classes, blocks, width, "; ".join(wrong[:3]), more))
     broken = [key for key, value in given.items() if not torch.isfinite(value).all()]
     if broken:
         raise UserError("%s: %s holds values that are not finite; fetch it again" % (path, broken[0]))
