@@ -164,6 +164,12 @@ def random_checkpoint(path):
     """Random full-size weights whose class scores spread as a trained network's do; saved in the published form."""
     torch.manual_seed(0)
     model = mmaction2_model()
+    randomise(model, (1, 48, 3, 256, 256))
+    torch.save(dict(state_dict=model.state_dict(), meta={}), str(path), _use_new_zipfile_serialization=False)
+
+
+def randomise(model, shape):
+    """Random weights and statistics for a recognizer; the class scores of random videos of `shape` spread by about 3."""
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight)
@@ -173,9 +179,8 @@ def random_checkpoint(path):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     with torch.no_grad():
-        frames = mmaction2_frame_scores(model, torch.randn(1, 48, 3, 256, 256))[1]
+        frames = mmaction2_frame_scores(model, torch.randn(*shape))[1]
         model.cls_head.fc_cls.weight *= 3 / float(frames.std())
-    torch.save(dict(state_dict=model.state_dict(), meta={}), str(path), _use_new_zipfile_serialization=False)
 
 
 def mmaction2_frame_scores(model, images):
