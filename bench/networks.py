@@ -9,6 +9,7 @@ the shift tax is the median of their ratio within the rounds, the times are medi
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
@@ -71,7 +72,9 @@ def make(name: str, precisions: List[str], folder: str) -> None:
         model = build(trunk, form, protocol)
         onnx.save(model, os.path.join(folder, form + ".onnx"))
         if "int8" in precisions:
-            openvino.save_model(quantise(model, random_views(name, CALIBRATION)), os.path.join(folder, form + ".xml"))
+            with contextlib.redirect_stdout(sys.stderr):  # NNCF's progress
+                quantised = quantise(model, random_views(name, CALIBRATION))
+            openvino.save_model(quantised, os.path.join(folder, form + ".xml"))
 
 
 def one_way(name: str, precision: str, path: str) -> None:
