@@ -8,7 +8,7 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 LAYERS = [  # from the ground up; an import goes to the same layer or to a lower one
     {"cli", "files", "machine", "npu", "stage"},
-    {"protocol", "config", "labels"},
+    {"protocol", "config", "labels", "zoo", "fetch"},
     {"samples", "results", "accuracy", "tensors"},
     {"frames", "clips", "workers"},
     {"onnxfile", "graph", "checkpoint", "network", "facts", "lift", "proof"},
