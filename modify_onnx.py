@@ -5,7 +5,7 @@
 
 Takes the graph of any exporter (mmaction2's tool on any PyTorch, TorchScript or not, or ours) and writes one canonical
 graph: `input` [bs, 48, 3, 256, 256] -> `output` [bs, 174], the probabilities of the fused views (frames, size and classes
-are those of the model's protocol, in its metadata; without one, Something-Something V2's). Rules, in order:
+are those of the model's protocol, in its metadata or given by --protocol; else Something-Something V2's). Rules, in order:
 
   weights    weights listed among the graph's inputs become constants
   fold       what depends on constants alone is computed now: shape arithmetic, batch normalisation (ONNX Runtime does it)
@@ -39,7 +39,7 @@ from tsm import __version__
 from tsm.cli import UserError, parser, positive, run
 from tsm.files import replacing, sha256
 from tsm.machine import keep_freed_memory
-from tsm.protocol import FUSIONS, Protocol
+from tsm.protocol import FUSIONS, Protocol, differences, read_protocol
 
 PRINTED = {"file": "proof", "one_view": "proof, view by view"}  # what was proved
 
@@ -59,6 +59,8 @@ def get_args() -> argparse.Namespace:
                      "in the graph (cpu only) (default: %(default)s)")
     cli.add_argument("--auto_optimizer", action="store_true", help="also apply auto-optimizer's default knowledges, where "
                      "it is installed, under the same proof")
+    cli.add_argument("--protocol", metavar="FILE", help="how the network is tested, as TSM_checkpoint.py wrote it, for a model "
+                     "that does not say it itself (default: Something-Something V2's)")
     cli.add_argument("--labels", metavar="FILE", help="names of the classes, to be kept in the model: JSON {name: class}, a "
                      "JSON list, or a name per line")
     args = cli.parse_args()
@@ -152,13 +154,19 @@ def main() -> None:
     keep_freed_memory(1 << 30)  # the proof's activations come and go: without it a tenth of the time is the kernel's
     given = load(args.model1)
     known, protocol = metadata(given), protocol_of(given, args.model1)
+    if args.protocol:
+        stated = read_protocol(args.protocol)
+        if "tsm.protocol" in known and stated != protocol:
+            raise UserError("%s: was exported for another protocol than that of %s (%s); export the checkpoint again, or leave out "
+                            "--protocol" % (args.model1, args.protocol, differences(protocol, stated)))
+        protocol = stated
     if args.labels:
         known[METADATA] = json.dumps(read_labels(args.labels, protocol.classes))
     with replacing(args.model2) as part:
         if "tsm.fusion" in known:
             trunk = carry_over(given, args, protocol)
         else:
-            if "tsm.protocol" not in known:
+            if "tsm.protocol" not in known and not args.protocol:
                 print("%s: says nothing of its protocol; taken as %d segments, %d views, %d pixels" % (
                     args.model1, protocol.segments, protocol.views, protocol.size))
             trunk, made = surgery(given, args, protocol, part)

@@ -310,6 +310,8 @@ def test_the_command_line_of_all_that(works, fails, thin, tmp_path):
     assert "segments: 16 (--segments)" in works("TSM_checkpoint.py", "own.pth", "--segments", 16, cwd=tmp_path)
     line = fails("TSM_checkpoint.py", "sixteen.pth", "--segments", 8, cwd=tmp_path)
     assert "8 segments by --segments" in line and "the config in its meta says 16 segments" in line
+    assert names(tmp_path) == ["c.py", "own.pth", "protocol.json", "sixteen.pth"]
+    assert works("TSM_checkpoint.py", "own.pth", cwd=tmp_path)
     assert "none.py: no such config" in fails("TSM_checkpoint.py", "own.pth", "--config", "none.py", cwd=tmp_path)
     assert "--segments" in fails("TSM_checkpoint.py", "own.pth", "--segments", 0, cwd=tmp_path, status=2)
     assert names(tmp_path) == ["c.py", "own.pth", "sixteen.pth"]

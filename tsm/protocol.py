@@ -5,7 +5,7 @@ sample: `segments` frames in a row, among which the temporal shift acts. Source:
 configs/recognition/tsm and the classes it names.
 """
 
-from typing import Any, List, Mapping, NamedTuple, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 
 import numpy as np
 
@@ -63,6 +63,15 @@ class Protocol(NamedTuple):
         return int(np.prod(self.video_shape)) * np.dtype(dtype).itemsize
 
 
+PIPELINES: Dict[str, Dict[str, Any]] = {  # the tests of mmaction2's TSM configs, by name
+    "centre": {"sampling": "uniform", "crops": "centre", "size": 224},
+    "three": {"sampling": "uniform", "crops": "three", "size": 256},
+    "ten": {"sampling": "uniform", "crops": "ten", "size": 224},
+    "twice-three": {"sampling": "twice", "crops": "three", "size": 256},
+    "dense-centre": {"sampling": "dense", "crops": "centre", "size": 224},
+    "dense-three": {"sampling": "dense", "crops": "three", "size": 256},
+    "dense-ten": {"sampling": "dense", "crops": "ten", "size": 224},
+}
 CENTRE_VIEW = {"sampling": "uniform", "crops": "centre"}  # the facts of a protocol that leave one view
 SSV2 = Protocol()  # TSM on Something-Something V2, as the Ascend guide and mmaction2 test it
 

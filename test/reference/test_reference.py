@@ -41,14 +41,15 @@ def tell(capsys):
     return tell
 
 
-def mmaction2_dataset(root, ann_file):
-    """mmaction2's test dataset of the published config; of videos where the list names videos."""
-    config = mmcv.Config.fromfile(CONFIG).data.test
+def mmaction2_dataset(root, ann_file, config_file=CONFIG):
+    """mmaction2's test dataset of a config; of videos where the list names videos."""
+    config = mmcv.Config.fromfile(str(config_file)).data.test
     config.update(ann_file=str(ann_file), data_prefix=str(root))
-    if len(Path(str(ann_file)).read_text().splitlines()[0].split()) == 2:
-        config.update(type="VideoDataset")
-        config.pipeline = [dict(type="DecordInit")] + [
-            dict(type="DecordDecode") if step.type == "RawFrameDecode" else step for step in config.pipeline]
+    of_videos = len(Path(str(ann_file)).read_text().splitlines()[0].split()) == 2
+    steps = [step for step in config.pipeline if step.type not in ("DecordInit", "DecordDecode", "RawFrameDecode")]
+    decoders = [dict(type="DecordDecode") if of_videos else dict(type="RawFrameDecode")]
+    config.type = "VideoDataset" if of_videos else "RawframeDataset"
+    config.pipeline = ([dict(type="DecordInit")] if of_videos else []) + steps[:1] + decoders + steps[1:]
     return build_dataset(config, dict(test_mode=True))
 
 
