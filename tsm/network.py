@@ -217,7 +217,7 @@ def structure_of(state: Mapping[str, Tensor]) -> Structure:
         return Structure(blocks)
     last = ["layer%d.0.conv.%d" % (number, 2 if number > 1 else 1) for number in range(1, len(blocks) + 1)] + ["conv2"]
     weights = [state.get("backbone.%s.conv.weight" % name) for name in last]
-    return Structure(blocks, tuple(count if weight is None or not weight.dim() else int(weight.shape[0])
+    return Structure(blocks, tuple(int(weight.shape[0]) if weight is not None and weight.dim() and weight.numel() else count
                                    for weight, count in zip(weights, known.channels)))
 
 
@@ -228,7 +228,7 @@ def network_of(state: Mapping[str, Tensor], path: str, protocol: Protocol, width
         or not finite.
     """
     structure = structure_of(state)
-    net = TSM(protocol, width, softmax=softmax, structure=structure)
+    net = TSM(protocol, max(1, width), softmax=softmax, structure=structure)
     wanted = {key: value for key, value in net.state_dict(keep_vars=True).items() if not key.endswith(_COUNTER)}
     given = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
     wrong = ["%s is missing" % key for key in wanted if key not in given]
