@@ -16,11 +16,12 @@ are those of the model's protocol, in its metadata or given by --protocol; else 
 `input`, `shift` and `head` recognise nodes by what they COMPUTE: the nodes between two known places are run on test data
 and must give exactly what TSM defines there (to 1e-5 in the head), so the exporter's idiom does not matter, and whatever
 is not TSM is refused. `x - x`, mmaction2's way to write the shift's zeros, becomes zero: the two differ only where x is
-not finite. The shifts must be as many as the network's blocks call for, 16 for ResNet-50.
+not finite. The shifts must be where the network's blocks call for them: 16 in ResNet-50, 18 in ResNet-101, 10 in MobileNetV2.
 
-Then the exported graph and the new one run in ONNX Runtime on a random video whose views differ in magnitude; for
---target cpu also the form that TSM_infer.py runs, view by view. The largest differences and the rules' counts are printed
-and kept in the model's metadata_props. Over tolerance, or at any refusal: exit status 1, one line, no output file.
+Then the exported graph and the new one run in ONNX Runtime on a random video whose views differ in magnitude (where a video
+has many views, on some ten of them, as the proof then says); for --target cpu also the form that TSM_infer.py runs, view by
+view. The largest differences and the rules' counts are printed and kept in the model's metadata_props. Over tolerance, or at
+any refusal: exit status 1, one line, no output file.
 
 For one more batch size, -m1 may also be a model that this script wrote:
 

@@ -23,11 +23,12 @@ from mmaction.models import build_model
 from test_reference import CONFIG, TOLERANCE, randomise, tell  # noqa: F401
 from torch import nn
 
+from tsm.cli import UserError
 from tsm.graph import build, trunk_of
 from tsm.network import load, scores
 from tsm.onnxfile import session
 from tsm.proof import random_videos
-from tsm.protocol import CENTRE_VIEW, fuse
+from tsm.protocol import CENTRE_VIEW, SSV2, fuse
 
 TOOL = os.path.join(os.path.dirname(mmaction.__file__), ".mim", "tools", "deployment", "pytorch2onnx.py")
 CASES = {  # name: (config, classes unless the config's, divisor of the widths, pixels unless the config's, one view of a video)
@@ -44,15 +45,18 @@ CASES = {  # name: (config, classes unless the config's, divisor of the widths, 
 def thinner(module, divisor):
     """Replace every layer of a network by one with so many times fewer channels (colours and classes stay), in place."""
     for name, child in module.named_children():
-        if isinstance(child, nn.Conv2d):
+        if isinstance(child, (nn.Conv2d, nn.Conv3d)):
             channels = [size if size == 3 else size // divisor for size in (child.in_channels, child.out_channels)]
-            setattr(module, name, nn.Conv2d(*channels, child.kernel_size, child.stride, child.padding, bias=False))
-        elif isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, nn.BatchNorm2d(child.num_features // divisor))
+            kind = nn.Conv2d if isinstance(child, nn.Conv2d) else nn.Conv3d
+            setattr(module, name, kind(*channels, child.kernel_size, child.stride, child.padding, bias=child.bias is not None))
+        elif isinstance(child, (nn.BatchNorm2d, nn.BatchNorm3d)):
+            setattr(module, name, type(child)(child.num_features // divisor))
         elif isinstance(child, nn.Linear):
             setattr(module, name, nn.Linear(child.in_features // divisor, child.out_features))
         else:
             thinner(child, divisor)
+            if hasattr(child, "inter_channels"):  # of a non-local block
+                child.inter_channels //= divisor
 
 
 def recognizer(name, classes, divisor):
@@ -106,3 +110,20 @@ def test_a_network_is_mmaction2_s(name, works, tell, tmp_path):  # noqa: F811
         ", ".join("%s %.1e" % pair for pair in differences.items())))
     assert max(differences.values()) <= TOLERANCE and expected.max() > 2 / protocol.classes
     assert all(actual.argmax() == expected.argmax() for actual in answers.values())
+
+
+@pytest.mark.parametrize("config, says", [
+    ("tsm_nl_embedded_gaussian_r50_1x1x8_50e_kinetics400_rgb", "has non-local blocks"),
+    ("tsm_temporal_pool_r50_1x1x8_50e_kinetics400_rgb", "has temporal pooling"),
+])
+def test_its_other_networks_are_refused_by_name(config, says, fails, tmp_path):
+    """Their graphs by mmaction2's own exporter, and their weights."""
+    model, text = recognizer(config, 0, 8)
+    protocol = SSV2._replace(size=64, classes=model.cls_head.num_classes, **CENTRE_VIEW)
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(config=text)), str(tmp_path / "model.pth"))
+    (tmp_path / "protocol.json").write_text(json.dumps(protocol._asdict()))
+    export(model, protocol, tmp_path / "export.onnx")
+    assert says in fails("modify_onnx.py", "-m1", "export.onnx", "-m2", "new.onnx", "--protocol", "protocol.json", cwd=tmp_path)
+    with pytest.raises(UserError, match=says[len("has "):-1]):
+        load(str(tmp_path / "model.pth"))
+    assert not (tmp_path / "new.onnx").exists()
