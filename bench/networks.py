@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The networks of the family, side by side: milliseconds per view in every precision, and what the temporal shift costs.
 
-    bench/run.sh networks        # needs nothing but the suite; about four minutes on two cores
+    bench/run.sh networks        # needs nothing but the suite
 
 Of the real size, with random weights, on which no speed depends; one view a call, as many calls at a time as there are
 cores, as TSM_infer.py computes them. A network and the same without its shifts are processes of their own that take turns;

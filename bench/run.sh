@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The benchmarks. bench/run.sh [inference|batches|forms|networks|preprocess|stream]...   (default: all, about 45 minutes on two cores)
+# The benchmarks. bench/run.sh [inference|batches|forms|networks|preprocess|stream]...   (default: all, about 40 minutes on two cores and the networks)
 # Each part prints its table and writes bench/results/<part>.json and .md. Run it on a machine that does nothing else.
 # Sets up .venv and .venv-reference (mmaction2) and makes its models in bench/work, all once. PYTHON=… and
 # REFERENCE_PYTHON=… use those environments as they are.

@@ -279,8 +279,9 @@ class _Parts:
     all of it, with weights of zero for what moved. The arithmetic is the same but for the order of the sums.
 
     Not for MobileNetV2: what it shifts are the narrow ends of its blocks, and a second convolution would write six times as
-    many channels once more. Measured there in bf16 and int8, over the time without a shift: 1.11 and 1.17 in parts, 1.03
-    and 1.15 with Split, Pad and Concat, 1.01 and 1.01 as _masked_shift() writes it; in fp32 they differ by less than rounds do.
+    many channels once more. One comparison there, on a machine that was not idle, in bf16 and int8, over the time without a
+    shift: 1.11 and 1.17 in parts, 1.03 and 1.15 with Split, Pad and Concat, 1.01 and 1.01 as _masked_shift() writes it; in
+    fp32 no order of the three held from run to run. bench/networks.py measures what is used.
     """
 
     def __init__(self, graph: Graph, trunk: Trunk, x: str, protocol: Protocol) -> None:
