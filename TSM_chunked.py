@@ -29,7 +29,7 @@ from tsm.cli import UserError, parser, positive, run
 from tsm.files import locked
 from tsm.frames import Naming, add_naming
 from tsm.int8 import int8_file, weights_file
-from tsm.protocol import SSV2
+from tsm.protocol import read_protocol
 from tsm.results import throughput_in
 from tsm.samples import read_list
 
@@ -48,6 +48,7 @@ def get_args() -> argparse.Namespace:
                      "20 GB of tensors are on disk at most; 0 if all fit at once")
     cli.add_argument("--ann_file", metavar="FILE", help="with --size: the list")
     cli.add_argument("--dtype", choices=("float32", "uint8"), default="float32", help="with --size: of the tensors")
+    cli.add_argument("--protocol", default="", metavar="FILE", help="with --size: TSM_checkpoint.py's, as for TSM_preprocess.py")
     args = cli.parse_args()
     if args.size and not args.ann_file:
         cli.error("--size needs --ann_file")
@@ -57,6 +58,7 @@ def get_args() -> argparse.Namespace:
         args.preprocess, args.infer = shlex.split(args.preprocess), shlex.split(args.infer)
         preprocessing = preprocessing_inputs(args.preprocess)
         args.ann_file, args.data_root, args.dtype = preprocessing.ann_file, preprocessing.data_root, preprocessing.dtype
+        args.protocol = preprocessing.protocol
         args.naming = Naming(preprocessing.filename_tmpl, preprocessing.start_index)
         args.models = model_files(args.infer)
     return args
@@ -68,6 +70,7 @@ def preprocessing_inputs(command: List[str]) -> argparse.Namespace:
     cli.add_argument("--ann_file", required=True)
     cli.add_argument("--data_root", required=True)
     cli.add_argument("--dtype", default="float32")
+    cli.add_argument("--protocol", default="")
     add_naming(cli)
     return cli.parse_known_args(command)[0]
 
@@ -110,7 +113,7 @@ def finish(process: "subprocess.Popen[str]") -> str:
 def estimate(args: argparse.Namespace, chunks: List[Chunk]) -> None:
     """Print what the rest will take, from a measured sample; UserError if the disk is too small for two chunks."""
     videos, largest = sum(chunk.stop - chunk.start for chunk in chunks), max(chunk.stop - chunk.start for chunk in chunks)
-    size = SSV2.nbytes(args.dtype)
+    size = read_protocol(args.protocol).nbytes(args.dtype)
     need, free = min(2 * largest, videos) * size, shutil.disk_usage(args.output_dir).free
     if need > free:
         raise UserError("%s: two chunks of %d videos need %.1f GB, %.1f GB are free; free some, or use a smaller --chunk"
@@ -154,12 +157,13 @@ def process(args: argparse.Namespace, chunks: List[Chunk]) -> None:
 def main() -> None:
     args = get_args()
     if args.size:
-        print(chunk_size(len(read_list(args.ann_file, SSV2)), args.dtype))
+        protocol = read_protocol(args.protocol)
+        print(chunk_size(len(read_list(args.ann_file, protocol)), args.dtype, protocol))
         return
     os.makedirs(args.output_dir, exist_ok=True)
     with locked(args.output_dir):
         chunks = plan(args.ann_file, args.data_root, args.naming, args.chunk, args.output_dir, [args.preprocess, args.infer],
-                      args.models)
+                      args.models, read_protocol(args.protocol))
         current = {chunk.name for chunk in chunks}
         for name in os.listdir(args.output_dir):
             if name == "preprocess_bin" or name.startswith("chunk_") and name not in current:

@@ -1,12 +1,23 @@
 #!/usr/bin/env python3
-"""Something-Something V2's annotations and videos -> the lists that TSM_preprocess.py reads, and frames if wanted.
+"""A dataset's annotations and videos -> the lists that TSM_preprocess.py reads, and frames if wanted.
 
     python3 TSM_dataset.py --annotations something-something-v2-validation.json \\
         --labels something-something-v2-labels.json --videos 20bn-something-something-v2
+    python3 TSM_dataset.py --annotations jester-v1-validation.csv --labels jester-v1-labels.csv --videos 20bn-jester-v1
+    python3 TSM_dataset.py --annotations kinetics_val.csv --labels kinetics_400_labels.csv --videos val
+    python3 TSM_dataset.py --annotations own.csv --videos my_videos          # lines of `name,label`
 
-Writes sthv2_val_list_videos.txt (`<id>.webm <label>`, in the annotations' order). With --rawframes DIR it also extracts
-every frame, in its own size, as DIR/<id>/img_00001.jpg, … (JPEG of quality 95) and writes sthv2_val_list_rawframes.txt
-(`<id> <frames> <label>`): what the guide's three shell scripts do, restartable, a folder at a time.
+Writes sthv2_val_list_videos.txt (`<id>.webm <label>`, in the annotations' order); of other annotations than Something-Something V2's,
+FILE_list_videos.txt, and FILE_labels.json for --labels of the later steps. FILE is the annotations' name. Videos may lie in
+folders below --videos. Where they are folders of frames (Jester, Something-Something V1), these are counted, the list is
+FILE_list_rawframes.txt, and how the frames are called is printed.
+
+Classes are numbered as the labels file has them: a JSON object {name: class}, a JSON list, a name per line, or a CSV of names
+and numbers. Without one, labels that are names are numbered by the alphabet, which is said; a list of `<file> <label>` is taken too.
+
+With --rawframes DIR it also extracts every frame of the videos, in its own size, as DIR/<id>/img_00001.jpg, … (JPEG of quality
+95) and writes …_list_rawframes.txt (`<id> <frames> <label>`): what the guide's three shell scripts do, restartable, a
+folder at a time.
 
 Every video is decoded once, as TSM_preprocess.py will decode it, so the two agree on what is usable. Each video that is not
 is named, and the run ends without lists; with --on-error skip it is left out.
@@ -14,33 +25,39 @@ is named, and the run ends without lists; with --on-error skip it is left out.
 
 import argparse
 import contextlib
-import json
 import os
-import re
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
+from tsm.annotations import SSV2_LIST, Entry, read_annotations
 from tsm.cli import Corrupt, UserError, parser, positive, run
-from tsm.files import read_json, write_text
-from tsm.frames import VIDEO_SUFFIXES, count_frames, extract, reencode, strict
+from tsm.files import write_json, write_text
+from tsm.frames import IMG, VIDEO_SUFFIXES, Naming, count_frames, extract, naming_in, reencode, strict
 from tsm.machine import cores
-from tsm.protocol import SSV2
 from tsm.workers import each
 
 
 class Video(NamedTuple):
-    """One annotated video: its file's name in the folder of videos, None if it is missing, and its class."""
+    """One annotated video: its file, or folder of frames, in the folder of videos, None if it is missing; its class."""
 
     id: str
     file: Optional[str]
     label: int
 
 
+class Usable(NamedTuple):
+    """What was found of a video: how many frames, and how they are called where it is a folder of frames."""
+
+    frames: int
+    naming: Optional[Naming]
+
+
 def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
-    cli.add_argument("--annotations", required=True, metavar="FILE", help="something-something-v2-validation.json")
-    cli.add_argument("--labels", required=True, metavar="FILE", help="something-something-v2-labels.json")
+    cli.add_argument("--annotations", required=True, metavar="FILE", help="something-something-v2-validation.json, or another of the "
+                     "forms above")
+    cli.add_argument("--labels", metavar="FILE", help="something-something-v2-labels.json, or another of the forms above")
     cli.add_argument("--videos", required=True, metavar="DIR", help="folder of <id>.webm (or %s; upper "
-                     "case too)" % ", ".join(VIDEO_SUFFIXES[1:]))
+                     "case too), or of <id>/ with frames" % ", ".join(VIDEO_SUFFIXES[1:]))
     cli.add_argument("--rawframes", metavar="DIR", help="also extract frames, to DIR/<id>/img_%%05d.jpg")
     cli.add_argument("--output_dir", default=".", metavar="DIR", help="where the lists go (default: here)")
     cli.add_argument("--num_worker", type=positive, default=cores(), metavar="N", help="processes (default: one per core)")
@@ -49,110 +66,120 @@ def get_args() -> argparse.Namespace:
     return cli.parse_args()
 
 
-def read_labels(path: str, classes: int) -> Dict[str, int]:
-    """{template without brackets: class}; UserError that says what was found unless it is the dataset's file of all classes."""
-    wanted = "wanted: a JSON object of template: class, as in something-something-v2-labels.json"
-    with open(path, "rb") as file:
-        raw = file.read()
-    try:
-        labels = json.loads(raw.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        lines = [line.strip() for line in raw.decode("utf-8", "replace").splitlines() if line.strip()]
-        kind = "comma-separated" if lines and all("," in line for line in lines) else "plain"
-        raise UserError("%s: not JSON but %s text of %d lines, the first %r; %s"
-                        % (path, kind, len(lines), lines[0][:60] if lines else "", wanted))
-    if not isinstance(labels, dict):
-        found = "a list of %d entries" % len(labels) if isinstance(labels, list) else repr(labels)[:60]
-        raise UserError("%s: not a JSON object but %s; %s" % (path, found, wanted))
-    numbers = {}
-    for template, number in labels.items():
-        if not re.match(r"\d{1,6}$", str(number)) or isinstance(number, float):
-            raise UserError("%s: %r has %r for a class; %s" % (path, template, number, wanted))
-        numbers[template] = int(number)
-    if sorted(numbers.values()) != list(range(classes)):
-        raise UserError("%s: %d labels, not the classes 0 to %d, each once; %s" % (path, len(numbers), classes - 1, wanted))
-    return numbers
+def found_in(root: str, entry: Entry, listings: Dict[str, Dict[str, str]]) -> Video:
+    """The entry's video in the folder `root`; `listings` keeps what was read of its folders."""
+    for name in entry.names:
+        folder, base = os.path.split(name)
+        if folder not in listings:
+            listings[folder] = files_by_name(os.path.join(root, folder))
+        names = listings[folder]
+        if base in names:
+            return Video(os.path.splitext(name)[0] if is_video(base) else name, os.path.join(folder, names[base]), entry.label)
+    return Video(entry.names[0], None, entry.label)
 
 
-def read_annotations(path: str, labels: Dict[str, int], folder: str) -> List[Video]:
-    """The annotated videos in the file's order; UserError that names the entry where it is not as the dataset's."""
-    entries, videos, seen = read_json(path), [], set()
-    if not isinstance(entries, list) or not entries:
-        raise UserError("%s: not a JSON list of annotations; pass something-something-v2-validation.json" % path)
-    files = files_by_name(folder)
-    for number, entry in enumerate(entries):
-        where = "%s, entry %d" % (path, number)
-        try:
-            name, template = str(entry["id"]), entry["template"].replace("[", "").replace("]", "")
-        except (KeyError, TypeError, AttributeError):
-            raise UserError("%s: no id and template; a test split has none, and so no accuracy" % where)
-        if template not in labels:
-            raise UserError("%s: template %r is not in the labels; are both of the same dataset?" % (where, template))
-        if not re.match(r"[\w-]+$", name):
-            raise UserError("%s: id %r is not a number or word" % (where, name))
-        if name in seen:
-            raise UserError("%s: id %s appears twice" % (where, name))
-        seen.add(name)
-        videos.append(Video(name, files.get(name), labels[template]))
-    return videos
+def is_video(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 
 def files_by_name(folder: str) -> Dict[str, str]:
-    """{name without suffix: name} of a folder's videos; of several with one name, the first in the order of VIDEO_SUFFIXES."""
-    files: Dict[str, str] = {}
+    """{name, with and without suffix: name} of a folder's videos and folders; of several videos with one name, the first in the
+    order of VIDEO_SUFFIXES."""
+    if not os.path.isdir(folder):
+        return {}
     names = sorted(os.listdir(folder))
+    files = {name: name for name in names if is_video(name)}
     for suffix in VIDEO_SUFFIXES:
-        for name in names:
+        for name in filter(is_video, names):
             stem, ending = os.path.splitext(name)
             if ending.lower() == suffix:
                 files.setdefault(stem, name)
+    for name in names:
+        if name not in files and os.path.isdir(os.path.join(folder, name)):
+            files[name] = name
     return files
 
 
-def main() -> None:
-    args = get_args()
+def examine(args: argparse.Namespace, video: Video) -> Usable:
+    """Decode a video, or count a folder's frames; Corrupt where that fails."""
+    if video.file is None:
+        raise Corrupt("no such file, nor with %s" % " or ".join(VIDEO_SUFFIXES[1:]))
+    path = os.path.join(args.videos, video.file)
+    if os.path.isdir(path):
+        naming, count = naming_in(path)
+        return Usable(count, naming)
+    if args.rawframes:
+        return Usable(extract(path, os.path.join(args.rawframes, video.id)), None)
+    with strict(reencode(path)):
+        return Usable(count_frames(path), None)
+
+
+def examined(args: argparse.Namespace, videos: List[Video]) -> Dict[Video, Usable]:
+    """What is usable of the videos; those that are not are named, and end the run unless they are to be left out."""
     from tqdm import tqdm
 
-    if not os.path.isdir(args.videos):
-        raise UserError("%s: no such folder; --videos is where <id>%s are" % (args.videos, VIDEO_SUFFIXES[0]))
-    videos = read_annotations(args.annotations, read_labels(args.labels, SSV2.classes), args.videos)
-    for folder in filter(None, (args.output_dir, args.rawframes)):
-        os.makedirs(folder, exist_ok=True)
-
     def path_of(video: Video) -> str:
-        return os.path.join(args.videos, video.file or video.id + VIDEO_SUFFIXES[0])
+        return os.path.join(args.videos, video.file or video.id + ("" if is_video(video.id) else VIDEO_SUFFIXES[0]))
 
-    def examine(video: Video) -> int:
-        path = path_of(video)
-        if video.file is None:
-            raise Corrupt("no such file, nor with %s" % " or ".join(VIDEO_SUFFIXES[1:]))
-        if args.rawframes:
-            return extract(path, os.path.join(args.rawframes, video.id))
-        with strict(reencode(path)):
-            return count_frames(path)
-
-    frames: Dict[Video, int] = {}
+    good: Dict[Video, Usable] = {}
     bad: Dict[Video, Corrupt] = {}
-    with contextlib.closing(each(examine, videos, min(args.num_worker, len(videos)))) as results:
+    with contextlib.closing(each(lambda video: examine(args, video), videos, min(args.num_worker, len(videos)))) as results:
         for video, result in tqdm(results, total=len(videos), unit="video", disable=None):
             if isinstance(result, Corrupt):
                 bad[video] = result
             else:
-                frames[video] = result
+                good[video] = result
     for video in filter(bad.get, videos):
         print("cannot be used: %s: %s" % (path_of(video), bad[video]))
-    if bad and args.on_error == "fail" or not frames:
+    if bad and args.on_error == "fail" or not good:
         first = next(filter(bad.get, videos))
         raise UserError("%s: %s; %d of %d videos cannot be used, all named above; mend them, or leave them out by --on-error "
                         "skip" % (path_of(first), bad[first], len(bad), len(videos)))
-    good = [video for video in videos if video in frames]
-    lists = {"videos": ["%s %d\n" % (video.file, video.label) for video in good]}
-    if args.rawframes:
-        lists["rawframes"] = ["%s %d %d\n" % (video.id, frames[video], video.label) for video in good]
+    return {video: good[video] for video in videos if video in good}
+
+
+def lists_of(args: argparse.Namespace, good: Dict[Video, Usable]) -> Tuple[Dict[str, List[str]], Optional[Naming]]:
+    """({kind of list: its lines}, how frames are called where the videos are folders of them)."""
+    folders = [video for video, usable in good.items() if usable.naming]
+    if folders and (len(folders) < len(good) or args.rawframes):
+        raise UserError("%s: %s is a folder of frames%s; lists are of folders or of videos" % (
+            args.videos, folders[0].file, ", and has no video for --rawframes" if args.rawframes else " among videos"))
+    names = {usable.naming for usable in good.values()}
+    if len(names) > 1:
+        raise UserError("%s: frames are called in %d ways, as in %s; one list can have one" % (
+            args.videos, len(names), " and ".join(sorted(naming.name(0) for naming in names if naming)[:2])))
+    rawframes = ["%s %d %d\n" % (video.file if folders else video.id, usable.frames, video.label)
+                 for video, usable in good.items()]
+    videos = ["%s %d\n" % (video.file, video.label) for video in good]
+    if folders:
+        return {"rawframes": rawframes}, names.pop()
+    return dict({"videos": videos}, **({"rawframes": rawframes} if args.rawframes else {})), None
+
+
+def main() -> None:
+    args = get_args()
+    if not os.path.isdir(args.videos):
+        raise UserError("%s: no such folder; --videos is where <id>%s are" % (args.videos, VIDEO_SUFFIXES[0]))
+    found = read_annotations(args.annotations, args.labels)
+    for folder in filter(None, (args.output_dir, args.rawframes)):
+        os.makedirs(folder, exist_ok=True)
+    listings: Dict[str, Dict[str, str]] = {}
+    videos = [found_in(args.videos, entry, listings) for entry in found.entries]
+    good = examined(args, videos)
+    lists, naming = lists_of(args, good)
+    if found.alphabetical and found.labels:
+        print("note: without --labels the %d labels of %s are numbered by the alphabet, from %s to %s; a network that was trained with "
+              "another order needs its own" % (len(found.labels), args.annotations, found.labels[0], found.labels[-1]))
     for kind, lines in lists.items():
-        path = os.path.join(args.output_dir, "sthv2_val_list_%s.txt" % kind)
+        path = os.path.join(args.output_dir, "%s_list_%s.txt" % (found.stem, kind))
         write_text(path, "".join(lines))
-        print("wrote %s: %d videos, %d left out" % (path, len(good), len(bad)))
+        print("wrote %s: %d videos, %d left out" % (path, len(lines), len(videos) - len(lines)))
+    if found.labels and found.stem != SSV2_LIST:
+        path = os.path.join(args.output_dir, found.stem + "_labels.json")
+        write_json(path, found.labels)
+        print("wrote %s: %d classes" % (path, len(found.labels)))
+    if naming and naming != IMG:
+        print("frames: pass --filename_tmpl %s --start_index %d to the later steps" % naming)
 
 
 if __name__ == "__main__":

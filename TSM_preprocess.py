@@ -8,7 +8,8 @@ Reads lists of videos (`<file> <label>`) and of extracted frames (`<folder> <fra
 
     OUT/preprocess_bin/<i>.bin   the i-th clip of the list, 48x3x256x256 = (3 crops x 2 samples x 8 segments) NCHW, RGB:
                                  float32, normalised (37.7 MB), or uint8, 0..255 (9.4 MB; the model then normalises:
-                                 modify_onnx.py --input_dtype uint8)
+                                 modify_onnx.py --input_dtype uint8); or as --protocol has it, up to 482 MB for
+                                 10 crops x 10 samples
     OUT/sthv2.info               `<i> <label>` per clip
     OUT/sthv2.json               the manifest: protocol, versions, length and XXH3-128 of each tensor, what was skipped
 
@@ -33,9 +34,9 @@ from tsm.cli import Corrupt, UserError, parser, positive, run
 from tsm.clips import versions_of
 from tsm.files import locked
 from tsm.frames import Naming, add_naming
-from tsm.machine import cores
+from tsm.machine import cores, workers_that_fit
 from tsm.preprocess import Job, Made, check_space, invalidate, make, survey
-from tsm.protocol import SSV2, Protocol
+from tsm.protocol import Protocol, read_protocol
 from tsm.samples import BINS, INFO, MANIFEST, Clip, manifest_of, read_list, write_info, write_manifest
 
 
@@ -47,6 +48,8 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--batch_size", type=positive, default=1, metavar="B", help="accepted as in the guide: one file per "
                      "clip serves every batch size")
     cli.add_argument("--num_worker", type=positive, default=cores(), metavar="N", help="processes (default: one per core)")
+    cli.add_argument("--protocol", default="", metavar="FILE", help="how the network is tested, as TSM_checkpoint.py wrote it "
+                     "(default: as on Something-Something V2)")
     cli.add_argument("--dtype", choices=("float32", "uint8"), default="float32", help="default: %(default)s")
     cli.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="what an unreadable clip does (default: "
                      "%(default)s)")
@@ -93,7 +96,11 @@ def preprocess(args: argparse.Namespace, protocol: Protocol) -> None:
     kept = len(done)
     invalidate(job, done, unfinished=bool(keys))
     check_space(job, len(keys))
-    seconds = make(job, keys, done, args.num_worker)
+    workers = workers_that_fit(args.num_worker, job.nbytes)
+    if workers < args.num_worker and len(keys) > workers:
+        print("note: %d processes at a time instead of %d, which is what the memory holds of tensors of %.0f MB"
+              % (workers, args.num_worker, job.nbytes / 1e6))
+    seconds = make(job, keys, done, workers)
     if not done and not args.range:  # a part of the list may turn out empty
         raise UserError("%s: none of its %d clips could be read (line %d: %s)"
                         % (args.ann_file, len(chosen), chosen[min(corrupt)].line, corrupt[min(corrupt)]))
@@ -113,7 +120,7 @@ def main() -> None:
         raise UserError("%s: no such folder; --data_root is the folder that the list's paths start from" % args.data_root)
     os.makedirs(args.output_dir, exist_ok=True)
     with locked(args.output_dir):
-        preprocess(args, SSV2)
+        preprocess(args, read_protocol(args.protocol))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 Takes the graph of any exporter (mmaction2's tool on any PyTorch, TorchScript or not, or ours) and writes one canonical
 graph: `input` [bs, 48, 3, 256, 256] -> `output` [bs, 174], the probabilities of the fused views (frames, size and classes
-are those of the model's protocol, in its metadata; without one, Something-Something V2's). Rules, in order:
+are those of the model's protocol, in its metadata or given by --protocol; else Something-Something V2's). Rules, in order:
 
   weights    weights listed among the graph's inputs become constants
   fold       what depends on constants alone is computed now: shape arithmetic, batch normalisation (ONNX Runtime does it)
@@ -16,11 +16,12 @@ are those of the model's protocol, in its metadata; without one, Something-Somet
 `input`, `shift` and `head` recognise nodes by what they COMPUTE: the nodes between two known places are run on test data
 and must give exactly what TSM defines there (to 1e-5 in the head), so the exporter's idiom does not matter, and whatever
 is not TSM is refused. `x - x`, mmaction2's way to write the shift's zeros, becomes zero: the two differ only where x is
-not finite. The shifts must be as many as the network's blocks call for, 16 for ResNet-50.
+not finite. The shifts must be where the network's blocks call for them: 16 in ResNet-50, 18 in ResNet-101, 10 in MobileNetV2.
 
-Then the exported graph and the new one run in ONNX Runtime on a random video whose views differ in magnitude; for
---target cpu also the form that TSM_infer.py runs, view by view. The largest differences and the rules' counts are printed
-and kept in the model's metadata_props. Over tolerance, or at any refusal: exit status 1, one line, no output file.
+Then the exported graph and the new one run in ONNX Runtime on a random video whose views differ in magnitude (where a video
+has many views, on some ten of them, as the proof then says); for --target cpu also the form that TSM_infer.py runs, view by
+view. The largest differences and the rules' counts are printed and kept in the model's metadata_props. Over tolerance, or at
+any refusal: exit status 1, one line, no output file.
 
 For one more batch size, -m1 may also be a model that this script wrote:
 
@@ -39,7 +40,7 @@ from tsm import __version__
 from tsm.cli import UserError, parser, positive, run
 from tsm.files import replacing, sha256
 from tsm.machine import keep_freed_memory
-from tsm.protocol import FUSIONS, Protocol
+from tsm.protocol import FUSIONS, Protocol, differences, read_protocol
 
 PRINTED = {"file": "proof", "one_view": "proof, view by view"}  # what was proved
 
@@ -59,6 +60,8 @@ def get_args() -> argparse.Namespace:
                      "in the graph (cpu only) (default: %(default)s)")
     cli.add_argument("--auto_optimizer", action="store_true", help="also apply auto-optimizer's default knowledges, where "
                      "it is installed, under the same proof")
+    cli.add_argument("--protocol", metavar="FILE", help="how the network is tested, as TSM_checkpoint.py wrote it, for a model "
+                     "that does not say it itself (default: Something-Something V2's)")
     cli.add_argument("--labels", metavar="FILE", help="names of the classes, to be kept in the model: JSON {name: class}, a "
                      "JSON list, or a name per line")
     args = cli.parse_args()
@@ -82,10 +85,12 @@ def write(trunk: Any, args: argparse.Namespace, protocol: Protocol, batch: int) 
 
 
 def proved_forms(trunk: Any, args: argparse.Namespace, protocol: Protocol) -> Tuple[Dict[str, Any], Dict[str, int]]:
-    """({"file": the model of one video, "one_view": for a CPU, what TSM_infer.py runs}, as write())."""
+    """({"file": the model of one video, of no more views than few_views() says, "one_view": for a CPU, what TSM_infer.py
+    runs}, as write())."""
     from tsm.graph import build
+    from tsm.lift import few_views
 
-    model, applied = write(trunk, args, protocol, 1)
+    model, applied = write(trunk, args, few_views(protocol), 1)
     graphs = {"file": model}
     if args.target == "cpu":
         graphs["one_view"] = build(trunk, "view", protocol, dtype=args.input_dtype)
@@ -108,8 +113,9 @@ def surgery(exported: Any, args: argparse.Namespace, protocol: Protocol, scratch
     for rule, count in rules.items():
         print("%-14s %d" % (rule, count))
     for name, entry in proof.items():
-        print("%s: largest difference of a probability %.1e (tolerance %.0e), top-1 agrees on %d of %d random videos" % (
-            PRINTED[name], entry["largest_difference"], entry["tolerance"], entry["top1_agreement"], entry["videos"]))
+        print("%s: largest difference of a probability %.1e (tolerance %.0e), top-1 agrees on %d of %d random videos%s" % (
+            PRINTED[name], entry["largest_difference"], entry["tolerance"], entry["top1_agreement"], entry["videos"],
+            " of %d views, not %d" % (entry["views"], protocol.views) if entry["views"] != protocol.views else ""))
     for entry in proof.values():
         if not entry["largest_difference"] <= entry["tolerance"]:
             raise UserError("%s: the modified graph differs from it by %.1e, so nothing was written; please report this model"
@@ -149,13 +155,19 @@ def main() -> None:
     keep_freed_memory(1 << 30)  # the proof's activations come and go: without it a tenth of the time is the kernel's
     given = load(args.model1)
     known, protocol = metadata(given), protocol_of(given, args.model1)
+    if args.protocol:
+        stated = read_protocol(args.protocol)
+        if "tsm.protocol" in known and stated != protocol:
+            raise UserError("%s: was exported for another protocol than that of %s (%s); export the checkpoint again, or leave out "
+                            "--protocol" % (args.model1, args.protocol, differences(protocol, stated)))
+        protocol = stated
     if args.labels:
         known[METADATA] = json.dumps(read_labels(args.labels, protocol.classes))
     with replacing(args.model2) as part:
         if "tsm.fusion" in known:
             trunk = carry_over(given, args, protocol)
         else:
-            if "tsm.protocol" not in known:
+            if "tsm.protocol" not in known and not args.protocol:
                 print("%s: says nothing of its protocol; taken as %d segments, %d views, %d pixels" % (
                     args.model1, protocol.segments, protocol.views, protocol.size))
             trunk, made = surgery(given, args, protocol, part)

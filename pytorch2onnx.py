@@ -3,10 +3,11 @@
 
     python3 pytorch2onnx.py tsm_demo.pth --output-file tsm_bs1.onnx --softmax --shape 1 48 3 256 256
 
-For hosts without mmaction2 and mmcv: the network is TSM ResNet-50 with 174 classes (tsm/network.py). The config file, which
-mmaction2's tool needs, may be left out. If it is given, it is read without being run, and what it says of the network and
-its test has to agree with the checkpoint. Output as there: one row per VIEW, [6 * batch, 174], class scores or, with
---softmax, probabilities; modify_onnx.py fuses the views.
+For hosts without mmaction2 and mmcv: the networks are those of TSM_checkpoint.py. The config file, which mmaction2's tool
+needs, may be left out. If it is given, it is read without being run, and what it says of the network has to agree with the
+weights. Segments, classes and test are found out as TSM_checkpoint.py does, or taken from what that wrote (--protocol); --shape
+follows them. Output as there: one row per VIEW, [6 * batch, 174] for Something-Something V2, class scores or, with --softmax,
+probabilities; modify_onnx.py fuses the views.
 
 The graph is written node by node from the loaded network. Tracing it instead would run the network at the batch size asked
 for (20 GB at batch 32) through an exporter that PyTorch is retiring. Batch normalisation is folded into the convolutions in
@@ -18,47 +19,62 @@ checkpoint, and no code in it runs.
 import argparse
 import json
 import os
+from typing import Sequence
 
 import numpy as np
 
-from tsm.cli import UserError, parser, positive, run
+from tsm.cli import UserError, fail, parser, positive, run
+from tsm.facts import check_supported, facts_of, test_in_words
 from tsm.files import replacing, sha256
-from tsm.protocol import SSV2
+from tsm.protocol import SSV2, Protocol
 
 TOLERANCE = 1e-5  # of --verify, relative to the largest class score
 
 
 def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
-    shape = " ".join(map(str, SSV2.video_shape))
     cli.add_argument("config", nargs="?", default="", help="the config that the checkpoint was trained with, .py (optional)")
     cli.add_argument("checkpoint", help="the checkpoint, .pth")
     cli.add_argument("--output-file", default="tmp.onnx", metavar="FILE", help="default: %(default)s")
     cli.add_argument("--opset-version", type=int, default=11, choices=[11], help="11, as mmaction2's tool")
-    cli.add_argument("--shape", type=positive, nargs="+", default=[1] + list(SSV2.video_shape), metavar="N",
-                     help="input shape, BATCH %s (default: batch 1)" % shape)
+    cli.add_argument("--shape", type=positive, nargs="+", metavar="N", help="input shape: batch, frames of a video, 3, height, "
+                     "width, as TSM_checkpoint.py prints it, 1 %s for Something-Something V2 (default: batch 1)"
+                     % " ".join(map(str, SSV2.video_shape)))
+    cli.add_argument("--protocol", default="", metavar="FILE", help="how the network is tested, as TSM_checkpoint.py wrote it "
+                     "(default: what the config and the checkpoint say)")
+    cli.add_argument("--segments", type=positive, metavar="N", help="frames of a view, where nothing else says it")
     cli.add_argument("--softmax", action="store_true", help="end in a softmax per view")
     cli.add_argument("--verify", action="store_true", help="compare with PyTorch on random videos (some seconds each)")
     cli.add_argument("--show", action="store_true", help="print the graph")
-    args = cli.parse_args()
-    if tuple(args.shape[1:]) != SSV2.video_shape:
-        cli.error("--shape %s: TSM takes BATCH %s" % (" ".join(map(str, args.shape)), shape))
-    return args
+    return cli.parse_args()
+
+
+def check_shape(shape: Sequence[int], protocol: Protocol, path: str) -> None:
+    """End with a usage error unless the input shape is that of some videos of the protocol."""
+    if tuple(shape[1:]) != protocol.video_shape:
+        fail("--shape %s: %s takes BATCH %s (%d segments, %s)" % (
+            " ".join(map(str, shape)), path, " ".join(map(str, protocol.video_shape)), protocol.segments,
+            test_in_words(protocol)), status=2)
 
 
 def main() -> None:
     args = get_args()
     import onnx
 
-    from tsm.facts import note
+    from tsm import checkpoint
     from tsm.graph import build
-    from tsm.network import load, scores, trunk_from
+    from tsm.network import network_of, scores, trunk_from
     from tsm.onnxfile import session, set_metadata, signature
 
-    net, facts = load(args.checkpoint, args.config, softmax=args.softmax)
-    if note(facts, args.checkpoint):
-        print(note(facts, args.checkpoint))
-    batch, protocol = args.shape[0], facts.protocol
+    state, meta = checkpoint.load(args.checkpoint)
+    facts = facts_of(args.checkpoint, state, meta, args.config, args.segments, args.protocol)
+    check_supported(facts, args.checkpoint)
+    for note in facts.notes:
+        print(note)
+    protocol = facts.protocol
+    args.shape = args.shape or [1] + list(protocol.video_shape)
+    check_shape(args.shape, protocol, args.checkpoint)
+    batch, net = args.shape[0], network_of(state, args.checkpoint, protocol, facts.width, args.softmax)
     model = build(trunk_from(net), "cpu", protocol, batch, softmax=args.softmax)
     set_metadata(model, {
         "tsm.checkpoint": os.path.basename(args.checkpoint), "tsm.checkpoint_sha256": sha256(args.checkpoint),

@@ -15,8 +15,10 @@ out of date.
 data and model
   --data_root DIR        folder of the videos, or of the extracted frames, that --ann_file names
   --ann_file FILE        list of TSM_dataset.py: `<video> <label>` or `<frame folder> <frames> <label>` per line
-  --checkpoint WHAT      a path, an http(s) address, or `official` (fetches the published file); default: the demo's.
-                         It is examined before anything else is done
+  --checkpoint WHAT      a path, an http(s) address, a name of `TSM_checkpoint.py --list`, or `official` (the guide's, which is
+                         fetched); default: the demo's. It is examined before anything else is done
+  --config FILE          the mmaction2 config that it was trained with; it is read, not run
+  --segments N           frames of a view, where neither a config nor the checkpoint says it
   --labels FILE          names of the classes, kept in the model for TSM_predict.py and the report
   --filename_tmpl TMPL, --start_index N    names of extracted frames (default: img_%05d.jpg, from 1)
   --on-error fail|skip   what an unreadable video does (default: fail)
@@ -28,6 +30,7 @@ data and model
 how it runs
   --device auto|cpu|npu  npu: atc and ais_bench on an Atlas host; cpu: TSM_infer.py (default: npu if CANN is installed)
   --fusion score|prob    score: mean of the class scores, then softmax (the guide); prob: softmax per view, then mean
+                         (default: score for the guide's network and test, else what the config says, else prob)
   --precision P          cpu only: fp32, bf16, or int8, calibrated on 32 of the videos (default: fp32)
   --backend B            cpu only: openvino or onnxruntime (default: openvino if it is installed)
   --exporter E           auto, builtin, or mmaction2 (./mmaction2, $MMACTION2 or the installed package; default: auto)
@@ -52,15 +55,16 @@ warn() { echo "run_all.sh: warning: $*" >&2; }
 
 suite=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 batch='' data_root='' ann_file='' checkpoint='' on_error=fail dtype=float32 num_worker='' chunk=auto
-device=auto fusion=score precision=fp32 backend='' exporter=auto chip='' loop='' perf_batches='' work_dir=$suite
-stream='' labels='' filename_tmpl='' start_index='' agreement=8 gallery=12
+device=auto fusion='' precision=fp32 backend='' exporter=auto chip='' loop='' perf_batches='' work_dir=$suite
+stream='' labels='' filename_tmpl='' start_index='' config='' segments='' protocol='' agreement=8 gallery=12
 while [ $# -gt 0 ]; do
     case $1 in
     -h | --help) usage; exit ;;
     --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
     --stream) stream=1; shift ;;
-    --data_root | --ann_file | --labels | --filename_tmpl | --start_index | --checkpoint | --on-error | --dtype | --num_worker | --chunk | --device | --fusion | \
-        --precision | --backend | --exporter | --chip | --loop | --perf_batches | --agreement | --gallery | --work_dir)
+    --data_root | --ann_file | --labels | --filename_tmpl | --start_index | --checkpoint | --config | --segments | --on-error | \
+        --dtype | --num_worker | --chunk | --device | --fusion | --precision | --backend | --exporter | --chip | --loop | --perf_batches | \
+        --agreement | --gallery | --work_dir)
         [ $# -ge 2 ] || misuse "$1 wants a value"
         name=${1#--}
         printf -v "${name//-/_}" %s "$2"
@@ -74,7 +78,7 @@ count='^[1-9][0-9]{0,6}$'
 one_of() { local name=$1 value=$2; shift 2; case " $* " in *" $value "*) ;; *) misuse "$name $value: choose from $*" ;; esac; }
 [ -n "$batch" ] || misuse "BATCH_SIZE is missing, as in ./run_all.sh 1"
 perf_batches=${perf_batches:-$batch}
-for value in "$batch" "${num_worker:-1}" "${loop:-1}" ${perf_batches//,/ }; do
+for value in "$batch" "${num_worker:-1}" "${loop:-1}" "${segments:-1}" ${perf_batches//,/ }; do
     [[ $value =~ $count ]] || misuse "$value is not a whole number above 0"
 done
 for value in "$agreement" "$gallery"; do
@@ -84,7 +88,7 @@ done
 one_of --on-error "$on_error" fail skip
 one_of --dtype "$dtype" float32 uint8
 one_of --device "$device" auto cpu npu
-one_of --fusion "$fusion" score prob
+one_of --fusion "${fusion:-score}" score prob
 one_of --precision "$precision" fp32 bf16 int8
 one_of --backend "${backend:-openvino}" openvino onnxruntime
 one_of --exporter "$exporter" auto builtin mmaction2
@@ -94,15 +98,19 @@ one_of --exporter "$exporter" auto builtin mmaction2
 [ -z "$ann_file" ] || [ -f "$ann_file" ] || fail "$ann_file: no such file; make it with TSM_dataset.py"
 [ -z "$labels" ] || [ -f "$labels" ] || fail "$labels: no such file; --labels names the file of label names"
 [ -z "$stream" ] || [ "$chunk" = auto ] || misuse "--stream has no chunks; leave out one of --stream and --chunk"
+[ -z "$config" ] || [ -f "$config" ] || fail "$config: no such file; --config names the config of --checkpoint"
+[ -n "$checkpoint" ] || [ -z "$config$segments" ] || misuse "--config and --segments are for --checkpoint"
 case $checkpoint in
 '' | official | http://* | https://*) ;;
+tsm_*-*) ;;  # a file, or a name of TSM_checkpoint.py --list, which tells
 *) [ -f "$checkpoint" ] || fail "$checkpoint: no such file; --checkpoint takes a path, an http(s) address or official" ;;
 esac
 
 # Paths from the caller's folder stay right after the change to the work folder.
 absolute() { case $1 in '' | /* | official | http://* | https://*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
-data_root=$(absolute "$data_root") ann_file=$(absolute "$ann_file") checkpoint=$(absolute "$checkpoint")
-labels=$(absolute "$labels")
+data_root=$(absolute "$data_root") ann_file=$(absolute "$ann_file")
+[ ! -f "$checkpoint" ] || checkpoint=$(absolute "$checkpoint")
+labels=$(absolute "$labels") config=$(absolute "$config")
 MMACTION2=$(absolute "${MMACTION2:-}") set_env=$(absolute "${ASCEND_SET_ENV:-}")
 
 # The device: CANN's tools decide, and the hardware has a say. Tests put ASCEND_SYSROOT before the system's folders.
@@ -184,16 +192,22 @@ stage() { # stage NAME TITLE [--in PATH]... [--out PATH]... [--tee FILE] -- COMM
     "$python" "$suite/tsm/stage.py" "$1" --title "$number. $2" "${@:3}"
 }
 
-# Data: the checkpoint, the lists, the tensors.
+# Data: the checkpoint, the lists, the tensors. What the demo's is tested by is the guide's.
+network='TSM ResNet-50' shape='1 48 3 256 256'
 if [ -z "$checkpoint" ]; then
     checkpoint=tsm_demo.pth
     stage checkpoint "The demo's checkpoint" --in "${s}demo/tsm_thin.pth" --out "$checkpoint" -- \
         "$python" "${s}demo/expand.py" --output "$checkpoint"
 else
-    stage checkpoint "The checkpoint" --tee checkpoint.txt -- "$python" "${s}TSM_checkpoint.py" "$checkpoint"
-    case $checkpoint in
-    official | http://* | https://*) checkpoint=$(sed -n 's/^checkpoint: //p' checkpoint.txt) ;; # where it was put
-    esac
+    stage checkpoint "The checkpoint" --tee checkpoint.txt -- "$python" "${s}TSM_checkpoint.py" "$checkpoint" \
+        ${config:+--config "$config"} ${segments:+--segments "$segments"}
+    found() { sed -n "s/^$1: \(.*\)/\1/p" checkpoint.txt; }  # a fact that it printed
+    without_origin() { found "$1" | sed 's/ ([^(]*)$//'; }
+    checkpoint=$(found checkpoint) protocol=$(found protocol) shape=$(found shape)
+    network=$(without_origin network)
+    fusion=${fusion:-$(without_origin fusion)}
+    filename_tmpl=${filename_tmpl:-$(without_origin filename_tmpl)}
+    start_index=${start_index:-$(without_origin start_index)}
 fi
 if [ -z "$data_root" ]; then
     data_root=${s}demo/videos ann_file=sthv2_val_list_videos.txt
@@ -210,26 +224,35 @@ videos=(--data_root "$data_root" --ann_file "$ann_file")
 [ -z "$start_index" ] || videos+=(--start_index "$start_index")
 preprocess=("$python" "${s}TSM_preprocess.py" "${videos[@]}" --batch_size "$batch")
 [ "$dtype" = float32 ] || preprocess+=(--dtype "$dtype")
+[ -z "$protocol" ] || preprocess+=(--protocol "$protocol")
 if [ "$chunk" = auto ] && [ -z "$stream" ]; then
-    chunk=$("$python" "${s}TSM_chunked.py" --size --ann_file "$ann_file" --dtype "$dtype")
+    chunk=$("$python" "${s}TSM_chunked.py" --size --ann_file "$ann_file" --dtype "$dtype" ${protocol:+--protocol "$protocol"})
     [ "$chunk" = 0 ] || [ $device = npu ] || stream=1
 fi
 [ -n "$stream" ] || [ "$chunk" != 0 ] || stage preprocess "Preprocess the videos" -- "${preprocess[@]}" --output_dir sthv2
 
 # Model: one export, then one modified model per batch size; the first is proved, the others carry its proof.
+if [ -n "$mmaction2" ] && [ -z "$config" ] && { [ -n "$protocol" ] || [ "$network" != 'TSM ResNet-50' ]; }; then
+    [ "$exporter" = auto ] || fail "$checkpoint: mmaction2's exporter needs its config; give it by --config"
+    echo "note: mmaction2's exporter needs the checkpoint's config, which --config gives; the built-in one is used"
+    mmaction2=''
+fi
 if [ -n "$mmaction2" ]; then
     export=("$python" "$mmaction2/tools/deployment/pytorch2onnx.py"
-        "$mmaction2/configs/recognition/tsm/tsm_r50_1x1x8_50e_sthv2_rgb.py")
+        "${config:-$mmaction2/configs/recognition/tsm/tsm_r50_1x1x8_50e_sthv2_rgb.py}" "$checkpoint")
 else
-    export=("$python" "${s}pytorch2onnx.py")
+    export=("$python" "${s}pytorch2onnx.py" ${config:+"$config"} "$checkpoint" ${segments:+--segments "$segments"}
+        ${protocol:+--protocol "$protocol"})
 fi
-stage export "Checkpoint to ONNX" --in "$checkpoint" --out tsm_bs1.onnx -- \
-    "${export[@]}" "$checkpoint" --output-file tsm_bs1.onnx --softmax --shape 1 48 3 256 256
+stage export "Checkpoint to ONNX" --in "$checkpoint" ${config:+--in "$config"} ${protocol:+--in "$protocol"} \
+    --out tsm_bs1.onnx -- \
+    "${export[@]}" --output-file tsm_bs1.onnx --softmax --shape $shape
 perf_batches=$(printf '%s\n' ${perf_batches//,/ } | sort -nu)
 source=tsm_bs1.onnx
 for bs in $(printf '%s\n' "$batch" $perf_batches | sort -nu); do
     modify=("$python" "${s}modify_onnx.py" -m1 "$source" -m2 "tsm_new_bs$bs.onnx" -bs "$bs" --target $target)
-    [ "$fusion" = score ] || modify+=(--fusion "$fusion")
+    [ "${fusion:-score}" = score ] || modify+=(--fusion "$fusion")
+    [ -z "$protocol" ] || modify+=(--protocol "$protocol")
     [ "$dtype" = float32 ] || modify+=(--input_dtype "$dtype")
     [ -z "$labels" ] || modify+=(--labels "$labels")
     stage "surgery_bs$bs" "Graph surgery, batch $bs" --in "$source" --out "tsm_new_bs$bs.onnx" -- "${modify[@]}"

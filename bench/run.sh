@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The benchmarks. bench/run.sh [inference|batches|forms|preprocess|stream]...   (default: all, about 40 minutes on two cores)
+# The benchmarks. bench/run.sh [inference|batches|forms|networks|preprocess|stream]...   (default: all, about 40 minutes on two cores and the networks)
 # Each part prints its table and writes bench/results/<part>.json and .md. Run it on a machine that does nothing else.
 # Sets up .venv and .venv-reference (mmaction2) and makes its models in bench/work, all once. PYTHON=… and
 # REFERENCE_PYTHON=… use those environments as they are.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ $# -gt 0 ] || set -- inference batches forms preprocess stream
+[ $# -gt 0 ] || set -- inference batches forms networks preprocess stream
 parts=("$@")
 for part in "${parts[@]}"; do
-    case $part in inference | batches | forms | preprocess | stream) ;; *) sed -n 2,5p bench/run.sh | cut -c3- >&2; exit 2 ;; esac
+    case $part in inference | batches | forms | networks | preprocess | stream) ;; *) sed -n 2,5p bench/run.sh | cut -c3- >&2; exit 2 ;; esac
 done
 if [ -z "${PYTHON:-}" ]; then
     ./setup.sh
@@ -53,9 +53,9 @@ for part in "${parts[@]}"; do
     echo "== $part"
     options=(--json "bench/results/$part.json")
     case $part in inference | preprocess) options+=(--reference_python "$REFERENCE_PYTHON") ;; esac
-    if [ "$part" != preprocess ]; then
+    case $part in preprocess | networks) ;; *)
         (make_models)
-        options+=(--work_dir bench/work)
-    fi
+        options+=(--work_dir bench/work) ;;
+    esac
     "$PYTHON" "bench/$part.py" "${options[@]}" | tee "bench/results/$part.md"
 done

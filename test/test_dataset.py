@@ -76,18 +76,124 @@ def test_every_video_that_cannot_be_used_is_named(run, fails, works, dataset, tm
     ("validation.json", '[{"id": "1", "template": "Juggling [something]"}]', "not in the labels"),
     ("validation.json", '[{"id": "../1", "template": "Closing [something]"}]', "id '../1'"),
     ("validation.json", '[{"id": 1, "template": "Closing [something]"}, {"id": 1, "template": "Closing [something]"}]', "twice"),
-    ("labels.json", '{"Closing something": "5"}', "1 labels, not the classes 0 to 173"),
-    ("labels.json", '["Closing something"]', "not a JSON object but a list of 1 entries; wanted: a JSON object"),
+    ("labels.json", '{"Closing something": "5"}', "1 labels, whose classes are not the numbers 0 to 0"),
+    ("labels.json", '["Closing something"]', "is not in the labels"),
+    ("labels.json", '["Closing something", "Closing something"]', "'Closing something' is there twice"),
     ("labels.json", '{"Closing something": {}}', "'Closing something' has {} for a class; wanted"),
     ("labels.json", '{"Closing something": 1.5}', "has 1.5 for a class; wanted"),
-    ("labels.json", "7", "not a JSON object but 7; wanted"),
-    ("labels.json", "id,template\n5,Closing something\n", "comma-separated text of 2 lines, the first 'id,template'; wanted"),
-    ("labels.json", "Closing something\nOpening something\n", "plain text of 2 lines, the first 'Closing something'; wanted"),
-    ("labels.json", "", "plain text of 0 lines, the first ''; wanted"),
+    ("labels.json", "7", "not label names; wanted: a JSON object"),
+    ("labels.json", "id,template\n5,Closing something\n", "1 labels, whose classes are not the numbers 0 to 0"),
+    ("labels.json", "Closing something\nOpening something\n", "is not in the labels"),
+    ("labels.json", "", "not label names; wanted"),
 ])
 def test_files_that_are_not_the_dataset_s_are_refused(fails, dataset, tmp_path, name, text, word):
     shutil.copy(str(dataset[3]), str(tmp_path / "labels.json"))
     (tmp_path / name).write_text(text)
     line = fails("TSM_dataset.py", "--annotations", "validation.json", "--labels", "labels.json", "--videos", "videos",
                  cwd=tmp_path)
-    assert name in line and word in line
+    assert (name in line or word == "is not in the labels") and word in line
+
+
+# Other datasets than Something-Something V2.
+
+
+@pytest.fixture
+def videos(repo, tmp_path):
+    """Three demo videos under other names, one of them in a folder."""
+    (tmp_path / "videos" / "in a folder").mkdir(parents=True)
+    names = ["a b.mp4", "in a folder/c.webm", "d,e.WEBM"]
+    for name, source in zip(names, sorted((repo / "demo/videos").iterdir())):
+        shutil.copy(str(source), str(tmp_path / "videos" / name))
+    return names
+
+
+def lists(works, folder, *args):
+    """(what was printed, {name of a written file: its lines})."""
+    said = works("TSM_dataset.py", "--videos", "videos", *args, cwd=folder)
+    return said, {path.name: path.read_text().splitlines() for path in folder.iterdir() if "_list_" in path.name}
+
+
+@pytest.mark.parametrize("text", [
+    "name,label\na b.mp4,zebra\nin a folder/c.webm,ant\n\"d,e\",bee\n", "a b,zebra\nin a folder/c,ant\n\"d,e.WEBM\",bee\n",
+    "\ufeffa b.mp4;zebra\r\nin a folder/c.webm;ant\r\nd,e.WEBM;bee\r\n",
+])
+def test_a_csv_of_one_s_own_is_numbered_by_the_alphabet_and_that_is_said(works, videos, tmp_path, text):
+    (tmp_path / "own.csv").write_text(text, encoding="utf-8")
+    said, made = lists(works, tmp_path, "--annotations", "own.csv")
+    assert "3 labels of own.csv are numbered by the alphabet, from ant to zebra" in said
+    assert made == {"own_list_videos.txt": ["a b.mp4 2", "in a folder/c.webm 0", "d,e.WEBM 1"]}
+    assert json.loads((tmp_path / "own_labels.json").read_text()) == ["ant", "bee", "zebra"]
+
+
+@pytest.mark.parametrize("labels", [
+    "zebra\nant\nbee\n", '["zebra", "ant", "bee"]', '{"bee": 2, "ant": "1", "zebra": 0}', "id,name\n2,bee\n0,zebra\n1,ant\n",
+    "ant,1\nbee,2\nzebra,0\n",
+])
+def test_a_labels_file_of_any_form_numbers_the_classes(works, videos, tmp_path, labels):
+    (tmp_path / "labels").write_text(labels)
+    (tmp_path / "own.csv").write_text("a b.mp4,zebra\nin a folder/c.webm,ant\n\"d,e.WEBM\",2\n")
+    said, made = lists(works, tmp_path, "--annotations", "own.csv", "--labels", "labels")
+    assert made["own_list_videos.txt"] == ["a b.mp4 0", "in a folder/c.webm 1", "d,e.WEBM 2"] and "note" not in said
+    assert json.loads((tmp_path / "own_labels.json").read_text()) == ["zebra", "ant", "bee"]
+
+
+def test_a_ready_list_is_checked_and_taken(works, fails, videos, tmp_path):
+    (tmp_path / "ready.txt").write_text("a b.mp4 4\nin a folder/c.webm 0\n")
+    assert lists(works, tmp_path, "--annotations", "ready.txt")[1] == {
+        "ready_list_videos.txt": ["a b.mp4 4", "in a folder/c.webm 0"]}
+    (tmp_path / "labels").write_text("zebra\nant\n")
+    line = fails("TSM_dataset.py", "--videos", "videos", "--annotations", "ready.txt", "--labels", "labels", cwd=tmp_path)
+    assert "ready.txt, line 1: label 4 is not one of the 2 classes" in line
+
+
+def test_kinetics_names_its_videos_by_their_times(works, repo, tmp_path):
+    (tmp_path / "videos" / "playing_guitar").mkdir(parents=True)
+    for name, source in zip(("-x1_000010_000020.mp4", "playing_guitar/y_000001_000011.mp4", "z.mp4"),
+                            sorted((repo / "demo/videos").iterdir())):
+        shutil.copy(str(source), str(tmp_path / "videos" / name))
+    (tmp_path / "val.csv").write_text("label,youtube_id,time_start,time_end,split,is_cc\nabseiling,-x1,10,20,val,0\n"
+                                      "playing guitar,y,1.0,11.0,val,0\n\"archery\",z,3,13,val,1\n")
+    said, made = lists(works, tmp_path, "--annotations", "val.csv")
+    assert made == {"val_list_videos.txt": ["-x1_000010_000020.mp4 0", "playing_guitar/y_000001_000011.mp4 2", "z.mp4 1"]}
+    (tmp_path / "names.csv").write_text("id,name\n0,playing_guitar\n1,abseiling\n2,archery\n")  # mmaction2's spelling
+    assert lists(works, tmp_path, "--annotations", "val.csv", "--labels", "names.csv")[1]["val_list_videos.txt"] == [
+        "-x1_000010_000020.mp4 1", "playing_guitar/y_000001_000011.mp4 0", "z.mp4 2"]
+
+
+def test_jester_s_folders_of_frames_are_counted_and_can_be_preprocessed(works, repo, tmp_path):
+    for name, count in (("1", 12), ("22", 5)):
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        for number in range(count):
+            shutil.copy(str(repo / "test/data" / ("square_%02d.jpg" % number)),
+                        str(tmp_path / "videos" / name / ("%05d.jpg" % (number + 1))))
+    (tmp_path / "jester-v1-labels.csv").write_text("Swiping Left\nDoing other things\n")
+    (tmp_path / "validation.csv").write_text("22;Doing other things\n1;Swiping Left\n")
+    said, made = lists(works, tmp_path, "--annotations", "validation.csv", "--labels", "jester-v1-labels.csv")
+    assert made == {"validation_list_rawframes.txt": ["22 5 1", "1 12 0"]}
+    flags = said.split("frames: pass ")[1].split(" to the")[0].split()
+    assert flags == ["--filename_tmpl", "%05d.jpg", "--start_index", "1"]
+    works("TSM_preprocess.py", "--data_root", "videos", "--ann_file", "validation_list_rawframes.txt", *flags, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("text, word", [
+    ("a b.mp4\nin a folder/c.webm\n", "own.csv, line 1: expected a video's name and its label"),
+    ("a b.mp4,zebra\n../c.webm,ant\n", "own.csv, line 2: '../c.webm' is not a name inside"),
+    ("/a.mp4,zebra\n", "own.csv, line 1: '/a.mp4' is not a name inside"), ("", "own.csv: no annotations"),
+    ("name,label\n", "own.csv: no annotations"), ("a b.mp4,zebra\na b.mp4,ant\n", "own.csv, line 2: id a b.mp4 appears twice"),
+    ("a b.mp4,zebra\nnone.mp4,ant\n", "videos/none.mp4: no such file"), ("a b,zebra,ant\n", "own.csv, line 1: expected"),
+    ("label,youtube_id\nx,y\n", "own.csv, line 1: a header of Kinetics names label, youtube_id, time_start, time_end"),
+    ("label,youtube_id,time_start,time_end\nx,y,start,2\n", "own.csv, line 2: no label, youtube_id"),
+    ("[]", "own.csv: needs --labels"),
+])
+def test_annotations_that_are_not_understood_are_one_line(fails, videos, tmp_path, text, word):
+    (tmp_path / "own.csv").write_text(text)
+    assert word in fails("TSM_dataset.py", "--annotations", "own.csv", "--videos", "videos", cwd=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own.csv", "videos"]
+
+
+def test_frames_and_videos_do_not_share_a_list(fails, videos, tmp_path, repo):
+    (tmp_path / "videos" / "f").mkdir()
+    shutil.copy(str(repo / "test/data/square_00.jpg"), str(tmp_path / "videos" / "f" / "00001.jpg"))
+    (tmp_path / "own.csv").write_text("a b.mp4,zebra\nf,ant\n")
+    line = fails("TSM_dataset.py", "--annotations", "own.csv", "--videos", "videos", cwd=tmp_path)
+    assert "f is a folder of frames among videos" in line

@@ -87,9 +87,9 @@ def test_what_nothing_says_is_said(works, thin, tmp_path):
 
 @pytest.mark.parametrize("config, says", [
     (None, "config.py: no such config"),
-    ("model = dict(backbone=dict(type='ResNetTSM', depth=50, num_segments=16))", "16 segments"),
+    (CONFIG.replace("TSMHead',", "TSMHead', num_segments=16,") % 174, "averages 16 of 8 segments"),
     (CONFIG % 10, "config.py says 10 classes"), (CONFIG.replace("depth=50", "depth=101") % 174, "config.py says TSM ResNet-101"),
-    (CONFIG.replace("shift_div=8", "shift_div=4") % 174, "shift_div 4"), ("model = (", "config.py: not a config"),
+    (CONFIG.replace("shift_div=8", "shift_div=1") % 174, "shift_div 1"), ("model = (", "config.py: not a config"),
     ("model = dict(backbone=get())", "config.py, line 1"),
 ])
 def test_a_config_that_does_not_fit_is_refused(thin, tmp_path, monkeypatch, config, says):
@@ -105,7 +105,8 @@ def test_a_config_that_does_not_fit_is_refused(thin, tmp_path, monkeypatch, conf
 def test_a_config_that_does_not_fit_is_one_line_and_no_file(fails, thin, tmp_path):
     torch.save(thin, str(tmp_path / "a.pth"))
     (tmp_path / "config.py").write_text(CONFIG.replace("num_segments=8", "num_segments=16") % 174)
-    assert "16 segments" in fails("pytorch2onnx.py", "config.py", "a.pth", "--output-file", "a.onnx", cwd=tmp_path)
+    line = fails("pytorch2onnx.py", "config.py", "a.pth", "--segments", 8, "--output-file", "a.onnx", cwd=tmp_path)
+    assert "8 segments by --segments" in line and "config.py says 16 segments" in line
     assert "none.py" in fails("pytorch2onnx.py", "none.py", "a.pth", "--output-file", "a.onnx", cwd=tmp_path)
     assert not (tmp_path / "a.onnx").exists()
 
@@ -117,8 +118,9 @@ def test_damage_is_one_line_and_no_file(fails, thin, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.pth"]
 
 
-def test_usage(fails, tmp_path):
-    assert "--shape" in fails("pytorch2onnx.py", "a.pth", "--shape", 1, 3, 224, 224, cwd=tmp_path, status=2)
+def test_usage(fails, thin, tmp_path):
+    torch.save(thin, str(tmp_path / "b.pth"))
+    assert "--shape" in fails("pytorch2onnx.py", "b.pth", "--segments", 8, "--shape", 1, 3, 224, 224, cwd=tmp_path, status=2)
     assert "a.pth" in fails("pytorch2onnx.py", "a.pth", cwd=tmp_path)
 
 

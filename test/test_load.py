@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch")
 
 from tsm import checkpoint  # noqa: E402
 from tsm.cli import UserError  # noqa: E402
-from tsm.network import TSM, load  # noqa: E402
+from tsm.network import MOBILENETV2, RESNET101, TSM, load, structure_of  # noqa: E402
 
 ZIPPED = [True, False]
 CANARY = '''import os
@@ -99,6 +99,56 @@ def mits(state):
             key = key.replace("conv%s.conv." % number, "conv%s." % number).replace("conv%s.bn." % number, "bn%s." % number)
         made["module." + key] = value
     return made
+
+
+def mits_mobilenet(state):
+    """MIT's names of TSM on MobileNetV2 (archs/mobilenet_v2.py): features counted through, layers of a block as in a list."""
+    first = {1: 1, 2: 2, 3: 4, 4: 7, 5: 11, 6: 14, 7: 17}  # of each stage
+    made = collections.OrderedDict()
+    for key, value in state.items():
+        words = key.split(".")[1:]
+        last = "module.base_model.features.%s"
+        if words[0] == "fc_cls":
+            name = "module.new_fc." + words[1]
+        elif words[0] in ("conv1", "conv2"):
+            name = last % "%d.%d.%s" % (0 if words[0] == "conv1" else 18, words[1] == "bn", words[2])
+        else:
+            stage, block, number = int(words[0][-1]), int(words[1]), int(words[3])
+            net = "net." * (words[4] == "net" and words[-2] == "conv")  # MIT shifts the convolution alone
+            place = 3 * number + (words[-2] == "bn")
+            name = last % "%d.conv.%d.%s%s" % (first[stage] + block, place, net, words[-1])
+        made[name] = value
+    return made
+
+
+@pytest.mark.parametrize("where", ["module.base_model.", "base_model."])
+@pytest.mark.parametrize("classifier", ["new_fc.", "base_model.classifier."])
+def test_mits_mobilenet_by_its_own_names(tmp_path, where, classifier):
+    """The second classifier is that of a training without dropout."""
+    torch.manual_seed(0)
+    structure = MOBILENETV2._replace(channels=(8, 16, 24, 32, 48, 56, 64, 80))
+    net = TSM(width=8, structure=structure).eval()
+    for number, value in enumerate(net.state_dict().values()):
+        value += 0.001 * number if value.is_floating_point() else 0  # batch normalisations differ
+    own = collections.OrderedDict(
+        (key.replace("module.base_model.", where).replace("module.new_fc.", where[: -len("base_model.")] + classifier), value)
+        for key, value in mits_mobilenet(net.state_dict()).items())
+    save(tmp_path / "TSM_kinetics_RGB_mobilenetv2_shift8_blockres_avg_segment8_e100_dense.pth",
+         {"epoch": 100, "arch": "mobilenetv2", "state_dict": own, "best_prec1": torch.tensor(69.5)})
+    loaded, facts = load(str(tmp_path / "TSM_kinetics_RGB_mobilenetv2_shift8_blockres_avg_segment8_e100_dense.pth"))
+    assert_same(loaded.state_dict(), net.state_dict())
+    assert (facts.network, facts.width, facts.protocol.segments) == ("TSM MobileNetV2", 8, 8)
+    assert any(key.endswith("features.3.conv.0.net.weight") for key in own) and structure_of(net.state_dict()) == structure
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_mits_resnet101(tmp_path, prefix):
+    net = TSM(width=8, structure=RESNET101).eval()
+    own = {key.replace("module.", prefix): value for key, value in mits(net.state_dict()).items()}
+    save(tmp_path / "a_segment16_e45.pth.tar", {"epoch": 45, "arch": "resnet101", "state_dict": own})
+    loaded, facts = load(str(tmp_path / "a_segment16_e45.pth.tar"))
+    assert_same(loaded.state_dict(), net.state_dict())
+    assert (facts.network, facts.protocol.segments) == ("TSM ResNet-101", 16) and prefix + "base_model.layer3.1.conv1.weight" in own
 
 
 class Numpy1Scalar:

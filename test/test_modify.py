@@ -16,7 +16,6 @@ from onnx import helper, numpy_helper  # noqa: E402
 from tsm import proof  # noqa: E402
 from tsm.cli import UserError  # noqa: E402
 from tsm.graph import SHIFT, Trunk, build, layers, trunk_of  # noqa: E402
-from tsm.lift import expected_shifts  # noqa: E402
 from tsm.onnxfile import metadata, set_metadata  # noqa: E402
 from tsm.protocol import SSV2, fuse, shifted  # noqa: E402
 
@@ -584,10 +583,6 @@ def test_the_proof_fails_a_wrong_graph(modified, form):
     proved = proof.prove(build(trunk, "cpu", SSV2), "x", 1, graphs, SSV2, "score", "float32")
     assert {name: entry["largest_difference"] > proof.TOLERANCE for name, entry in proved.items()} == {
         name: name == form for name in graphs}
-
-
-def test_deeper_networks_shift_every_second_block():
-    assert expected_shifts([3, 4, 6, 3]) == 16 and expected_shifts([3, 4, 23, 3]) == 2 + 2 + 12 + 2
 
 
 def test_the_trunk_survives_being_written_and_read(modified):

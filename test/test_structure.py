@@ -8,8 +8,8 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 LAYERS = [  # from the ground up; an import goes to the same layer or to a lower one
     {"cli", "files", "machine", "npu", "stage"},
-    {"protocol", "config", "labels"},
-    {"samples", "results", "accuracy", "tensors"},
+    {"protocol", "config", "labels", "zoo", "fetch"},
+    {"samples", "annotations", "results", "accuracy", "tensors"},
     {"frames", "clips", "workers"},
     {"onnxfile", "graph", "checkpoint", "network", "facts", "lift", "proof"},
     {"offline", "int8", "engine", "chunks", "stream", "live", "predict", "preprocess", "findings", "gallery", "report",

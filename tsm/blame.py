@@ -265,7 +265,7 @@ def by_export(chain: Chain, tensors: List[np.ndarray]) -> List[np.ndarray]:
     from tsm.proof import take_scores
 
     model = load(chain.exported)
-    take_scores(model, 1)
+    take_scores(model, 1, chain.protocol.frames)
     runner = session(model, chain.exported, arena=False)
     name = runner.get_inputs()[0].name
     try:

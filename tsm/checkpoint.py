@@ -33,6 +33,7 @@ _STORAGES = {  # torch's storage classes: the values' type as numpy writes it, b
     "QUInt8Storage": "u1", "QInt32Storage": "i4", "QUInt4x2Storage": "u1", "QUInt2x4Storage": "u1",
 }
 _PARTS = ("backbone", "neck", "cls_head", "base_model", "new_fc")  # of a network; what else a state dict holds is no part of it
+_MOBILENET_BLOCKS = (1, 2, 3, 4, 3, 3, 1)  # per stage of MobileNetV2
 _EMA = re.compile(r"(?:^|[/._-])ema", re.IGNORECASE)  # a moving average's copy of the weights
 _PLAIN = (str, int, float, type(None))
 
@@ -394,18 +395,41 @@ def _network_part(state: Dict[str, Any]) -> Dict[str, Any]:
         return {re.sub(r"^(module\.)+", "", key): value for key, value in state.items()}
     prefix = min(prefixes, key=lambda prefix: (bool(_EMA.search(prefix)), len(prefix), prefix))
     own = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    return {_translated(key): value for key, value in own.items() if key.split(".")[0] in _PARTS}
+    named = {_translated(key): value for key, value in own.items() if key.split(".")[0] in _PARTS}
+    shifted = {key[: -len("net.conv.weight")] for key in named if key.endswith(".conv.0.net.conv.weight")}
+    return {re.sub(r"(?<=\.conv\.0\.)bn\.", "net.bn.", key) if key.rsplit("bn.", 1)[0] in shifted else key: value
+            for key, value in named.items()}
 
 
 def _translated(key: str) -> str:
     """A name of MIT's temporal-shift-module (ops/models.py) as mmaction2's; others as they are."""
     key = re.sub(r"^(?:new_fc|base_model\.fc)\.", "cls_head.fc_cls.", key)
+    key = re.sub(r"^base_model\.classifier\.", "cls_head.fc_cls.", key)
     if not key.startswith("base_model."):
         return key
+    found = re.match(r"base_model\.features\.(\d+)\.(?:conv\.)?(\d+)\.(net\.)?(\w+)$", key)
+    if found:
+        return _of_mobilenet(int(found.group(1)), int(found.group(2)), found.group(3) or "", found.group(4))
     key = re.sub(r"\bconv(\d)\.(net\.)?(weight|bias)$", r"conv\1.conv.\2\3", "backbone." + key[len("base_model.") :])
     key = re.sub(r"\bbn(\d)\.(\w+)$", r"conv\1.bn.\2", key)
     key = re.sub(r"\bdownsample\.0\.", "downsample.conv.", key)
     return re.sub(r"\bdownsample\.1\.", "downsample.bn.", key).replace(".nl.", ".non_local_block.")
+
+
+def _of_mobilenet(number: int, place: int, net: str, last: str) -> str:
+    """mmaction2's name of what MIT's MobileNetV2 (archs/mobilenet_v2.py) calls `features.number.conv.place.last`.
+
+    MIT counts the blocks through, between the first convolution and the last, and in a block convolutions, batch
+    normalisations and activations.
+    """
+    what = "%d.%s%s.%s" % (place // 3, net, "bn" if place % 3 else "conv", last)
+    if number == 0:
+        return "backbone.conv1." + what[2:]
+    for stage, blocks in enumerate(_MOBILENET_BLOCKS, 1):
+        if number <= blocks:
+            return "backbone.layer%d.%d.conv.%s" % (stage, number - 1, what)
+        number -= blocks
+    return "backbone.conv2." + what[2:]
 
 
 def _plain(mapping: Any) -> Dict[str, Any]:

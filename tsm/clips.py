@@ -29,6 +29,7 @@ from tsm.frames import (
     reencode,
     strict,
 )
+from tsm.machine import workers_that_fit
 from tsm.protocol import CROPS, Protocol, crop_boxes, frame_indices
 from tsm.samples import Clip
 from tsm.workers import each
@@ -98,8 +99,9 @@ def place_frame(image: np.ndarray, index: int, indices: Sequence[int], bgr: bool
     boxes = crop_boxes(planes[0].shape[1], planes[0].shape[0], protocol)
     places = [place for place, wanted in enumerate(indices) if wanted == index]
     for channel, plane in enumerate(reversed(planes) if bgr else planes):
-        for crop, (x, y) in enumerate(boxes):
+        for crop, (x, y, mirrored) in enumerate(boxes):
             pixels = plane[y : y + side, x : x + side]
+            pixels = cv2.flip(pixels, 1) if mirrored else pixels
             for place in places:
                 if table is None:
                     views[crop, place, channel] = pixels
@@ -151,11 +153,13 @@ def decoded(
 ) -> Generator[Tuple[Key, Union[np.ndarray, Corrupt]], None, None]:
     """(index or key in `clips`, tensor [protocol.video_shape] of `dtype` or the Corrupt that says why not), in any order.
 
-    Decoded in `count` processes, in memory: count + 1 tensors exist beside those that the caller keeps, and decoding waits
-    while the caller does. Close the iterator (contextlib.closing) to end the processes at once.
+    Decoded in `count` processes, or as many as the memory holds tensors for, in memory: a tensor more than processes exists
+    beside those that the caller keeps, and decoding waits while the caller does. Close the iterator (contextlib.closing) to
+    end the processes at once.
     """
     chosen: Mapping[Any, Clip] = clips if isinstance(clips, Mapping) else dict(enumerate(clips))
     table, nbytes = table_for(dtype, protocol), protocol.nbytes(dtype)
+    count = workers_that_fit(count, nbytes)
     # One place more than processes: each() hands out the next item before it yields the result of the last.
     places = [np.frombuffer(mmap.mmap(-1, nbytes), dtype).reshape(protocol.video_shape) for _ in range(count + 1)]
     free = deque(range(count + 1))

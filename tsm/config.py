@@ -83,6 +83,10 @@ def facts(config: Dict[str, Any], where: str) -> Dict[str, Any]:
         raise UserError("%s: average_clips = %s; prob and score are known" % (where, _short(found["average_clips"])))
     for name in ("filename_tmpl", "start_index"):
         found[name] = _first(config, where, ("data", "test", name), ("test_dataloader", "dataset", name))
+        wanted = int if name == "start_index" else str
+        if found[name] is not None and (type(found[name]) is not wanted or wanted is int and found[name] < 0):
+            raise UserError("%s: %s = %s; %s is needed" % (
+                where, name, _short(found[name]), "a whole number" if wanted is int else "the name of a frame's file"))
     if is_tsm:
         found.update(_test_pipeline(config, where))
     return {name: value for name, value in found.items() if value is not None}

@@ -1,15 +1,15 @@
 """TSM as an ONNX graph: the trunk common to all its forms, and the forms that runtimes are given.
 
 A trunk is a list of ONNX nodes from `frames` [frames, 3, size, size] to `features` [frames, C, H, W], made of Conv, Relu,
-MaxPool, Add and one operator of our own, TemporalShift (one input, one output, fold = channels // shift_div). build()
-writes it out for a target; trunk_of() reads it back from what build() wrote. In every form a layer is called by its place
-in the network, as in the checkpoint: conv1, layer2.0.conv1, layer2.0.downsample, fc; what belongs to it has its name in
-front (layer2.0.conv1.shift/ahead).
+MaxPool, Add and two operators of our own, of one input and one output: TemporalShift (fold = channels // shift_div) and
+Relu6, which is written as Clip. build() writes it out for a target; trunk_of() reads it back from what build() wrote. In
+every form a layer is called by its place in the network, as in the checkpoint: conv1, layer2.0.conv1, layer2.0.downsample,
+MobileNetV2's layer2.0.conv.1, fc; what belongs to it has its name in front (layer2.0.conv1.shift/ahead).
 """
 
 import json
 from functools import partial
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 import onnx
@@ -22,6 +22,7 @@ from tsm.protocol import Protocol, protocol_from
 
 OPSET = 11  # the newest that both ATC (CANN 6) and every runtime of the last years take
 SHIFT = "TemporalShift"
+RELU6, SIX = "Relu6", 6.0  # the least of the value and 6, but at least 0
 MOST_BYTES = (1 << 31) - (1 << 20)  # of the constants of one file: protobuf takes 2 GiB in all
 Shape = Tuple[int, ...]  # of one frame: channels, height, width
 
@@ -62,11 +63,25 @@ def output_shape(node: NodeProto, shape: Shape, weights: Dict[str, np.ndarray]) 
     return (channels, sides[0], sides[1])
 
 
+def shift_step(blocks: Sequence[int]) -> int:
+    """TSM shifts every so many-th block of each stage of a ResNet with so many `blocks` per stage.
+
+    All, or every second one where the third stage has 23 or more. Source: mmaction2 0.24.1,
+    ResNetTSM.make_temporal_shift, shift place `blockres`.
+    """
+    return 2 if len(blocks) > 2 and blocks[2] >= 23 else 1
+
+
+def depthwise(node: NodeProto, weights: Dict[str, np.ndarray]) -> bool:
+    """Is the node a convolution of every channel by itself?"""
+    return node.op_type == "Conv" and attributes(node).get("group", 1) == len(weights[node.input[1]]) > 1
+
+
 def layers(nodes: List[NodeProto], weights: Dict[str, np.ndarray], frame_shape: Shape) -> List[Layer]:
     """A trunk's nodes with their names, as mmaction2's state dict has them, and shapes; from the nodes' places alone.
 
-    Every Add ends a block, and a stage (layer1, layer2, ...) is a run of blocks of one output shape. The longer way to the
-    Add has the block's conv1, conv2, ..., the shorter one its downsample. Convolutions outside the blocks are conv1, ... .
+    A stage (layer1, layer2, ...) is a run of blocks of one output shape; see _blocks(). Convolutions outside the blocks are
+    conv1, ... .
     """
     shapes, made_by = {"frames": frame_shape}, {node.output[0]: node for node in nodes}
     for node in nodes:
@@ -74,15 +89,11 @@ def layers(nodes: List[NodeProto], weights: Dict[str, np.ndarray], frame_shape: 
     names: Dict[str, str] = {}  # by value
     stage, block = 0, 0
     last: Shape = ()
-    for end in (node.output[0] for node in nodes if node.op_type == "Add"):
+    for end, inside in _blocks(nodes, weights, made_by):
         stage, block = (stage, block + 1) if shapes[end] == last else (stage + 1, 0)
         last, prefix = shapes[end], "layer%d.%d." % (stage, block)
-        names[end] = prefix + "add"
-        longer, shorter = _ways(made_by, made_by[end])
-        for number, value in enumerate((value for value in longer if made_by[value].op_type == "Conv"), 1):
-            names.setdefault(value, "%sconv%d" % (prefix, number))
-        for value in (value for value in shorter if made_by[value].op_type == "Conv"):
-            names.setdefault(value, prefix + "downsample")
+        for value, name in inside:
+            names.setdefault(value, prefix + name)
     outside = [node for node in nodes if node.op_type == "Conv" and node.output[0] not in names]
     names.update({node.output[0]: "conv%d" % number for number, node in enumerate(outside, 1)})
     for node in nodes:
@@ -98,6 +109,46 @@ def layers(nodes: List[NodeProto], weights: Dict[str, np.ndarray], frame_shape: 
         used[name] = used.get(name, 0) + 1
         names[value] = name if used[name] == 1 else "%s_%d" % (name, used[name])
     return [Layer(node, names[node.output[0]], shapes[node.output[0]]) for node in nodes]
+
+
+def _blocks(
+    nodes: List[NodeProto], weights: Dict[str, np.ndarray], made_by: Dict[str, NodeProto]
+) -> List[Tuple[str, List[Tuple[str, str]]]]:
+    """The blocks of a trunk in order: (the value that a block makes, its values with their names inside the block).
+
+    An Add ends a ResNet's block: the longer way to it has the block's conv1, conv2, ..., the shorter one its downsample. A
+    convolution per channel is the middle of MobileNetV2's, with a 1x1 before it (but in the first block) and one after it:
+    conv.0, conv.1, conv.2; an Add only where the block has a residual connection.
+    """
+    blocks: List[Tuple[str, List[Tuple[str, str]]]] = []
+    middles = [node for node in nodes if depthwise(node, weights)]
+    for middle in middles:
+        convs = [middle]
+        before = _up(made_by, middle.input[0])
+        if before is not None and attributes(before)["kernel_shape"] == [1, 1]:
+            convs.insert(0, before)
+        convs += [node for node in nodes if node.op_type == "Conv" and _up(made_by, node.input[0]) is middle][:1]
+        x = made_by.get(convs[0].input[0])
+        entered = x.input[0] if x is not None and x.op_type == SHIFT else convs[0].input[0]
+        inside = [(conv.output[0], "conv.%d" % number) for number, conv in enumerate(convs)]
+        inside += [(node.output[0], "add") for node in nodes
+                   if node.op_type == "Add" and set(node.input) == {entered, convs[-1].output[0]}]
+        blocks.append((inside[-1][0], inside))
+    for end in (node.output[0] for node in nodes if node.op_type == "Add" and not middles):
+        inside = [(end, "add")]
+        longer, shorter = _ways(made_by, made_by[end])
+        longer, shorter = ([value for value in way if made_by[value].op_type == "Conv"] for way in (longer, shorter))
+        inside += [(value, "conv%d" % number) for number, value in enumerate(longer, 1)]
+        blocks.append((end, inside + [(value, "downsample") for value in shorter]))
+    return blocks
+
+
+def _up(made_by: Dict[str, NodeProto], value: str) -> Optional[NodeProto]:
+    """The convolution that makes a value, with nothing but an activation after it; None where there is no such one."""
+    node = made_by.get(value)
+    while node is not None and node.op_type in ("Relu", RELU6):
+        node = made_by.get(node.input[0])
+    return node if node is not None and node.op_type == "Conv" else None
 
 
 def _ways(made_by: Dict[str, NodeProto], add: NodeProto) -> List[List[str]]:
@@ -143,15 +194,26 @@ class Graph:
         return output or name
 
 
+    def layer(self, node: NodeProto, inputs: List[str], name: str) -> str:
+        """Append a trunk's node of one output on the values `inputs`; returns its name."""
+        if node.op_type != RELU6:
+            return self.node(node.op_type, inputs, name, **attributes(node))
+        bounds = [self.constant(what, np.array(bound, np.float32)) for what, bound in (("zero", 0.0), ("six", SIX))]
+        return self.node("Clip", inputs + bounds, name)
+
+
 WriteShift = Callable[[Graph, str, str, Shape], str]  # (graph, x, name, shape of a frame of x) -> the shifted value's name
 
 
 def shift(graph: Graph, x: str, name: str, shape: Shape, form: str, protocol: Protocol, batch: int) -> str:
-    """The temporal shift of x, float [frames, C, H, W], in the ascend, cpu or none form; returns the shifted value's name."""
+    """The temporal shift of x, float [frames, C, H, W], in the ascend, cpu or none form, or the view form, which takes the
+    frames of one view; returns the shifted value's name."""
     if form == "none":
         return x
     channels, height, width = shape
     fold, area, segments = channels // protocol.shift_div, height * width, protocol.segments
+    if form == "view":
+        return _masked_shift(graph, x, name, channels, fold)
     x = graph.node("Reshape", [x, graph.ints(-1, segments, channels, area)], name + "/views")
     if form == "cpu":
         parts = graph.nodes("Split", [x], name + "/split", 3, axis=2, split=[fold, fold, channels - 2 * fold])
@@ -173,6 +235,22 @@ def shift(graph: Graph, x: str, name: str, shape: Shape, form: str, protocol: Pr
     return graph.node("Reshape", [x, graph.ints(-1, channels, height, width)], name)
 
 
+def _masked_shift(graph: Graph, x: str, name: str, channels: int, fold: int) -> str:
+    """The temporal shift of one view, x float [segments, C, H, W], without a cut through its channels.
+
+    The sum of the next frames, the previous frames and the frames themselves, each times 1 in its channels and 0 in the
+    others. Engines keep channels in blocks, across which a few cut off are slow to move: see _Parts for figures.
+    """
+    after = graph.node("Pad", [x, graph.ints(-1, 0, 0, 0, 1, 0, 0, 0)], name + "/next")
+    before = graph.node("Pad", [x, graph.ints(1, 0, 0, 0, -1, 0, 0, 0)], name + "/previous")
+    parts, number = [], np.arange(channels)
+    for part, frames, first, end in (("ahead", after, 0, fold), ("behind", before, fold, 2 * fold), ("still", x, 2 * fold, channels)):
+        mask = ((number >= first) & (number < end)).astype(np.float32).reshape(1, -1, 1, 1)
+        factor = graph.constant("%d_to_%d_of_%d" % (first, end, channels), mask)
+        parts.append(graph.node("Mul", [frames, factor], name + "/" + part))
+    return graph.node("Add", [graph.node("Add", parts[:2], name + "/moved"), parts[2]], name)
+
+
 def _whole(graph: Graph, trunk: Trunk, x: str, frame_shape: Shape, write_shift: WriteShift) -> str:
     """The trunk on x, float [frames, 3, size, size], node by node, its shifts by `write_shift`. Returns the features' name."""
     values = {"frames": x}
@@ -185,7 +263,7 @@ def _whole(graph: Graph, trunk: Trunk, x: str, frame_shape: Shape, write_shift: 
                 graph.constant("%s.%s" % (name, what), trunk.weights[value])
                 for value, what in zip(node.input[1:], ("weight", "bias")) if value in trunk.weights
             ]
-            out = graph.node(node.op_type, inputs, name, **attributes(node))
+            out = graph.layer(node, inputs, name)
         values[node.output[0]] = out
     return values["features"]
 
@@ -199,6 +277,11 @@ class _Parts:
     the sum of one over what moved and one over what stayed, a sum that engines add up in place. A strided shortcut gets
     only the pixels that it reads joined. The pooled stem is whole as it comes, so there the second convolution runs over
     all of it, with weights of zero for what moved. The arithmetic is the same but for the order of the sums.
+
+    Not for MobileNetV2: what it shifts are the narrow ends of its blocks, and a second convolution would write six times as
+    many channels once more. One comparison there, on a machine that was not idle, in bf16 and int8, over the time without a
+    shift: 1.11 and 1.17 in parts, 1.03 and 1.15 with Split, Pad and Concat, 1.01 and 1.01 as _masked_shift() writes it; in
+    fp32 no order of the three held from run to run. bench/networks.py measures what is used.
     """
 
     def __init__(self, graph: Graph, trunk: Trunk, x: str, protocol: Protocol) -> None:
@@ -206,7 +289,7 @@ class _Parts:
         self.layers = layers(trunk.nodes, trunk.weights, protocol.frame_shape)
         self.in_three: Set[str] = set()  # values kept in three tensors
         for node in reversed(trunk.nodes):
-            if node.op_type == SHIFT or node.op_type in ("Add", "Relu") and node.output[0] in self.in_three:
+            if node.op_type == SHIFT or node.op_type in ("Add", "Relu", RELU6) and node.output[0] in self.in_three:
                 self.in_three.update(node.input)
         self.in_three -= {node.output[0] for node in trunk.nodes if node.op_type == "MaxPool"} | {"frames"}
         self.whole_kept: Set[str] = set()  # shifted values beside which the whole of what was shifted is kept
@@ -302,13 +385,13 @@ class _Parts:
         return self.graph.node("Concat", few, name + "/every_second", axis=1)
 
     def each_part(self, layer: Layer) -> List[str]:
-        """Add and Relu work on the parts one by one."""
+        """Add, Relu and Relu6 work on the parts one by one."""
         cuts = self.cuts(layer)
         if len(cuts) == 3:
             inputs = [self.three(value, layer.name, list(cuts.values())) for value in layer.node.input]
         else:
             inputs = [[self.whole(value)] for value in layer.node.input]
-        return [self.graph.node(layer.node.op_type, list(x), layer.name + part) for part, x in zip(cuts, zip(*inputs))]
+        return [self.graph.layer(layer.node, list(x), layer.name + part) for part, x in zip(cuts, zip(*inputs))]
 
     def three(self, value: str, name: str, sizes: List[int]) -> List[str]:
         """The three parts of a value; of one that is whole, as the pooled stem is, they are cut out of it."""
@@ -357,7 +440,7 @@ def build(
     Args:
         form: ascend (the shift's zeros by Concat, for ATC) or cpu (by Pad): `input` [batch, frames, 3, size, size] ->
             `output` [batch, classes], or, where fusion is None, per view [batch * views, classes]. view (the shift taken
-            apart, see _Parts) or none (no shift at all, the floor that its cost is measured from): one view, `input`
+            apart, see _Parts, which says where not) or none (no shift at all, the floor that its cost is measured from): one view, `input`
             [segments, 3, size, size] -> `output`, the frame scores [segments, classes], whatever batch, fusion and
             softmax. Or a function that writes the shift, to try another form: as view and none, of `batch` views.
         fusion: one of tsm.protocol.FUSIONS, or None.
@@ -376,7 +459,7 @@ def build(
         x = graph.node("Reshape", [x, graph.ints(-1, *protocol.frame_shape)], "frames")
     if dtype == "uint8":
         x = _normalise(graph, x, protocol)
-    if form == "view":
+    if form == "view" and all(attributes(node).get("group", 1) == 1 for node in trunk.nodes):
         x = _Parts(graph, trunk, x, protocol).write()
     else:
         write_shift = form if callable(form) else partial(shift, form=form, protocol=protocol, batch=batch)
@@ -448,6 +531,8 @@ def _read_layers(model: onnx.ModelProto) -> Trunk:
             nodes.append(helper.make_node(SHIFT, [shifted], [node.output[0]]))
         elif node.op_type == "GlobalAveragePool":
             names[node.input[0]] = "features"
+        elif node.op_type == "Clip":
+            nodes.append(helper.make_node(RELU6, node.input[:1], node.output))
         elif node.op_type in ("Conv", "Relu", "MaxPool", "Add"):
             nodes.append(node)
     renamed = [

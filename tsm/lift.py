@@ -7,19 +7,22 @@ what TSM defines there, so the exporter's idiom does not matter. lift() walks th
 import collections
 import os
 import tempfile
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from tsm.cli import UserError, first_line
-from tsm.graph import SHIFT, Trunk, attributes, layers
+from tsm.graph import RELU6, SHIFT, SIX, Trunk, attributes, layers, shift_step
 from tsm.onnxfile import session, signature
-from tsm.protocol import Protocol, shifted, softmax
+from tsm.protocol import CROPS, SAMPLINGS, SSV2, Protocol, shifted, softmax
 
 TOLERANCE = 1e-5  # of the head, relative to the largest class score
-TRUNK_OPS = ("Conv", "Relu", "MaxPool", "Add")
+MOST_PIXELS = 2 * SSV2.frames * SSV2.size ** 2  # of a test video; 80 frames of 224 pixels, two thirds of it, take 2.2 GB with ResNet-50
+TRUNK_OPS = ("Conv", "MaxPool", "Add")
+CLAMPS = ("Relu", "Clip", "Max", "Min")
+UNBOUNDED = 3e38  # some exporters write float32's largest value for no bound
 
 
 class Source(NamedTuple):
@@ -42,6 +45,22 @@ class Part(NamedTuple):
     end: str
     place: str  # the layer that reads `end`, by its name in the checkpoint
     shape: Tuple[int, ...]  # of one frame of `start`: channels, height, width
+
+
+class CannotRun(UserError):
+    """Nodes that do not take the shape that they were given."""
+
+
+def few_views(protocol: Protocol) -> Protocol:
+    """The protocol with so few views that a test video is not too large: itself, or one of fewer samples and crops.
+
+    Nothing of a network but the fusion of its views depends on how many there are.
+    """
+    if protocol.frames * protocol.size ** 2 <= MOST_PIXELS:
+        return protocol
+    fewer = [protocol._replace(sampling=sampling, crops=crops) for sampling in SAMPLINGS for crops in CROPS]
+    fitting = [few for few in fewer if few.frames * few.size ** 2 <= MOST_PIXELS]
+    return max(fitting, key=lambda few: few.views) if fitting else min(fewer, key=lambda few: few.views)
 
 
 def weights_leave_inputs(model: onnx.ModelProto) -> int:
@@ -73,7 +92,27 @@ def fold_constants(model: onnx.ModelProto, path: str, scratch: str) -> Tuple[onn
         tensor.CopyFrom(node.attribute[0].t)
         tensor.name = node.output[0]
         folded.graph.node.remove(node)
+    free_first_sizes(folded)
     return folded, len(model.graph.node) - len(folded.graph.node)
+
+
+def free_first_sizes(model: onnx.ModelProto) -> None:
+    """Let every Reshape to constant sizes work its first one out, in place: the same for what the model was exported for, and
+    right for another number of frames where the exporter had written that number down."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    constants.update((node.output[0], given.t) for node in model.graph.node if node.op_type == "Constant"
+                     for given in node.attribute if given.name == "value")
+    for node in model.graph.node:
+        if node.op_type != "Reshape" or node.input[1] not in constants:
+            continue
+        sizes = numpy_helper.to_array(constants[node.input[1]]).copy()
+        if sizes.ndim == 1 and len(sizes) and (sizes > 0).all():
+            sizes[0] = -1
+            name = node.input[1] + "/first_free"
+            if name not in constants:
+                constants[name] = model.graph.initializer.add()
+                constants[name].CopyFrom(numpy_helper.from_array(sizes, name))
+            node.input[1] = name
 
 
 def read_source(model: onnx.ModelProto, path: str, protocol: Protocol) -> Source:
@@ -99,7 +138,49 @@ def read_source(model: onnx.ModelProto, path: str, protocol: Protocol) -> Source
 
 def is_trunk(source: Source, node: NodeProto) -> bool:
     """Does the node belong to the convolutional trunk? (An Add of a constant is part of something else.)"""
-    return node.op_type in TRUNK_OPS and not (node.op_type == "Add" and any(value in source.weights for value in node.input))
+    if node.op_type == "Add":
+        return not any(value in source.weights for value in node.input)
+    return node.op_type in TRUNK_OPS or bounds(source, node) is not None
+
+
+def bounds(source: Source, node: NodeProto) -> Optional[Tuple[str, float, float]]:
+    """(the value that a node clamps, the least and the largest that it lets through); None where it does not clamp.
+
+    Relu, Clip (bounds as attributes, before opset 11, or as inputs), Max and Min with one number.
+    """
+    if node.op_type not in CLAMPS or not node.input:
+        return None
+    facts, given = attributes(node), [name for name in node.input[1:] if name]
+    limits: Dict[str, Any] = {"min": facts.get("min", -np.inf), "max": facts.get("max", np.inf)}
+    x = node.input[0]
+    if node.op_type == "Relu":
+        limits["min"] = 0
+    elif node.op_type == "Clip":
+        limits.update((what, name) for what, name in zip(("min", "max"), node.input[1:]) if name)
+    else:
+        x, given = (x, given) if x not in source.weights else (node.input[-1], [x])
+        if len(node.input) != 2:
+            return None
+        limits["min" if node.op_type == "Max" else "max"] = given[0]
+    if x in source.weights or any(name not in source.weights or source.weights[name].size != 1 for name in given):
+        return None
+    low, high = (float(source.weights[limit].reshape(-1)[0]) if isinstance(limit, str) else float(limit)
+                 for limit in (limits["min"], limits["max"]))
+    return x, low if low > -UNBOUNDED else -np.inf, high if high < UNBOUNDED else np.inf
+
+
+def activation(source: Source, node: NodeProto) -> Tuple[str, str]:
+    """(the value that a chain of clamping nodes which ends in `node` reads, Relu or Relu6, which the chain amounts to)."""
+    here, low, high = bounds(source, node) or ("", -np.inf, np.inf)
+    while here in source.producers:
+        found = bounds(source, source.producers[here])
+        if found is None:
+            break
+        here, (low, high) = found[0], np.clip(found[1:], low, high)
+    if low != 0 or high not in (SIX, np.inf):
+        raise UserError("%s: %s keeps values between %g and %g, where TSM keeps those above 0 or between 0 and %g"
+                        % (source.path, node.name or node.output[0], low, high, SIX))
+    return here, RELU6 if high == SIX else "Relu"
 
 
 def between(source: Source, value: str) -> Tuple[List[NodeProto], str]:
@@ -150,7 +231,7 @@ def evaluate(part: Part, x: np.ndarray) -> np.ndarray:
     try:
         return session(part_model(part, x.shape), part.source.path, optimise=False, arena=False).run(None, {"x": x})[0]
     except Exception as error:  # the runtime's errors have no common base
-        raise UserError("%s: the nodes before %s cannot run on frames of %s (%s); is it TSM, exported for this input?"
+        raise CannotRun("%s: the nodes before %s cannot run on frames of %s (%s); is it TSM, exported for this input?"
                         % (part.source.path, part.place, list(part.shape), first_line(error)))
 
 
@@ -224,7 +305,14 @@ def classifier(part: Part) -> Tuple[np.ndarray, np.ndarray]:
 
 
 def holds(rule: Callable[[Part, Protocol, int], Any], part: Part, protocol: Protocol) -> Any:
-    """What a rule gives for a part: on one video, or, where the part's shapes do not allow that, on the exported batch."""
+    """What a rule gives for a part: on one video of few views, or, where the part's shapes do not allow that, of all its
+    views, or on the exported batch."""
+    few = few_views(protocol)
+    if few != protocol:
+        try:
+            return rule(part, few, 1)
+        except CannotRun:
+            pass
     try:
         return rule(part, protocol, 1)
     except UserError:
@@ -236,6 +324,8 @@ def holds(rule: Callable[[Part, Protocol, int], Any], part: Part, protocol: Prot
 def trunk_node(source: Source, node: NodeProto, inputs: List[str], weights: Dict[str, np.ndarray]) -> NodeProto:
     """A trunk's node as every exporter could have written it, on the trunk's values `inputs`; its weights go to `weights`."""
     value = node.output[0]
+    if node.op_type in CLAMPS:
+        return helper.make_node(activation(source, node)[1], inputs, [value])
     wanted = {"MaxPool": ("kernel_shape", "strides", "pads"), "Conv": ("kernel_shape", "strides", "pads", "dilations", "group")}
     facts = {key: fact for key, fact in attributes(node).items() if key in wanted.get(node.op_type, ())}
     constants = [name for name in node.input if name in source.weights]
@@ -250,6 +340,13 @@ def trunk_node(source: Source, node: NodeProto, inputs: List[str], weights: Dict
             constants.append(value + ".bias")
             weights[constants[1]] = np.zeros(len(weight), np.float32)
     return helper.make_node(node.op_type, inputs + constants, [value], **facts)
+
+
+def trunk_inputs(source: Source, node: NodeProto) -> List[str]:
+    """The values that a trunk's node computes from; those of a chain of activations are those of its first node."""
+    if node.op_type in CLAMPS:
+        return [activation(source, node)[0]]
+    return [name for name in node.input if name and name not in source.weights]
 
 
 def walk(source: Source, end: str) -> Tuple[List[NodeProto], Dict[str, np.ndarray], List[Tuple[List[NodeProto], str, str]]]:
@@ -271,7 +368,7 @@ def walk(source: Source, end: str) -> Tuple[List[NodeProto], Dict[str, np.ndarra
         if node is not None and not is_trunk(source, node):
             node = None  # the value ends a gap
         gap, start = ([], "") if node is not None else between(source, value)
-        inputs = [start] if node is None else [name for name in node.input if name and name not in source.weights]
+        inputs = [start] if node is None else trunk_inputs(source, node)
         if not inputs or start == value:
             raise UserError("%s: %s does not depend on the input; is it another model?" % (source.path, value))
         waiting = [name for name in inputs if name not in names and name != source.input]
@@ -288,11 +385,24 @@ def walk(source: Source, end: str) -> Tuple[List[NodeProto], Dict[str, np.ndarra
     return nodes, weights, gaps
 
 
+def check_family(source: Source) -> None:
+    """UserError where the graph is of a TSM that has more than TSM itself: non-local blocks or temporal pooling."""
+    nodes = source.model.graph.node
+    products = [node for node in nodes if node.op_type == "MatMul" and not any(name in source.weights for name in node.input)]
+    pools = [node for node in nodes if node.op_type == "MaxPool" and len(attributes(node)["kernel_shape"]) > 2]
+    if products:  # some have pools, too
+        raise UserError("%s: has non-local blocks (%s multiplies what was computed by what was computed); pass a TSM without"
+                        % (source.path, products[0].name or products[0].output[0]))
+    if pools:
+        raise UserError("%s: has temporal pooling (%s); pass a TSM without" % (source.path, pools[0].name or pools[0].output[0]))
+
+
 def lift(source: Source, protocol: Protocol) -> Tuple[Trunk, Dict[str, int]]:
     """Rules `input`, `shift` and `head`: (the trunk of the source, how often each matched).
 
     Raises UserError where nodes are not what TSM has at their place, or the shifts are not as many as the blocks call for.
     """
+    check_family(source)
     path, end = source.path, source.model.graph.output[0].name
     head, features = between(source, end)
     nodes, weights, gaps = walk(source, features)
@@ -314,22 +424,35 @@ def lift(source: Source, protocol: Protocol) -> Tuple[Trunk, Dict[str, int]]:
             holds({"input": check_input, "shift": check_shift}[rule], part, protocol)
             known.add(pattern)
         counts[rule] += 1
-    blocks = collections.Counter(layer.name.split(".")[0] for layer in placed.values() if layer.node.op_type == "Add")
-    expected = expected_shifts(list(blocks.values()))
-    if counts["shift"] != expected:
-        raise UserError("%s: %d temporal shifts, where this network has %d; is it TSM, exported with its shift?"
-                        % (path, counts["shift"], expected))
+    check_places([layer.name for layer in placed.values()], path)
     nodes[-1].output[0] = "features"
     return Trunk(nodes, weights, fc_weight, fc_bias), counts
 
 
-def expected_shifts(blocks: Sequence[int]) -> int:
-    """How many of the blocks of each stage TSM shifts: all, or every second one where the third stage has 23 or more.
+def check_places(names: Sequence[str], path: str) -> None:
+    """UserError unless the layers of these names, as tsm.graph.layers() gives them, have the shifts that TSM has."""
+    found, wanted = {name[: -len(".shift")] for name in names if name.endswith(".shift")}, expected_shifts(names)
+    if not found:
+        raise UserError("%s: no temporal shift in it, where this network has %d: it is TSN, or was exported without its shift"
+                        % (path, len(wanted)))
+    if len(found) != len(wanted):
+        raise UserError("%s: %d temporal shifts, where this network has %d; is it TSM, exported with its shift?"
+                        % (path, len(found), len(wanted)))
+    if found != wanted:
+        raise UserError("%s: a temporal shift before %s, where this network has one before %s; is it TSM?"
+                        % (path, min(found - wanted), min(wanted - found)))
 
-    Source: mmaction2 0.24.1, ResNetTSM.make_temporal_shift, shift place `blockres`.
-    """
-    step = 2 if len(blocks) > 2 and blocks[2] >= 23 else 1
-    return sum((count + step - 1) // step for count in blocks)
+
+def expected_shifts(names: Sequence[str]) -> Set[str]:
+    """The layers that TSM shifts the input of: conv1 of a ResNet's blocks, as tsm.graph.shift_step() says; conv.0 of
+    MobileNetV2's blocks that have both an expansion and a residual connection (mmaction2 0.24.1, MobileNetV2TSM)."""
+    blocks = [name[: -len(".add")].rsplit(".", 1) for name in names if name.endswith(".add")]
+    known = set(names)
+    if any(name.endswith(".conv.0") for name in names):
+        return {".".join(block + ["conv.0"]) for block in blocks if ".".join(block + ["conv.2"]) in known}
+    counts = collections.Counter(stage for stage, _ in blocks)
+    step = shift_step([counts["layer%d" % number] for number in range(1, len(counts) + 1)])
+    return {"%s.%s.conv1" % (stage, block) for stage, block in blocks if not int(block) % step}
 
 
 def auto_optimize(model: onnx.ModelProto, folder: str) -> Tuple[onnx.ModelProto, int]:

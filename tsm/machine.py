@@ -69,6 +69,22 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def free_memory(path: str = "/proc/meminfo") -> float:
+    """Bytes that programs may still take, by the kernel's estimate and, in a control group, by its limit; inf if unknown."""
+    found = [math.inf]
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        found.append(1024 * int(re.search(r"^MemAvailable:\s*(\d+) kB", _text(path), re.MULTILINE).group(1)))  # type: ignore
+    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(_text(os.path.join("/sys/fs/cgroup", limit))) - int(_text(os.path.join("/sys/fs/cgroup", used))))
+    return max(0, min(found))
+
+
+def workers_that_fit(wanted: int, nbytes: int) -> int:
+    """At most `wanted` processes, and at least one, whose tensors of `nbytes` take no more than half of the free memory."""
+    return max(1, int(min(wanted, free_memory() / 2 // nbytes)))
+
+
 def keep_freed_memory(most: int = 1 << 26) -> None:
     """Have malloc keep up to `most` freed bytes: frames come and go, and giving their pages back each time costs 13 %."""
     with contextlib.suppress(AttributeError):  # glibc only

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 
 from tsm.cli import UserError
+from tsm.lift import few_views, free_first_sizes
 from tsm.onnxfile import graph_digest, session
 from tsm.protocol import Protocol, fuse
 
@@ -15,8 +16,9 @@ LOWEST, HIGHEST = 0.1, 1.0  # standard deviations of the random video's views; l
 LEVEL, SPREAD = 128, 50  # of its uint8 form: mean, and values per standard deviation
 
 
-def take_scores(model: onnx.ModelProto, batch: int) -> None:
-    """Make the exported model take `batch` videos and return class scores, without a closing softmax; in place."""
+def take_scores(model: onnx.ModelProto, batch: int, frames: int) -> None:
+    """Make the exported model take `batch` videos of so many frames and return class scores, without a closing softmax; in
+    place."""
     output, producers = model.graph.output[0], {value: node for node in model.graph.node for value in node.output}
     last = producers[output.name]
     while last.op_type == "Identity":
@@ -24,7 +26,8 @@ def take_scores(model: onnx.ModelProto, batch: int) -> None:
     if last.op_type == "Softmax":
         output.name = last.input[0]
     output.type.tensor_type.ClearField("shape")
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
+    for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim, (batch, frames)):
+        dim.dim_value = size
     del model.graph.value_info[:]
 
 
@@ -51,16 +54,18 @@ def prove(
     """Run the exported model and the new ones on a random video; how far their probabilities are apart.
 
     The exported model runs on one video where its graph allows it (whatever it then computes has to agree), else on as many
-    as its own batch. One network is in memory at a time.
+    as its own batch. One network is in memory at a time, and a video has as few views as few_views() says: the exported
+    model runs on those alone where its graph allows it, else on as many as it was made for, of which the first are compared.
 
     Args:
         exported: is changed, see take_scores(); `batch` is its own, `path` its name in messages.
-        graphs: `file`, the new model of one video, which fuses the views itself; `one_view`, if there, the form that is run
-            view by view and fused by tsm.protocol.fuse(), as TSM_infer.py does.
-    Returns: for each of the graphs the SHA-256 of what was run, the number of videos and the magnitudes of their views, the
-        largest difference of a probability, its tolerance, and on how many videos top-1 agrees.
+        graphs: `file`, the new model of one video of few_views(protocol), which fuses the views itself; `one_view`, if
+            there, the form that is run view by view and fused by tsm.protocol.fuse(), as TSM_infer.py does.
+    Returns: for each of the graphs the SHA-256 of what was run, the number of videos, their views and the magnitudes of
+        these, the largest difference of a probability, its tolerance, and on how many videos top-1 agrees.
     """
     videos, scores, magnitudes = run_exported(exported, path, batch, protocol, dtype)
+    protocol = few_views(protocol)
     expected = fuse(scores, protocol.views, fusion)
 
     def whole(runner: Any, video: np.ndarray) -> np.ndarray:
@@ -74,7 +79,7 @@ def prove(
         runner = session(model, path, arena=False)
         actual = np.concatenate([compute(runner, video) for video in videos])
         difference = float(np.abs(actual - expected).max())
-        return {"sha256": graph_digest(model), "videos": len(videos), "magnitudes": magnitudes,
+        return {"sha256": graph_digest(model), "videos": len(videos), "views": protocol.views, "magnitudes": magnitudes,
                 "largest_difference": difference if np.isfinite(difference) else float("inf"), "tolerance": TOLERANCE,
                 "top1_agreement": int((actual.argmax(1) == expected.argmax(1)).sum())}
 
@@ -84,17 +89,21 @@ def prove(
 def run_exported(
     exported: onnx.ModelProto, path: str, batch: int, protocol: Protocol, dtype: str
 ) -> Tuple[np.ndarray, np.ndarray, List[float]]:
-    """(random videos in `dtype`, the exported model's class scores of each view, the magnitudes of the views)."""
-    for count in sorted({1, batch}):
-        videos, normalised, magnitudes = random_videos(count, protocol, dtype)
-        take_scores(exported, count)
+    """(random videos of few views in `dtype`, the exported model's class scores of each view, the views' magnitudes)."""
+    few = few_views(protocol)
+    free_first_sizes(exported)
+    for count, tried in [(1, few)] + [(count, protocol) for count in sorted({1, batch}) if (count, protocol) != (1, few)]:
+        videos, normalised, magnitudes = random_videos(count, tried, dtype)
+        take_scores(exported, count, tried.frames)
         try:
             runner = session(exported, path, arena=False)
             scores = runner.run(None, {runner.get_inputs()[0].name: normalised})[0]
         except Exception:  # its shapes hold for its own batch only
             continue
-        if len(scores) == count * protocol.views:
-            return videos, scores, magnitudes
+        if len(scores) == count * tried.views:
+            if tried != few:
+                videos, scores = videos[:1, : few.frames], scores[: few.views]
+            return videos, scores, magnitudes[: few.views]
     raise UserError("%s: does not run in ONNX Runtime; export it again" % path)
 
 

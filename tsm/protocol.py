@@ -5,14 +5,16 @@ sample: `segments` frames in a row, among which the temporal shift acts. Source:
 configs/recognition/tsm and the classes it names.
 """
 
-from typing import Any, List, Mapping, NamedTuple, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 
 import numpy as np
 
 from tsm.cli import UserError
+from tsm.files import read_json
 
-SAMPLINGS = {"uniform": 1, "twice": 2}  # name: samples per video
-CROPS = {"centre": 1, "three": 3}  # name: crops per frame
+SAMPLINGS = {"uniform": 1, "twice": 2, "dense": 10}  # name: samples per video
+CROPS = {"centre": 1, "three": 3, "ten": 10}  # name: crops per frame
+DENSE_RANGE = 64  # frames that a sample of the dense sampling stretches over
 FUSIONS = ("score", "prob")
 # score: mean of the class scores of all views, then softmax (the Ascend guide: top-1 0.6187, top-5 0.8721)
 # prob:  softmax per view, then mean over the views (mmaction2: top-1 0.6182, top-5 0.8680)
@@ -61,6 +63,15 @@ class Protocol(NamedTuple):
         return int(np.prod(self.video_shape)) * np.dtype(dtype).itemsize
 
 
+PIPELINES: Dict[str, Dict[str, Any]] = {  # the tests of mmaction2's TSM configs, by name
+    "centre": {"sampling": "uniform", "crops": "centre", "size": 224},
+    "three": {"sampling": "uniform", "crops": "three", "size": 256},
+    "ten": {"sampling": "uniform", "crops": "ten", "size": 224},
+    "twice-three": {"sampling": "twice", "crops": "three", "size": 256},
+    "dense-centre": {"sampling": "dense", "crops": "centre", "size": 224},
+    "dense-three": {"sampling": "dense", "crops": "three", "size": 256},
+    "dense-ten": {"sampling": "dense", "crops": "ten", "size": 224},
+}
 CENTRE_VIEW = {"sampling": "uniform", "crops": "centre"}  # the facts of a protocol that leave one view
 SSV2 = Protocol()  # TSM on Something-Something V2, as the Ascend guide and mmaction2 test it
 
@@ -81,7 +92,21 @@ def protocol_from(facts: Mapping[str, Any], where: str) -> Protocol:
         if not kind_fits or known is not None and value not in known:
             raise UserError("%s: its protocol has %s = %r; make it again" % (where, name, value))
         values.append(value)
-    return Protocol(*values)
+    protocol = Protocol(*values)
+    if protocol.size > protocol.short_side:
+        raise UserError("%s: its protocol takes crops of %d pixels from frames whose short side has %d; make it again"
+                        % (where, protocol.size, protocol.short_side))
+    return protocol
+
+
+def read_protocol(path: str) -> Protocol:
+    """The protocol in a file that TSM_checkpoint.py wrote; Something-Something V2's where `path` is empty."""
+    if not path:
+        return SSV2
+    facts = read_json(path)
+    if not isinstance(facts, dict):
+        raise UserError("%s: not a JSON object; make it with TSM_checkpoint.py" % path)
+    return protocol_from(facts, path)
 
 
 def differences(one: Protocol, other: Protocol) -> str:
@@ -94,23 +119,43 @@ def frame_indices(frames: int, protocol: Protocol) -> List[int]:
     """The samples x segments frames of a clip of `frames` frames, from 0.
 
     uniform: the middles of the segments; twice: then also their starts (mmaction2's SampleFrames(clip_len=1,
-    num_clips=segments, test_mode=True) without and with twice_sample).
+    num_clips=segments, test_mode=True) without and with twice_sample). dense: every (64 // segments)-th frame from each
+    of ten starts, evenly from the first frame to the last that leaves room for 64 (DenseSampleFrames, likewise). What
+    runs over the end goes on from the first frame.
     """
+    if protocol.sampling == "dense":
+        last = max(0, frames - DENSE_RANGE)
+        starts = np.linspace(0, last, SAMPLINGS["dense"]).astype(int)
+        steps = np.arange(protocol.segments) * (DENSE_RANGE // protocol.segments)
+        return [int(index) for index in ((starts[:, None] + steps) % frames).reshape(-1)]
     length = frames / protocol.segments  # of a segment, in frames
     middles = [int(k * length + length / 2) for k in range(protocol.segments)]
-    starts = [int(k * length) for k in range(protocol.segments)]
-    return middles + starts if protocol.sampling == "twice" else middles
+    begins = [int(k * length) for k in range(protocol.segments)]
+    return middles + begins if protocol.sampling == "twice" else middles
 
 
-def crop_boxes(width: int, height: int, protocol: Protocol) -> List[Tuple[int, int]]:
-    """(x, y) of the crops of a resized frame.
+class Box(NamedTuple):
+    """A crop of a resized frame: its upper left corner in pixels, and whether it is mirrored, left for right."""
 
-    centre: the middle; three: left, right, middle of a wide frame, top, bottom, middle of a tall one (mmaction2's
-    CenterCrop and ThreeCrop).
+    x: int
+    y: int
+    mirrored: bool = False
+
+
+def crop_boxes(width: int, height: int, protocol: Protocol) -> List[Box]:
+    """The crops of a resized frame.
+
+    centre: the middle; three: left, right, middle of a wide frame, top, bottom, middle of a tall one; ten: the corners
+    (upper left, upper right, lower left, lower right) and the middle, each followed by its mirror image (mmaction2's
+    CenterCrop, ThreeCrop and TenCrop, with their roundings: a step is a whole number of pixels).
     """
-    step_x, step_y = (width - protocol.size) // 2, (height - protocol.size) // 2
-    middle = [(step_x, step_y)]
-    return middle if protocol.crops == "centre" else [(0, 0), (2 * step_x, 2 * step_y)] + middle
+    over_x, over_y = width - protocol.size, height - protocol.size
+    if protocol.crops == "ten":
+        x, y = over_x // 4, over_y // 4
+        places = [(0, 0), (4 * x, 0), (0, 4 * y), (4 * x, 4 * y), (2 * x, 2 * y)]
+        return [Box(left, top, mirrored) for left, top in places for mirrored in (False, True)]
+    x, y = over_x // 2, over_y // 2
+    return [Box(x, y)] if protocol.crops == "centre" else [Box(0, 0), Box(2 * x, 2 * y), Box(x, y)]
 
 
 def shifted(x: np.ndarray, segments: int, fold: int) -> np.ndarray:

@@ -41,14 +41,15 @@ def tell(capsys):
     return tell
 
 
-def mmaction2_dataset(root, ann_file):
-    """mmaction2's test dataset of the published config; of videos where the list names videos."""
-    config = mmcv.Config.fromfile(CONFIG).data.test
+def mmaction2_dataset(root, ann_file, config_file=CONFIG):
+    """mmaction2's test dataset of a config; of videos where the list names videos."""
+    config = mmcv.Config.fromfile(str(config_file)).data.test
     config.update(ann_file=str(ann_file), data_prefix=str(root))
-    if len(Path(str(ann_file)).read_text().splitlines()[0].split()) == 2:
-        config.update(type="VideoDataset")
-        config.pipeline = [dict(type="DecordInit")] + [
-            dict(type="DecordDecode") if step.type == "RawFrameDecode" else step for step in config.pipeline]
+    of_videos = len(Path(str(ann_file)).read_text().splitlines()[0].split()) == 2
+    steps = [step for step in config.pipeline if step.type not in ("DecordInit", "DecordDecode", "RawFrameDecode")]
+    decoders = [dict(type="DecordDecode") if of_videos else dict(type="RawFrameDecode")]
+    config.type = "VideoDataset" if of_videos else "RawframeDataset"
+    config.pipeline = ([dict(type="DecordInit")] if of_videos else []) + steps[:1] + decoders + steps[1:]
     return build_dataset(config, dict(test_mode=True))
 
 
@@ -164,6 +165,12 @@ def random_checkpoint(path):
     """Random full-size weights whose class scores spread as a trained network's do; saved in the published form."""
     torch.manual_seed(0)
     model = mmaction2_model()
+    randomise(model, (1, 48, 3, 256, 256))
+    torch.save(dict(state_dict=model.state_dict(), meta={}), str(path), _use_new_zipfile_serialization=False)
+
+
+def randomise(model, shape):
+    """Random weights and statistics for a recognizer; the class scores of random videos of `shape` spread by about 3."""
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight)
@@ -173,9 +180,8 @@ def random_checkpoint(path):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     with torch.no_grad():
-        frames = mmaction2_frame_scores(model, torch.randn(1, 48, 3, 256, 256))[1]
+        frames = mmaction2_frame_scores(model, torch.randn(*shape))[1]
         model.cls_head.fc_cls.weight *= 3 / float(frames.std())
-    torch.save(dict(state_dict=model.state_dict(), meta={}), str(path), _use_new_zipfile_serialization=False)
 
 
 def mmaction2_frame_scores(model, images):

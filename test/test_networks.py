@@ -1,0 +1,364 @@
+"""Every network of the family, thin: its weights, its graph for both targets, view by view, in uint8, int8; and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+from onnx import helper, numpy_helper  # noqa: E402
+
+from tsm import lift, proof  # noqa: E402
+from tsm.cli import UserError  # noqa: E402
+from tsm.graph import SHIFT, build, layers, trunk_of  # noqa: E402
+from tsm.network import RESNET50, RESNET101, TSM, Structure, network_of, scores, structure_of, trunk_from  # noqa: E402
+from tsm.onnxfile import metadata, session  # noqa: E402
+from tsm.protocol import SSV2, fuse  # noqa: E402
+
+MOBILENET = Structure((1, 2, 3, 4, 3, 3, 1), (8, 16, 24, 32, 48, 56, 64, 80))  # MobileNetV2, thin
+THIN = SSV2._replace(size=64)
+NETWORKS = {  # name: (structure, width, protocol, its shifts)
+    "ResNet-50 x 16, 10 classes": (RESNET50, 8, THIN._replace(segments=16, classes=10), 16),
+    "ResNet-101": (RESNET101, 8, THIN, 18),
+    "ResNet-50, one view": (RESNET50, 8, THIN._replace(sampling="uniform", crops="centre", classes=27), 16),
+    "ResNet-50, 100 views": (RESNET50, 8, THIN._replace(sampling="dense", crops="ten", segments=4, size=32), 16),
+    "MobileNetV2": (MOBILENET, 16, THIN._replace(classes=400), 10),
+    "MobileNetV2 x 4, 30 views": (MOBILENET, 16, THIN._replace(sampling="dense", segments=4, shift_div=4, size=32), 10),
+}
+ASCEND_OPS = {"Conv", "Relu", "Clip", "MaxPool", "Add", "Reshape", "Slice", "Concat", "GlobalAveragePool", "Flatten", "Gemm",
+              "ReduceMean", "Softmax"}
+
+
+def random_network(structure, width, protocol, shift=True):
+    """A network whose batch normalisation has statistics of its own and whose class scores spread."""
+    torch.manual_seed(5)
+    net = TSM(protocol, width, shift, structure=structure).eval()
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.0)
+            module.bias.data.normal_(0.1, 0.1)
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    spread = scores(net, random_videos(protocol)).std()
+    net.cls_head.fc_cls.weight.data *= 2 / float(spread)
+    return net
+
+
+def random_videos(protocol, count=1, dtype="float32"):
+    rng = np.random.RandomState(6)
+    shape = (count,) + protocol.video_shape
+    return rng.randint(0, 256, shape).astype(np.uint8) if dtype == "uint8" else rng.standard_normal(shape).astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=list(NETWORKS))
+def network(request, tmp_path_factory):
+    """(PyTorch's network, its protocol, its shifts, folder with its export source.onnx)."""
+    structure, width, protocol, shifts = NETWORKS[request.param]
+    net, folder = random_network(structure, width, protocol), tmp_path_factory.mktemp("network")
+    onnx.save(build(trunk_from(net), "cpu", protocol, softmax=True), str(folder / "source.onnx"))
+    return net, protocol, shifts, folder
+
+
+def run_onnx(model, videos):
+    return session(model, "a model").run(None, {"input": videos})[0]
+
+
+def test_its_weights_say_what_it_is(network):
+    """Built again from its state dict alone; with another structure's weights it is refused, and named."""
+    net, protocol, _, _ = network
+    state = net.state_dict()
+    structure, width = structure_of(state), len(state["backbone.conv1.conv.weight"])
+    assert (structure, width) in [entry[:2] for entry in NETWORKS.values()]
+    videos = random_videos(protocol)
+    assert np.array_equal(scores(network_of(dict(state), "a.pth", protocol, width), videos), scores(net, videos))
+
+
+def test_every_form_is_the_network(network, works):
+    """Both targets, both fusions, the form of one view, uint8 and a batch of two, against PyTorch and the definition."""
+    net, protocol, shifts, folder = network
+    for dtype, target, fusion in (("float32", "ascend", "score"), ("uint8", "cpu", "prob")):
+        printed = works("modify_onnx.py", "-m1", "source.onnx", "-m2", "new.onnx", "-bs", 2, "--target", target, "--fusion",
+                        fusion, "--input_dtype", dtype, cwd=folder)
+        assert "shift          %d\n" % shifts in printed
+        model, videos = onnx.load(str(folder / "new.onnx")), random_videos(protocol, 2, dtype)
+        if target == "ascend":
+            assert {node.op_type for node in model.graph.node} <= ASCEND_OPS and model.opset_import[0].version == 11
+        mean, std = (np.float32(fact)[:, None, None] for fact in (protocol.mean, protocol.std))
+        frames = ((videos - mean) / std).astype(np.float32) if dtype == "uint8" else videos
+        views = scores(net, frames)
+        expected = fuse(views, protocol.views, fusion)
+        assert np.abs(run_onnx(model, videos) - expected).max() <= 1e-5 and expected.max() > 2 / protocol.classes
+        one_view = session(build(trunk_of(model), "view", protocol, dtype=dtype), "one view")
+        by_view = [one_view.run(None, {"input": view})[0].mean(0) for view in videos.reshape((-1,) + protocol.view_shape)]
+        assert np.abs(np.stack(by_view) - views).max() <= 1e-5 * np.abs(views).max()
+
+
+def test_its_proof_is_carried_to_another_batch(network, works):
+    _, protocol, shifts, folder = network
+    works("modify_onnx.py", "-m1", "source.onnx", "-m2", "one.onnx", "--target", "cpu", cwd=folder)
+    assert "its proof is carried over" in works("modify_onnx.py", "-m1", "one.onnx", "-m2", "three.onnx", "-bs", 3, "--target",
+                                                "cpu", cwd=folder)
+    one, three = (metadata(onnx.load(str(folder / name))) for name in ("one.onnx", "three.onnx"))
+    assert one["tsm.proof"] == three["tsm.proof"] and json.loads(one["tsm.rules"])["shift"] == shifts
+    assert json.loads(three["tsm.protocol"]) == json.loads(json.dumps(protocol._asdict()))
+
+
+def test_layers_are_called_as_in_the_checkpoint(network):
+    net, protocol, _, folder = network
+    trunk = trunk_of(onnx.load(str(folder / "source.onnx")))
+    found = {layer.name for layer in layers(trunk.nodes, trunk.weights, protocol.frame_shape) if layer.node.op_type == "Conv"}
+    wanted = {key[len("backbone.") : -len(".running_mean")].replace(".net", "").replace(".bn", "")
+              for key in net.state_dict() if key.endswith("running_mean")}
+    assert found == wanted
+
+
+def small(net, protocol):
+    """A network of one view of small frames as a graph, for editing."""
+    return build(trunk_from(net), "ascend", protocol)
+
+
+MOBILE = THIN._replace(sampling="uniform", crops="centre", classes=12, size=32)
+
+
+@pytest.fixture(scope="module")
+def mobile():
+    return random_network(MOBILENET, 16, MOBILE)
+
+
+def _old_clip(model):
+    """As exporters wrote it before opset 11: the bounds are attributes."""
+    model.opset_import[0].version = 10
+    for node in model.graph.node:
+        if node.op_type == "Clip":
+            del node.input[1:]
+            node.attribute.extend([helper.make_attribute("min", 0.0), helper.make_attribute("max", 6.0)])
+
+
+def _pair(first, second, turned=False):
+    """Each Clip as two nodes: (operator, constant or None)."""
+    def change(model):
+        nodes = []
+        for node in model.graph.node:
+            if node.op_type != "Clip":
+                nodes.append(node)
+                continue
+            value, between = node.input[0], node.output[0] + "_half"
+            for (op, bound), out in ((first, between), (second, node.output[0])):
+                inputs = [value] + ([bound] if bound else [])
+                nodes.append(helper.make_node(op, inputs[::-1] if turned else inputs, [out]))
+                value = out
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+    return change
+
+
+def _half_open(model):
+    """A Clip without its lower bound, after a Relu."""
+    _pair(("Relu", None), ("Clip", None))(model)
+    for node in model.graph.node:
+        if node.op_type == "Clip":
+            node.input.extend(["", "six"])
+
+
+@pytest.mark.parametrize("change", [
+    _old_clip, _half_open, _pair(("Max", "zero"), ("Min", "six")), _pair(("Min", "six"), ("Max", "zero"), True),
+    _pair(("Relu", None), ("Min", "six")), _pair(("Min", "six"), ("Relu", None))])
+def test_relu6_however_it_is_written(mobile, works, tmp_path, change):
+    """The same graph comes out, to the bit, with its ten shifts."""
+    plain, changed = small(mobile, MOBILE), small(mobile, MOBILE)
+    change(changed)
+    for name, model in (("plain", plain), ("changed", changed)):
+        onnx.save(model, str(tmp_path / (name + ".onnx")))
+        works("modify_onnx.py", "-m1", name + ".onnx", "-m2", name + "_new.onnx", cwd=tmp_path)
+    new = [onnx.load(str(tmp_path / (name + "_new.onnx"))) for name in ("plain", "changed")]
+    assert new[0].graph == new[1].graph
+    blocks = sum(MOBILENET.blocks)
+    assert sum(node.op_type == "Clip" for node in new[0].graph.node) == 1 + (2 * blocks - 1) + 1
+
+
+def _clip_at(bound):
+    def change(model):
+        next(node for node in model.graph.node if node.op_type == "Clip").input[2] = "bound"
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(bound), "bound"))
+    return change
+
+
+def _clip_of_a_computed_bound(model):
+    """The bound depends on the input."""
+    model.graph.node.insert(0, helper.make_node("ReduceMax", ["input"], ["bound"], keepdims=0))
+    next(node for node in model.graph.node if node.op_type == "Clip").input[2] = "bound"
+
+
+def _attention(model):
+    """A block's output multiplied by itself, as non-local blocks do."""
+    end = next(node for node in model.graph.node if node.name == "layer3.1.add")
+    model.graph.node.insert(list(model.graph.node).index(end) + 1, helper.make_node("MatMul", ["before", "before"], ["layer3.1.add"]))
+    end.output[0] = "before"
+
+
+def _pooled(model):
+    """The greatest of three frames, as temporal pooling has it."""
+    end = next(node for node in model.graph.node if node.name == "layer3.1.add")
+    place = list(model.graph.node).index(end) + 1
+    pooling = {"kernel_shape": [3, 1, 1], "pads": [1, 0, 0] * 2, "strides": [1, 1, 1]}
+    for op, x, out, facts in (("Squeeze", "greatest", "layer3.1.add", {"axes": [0]}), ("MaxPool", "five", "greatest", pooling),
+                              ("Unsqueeze", "before", "five", {"axes": [0]})):
+        model.graph.node.insert(place, helper.make_node(op, [x], [out], **facts))
+    end.output[0] = "before"
+
+
+def _without(*shifts):
+    """The network without some of its shifts, by the layers before which they stand."""
+    def change(trunk):
+        for layer in shifts:
+            gone = next(node for node in trunk.nodes if node.op_type == SHIFT and node.output[0] == layer + ".shift")
+            for node in trunk.nodes:
+                node.input[:] = [gone.input[0] if name == gone.output[0] else name for name in node.input]
+            trunk.nodes.remove(gone)
+    return change
+
+
+def _moved(trunk):
+    """The last block's shift stands before a block that has none."""
+    _without("layer6.2.conv.0")(trunk)
+    conv = next(node for node in trunk.nodes if node.output[0] == "layer6.0.conv.0")
+    trunk.nodes.insert(trunk.nodes.index(conv), helper.make_node(SHIFT, [conv.input[0]], ["moved"]))
+    conv.input[0] = "moved"
+
+
+@pytest.mark.parametrize("change, says", [
+    (_clip_at(3), "conv1.relu6 keeps values between 0 and 3, where TSM keeps those above 0 or between 0 and 6"),
+    (_clip_of_a_computed_bound, "conv1.relu6"), (_attention, "has non-local blocks"), (_pooled, "has temporal pooling"),
+])
+def test_graphs_of_other_networks_are_refused_by_name(mobile, fails, tmp_path, change, says):
+    model = small(mobile, MOBILE)
+    change(model)
+    onnx.save(model, str(tmp_path / "source.onnx"))
+    line = fails("modify_onnx.py", "-m1", "source.onnx", "-m2", "new.onnx", cwd=tmp_path)
+    assert says in line or says == "conv1.relu6" and "source.onnx: " in line
+    assert [path.name for path in tmp_path.iterdir()] == ["source.onnx"]
+
+
+@pytest.mark.parametrize("change, says", [
+    (_without("layer2.1.conv.0"), "9 temporal shifts, where this network has 10"),
+    (_without(*["layer%d.%d.conv.0" % (stage, block) for stage, blocks in enumerate(MOBILENET.blocks, 1)
+                for block in range(1, blocks)]), "no temporal shift in it, where this network has 10: it is TSN"),
+    (_moved, "a temporal shift before layer6.0.conv.0, where this network has one before layer6.2.conv.0"),
+])
+def test_shifts_elsewhere_are_refused(mobile, fails, tmp_path, change, says):
+    trunk = trunk_from(mobile)
+    change(trunk)
+    onnx.save(build(trunk, "cpu", MOBILE), str(tmp_path / "source.onnx"))
+    assert says in fails("modify_onnx.py", "-m1", "source.onnx", "-m2", "new.onnx", cwd=tmp_path)
+
+
+def _renamed(old, new):
+    return lambda state: {key.replace(old, new): value for key, value in state.items()}
+
+
+def _changed(key, value):
+    return lambda state: dict(state, **{key: value})
+
+
+def _gone(*parts):
+    return lambda state: {key: value for key, value in state.items() if not key.startswith(parts)}
+
+
+RESNET, INVERTED = (RESNET101, 8), (MOBILENET, 16)
+
+
+@pytest.mark.parametrize("kind, change, says", [
+    (RESNET, _gone("backbone.layer3.22."), "is TSM ResNet-like, of 3, 4, 22 and 3 blocks"),  # and so shifts every block
+    (RESNET, _renamed("layer1.1.conv1.conv.", "layer1.1.conv1.conv.net."), "backbone.layer1.1.conv1.conv.net.weight is not"),
+    (RESNET, _renamed(".conv.net.", ".conv."), "is TSN ResNet-101, but its weights are not those of TSM on a ResNet of bottlenecks"),
+    (RESNET, _renamed("conv3", "conv4"), "conv3.conv.weight is missing"),
+    (INVERTED, _gone("backbone.layer4."), "backbone.layer4.0.conv.0.conv.weight is missing"),
+    (INVERTED, _renamed(".net.", "."), "is MobileNetV2, but its weights are not those of TSM on MobileNetV2"),
+    (INVERTED, _gone("backbone.conv2."), "backbone.conv2.conv.weight is missing"),
+    (INVERTED, _changed("backbone.conv2.conv.weight", torch.tensor(1.0)), "backbone.conv2.conv.weight is float32 []"),
+    (INVERTED, _changed("backbone.conv2.conv.weight", torch.zeros(0, 64, 1, 1)), "backbone.conv2.conv.weight is float32 [0, 64"),
+    ((MOBILENET, 16, 0), _changed("backbone.conv1.conv.weight", torch.zeros(0, 3, 3, 3)), "backbone.conv1.conv.weight is float32 [0"),
+    ((RESNET50, 8, 0), _changed("backbone.conv1.conv.weight", torch.zeros(0, 3, 7, 7)), "backbone.conv1.conv.weight is float32 [0"),
+    (INVERTED, _changed("backbone.layer2.0.conv.2.conv.weight", torch.zeros(9, 48, 1, 1)), "conv.2.bn.running_mean is float32 [16], not"),
+    (INVERTED, _changed("backbone.conv1.bn.bias", torch.full((16,), float("nan"))), "conv1.bn.bias holds values that are not"),
+])
+def test_weights_that_do_not_fit_are_told_what_they_are(kind, change, says):
+    state = change(TSM(THIN, kind[1], structure=kind[0]).state_dict())
+    with pytest.raises(UserError) as raised:
+        network_of(state, "a.pth", THIN, kind[-1])  # the width that the stem says
+    assert says in str(raised.value) and "\n" not in str(raised.value) and str(raised.value).startswith("a.pth: ")
+
+
+def test_int8_of_mobilenet(mobile):
+    """Clips and convolutions per channel are quantised, and the answers stay near."""
+    pytest.importorskip("nncf")
+    from tsm.int8 import quantise
+
+    view, rng = build(trunk_from(mobile), "view", MOBILE), np.random.RandomState(7)
+    views = [rng.standard_normal(MOBILE.view_shape).astype(np.float32) for _ in range(8)]
+    network = quantise(view, views)
+    kinds = [node.get_type_name() for node in network.get_ordered_ops()]
+    assert kinds.count("FakeQuantize") > kinds.count("GroupConvolution") == sum(MOBILENET.blocks)
+    import openvino as ov
+
+    compiled, exact = ov.Core().compile_model(network, "CPU"), session(view, "view")
+    for x in views:
+        expected, actual = exact.run(None, {"input": x})[0].mean(0), compiled([x])[0].mean(0)
+        assert np.abs(actual - expected).max() <= 0.2 * np.abs(expected).max()
+
+
+def test_a_hundred_views_fill_a_file_of_zeros_early():
+    """The largest batch that fits is named, and fits."""
+    protocol = SSV2._replace(sampling="dense", crops="ten", size=224)
+    trunk = trunk_from(TSM(protocol, 8).eval())
+    with pytest.raises(UserError) as raised:
+        build(trunk, "ascend", protocol, 10 ** 6)
+    most = int(str(raised.value).split()[-1])
+    zeros = sum(tensor.ByteSize() for tensor in build(trunk, "ascend", protocol, 1).graph.initializer
+                if tensor.name.startswith("zeros"))
+    assert most * zeros < 2 ** 31 < (most + 2) * zeros + 2 ** 22
+
+
+def test_a_proof_is_of_few_views():
+    """Of as many as a video may have; each protocol of no more views stays as it is."""
+    dense = SSV2._replace(sampling="dense", crops="ten", size=224)
+    few = lift.few_views(dense)
+    assert few.views == 10 and few == dense._replace(sampling=few.sampling, crops=few.crops)
+    assert lift.few_views(SSV2) == SSV2 and lift.few_views(SSV2._replace(segments=16)).views == SSV2.views
+    large = SSV2._replace(segments=64, sampling="dense", crops="three", size=1024)
+    assert lift.few_views(large).views == 1
+
+
+def _own_number_of_frames(model):
+    """As exporters write that look at their example: a Reshape to sizes that are all written down."""
+    for node in model.graph.node:
+        if node.name.endswith(".shift"):
+            sizes = numpy_helper.to_array(next(held for held in model.graph.initializer if held.name == node.input[1])).copy()
+            sizes[0] = 24
+            node.input[1] = node.name + "/sizes"
+            model.graph.initializer.append(numpy_helper.from_array(sizes, node.input[1]))
+
+
+@pytest.mark.parametrize("form, change, views", [
+    ("cpu", lambda model: None, 1), ("cpu", _own_number_of_frames, 1), ("ascend", lambda model: None, 3)])
+def test_a_large_video_is_proved_on_few_views(works, tmp_path, monkeypatch, form, change, views):
+    """Whether the exported graph takes fewer views, or, as one with zeros of its own, only all of them."""
+    protocol = THIN._replace(segments=8, sampling="uniform", classes=12)
+    net = random_network(RESNET50, 8, protocol)
+    exported = build(trunk_from(net), form, protocol)
+    change(exported)
+    monkeypatch.setattr(lift, "MOST_PIXELS", protocol.segments * protocol.size ** 2)
+    few = lift.few_views(protocol)
+    assert few == protocol._replace(crops="centre")
+    seen, free = [], proof.take_scores
+    monkeypatch.setattr(proof, "take_scores", lambda model, batch, frames: (seen.append(frames), free(model, batch, frames)))
+    folded, _ = lift.fold_constants(exported, "a.onnx", str(tmp_path / "scratch"))
+    trunk, _ = lift.lift(lift.read_source(folded, "a.onnx", protocol), protocol)
+    graphs = {"file": build(trunk, "cpu", few, 1, "prob"), "one_view": build(trunk, "view", protocol)}
+    proved = proof.prove(exported, "a.onnx", 1, graphs, protocol, "prob", "float32")
+    assert seen[-1] == views * protocol.segments
+    for entry in proved.values():
+        assert entry["largest_difference"] <= entry["tolerance"] and entry["views"] == 1 == len(entry["magnitudes"])
