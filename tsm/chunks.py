@@ -1,49 +1,39 @@
-"""A list in chunks that can be computed anywhere: a Job and a Chunk go in, a Piece of results comes out; and who does it here.
+"""A list in chunks that can be computed anywhere: a Job and a Chunk go in, a Piece of results comes out.
 
 A carrier is a function (job, chunks, flight) -> iterator of (chunk, its Piece), in any order: in_turn() in this process,
-on_chips() on the NPUs of this host, tsm.cluster.on_ray() on other hosts. Each calls flight({worker: chunks under way}).
+tsm.chips.on_chips() on the NPUs of this host, tsm.cluster.on_ray() on other hosts. Each calls flight({host: chunks under way}).
 """
 
 import argparse
-import contextlib
-import ctypes
 import hashlib
 import importlib
 import importlib.util
+import math
 import os
 import platform
 import re
-import shutil
-import signal
 import socket
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from tsm import __version__, clips, stream
-from tsm.cli import Corrupt, UserError, first_line, warn
-from tsm.engine import about, open_engine
-from tsm.files import read_npy, sha256
-from tsm.journal import Piece, Record, Scored, Source, Survey, keys_of
+from tsm.cli import Corrupt, UserError, positive
+from tsm.engine import about, default_backend, open_engine
+from tsm.files import sha256
+from tsm.int8 import int8_file
+from tsm.journal import Piece, Record, Source, Survey, Work, keys_of, workers_of
 from tsm.machine import cores
-from tsm.offline import read_offline
+from tsm.offline import Offline, read_offline
 from tsm.protocol import SSV2, Protocol
-from tsm.results import TIMES, read_summary, summary_path
-from tsm.samples import BINS, MANIFEST, Clip, read_manifest
+from tsm.samples import Clip
 
 SUITE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TENSOR_BYTES = 20 * 10**9  # of tensors on a disk at a time, unless the user says otherwise
 WORK_SECONDS = 60  # of a chunk whose size nobody gave: loading a model then costs under 5 %
 SAMPLE = 8  # videos that the rate is measured on
 ATTEMPTS = 3  # at a chunk, and failures in a row that a chip or a host may have
-_PR_SET_PDEATHSIG = 1  # prctl(2)
-_LIBC = ctypes.CDLL(None)
 
 Flight = Callable[[Dict[str, int]], None]
 
@@ -83,8 +73,32 @@ class Unfit(Exception):
     """This host cannot do the job as it is; the text says why, on one line."""
 
 
-class Failed(Exception):
-    """A command failed in a way that another attempt, or another chip, may mend; the text is its last line."""
+def job_of(args: argparse.Namespace) -> Tuple[Work, Job, Optional[Offline]]:
+    """(the work that a script's options describe, the job to be carried out, on a CPU the model)."""
+    model: Optional[Offline] = None
+    int8, protocol, dtype, backend = "", SSV2, "float32", "ais_bench"
+    if args.device == "cpu":
+        model = read_offline(args.model)
+        if model.protocol is None:
+            raise UserError("%s: not a model of modify_onnx.py; TSM_infer.py runs it from tensors" % args.model)
+        int8 = os.path.abspath(args.int8_model or int8_file(model.path)) if args.precision == "int8" else ""
+        protocol, dtype, backend = model.protocol, model.dtype.name, args.backend or default_backend()
+    digests = stream.digests_of(os.path.abspath(args.model), int8)
+    work = stream.work_of(args, protocol, dtype, digests, args.precision, backend)
+    scratch, ann_file = args.scratch or ("" if args.ray else args.output_dir), os.path.abspath(args.ann_file)
+    if args.device == "npu":
+        digests[ann_file] = sha256(ann_file)
+    job = Job(work.source._replace(data_root=os.path.abspath(args.data_root)), ann_file, work.basis, args.device,
+              os.path.abspath(args.model), int8, args.precision, backend, args.streams, args.num_worker,
+              os.path.abspath(scratch) if scratch else "", digests, versions(args.device, backend))
+    return work, job, model
+
+
+def facts_of(args: argparse.Namespace, found: Survey, model: Optional[Offline]) -> Dict[str, Any]:
+    """For the summary's `tsm` entry: what computed, and who did how much of it."""
+    facts: Dict[str, Any] = next((record.facts for record in reversed(found.records) if record.facts), {})
+    return dict(facts, version=__version__, precision=args.precision if model else None, model=model.metadata if model else None,
+                workers=workers_of(found.records))
 
 
 def chunk_size(videos: int, dtype: str, at_once: int = 2, protocol: Protocol = SSV2) -> int:
@@ -110,6 +124,35 @@ def plan(work_clips: Mapping[int, Clip], keys: Mapping[int, str], size: int) -> 
         chunk.clips[index], chunk.keys[index] = work_clips[index], keys[index]
         chunks[-1] = chunk
     return chunks
+
+
+def rounds(wanted: int, work: Work, job: Job, found: Survey, at_once: int) -> Iterator[List[Chunk]]:
+    """The chunks of what is left in `found`, all at once; before them, where their size is to be measured, that of a sample.
+
+    Args:
+        wanted: videos per chunk; 0: WORK_SECONDS of them on a CPU, as many as the disk may hold on an NPU.
+        at_once: chunks whose tensors a host has on its disk at a time.
+    """
+    if not wanted and job.device == "npu":
+        left = len(found.keys)
+        wanted = chunk_size(left, job.source.dtype, at_once, job.source.protocol) or -(-left // at_once)
+    if not wanted and not rate_in(found.records):
+        yield plan(work.clips, {index: found.keys[index] for index in sorted(found.keys)[:SAMPLE]}, len(work.clips))
+    if found.keys:
+        yield plan(work.clips, found.keys, wanted or max(SAMPLE, math.ceil(WORK_SECONDS * rate_in(found.records))))
+
+
+def chunk_option(text: str) -> int:
+    """argparse type: videos per chunk, 0 for auto."""
+    return 0 if text == "auto" else positive(text)
+
+
+def share(text: str) -> Tuple[int, int]:
+    """argparse type: (I, N) of I/N, with I from 0 to N - 1."""
+    match = re.match(r"(\d{1,6})/(\d{1,6})$", text)
+    if not match or int(match.group(1)) >= int(match.group(2)):
+        raise argparse.ArgumentTypeError("%r is not I/N, with I from 0 to N - 1, as in 0/3" % text)
+    return int(match.group(1)), int(match.group(2))
 
 
 def versions(device: str, backend: str) -> Dict[str, str]:
@@ -169,20 +212,14 @@ def opened(job: Job) -> Any:
     return _opened[key]
 
 
-def run_chunk(job: Job, chunk: Chunk, device: str = "cpu", host: str = "") -> Piece:
-    """Compute a chunk in this process, or on the NPU chip `device`; `host` is what the worker is called.
+def run_chunk(job: Job, chunk: Chunk) -> Piece:
+    """Compute a chunk on the CPU, in this process and in memory. A clip that cannot be read is in the piece's `skipped`.
 
-    Raises Unfit, UserError, Failed. A clip that cannot be read is in the piece's `skipped`.
+    Raises Unfit, UserError.
     """
     check_clips(job, chunk)
-    host = host or socket.gethostname()
-    if job.device == "npu":
-        began = time.time()
-        with scratch_folder(job, chunk) as folder:
-            preprocess(job, chunk, folder)
-            return infer(job, chunk, folder, device)._replace(host=host, began=began)
-    engine, model, facts = opened(job)
     began = time.time()
+    engine, model, facts = opened(job)
     rows, skipped = [], {}
     workers = job.num_worker or cores()
     for number, scored, compute_ms, wait_ms in stream.compute(job.source, chunk.clips, engine, model, workers):
@@ -192,183 +229,20 @@ def run_chunk(job: Job, chunk: Chunk, device: str = "cpu", host: str = "") -> Pi
             rows.append((scored, (compute_ms, wait_ms)))
     rows.sort(key=lambda row: row[0].number)
     few = {key: value for key, value in facts.items() if key != "model"}
-    return Piece(host, "cpu", began, time.time(), [scored for scored, _ in rows], skipped, [times for _, times in rows], few, {})
+    return Piece(socket.gethostname(), "cpu", began, time.time(), [scored for scored, _ in rows], skipped,
+                 [times for _, times in rows], few, {})
 
 
 def in_turn(job: Job, chunks: Sequence[Chunk], flight: Flight) -> Iterator[Tuple[Chunk, Piece]]:
     """Carrier: in this process, one after the other. An engine uses all cores, so a second process would gain nothing."""
-    host = socket.gethostname()
     for chunk in chunks:
-        flight({host: 1})
-        yield chunk, run_chunk(job, chunk, host=host)
-
-
-def scratch_of(job: Job) -> str:
-    """The folder for the tensors of this job, of a name that a later process of the same job finds again."""
-    digest = hashlib.sha256(job.basis.encode()).hexdigest()[:12]
-    return os.path.join(job.scratch or tempfile.gettempdir(), ".tsm_%d_%s" % (os.getuid(), digest))
-
-
-@contextlib.contextmanager
-def scratch_folder(job: Job, chunk: Chunk) -> Iterator[str]:
-    """An empty folder for a chunk's tensors, removed at the end; a killed process leaves it, and the next one empties it."""
-    folder = os.path.join(scratch_of(job), "%d_%d" % (chunk.start, chunk.stop))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder, 0o750)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def run_command(words: Sequence[str], running: Optional[List[Any]] = None) -> Tuple[int, str]:
-    """(exit status, last line that it wrote) of a command, which ends with this process; `running` lists it meanwhile."""
-    def begin() -> None:
-        os.umask(0o022)  # ais_bench refuses what others can write
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               universal_newlines=True, preexec_fn=begin)
-    if running is not None:
-        running.append(process)
-    out, err = process.communicate()
-    if running is not None:
-        running.remove(process)
-    lines = [line.strip() for line in (out + "\n" + err).splitlines() if line.strip()]
-    return process.returncode, lines[-1] if lines else "it said nothing"
-
-
-def preprocess(job: Job, chunk: Chunk, folder: str, running: Optional[List[Any]] = None) -> None:
-    """Make the tensors of a chunk in `folder`, by TSM_preprocess.py."""
-    words = [sys.executable, os.path.join(SUITE, "TSM_preprocess.py"), "--data_root", job.source.data_root, "--ann_file",
-             job.ann_file, "--filename_tmpl", job.source.naming.template, "--start_index", str(job.source.naming.start),
-             "--on-error", "skip", "--range", "%d:%d" % (chunk.start, chunk.stop), "--output_dir", folder,
-             "--num_worker", str(job.num_worker or cores())]
-    status, said = run_command(words, running)
-    if status < 0:
-        raise Failed("TSM_preprocess.py was ended by %s" % signal.Signals(-status).name)
-    if status:
-        raise UserError(re.sub("^[^ ]*: error: ", "", said))
-
-
-def infer(job: Job, chunk: Chunk, folder: str, chip: str, running: Optional[List[Any]] = None) -> Piece:
-    """The piece of a preprocessed chunk, by a single-device ais_bench on a chip."""
-    manifest = read_manifest(os.path.join(folder, MANIFEST))
-    lines = {clip.line: index for index, clip in chunk.clips.items()}
-    skipped = {lines[entry["line"]]: entry["reason"] for entry in manifest["skipped"] if entry["line"] in lines}
-    samples = {entry["id"]: entry["xxh3_128"] for entry in manifest["samples"]}
-    began, name, results = time.time(), "chip " + chip, os.path.join(folder, "out")
-    scored, times, figures = [], [], {}
-    if samples:
-        words = [sys.executable, "-m", "ais_bench", "--model", job.model, "--input", os.path.join(folder, BINS),
-                 "--output", folder, "--output_dirname", "out", "--outfmt", "NPY", "--device", chip]
-        status, said = run_command(words, running)
-        if status:
-            raise Failed("ais_bench ended with status %d: %s" % (status, first_line(said)))
-        summary = read_summary(summary_path(results))
-        times = [(float(ms), 0.0) for ms in summary["npu_compute_time_list"]]
-        figures = {key: summary[key] for key in TIMES[1:] if key in summary}
-        for index in sorted(set(samples) & set(chunk.clips)):
-            scored.append(Scored(index, scores_of(os.path.join(results, "%d_0.npy" % index), job), samples[index], None))
-    return Piece("", name, began, time.time(), scored, skipped, times, {"engine": "ais_bench"}, figures)
-
-
-def scores_of(path: str, job: Job) -> np.ndarray:
-    """The row of probabilities, float32 [classes], that ais_bench wrote for one video."""
-    classes = job.source.protocol.classes
-    rows = read_npy(path).reshape(-1)
-    if rows.size != classes or not np.isfinite(rows).all():
-        raise UserError("%s: its output for video %s is no row of %d finite scores; is it a model of modify_onnx.py?"
-                        % (job.model, os.path.basename(path).split("_")[0], classes))
-    return rows.astype(np.float32)
-
-
-def on_chips(
-    job: Job, chunks: Sequence[Chunk], flight: Flight, chips: Sequence[int]
-) -> Iterator[Tuple[Chunk, Piece]]:
-    """Carrier: on the NPU chips of this host, each a single-device ais_bench that pulls the next chunk.
-
-    While the chips infer, one more chunk is preprocessed, by all cores. A chunk that fails on one chip is given to another;
-    a chip that fails ATTEMPTS times in a row is not used any more, and a chunk that fails so often ends the run.
-    """
-    free, failures, running = list(map(str, chips)), {str(chip): 0 for chip in chips}, []  # type: ignore[var-annotated]
-    making, change, ended = threading.Lock(), threading.Condition(), threading.Event()
-    host, under_way = socket.gethostname(), set()  # type: ignore[var-annotated]
-
-    def take(avoided: List[str]) -> str:
-        with change:
-            while not ended.is_set():
-                usable = [chip for chip, count in failures.items() if count < ATTEMPTS]
-                if not usable:
-                    raise UserError("no chip is left: each failed %d times in a row; look at npu-smi info" % ATTEMPTS)
-                wanted = [chip for chip in usable if chip not in avoided] or usable
-                for chip in free:
-                    if chip in wanted:
-                        free.remove(chip)
-                        return chip
-                change.wait(1.0)
-        raise UserError("the run is ending")
-
-    def infer_somewhere(chunk: Chunk, folder: str) -> Piece:
-        avoided: List[str] = []
-        while True:
-            chip = take(avoided)
-            try:
-                piece = infer(job, chunk, folder, chip, running)
-                failures[chip] = 0
-                return piece
-            except Failed as error:
-                failures[chip] += 1
-                avoided.append(chip)
-                if ended.is_set() or len(avoided) >= ATTEMPTS:
-                    raise UserError("%s: failed %d times, last on chip %s: %s" % (chunk.name, len(avoided), chip, error))
-                warn("chip %s failed on %s (%s); tried again" % (chip, chunk.name, error))
-            finally:
-                with change:
-                    free.append(chip)
-                    change.notify_all()
-
-    def carry(chunk: Chunk) -> Piece:
-        with scratch_folder(job, chunk) as folder:
-            with making:
-                if ended.is_set():
-                    raise UserError("the run is ending")
-                under_way.add(chunk.start)
-                began = time.time()
-                preprocess(job, chunk, folder, running)
-            return infer_somewhere(chunk, folder)._replace(host=host, began=began)
-
-    shutil.rmtree(scratch_of(job), ignore_errors=True)  # of a run that was killed
-    pool = ThreadPoolExecutor(len(chips) + 1)
-    futures = {pool.submit(carry, chunk): chunk for chunk in chunks}
-    try:
-        for future in as_completed(futures):
-            under_way.discard(futures[future].start)
-            flight({host: len(under_way)})
-            yield futures[future], future.result()
-    finally:
-        ended.set()
-        for future in futures:
-            future.cancel()
-        for process in list(running):
-            process.kill()
-        pool.shutdown()
-        shutil.rmtree(scratch_of(job), ignore_errors=True)
+        flight({socket.gethostname(): 1})
+        yield chunk, run_chunk(job, chunk)
 
 
 def shard_of(videos: int, number: int, count: int) -> range:
     """The videos of share `number` (from 0) of `count`: contiguous, and of equal size but for one."""
     return range(number * videos // count, (number + 1) * videos // count)
-
-
-def check_space(job: Job, chunks: Sequence[Chunk], at_once: int) -> None:
-    """UserError unless the tensors of so many chunks fit on the disk of this host's scratch folder."""
-    folder = job.scratch or tempfile.gettempdir()
-    largest = max(chunk.stop - chunk.start for chunk in chunks)
-    need, free = min(at_once, len(chunks)) * largest * job.source.protocol.nbytes(job.source.dtype), shutil.disk_usage(folder).free
-    if need > free:
-        raise UserError("%s: %d chunks of %d videos need %.1f GB, %.1f GB are free; free some, use a smaller --chunk or another "
-                        "--scratch" % (folder, min(at_once, len(chunks)), largest, need / 1e9, free / 1e9))
 
 
 def missing_shards(found: Survey, videos: int, shards: Mapping[int, Any]) -> List[str]:

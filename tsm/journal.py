@@ -183,14 +183,26 @@ def survey(work: Work, chosen: Optional[Iterable[int]] = None) -> Survey:
     return Survey(records, done, left, corrupt)
 
 
-def begin(work: Work, found: Survey, output_dir: str) -> None:
-    """Make the folders; where something is left to do, remove what makes them look finished."""
-    for folder in (output_dir, work.folder):
-        os.makedirs(folder, exist_ok=True)
+def shards(folder: str) -> Dict[int, List[int]]:
+    """{N: the shards of N that were ever worked at} in a folder of results."""
+    found: Dict[int, List[int]] = {}
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        match = re.match(SHARD + "$", name)
+        if match:
+            found.setdefault(int(match.group(2)), []).append(int(match.group(1)))
+    return found
+
+
+def begin(work: Work, found: Survey, output_dir: str, shard: Optional[Tuple[int, int]] = None) -> str:
+    """Make the folders, and return the journal's; where something is left to do, remove what makes them look finished."""
+    folder = work.folder if shard is None else os.path.join(work.folder, ".shard_%d_of_%d" % shard)
+    for path in (output_dir, work.folder, folder):
+        os.makedirs(path, exist_ok=True)
     if found.keys:
         for path in [summary_path(work.folder)] + [os.path.join(output_dir, name) for name in (INFO, MANIFEST)]:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(path)
+    return folder
 
 
 @contextlib.contextmanager
