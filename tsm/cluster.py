@@ -154,8 +154,7 @@ def on_ray(job: Job, chunks: Sequence[Chunk], flight: Flight, address: str) -> I
     times ends the run.
     """
     ray = connect(address)
-    remote = ray.remote
-    cluster = Cluster(ray, remote(_examine).options(num_cpus=0, max_retries=0), remote(_carry).options(max_retries=RETRIES), ray.put(job))
+    cluster = Cluster(ray, ray.remote(num_cpus=0, max_retries=0)(_examine), ray.remote(max_retries=RETRIES)(_carry), ray.put(job))
     state = State({}, {}, set(), {}, deque(chunks), {}, Counter(), Counter(), [])
     idle_since = time.monotonic()
     while state.waiting or state.running:

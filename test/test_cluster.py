@@ -1,0 +1,263 @@
+"""TSM_chunked.py --ray on a real Ray cluster of several nodes on this machine: the same files, whatever joins, dies or differs."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tsm.chunks import Job, Unfit, examine, versions
+from tsm.files import sha256
+from tsm.journal import JOURNAL, Source, read_journal
+
+pytest.importorskip("onnx")
+CLIPS, CHUNK = 40, 5
+NEEDS_RAY = pytest.mark.skipif(sys.version_info < (3, 10) or not shutil.which(os.path.join(os.path.dirname(sys.executable), "ray")),
+                               reason="NOT RUN: Ray is not installed, or this Python is older than 3.10")
+
+
+def arguments(*more):
+    return ["--model", "new.onnx", "--data_root", "videos", "--ann_file", "list.txt", "--output", "res", "--output_dirname", "out",
+            "--outfmt", "TXT", "--backend", "onnxruntime", *map(str, more)]
+
+
+def set_up(folder, repo, thin_onnx, clips):
+    """A list of links to the demo's clips, and the thin network's model."""
+    (folder / "videos").mkdir(parents=True)
+    found = sorted((repo / "demo/videos").iterdir())
+    for number in range(clips):
+        os.symlink(str(found[number % len(found)]), str(folder / "videos" / ("%d.webm" % number)))
+    (folder / "list.txt").write_text("".join("%d.webm %d\n" % (number, number) for number in range(clips)))
+    shutil.copy(str(thin_onnx), str(folder / "new.onnx"))
+    return folder
+
+
+def files(folder):
+    """{name: bytes} of the results, the info file and the manifest."""
+    paths = [path for top in ("res/out", "sthv2") for path in sorted((folder / top).iterdir()) if path.name[0] != "."]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def summary(folder):
+    return json.loads((folder / "res/out_summary.json").read_text())
+
+
+def clear(folder):
+    for name in ("res", "sthv2"):
+        shutil.rmtree(str(folder / name), ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def setting(repo, thin_onnx, tmp_path_factory):
+    return set_up(tmp_path_factory.mktemp("cluster"), repo, thin_onnx, CLIPS)
+
+
+@pytest.fixture(scope="module")
+def expected(works, setting):
+    """What TSM_stream.py leaves."""
+    works("TSM_stream.py", *arguments(), cwd=setting)
+    found = files(setting)
+    assert len(found) == CLIPS + 2
+    clear(setting)
+    return found
+
+
+@pytest.fixture
+def fresh(setting):
+    clear(setting)
+    yield setting
+    clear(setting)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head that computes nothing, and one node; nodes that tests add are theirs to remove."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={
+        "num_cpus": 0, "include_dashboard": False, "object_store_memory": 10**8,
+        "_system_config": {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 3}})
+    add(made)
+    yield made
+    made.shutdown()
+
+
+def add(cluster, cpus=1):
+    return cluster.add_node(num_cpus=cpus, object_store_memory=10**8)
+
+
+def start(repo, folder, cluster, *more):
+    """A driver in a process group of its own."""
+    command = [sys.executable, str(repo / "TSM_chunked.py")] + arguments("--ray", cluster.address, "--chunk", CHUNK, *more)
+    return subprocess.Popen(command, cwd=str(folder), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            universal_newlines=True, start_new_session=True)
+
+
+def records(folder):
+    path = folder / "res/out" / JOURNAL
+    return read_journal(str(path)) if path.exists() else []
+
+
+def wait_for(condition, process):
+    limit = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None and time.monotonic() < limit, process.communicate()
+        time.sleep(0.05)
+
+
+def ended(process):
+    """(stdout, stderr) of a driver that must succeed."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Traceback" not in err, out + err
+    return out, err
+
+
+@NEEDS_RAY
+def test_one_node_and_another_that_joins_late_give_the_same_files(repo, fresh, expected, cluster):
+    process = start(repo, fresh, cluster)
+    wait_for(lambda: records(fresh), process)
+    late = add(cluster)
+    try:
+        out, err = ended(process)
+    finally:
+        cluster.remove_node(late)
+    assert files(fresh) == expected and err == "", err
+    found = summary(fresh)
+    workers = found["tsm"]["workers"]
+    assert len(workers) == 2 and all(worker["host"].startswith(socket.gethostname() + "-") for worker in workers)
+    assert sum(worker["videos"] for worker in workers) == CLIPS and sum(worker["chunks"] for worker in workers) == CLIPS // CHUNK
+    assert found["NPU_compute_time"]["count"] == CLIPS and len(found["filesinfo"]) == CLIPS
+    assert 0.8 * found["throughput"] < CLIPS / max(worker["seconds"] for worker in workers) and "%d made" % CLIPS in out
+
+
+@NEEDS_RAY
+def test_a_node_that_dies_in_the_middle_of_a_chunk_costs_that_chunk(repo, fresh, expected, cluster):
+    others = [add(cluster), add(cluster)]
+    process = start(repo, fresh, cluster)
+    try:
+        doomed = others[0].node_id[:6]
+        wait_for(lambda: any(record.host.endswith(doomed) for record in records(fresh)), process)  # it is at the next one
+        before = len(records(fresh))
+        cluster.remove_node(others.pop(0), allow_graceful=False)
+        ended(process)
+    finally:
+        for node in others:
+            cluster.remove_node(node)
+    assert files(fresh) == expected and before < CLIPS // CHUNK
+    numbers = [one.number for record in records(fresh) for one in record.done]
+    assert sorted(numbers) == list(range(CLIPS))  # each video exactly once
+    assert len(summary(fresh)["tsm"]["workers"]) == 3
+
+
+@NEEDS_RAY
+def test_a_killed_driver_goes_on_where_it_was_in_any_way(repo, works, fresh, expected, cluster):
+    process = start(repo, fresh, cluster)
+    wait_for(lambda: len(records(fresh)) >= 2, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    kept = sum(len(record.done) for record in records(fresh))
+    assert not (fresh / "res/out_summary.json").exists() and not (fresh / "sthv2/sthv2.json").exists()
+    assert "%d of %d videos are done, 0 cannot be read, %d are to do" % (kept, CLIPS, CLIPS - kept) in works(
+        "TSM_chunked.py", *arguments("--status"), cwd=fresh)
+    works("TSM_chunked.py", *arguments("--shard", "1/2", "--chunk", CHUNK), cwd=fresh)
+    done = sum(len(record.done) for path in (fresh / "res/out").glob(".shard_*/" + JOURNAL) for record in read_journal(str(path)))
+    assert 0 < done <= CLIPS // 2
+    process = start(repo, fresh, cluster)
+    out, _ = ended(process)
+    assert "%d made, %d already right" % (CLIPS - kept - done, kept + done) in out
+    assert files(fresh) == expected
+    assert "0 made, %d already right" % CLIPS in works("TSM_stream.py", *arguments(), cwd=fresh)
+
+
+def namespaces(*flags):
+    return shutil.which("unshare") and subprocess.call(["unshare", *flags, "true"], stderr=subprocess.DEVNULL) == 0
+
+
+@NEEDS_RAY
+@pytest.mark.skipif(not namespaces("-m"), reason="NOT RUN: no mount namespaces here, so no node can lack what the others have")
+def test_a_node_without_the_model_is_named_and_a_chunk_of_nothing_readable_is_passed_by(repo, thin_onnx, tmp_path, cluster):
+    folder = set_up(tmp_path / "run", repo, thin_onnx, 6)
+    for number in (2, 3):
+        (folder / "videos" / ("%d.webm" % number)).unlink()
+        (folder / "videos" / ("%d.webm" % number)).write_bytes(b"")
+    (folder / "model").mkdir()
+    shutil.move(str(folder / "new.onnx"), str(folder / "model"))
+    ray = os.path.join(os.path.dirname(sys.executable), "ray")
+    command = "mount -t tmpfs none %s && exec %s start --address=%s --num-cpus=1 --object-store-memory=100000000 --block" % (
+        folder / "model", ray, cluster.address)
+    node = subprocess.Popen(["unshare", "-m", "sh", "-c", command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                            start_new_session=True)
+    try:
+        import ray as library
+        limit = time.monotonic() + 30
+        while len([one for one in alive(cluster)]) < 3 and time.monotonic() < limit:
+            time.sleep(0.2)
+        process = start(repo, folder, cluster, "--model", "model/new.onnx", "--chunk", 2, "--on-error", "skip")
+        out, err = ended(process)
+        assert library
+    finally:
+        os.killpg(node.pid, signal.SIGTERM)
+        node.wait()
+    assert err.count("\n") == 1 and "has no %s; it is not used" % (folder / "model/new.onnx") in err
+    assert "4 of 6 videos are done, 2 cannot be read, 0 are to do" in out
+    assert len(summary(folder)["tsm"]["workers"]) == 1 and len(records(folder)) == 3
+    manifest = json.loads((folder / "sthv2/sthv2.json").read_text())
+    assert [entry["source"] for entry in manifest["skipped"]] == ["2.webm", "3.webm"]
+
+
+def alive(cluster):
+    """The nodes that the cluster's head knows to be alive."""
+    from ray._raylet import GcsClient
+
+    return [node for node in GcsClient(address=cluster.address).get_all_node_info().values() if node.state == 0]
+
+
+@NEEDS_RAY
+def test_no_cluster_is_one_line(fails, fresh):
+    line = fails("TSM_chunked.py", *arguments("--ray", "127.0.0.1:9"), cwd=fresh)
+    assert "--ray 127.0.0.1:9: no cluster is reached" in line and "ray start --head" in line
+    assert "Ray Client is not used" in fails("TSM_chunked.py", *arguments("--ray", "ray://x:1"), cwd=fresh)
+
+
+def job(folder, **changes):
+    model = folder / "m.onnx"
+    model.write_bytes(b"model")
+    made = Job(Source(str(folder), None, None, "float32"), "", "", "cpu", str(model), "", "fp32", "onnxruntime", None, None, "",
+               {str(model): sha256(str(model))}, versions("cpu", "onnxruntime"))
+    return made._replace(**changes)
+
+
+def test_a_host_that_differs_says_how(tmp_path):
+    examine(job(tmp_path))
+    with pytest.raises(Unfit, match="has numpy .*, and the run 0.1"):
+        examine(job(tmp_path, versions=dict(versions("cpu", "onnxruntime"), numpy="0.1")))
+    with pytest.raises(Unfit, match="has another .*m.onnx than the run"):
+        examine(job(tmp_path, digests={str(tmp_path / "m.onnx"): "0"}))
+    with pytest.raises(Unfit, match="has no /nowhere/m.onnx"):
+        examine(job(tmp_path, digests={"/nowhere/m.onnx": "0"}))
+    with pytest.raises(Unfit, match="has no /nowhere/videos"):
+        examine(job(tmp_path, source=Source("/nowhere/videos", None, None, "float32")))
+
+
+def test_where_ray_is_missing_one_line_says_what_to_install(run, repo, setting, tmp_path):
+    (tmp_path / "ray.py").write_text("")
+    program = ("import importlib.util, sys; find = importlib.util.find_spec\n"
+               "importlib.util.find_spec = lambda name, *rest: None if name == 'ray' else find(name, *rest)\n"
+               "sys.argv = sys.argv[1:]; sys.path.insert(0, %r)\nimport runpy; runpy.run_path(sys.argv[0], run_name='__main__')" % str(repo))
+    done = subprocess.run([sys.executable, "-c", program, str(repo / "TSM_chunked.py")] + arguments("--ray", "auto"),
+                          cwd=str(setting), stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    wanted = "requirements-cluster.txt" if sys.version_info >= (3, 10) else "Python 3.10 or newer"
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and wanted in done.stderr, done.stderr
+
+
+def test_both_lists_of_requirements_pin_the_ray_that_was_tested(repo):
+    def pins(name):
+        return [line.split("#")[0].strip() for line in (repo / name).read_text().splitlines() if line.startswith("ray")]
+
+    assert pins("requirements-cluster.txt") == pins("test/requirements.txt") and len(pins("test/requirements.txt")) == 1
