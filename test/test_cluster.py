@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from clips import arguments, listed, results
 
 from tsm.chunks import Job, Unfit, examine, versions
 from tsm.files import sha256
@@ -19,28 +20,6 @@ pytest.importorskip("onnx")
 CLIPS, CHUNK = 40, 5
 NEEDS_RAY = pytest.mark.skipif(sys.version_info < (3, 10) or not shutil.which(os.path.join(os.path.dirname(sys.executable), "ray")),
                                reason="NOT RUN: Ray is not installed, or this Python is older than 3.10")
-
-
-def arguments(*more):
-    return ["--model", "new.onnx", "--data_root", "videos", "--ann_file", "list.txt", "--output", "res", "--output_dirname", "out",
-            "--outfmt", "TXT", "--backend", "onnxruntime", *map(str, more)]
-
-
-def set_up(folder, repo, thin_onnx, clips):
-    """A list of links to the demo's clips, and the thin network's model."""
-    (folder / "videos").mkdir(parents=True)
-    found = sorted((repo / "demo/videos").iterdir())
-    for number in range(clips):
-        os.symlink(str(found[number % len(found)]), str(folder / "videos" / ("%d.webm" % number)))
-    (folder / "list.txt").write_text("".join("%d.webm %d\n" % (number, number) for number in range(clips)))
-    shutil.copy(str(thin_onnx), str(folder / "new.onnx"))
-    return folder
-
-
-def files(folder):
-    """{name: bytes} of the results, the info file and the manifest."""
-    paths = [path for top in ("res/out", "sthv2") for path in sorted((folder / top).iterdir()) if path.name[0] != "."]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def summary(folder):
@@ -53,15 +32,15 @@ def clear(folder):
 
 
 @pytest.fixture(scope="module")
-def setting(repo, thin_onnx, tmp_path_factory):
-    return set_up(tmp_path_factory.mktemp("cluster"), repo, thin_onnx, CLIPS)
+def setting(thin_onnx, tmp_path_factory):
+    return listed(tmp_path_factory.mktemp("cluster"), thin_onnx, CLIPS)
 
 
 @pytest.fixture(scope="module")
 def expected(works, setting):
     """What TSM_stream.py leaves."""
     works("TSM_stream.py", *arguments(), cwd=setting)
-    found = files(setting)
+    found = results(setting)
     assert len(found) == CLIPS + 2
     clear(setting)
     return found
@@ -127,7 +106,7 @@ def test_one_node_and_another_that_joins_late_give_the_same_files(repo, fresh, e
         out, err = ended(process)
     finally:
         cluster.remove_node(late)
-    assert files(fresh) == expected and err == "", err
+    assert results(fresh) == expected and err == "", err
     found = summary(fresh)
     workers = found["tsm"]["workers"]
     assert len(workers) == 2 and all(worker["host"].startswith(socket.gethostname() + "-") for worker in workers)
@@ -149,7 +128,7 @@ def test_a_node_that_dies_in_the_middle_of_a_chunk_costs_that_chunk(repo, fresh,
     finally:
         for node in others:
             cluster.remove_node(node)
-    assert files(fresh) == expected and before < CLIPS // CHUNK
+    assert results(fresh) == expected and before < CLIPS // CHUNK
     numbers = [one.number for record in records(fresh) for one in record.done]
     assert sorted(numbers) == list(range(CLIPS))  # each video exactly once
     assert len(summary(fresh)["tsm"]["workers"]) == 3
@@ -171,7 +150,7 @@ def test_a_killed_driver_goes_on_where_it_was_in_any_way(repo, works, fresh, exp
     process = start(repo, fresh, cluster)
     out, _ = ended(process)
     assert "%d made, %d already right" % (CLIPS - kept - done, kept + done) in out
-    assert files(fresh) == expected
+    assert results(fresh) == expected
     assert "0 made, %d already right" % CLIPS in works("TSM_stream.py", *arguments(), cwd=fresh)
 
 
@@ -182,7 +161,7 @@ def namespaces(*flags):
 @NEEDS_RAY
 @pytest.mark.skipif(not namespaces("-m"), reason="NOT RUN: no mount namespaces here, so no node can lack what the others have")
 def test_a_node_without_the_model_is_named_and_a_chunk_of_nothing_readable_is_passed_by(repo, thin_onnx, tmp_path, cluster):
-    folder = set_up(tmp_path / "run", repo, thin_onnx, 6)
+    folder = listed(tmp_path / "run", thin_onnx, 6)
     for number in (2, 3):
         (folder / "videos" / ("%d.webm" % number)).unlink()
         (folder / "videos" / ("%d.webm" % number)).write_bytes(b"")
@@ -194,13 +173,11 @@ def test_a_node_without_the_model_is_named_and_a_chunk_of_nothing_readable_is_pa
     node = subprocess.Popen(["unshare", "-m", "sh", "-c", command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                             start_new_session=True)
     try:
-        import ray as library
         limit = time.monotonic() + 30
-        while len([one for one in alive(cluster)]) < 3 and time.monotonic() < limit:
+        while len(alive(cluster)) < 3 and time.monotonic() < limit:
             time.sleep(0.2)
         process = start(repo, folder, cluster, "--model", "model/new.onnx", "--chunk", 2, "--on-error", "skip")
         out, err = ended(process)
-        assert library
     finally:
         os.killpg(node.pid, signal.SIGTERM)
         node.wait()
@@ -223,6 +200,7 @@ def test_no_cluster_is_one_line(fails, fresh):
     line = fails("TSM_chunked.py", *arguments("--ray", "127.0.0.1:9"), cwd=fresh)
     assert "--ray 127.0.0.1:9: no cluster is reached" in line and "ray start --head" in line
     assert "Ray Client is not used" in fails("TSM_chunked.py", *arguments("--ray", "ray://x:1"), cwd=fresh)
+    assert "neither auto nor local nor HOST:PORT" in fails("TSM_chunked.py", *arguments("--ray", "here"), cwd=fresh)
 
 
 def job(folder, **changes):
@@ -245,11 +223,10 @@ def test_a_host_that_differs_says_how(tmp_path):
         examine(job(tmp_path, source=Source("/nowhere/videos", None, None, "float32")))
 
 
-def test_where_ray_is_missing_one_line_says_what_to_install(run, repo, setting, tmp_path):
-    (tmp_path / "ray.py").write_text("")
+def test_where_ray_is_missing_one_line_says_what_to_install(repo, setting):
     program = ("import importlib.util, sys; find = importlib.util.find_spec\n"
                "importlib.util.find_spec = lambda name, *rest: None if name == 'ray' else find(name, *rest)\n"
-               "sys.argv = sys.argv[1:]; sys.path.insert(0, %r)\nimport runpy; runpy.run_path(sys.argv[0], run_name='__main__')" % str(repo))
+               "del sys.argv[0]; sys.path.insert(0, %r); import runpy\nrunpy.run_path(sys.argv[0], run_name='__main__')" % str(repo))
     done = subprocess.run([sys.executable, "-c", program, str(repo / "TSM_chunked.py")] + arguments("--ray", "auto"),
                           cwd=str(setting), stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     wanted = "requirements-cluster.txt" if sys.version_info >= (3, 10) else "Python 3.10 or newer"

@@ -7,6 +7,7 @@ suite, the list, the videos and the model must be under the same paths on every 
 
 import importlib.util
 import os
+import socket
 import sys
 import time
 from collections import Counter, deque
@@ -66,6 +67,8 @@ def connect(address: str) -> Any:
     if "://" in address:
         raise UserError("--ray %s: Ray Client is not used; run this on a host of the cluster, with --ray auto or HOST:PORT" % address)
     os.environ.update(ENVIRONMENT)
+    if address not in ("auto", "local"):
+        check_address(address)
     import ray
 
     options: Dict[str, Any] = {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": MEMORY}
@@ -76,6 +79,18 @@ def connect(address: str) -> Any:
         raise UserError("--ray %s: no cluster is reached (%s); start one with ray start --head, or use --ray local"
                         % (address, first_line(error)))
     return ray
+
+
+def check_address(address: str) -> None:
+    """UserError unless somebody listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise UserError("--ray %s: is neither auto nor local nor HOST:PORT" % address)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), 10).close()
+    except OSError as error:
+        raise UserError("--ray %s: no cluster is reached (%s); start one with ray start --head, or use --ray local"
+                        % (address, error.strerror or error))
 
 
 def _examine(job: Job) -> str:
