@@ -310,7 +310,8 @@ def test_a_link_to_a_good_folder_does_not_hide_an_odd_one(fails, atlas, tmp_path
 
 
 def test_what_ais_bench_would_refuse_is_mended_or_refused(tmp_path):
-    made = [("sthv2/preprocess_bin/0.bin", 0o666, 0o644), ("tsm_bs1.om", 0o600, 0o600), ("tsm_bs4.om", 0o777, 0o755), ("sthv2/sthv2.info", 0o664, 0o664),
+    made = [("sthv2/preprocess_bin/0.bin", 0o666, 0o644), ("tsm_bs1.om", 0o600, 0o600), ("tsm_bs4.om", 0o777, 0o755),
+            ("sthv2/sthv2.info", 0o664, 0o664),
             ("inference_result/out/0_0.txt", 0o644, 0o644)]
     for name, mode, _ in made:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -369,13 +370,13 @@ def check_chunks(folder, expected):
     return summary
 
 
-@pytest.mark.parametrize("flags, generation", [(("--devices", "0,1"), "2025"), ((), "2023")], ids=["named", "listed"])
-def test_two_chips_share_a_list_though_one_fails_every_second_time(emptied, run, atlas, tmp_path, flags, generation):
+def test_two_chips_share_a_list_though_one_fails_every_second_time(emptied, run, atlas, tmp_path):
+    """The chips that npu-smi lists; under the ais_bench that looks at permissions."""
     folder, args, expected = emptied
     (tmp_path / "flaky").mkdir()
     (tmp_path / "flaky/1").write_text("")
-    done = run("TSM_chunked.py", *args, *flags, cwd=folder, env=dict(
-        atlas, STANDIN_FLAKY=str(tmp_path / "flaky"), STANDIN_CALLS=str(tmp_path / "calls"), STANDIN_GENERATION=generation))
+    done = run("TSM_chunked.py", *args, cwd=folder, env=dict(
+        atlas, STANDIN_FLAKY=str(tmp_path / "flaky"), STANDIN_CALLS=str(tmp_path / "calls"), STANDIN_GENERATION="2025"))
     assert done.returncode == 0, done.stderr
     check_chunks(folder, expected)
     calls, failed = (tmp_path / "calls").read_text().split(), done.stderr.splitlines()
