@@ -124,11 +124,12 @@ def test_a_node_that_dies_in_the_middle_of_a_chunk_costs_that_chunk(repo, fresh,
         wait_for(lambda: any(record.host.endswith(doomed) for record in records(fresh)), process)  # it is at the next one
         before = len(records(fresh))
         cluster.remove_node(others.pop(0), allow_graceful=False)
-        ended(process)
+        _, err = ended(process)
     finally:
         for node in others:
             cluster.remove_node(node)
     assert results(fresh) == expected and before < CLIPS // CHUNK
+    assert all(line.startswith("TSM_chunked.py: warning: host ") for line in err.splitlines()), err
     numbers = [one.number for record in records(fresh) for one in record.done]
     assert sorted(numbers) == list(range(CLIPS))  # each video exactly once
     assert len(summary(fresh)["tsm"]["workers"]) == 3
