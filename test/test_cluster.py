@@ -1,5 +1,6 @@
 """TSM_chunked.py --ray on a real Ray cluster of several nodes on this machine: the same files, whatever joins, dies or differs."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -155,6 +156,31 @@ def test_a_killed_driver_goes_on_where_it_was_in_any_way(repo, works, fresh, exp
     assert "0 made, %d already right" % CLIPS in works("TSM_stream.py", *arguments(), cwd=fresh)
 
 
+@NEEDS_RAY
+def test_chips_of_a_cluster_s_host_share_a_list(repo, works, thin_om, tmp_path, cluster):
+    """Over the stand-in for ais_bench, of which every second call on chip 1 fails, the first not."""
+    folder = listed(tmp_path / "run", thin_om, 7)
+    standins = {"PYTHONPATH": str(repo / "test/standins"), "STANDIN_CALLS": str(tmp_path / "calls"), "STANDIN_WITHOUT_WARMUP": "1",
+                "STANDIN_FLAKY": str(tmp_path / "flaky")}
+    (tmp_path / "flaky").mkdir()
+    (tmp_path / "flaky/1").write_text(".")
+    args = [word for word in arguments("--model", thin_om, "--chunk", 2) if word not in ("--backend", "onnxruntime")]
+    node = cluster.add_node(num_cpus=1, resources={"NPU": 2}, object_store_memory=10**8, env_vars=standins)
+    try:
+        done = subprocess.run([sys.executable, str(repo / "TSM_chunked.py"), *args, "--ray", cluster.address], cwd=str(folder),
+                              env=dict(os.environ, PYTHONPATH=standins["PYTHONPATH"]), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              universal_newlines=True, timeout=120)
+    finally:
+        cluster.remove_node(node)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    workers = summary(folder)["tsm"]["workers"]
+    assert [worker["device"] for worker in workers] == ["chip 0", "chip 1"] and sum(worker["videos"] for worker in workers) == 7
+    calls, failed = (tmp_path / "calls").read_text().split(), done.stderr.splitlines()
+    assert len(calls) == 4 + len(failed) and all("aclrtSetDevice failed on device 1" in line for line in failed)
+    assert sorted(one.number for record in records(folder) for one in record.done) == list(range(7))
+    assert "0 made, 7 already right" in works("TSM_chunked.py", *args, "--devices", "0", cwd=folder, env=standins)
+
+
 def namespaces(*flags):
     return shutil.which("unshare") and subprocess.call(["unshare", *flags, "true"], stderr=subprocess.DEVNULL) == 0
 
@@ -194,6 +220,61 @@ def alive(cluster):
     from ray._raylet import GcsClient
 
     return [node for node in GcsClient(address=cluster.address).get_all_node_info().values() if node.state == 0]
+
+
+@pytest.fixture
+def other_host(cluster):
+    """A node with an address of its own, in a network namespace; cut() takes its network away."""
+    name, ours, theirs = "tsm%d" % os.getpid(), "tsmo%d" % (os.getpid() % 10**6), "tsmt%d" % (os.getpid() % 10**6)
+    net = "10.%d.%d." % (200 + os.getpid() % 50, os.getpid() // 50 % 250)
+
+    def ip(*words):
+        subprocess.check_call(["ip", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    inside = ("netns", "exec", name, "ip")
+    ray = os.path.join(os.path.dirname(sys.executable), "ray")
+    before, node = len(alive(cluster)), None
+    try:
+        try:
+            ip("netns", "add", name)
+            ip("link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", name)
+            ip("addr", "add", net + "1/24", "dev", ours)
+            ip("link", "set", ours, "up")
+            ip(*inside, "addr", "add", net + "2/24", "dev", theirs)
+            ip(*inside, "link", "set", theirs, "up")
+            ip(*inside, "link", "set", "lo", "up")
+            ip(*inside, "route", "add", "default", "via", net + "1")
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("NOT RUN: no network namespaces here, so no host can be cut off")
+        command = ["ip", "netns", "exec", name, ray, "start", "--address=" + cluster.address, "--node-ip-address=" + net + "2",
+                   "--num-cpus=1", "--object-store-memory=100000000", "--block"]
+        node = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        limit = time.monotonic() + 30
+        while len(alive(cluster)) <= before:
+            assert time.monotonic() < limit and node.poll() is None
+            time.sleep(0.1)
+        yield lambda: ip("link", "set", ours, "down")
+    finally:
+        pids = subprocess.run(["ip", "netns", "pids", name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True)
+        for pid in pids.stdout.split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        if node:
+            node.wait()
+        subprocess.call(["ip", "netns", "del", name], stderr=subprocess.DEVNULL)
+        subprocess.call(["ip", "link", "del", ours], stderr=subprocess.DEVNULL)
+
+
+@NEEDS_RAY
+@pytest.mark.skipif(not shutil.which("ip"), reason="NOT RUN: no ip command, so no host can be cut off")
+def test_a_host_that_is_cut_off_costs_its_chunk(repo, fresh, expected, cluster, other_host):
+    process = start(repo, fresh, cluster)
+    wait_for(lambda: len({record.host for record in records(fresh)}) == 2, process)
+    assert len(records(fresh)) < CLIPS // CHUNK
+    other_host()
+    ended(process)
+    assert results(fresh) == expected
+    assert sorted(one.number for record in records(fresh) for one in record.done) == list(range(CLIPS))
 
 
 @NEEDS_RAY

@@ -335,21 +335,13 @@ def test_what_ais_bench_would_refuse_is_mended_or_refused(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def thin_om(works, thin_onnx, model_dir):
-    """The thin network for ATC at batch 4, and the same for a CPU."""
-    works("modify_onnx.py", "-m1", "thin.onnx", "-m2", "thin_bs4.onnx", "-bs", 4, cwd=model_dir)
-    shutil.copy(str(model_dir / "thin_bs4.onnx"), str(model_dir / "thin_bs4.om"))
-    return model_dir / "thin_bs4.om", thin_onnx
-
-
-@pytest.fixture(scope="module")
-def in_chunks(works, thin_om, tmp_path_factory):
+def in_chunks(works, thin_om, thin_onnx, tmp_path_factory):
     """(folder with a list of 7 clips, TSM_chunked.py's arguments for it, the CPU's probabilities)."""
-    folder = listed(tmp_path_factory.mktemp("chips"), thin_om[1], 7)
+    folder = listed(tmp_path_factory.mktemp("chips"), thin_onnx, 7)
     works("TSM_stream.py", *arguments(), cwd=folder)
     expected = [np.loadtxt(str(folder / "res/out" / ("%d_0.txt" % number))) for number in range(7)]
     args = [word for word in arguments("--chunk", 2) if word not in ("--backend", "onnxruntime")]
-    return folder, ["--model", thin_om[0]] + args[2:], expected
+    return folder, ["--model", thin_om] + args[2:], expected
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tsm.journal import Piece
 from tsm.machine import cores
 
 PATIENCE = 30  # seconds without any host that could do something
-RETRIES = 3  # by Ray itself, when a process or a host dies
+RETRIES = 3  # by Ray itself on the same host, when a process dies
 MEMORY = 10**8  # bytes of the object store of a Ray that is started here: pieces are small
 ENVIRONMENT = {  # for Ray's processes: no reports of usage, and chips keep their numbers
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
@@ -31,7 +31,6 @@ ENVIRONMENT = {  # for Ray's processes: no reports of usage, and chips keep thei
 class Answer(NamedTuple):
     """What became of a chunk on a host: a piece, or the `problem`; `unfit` where the host cannot do any other either."""
 
-    node: str
     piece: Optional[Piece]
     problem: str
     unfit: bool
@@ -104,26 +103,19 @@ def _examine(job: Job) -> str:
     return ""
 
 
-_examined: Set[str] = set()  # the jobs for which this process has examined its host
-
-
 def _carry(job: Job, chunk: Chunk) -> Answer:
-    """On a host: carry out a chunk; a process that does its first one for a job examines the host again."""
+    """On a host: carry out a chunk."""
     import ray
 
-    context = ray.get_runtime_context()
-    node = context.get_node_id()
     try:
-        if job.basis not in _examined:  # Ray may have taken the chunk to a host that was not asked
-            examine(job)
-            _examined.add(job.basis)
         if job.device == "npu":
-            piece = chips.run_chunk(job, chunk, context.get_accelerator_ids()["NPU"][0])
+            piece = chips.run_chunk(job, chunk, ray.get_runtime_context().get_accelerator_ids()["NPU"][0])
         else:
             piece = run_chunk(job, chunk)
-        return Answer(node, piece._replace(host=node), "", False)
+        return Answer(piece, "", False)
     except Exception as error:  # told to the driver, who decides
-        return Answer(node, None, first_line(error), isinstance(error, Unfit))
+        problem = first_line(error)
+        return Answer(None, problem, True) if isinstance(error, Unfit) else Answer(None, "failed (%s)" % problem, False)
 
 
 def hosts_of(nodes: Sequence[Dict[str, Any]], device: str) -> Dict[str, Host]:
@@ -165,8 +157,8 @@ def on_ray(job: Job, chunks: Sequence[Chunk], flight: Flight, address: str) -> I
     """Carrier: on the hosts of a Ray cluster.
 
     A host that lacks the data or the model, or has other versions, is named and not used; so is one that fails ATTEMPTS
-    times in a row. Hosts may join and go at any time. A chunk whose host dies is done by another; one that fails ATTEMPTS
-    times ends the run.
+    times in a row. Hosts may join and go at any time. A chunk whose host dies, or is cut off, is done by another; one that
+    fails ATTEMPTS times ends the run.
     """
     ray = connect(address)
     cluster = Cluster(ray, ray.remote(num_cpus=0, max_retries=0)(_examine), ray.remote(max_retries=RETRIES)(_carry), ray.put(job))
@@ -176,6 +168,7 @@ def on_ray(job: Job, chunks: Sequence[Chunk], flight: Flight, address: str) -> I
         state.names.update(hosts_of(ray.nodes(), job.device))
         alive = set(hosts_of(ray.nodes(), job.device))
         usable = [node for node in alive if node in state.fit]
+        forget(state, alive)
         ask(cluster, state, alive)
         dispatch(cluster, state, usable)
         flight(dict(Counter(state.names[node].name for _, node in state.running.values() if node in alive)))
@@ -197,27 +190,36 @@ def on_ray(job: Job, chunks: Sequence[Chunk], flight: Flight, address: str) -> I
                     yield done
 
 
-def _on(cluster: Cluster, node: str, soft: bool) -> Any:
+def _on(node: str) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return NodeAffinitySchedulingStrategy(node, soft=soft)
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+def forget(state: State, alive: Set[str]) -> None:
+    """Take back what hosts that are gone were at. Ray itself would wait minutes for the answer of one that is cut off."""
+    for reference in [one for one, node in state.asked.items() if node not in alive]:
+        del state.asked[reference]
+    for reference, (_, node) in list(state.running.items()):
+        if node not in alive:
+            again(state, reference, Answer(None, "is gone", False))
 
 
 def ask(cluster: Cluster, state: State, alive: Set[str]) -> None:
     """Have every host examined that was not yet."""
     for node in sorted(alive - state.known):
         state.known.add(node)
-        state.asked[cluster.examine.options(scheduling_strategy=_on(cluster, node, False)).remote(cluster.job)] = node
+        state.asked[cluster.examine.options(scheduling_strategy=_on(node)).remote(cluster.job)] = node
 
 
 def dispatch(cluster: Cluster, state: State, usable: Sequence[str]) -> None:
-    """Give every host that has a place free a chunk. If it dies, Ray takes the chunk to another."""
+    """Give every host that has a place free a chunk."""
     busy = Counter(node for _, node in state.running.values())
     for node in usable:
         host = state.fit[node]
         while state.waiting and busy[node] < host.places:
             chunk = state.waiting.popleft()
-            carry = cluster.carry.options(scheduling_strategy=_on(cluster, node, True), **host.resources)
+            carry = cluster.carry.options(scheduling_strategy=_on(node), **host.resources)
             state.running[carry.remote(cluster.job, chunk)] = chunk, node
             busy[node] += 1
 
@@ -237,33 +239,40 @@ def told(ray: Any, state: State, reference: Any) -> None:
 
 def taken(ray: Any, state: State, reference: Any) -> Optional[Tuple[Chunk, Piece]]:
     """(chunk, its piece), or None where it has to be done again; UserError once that has happened too often."""
-    chunk, node = state.running.pop(reference)
+    chunk, node = state.running[reference]
     try:
         answer = ray.get(reference)
     except Exception as error:  # the process or the host died, more often than Ray tries again
-        answer = Answer(node, None, first_line(last_words(error)), False)
-    if answer.piece is not None:
-        state.failures[answer.node] = 0
-        return chunk, answer.piece._replace(host=state.names[answer.node].name)
-    state.waiting.appendleft(chunk)
-    name = state.names[answer.node].name if answer.node in state.names else answer.node
-    if answer.unfit:
-        set_aside(state, answer.node, answer.problem)
+        answer = Answer(None, "failed (%s)" % first_line(last_words(error)), False)
+    if answer.piece is None:
+        again(state, reference, answer)
         return None
+    del state.running[reference]
+    state.failures[node] = 0
+    return chunk, answer.piece._replace(host=state.names[node].name)
+
+
+def again(state: State, reference: Any, answer: Answer) -> None:
+    """Have a chunk done again; UserError once that has happened too often."""
+    chunk, node = state.running.pop(reference)
+    state.waiting.appendleft(chunk)
+    if answer.unfit:
+        set_aside(state, node, answer.problem)
+        return
+    name = state.names[node].name
     state.attempts[chunk.start] += 1
-    state.failures[answer.node] += 1
+    state.failures[node] += 1
     if state.attempts[chunk.start] >= ATTEMPTS:
-        raise UserError("%s: failed %d times, last on host %s: %s" % (chunk.name, ATTEMPTS, name, answer.problem))
-    warn("host %s failed on %s (%s); tried again" % (name, chunk.name, answer.problem))
-    if state.failures[answer.node] >= ATTEMPTS:
-        set_aside(state, answer.node, "failed %d times in a row" % ATTEMPTS)
-    return None
+        raise UserError("%s: given up after %d hosts, the last of which, %s, %s" % (chunk.name, ATTEMPTS, name, answer.problem))
+    warn("host %s %s; %s: tried again" % (name, answer.problem, chunk.name))
+    if state.failures[node] >= ATTEMPTS:
+        set_aside(state, node, "failed %d times in a row" % ATTEMPTS)
 
 
 def set_aside(state: State, node: str, problem: str) -> None:
     """Name a host that is not used, once."""
     state.fit.pop(node, None)
-    line = "host %s %s" % (state.names[node].name if node in state.names else node, problem)
+    line = "host %s %s" % (state.names[node].name, problem)
     if line not in state.refused:
         state.refused.append(line)
         warn("%s; it is not used" % line)
