@@ -62,7 +62,7 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--status", action="store_true", help="say what is done, and touch nothing")
     cli.add_argument("--scratch", metavar="DIR", help="npu only: for tensors (default: --output_dir; on a cluster each host's "
                      "folder for temporary files)")
-    cli.add_argument("--size", action="store_true", help="with --ann_file and --dtype alone: how many videos' tensors fit, see above")
+    cli.add_argument("--size", action="store_true", help="with --ann_file and --dtype, and nothing else: see above")
     args = cli.parse_args()
     args.device = args.device or ("npu" if args.model.endswith(".om") else "cpu")
     if args.device == "cpu" and (args.devices or args.scratch):

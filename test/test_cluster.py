@@ -14,6 +14,7 @@ import pytest
 from clips import arguments, listed, results
 
 from tsm.chunks import Job, Unfit, examine, versions
+from tsm.cluster import ENVIRONMENT
 from tsm.files import sha256
 from tsm.journal import JOURNAL, Source, read_journal
 
@@ -57,7 +58,8 @@ def fresh(setting):
 @pytest.fixture(scope="module")
 def cluster():
     """A head that computes nothing, and one node; nodes that tests add are theirs to remove."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    before = dict(os.environ)
+    os.environ.update(ENVIRONMENT)
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={
@@ -66,6 +68,8 @@ def cluster():
     add(made)
     yield made
     made.shutdown()
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def add(cluster, cpus=1):
@@ -313,6 +317,18 @@ def test_where_ray_is_missing_one_line_says_what_to_install(repo, setting):
                           cwd=str(setting), stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     wanted = "requirements-cluster.txt" if sys.version_info >= (3, 10) else "Python 3.10 or newer"
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and wanted in done.stderr, done.stderr
+
+
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="NOT RUN: Ray needs Python 3.10 or newer")
+def test_nothing_is_reported_to_ray_s_makers(fails, setting, tmp_path):
+    """What Ray's reports of usage go by is set before Ray is imported; a stand-in for Ray tells."""
+    (tmp_path / "ray.py").write_text("import json, os\njson.dump(dict(os.environ), open(%r, 'w'))\ndef is_initialized(): return False\n"
+                                     "def init(**how): raise ConnectionError('nobody here')\n" % str(tmp_path / "seen"))
+    line = fails("TSM_chunked.py", *arguments("--ray", "auto"), cwd=setting, env={"PYTHONPATH": str(tmp_path)})
+    seen = json.loads((tmp_path / "seen").read_text())
+    assert "--ray auto: no cluster is reached (nobody here)" in line
+    assert seen["RAY_USAGE_STATS_ENABLED"] == "0" and seen["RAY_USAGE_STATS_REPORT_URL"] == "http://127.0.0.1:9/"
+    assert seen["RAY_EXPERIMENTAL_NOSET_ASCEND_RT_VISIBLE_DEVICES"] == "1"
 
 
 def test_both_lists_of_requirements_pin_the_ray_that_was_tested(repo):

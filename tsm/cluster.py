@@ -109,6 +109,7 @@ def _carry(job: Job, chunk: Chunk) -> Answer:
 
     try:
         if job.device == "npu":
+            os.environ.pop("ASCEND_RT_VISIBLE_DEVICES", None)  # where Ray was started without ENVIRONMENT, it renumbers chips
             piece = chips.run_chunk(job, chunk, ray.get_runtime_context().get_accelerator_ids()["NPU"][0])
         else:
             piece = run_chunk(job, chunk)
@@ -165,9 +166,11 @@ def on_ray(job: Job, chunks: Sequence[Chunk], flight: Flight, address: str) -> I
     state = State({}, {}, set(), {}, deque(chunks), {}, Counter(), Counter(), [])
     idle_since = time.monotonic()
     while state.waiting or state.running:
-        state.names.update(hosts_of(ray.nodes(), job.device))
-        alive = set(hosts_of(ray.nodes(), job.device))
-        usable = [node for node in alive if node in state.fit]
+        hosts = hosts_of(ray.nodes(), job.device)
+        for node, host in hosts.items():
+            state.names.setdefault(node, host)  # so that a host keeps its name
+        alive = set(hosts)
+        usable = [node for node in sorted(alive) if node in state.fit]
         forget(state, alive)
         ask(cluster, state, alive)
         dispatch(cluster, state, usable)
