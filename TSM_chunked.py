@@ -167,9 +167,8 @@ def main() -> None:
         with locked(args.output_dir):
             found = journal.survey(work)
             kept = len(found.done)
-            folder = journal.begin(work, found, args.output_dir)
             if not args.merge:
-                carry_out(args, work, job, found, folder)
+                carry_out(args, work, job, found, journal.begin(work, found, args.output_dir))
             conclude(args, work, found, model, kept)
 
 

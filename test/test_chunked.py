@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -112,6 +113,12 @@ def test_shards_are_merged_and_a_missing_one_is_named(works, fails, setting, exp
     assert "--shard 1/3 has" in works("TSM_chunked.py", *arguments("--status"), cwd=setting)
     assert sorted(path.name for path in setting.rglob("*")) == before
     works("TSM_chunked.py", *arguments("--shard", "1/3", "--merge"), cwd=setting)
+    with (setting / "new.onnx").open("ab") as file:
+        file.write(b"\x72\x00")
+    fails("TSM_chunked.py", *arguments("--merge"), cwd=setting)  # nothing of this model is done, and what is there stays
+    with (setting / "new.onnx").open("r+b") as file:
+        file.truncate((setting / "new.onnx").stat().st_size - 2)
+    assert (setting / "res/out_summary.json").exists()
     assert same(setting, expected) and not list((setting / "res/out").glob(".shard_*"))
     assert "0 made, 5 already right" in works("TSM_chunked.py", *arguments("--chunk", CHUNK), cwd=setting)
 
@@ -238,4 +245,6 @@ def test_a_line_of_the_journal_holds_or_does_not_count(tmp_path):
         path.write_bytes(bytes(data))
         assert read_journal(str(path)) == []
     path.write_text(line[:-1])
+    assert read_journal(str(path)) == []
+    path.write_text("%08x %s\n" % (zlib.crc32(b"[1, 2]"), "[1, 2]"))  # of another version
     assert read_journal(str(path)) == []

@@ -136,9 +136,10 @@ def read_journal(path: str) -> List[Record]:
         for line in file:
             crc, _, text = line.rstrip("\n").partition(" ")
             if line.endswith("\n") and crc == "%08x" % zlib.crc32(text.encode()):
-                host, device, began, ended, done, skipped, times, facts, figures = json.loads(text)
-                records.append(Record(host, device, began, ended, [Done(*one) for one in done], [tuple(one) for one in skipped],
-                                      [tuple(one) for one in times], facts, figures))
+                with contextlib.suppress(ValueError, TypeError):  # a line of another version, with other fields
+                    host, device, began, ended, done, skipped, times, facts, figures = json.loads(text)
+                    records.append(Record(host, device, began, ended, [Done(*one) for one in done], [tuple(one) for one in skipped],
+                                          [tuple(one) for one in times], facts, figures))
     return records
 
 
