@@ -13,10 +13,13 @@ import time
 import pytest
 from clips import arguments, listed, results
 
-from tsm.chunks import Job, Unfit, examine, versions
+from tsm.chunks import Chunk, Job, Unfit, check_clips, examine, versions
 from tsm.cluster import ENVIRONMENT
 from tsm.files import sha256
-from tsm.journal import JOURNAL, Source, read_journal
+from tsm.frames import IMG
+from tsm.journal import JOURNAL, Source, keys_of, read_journal
+from tsm.protocol import SSV2
+from tsm.samples import Clip
 
 pytest.importorskip("onnx")
 CLIPS, CHUNK = 40, 5
@@ -317,6 +320,21 @@ def test_where_ray_is_missing_one_line_says_what_to_install(repo, setting):
                           cwd=str(setting), stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     wanted = "requirements-cluster.txt" if sys.version_info >= (3, 10) else "Python 3.10 or newer"
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and wanted in done.stderr, done.stderr
+
+
+def test_a_host_whose_videos_differ_or_are_missing_names_one(tmp_path):
+    for name in ("a.webm", "b.webm"):
+        (tmp_path / name).write_bytes(b"video")
+    source, clips = Source(str(tmp_path), IMG, SSV2, "float32"), {3: Clip(4, "a.webm", None, 0), 5: Clip(6, "b.webm", None, 0)}
+    chunk = Chunk(3, 6, clips, keys_of(source, clips, "basis")[0])
+    host = job(tmp_path, source=source, basis="basis")
+    check_clips(host, chunk)
+    os.utime(str(tmp_path / "b.webm"), (1, 1))
+    with pytest.raises(Unfit, match="has another .*b.webm than the run"):
+        check_clips(host, chunk)
+    (tmp_path / "a.webm").unlink()
+    with pytest.raises(Unfit, match="has no usable .*a.webm: no such file"):
+        check_clips(host, chunk)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 10), reason="NOT RUN: Ray needs Python 3.10 or newer")

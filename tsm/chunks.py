@@ -194,7 +194,7 @@ def check_clips(job: Job, chunk: Chunk) -> None:
         if here.get(index) != key:
             path = os.path.join(job.source.data_root, chunk.clips[index].source)
             what = "has another %s than the run (by its size or time of change)" % path
-            raise Unfit("%s: %s" % (path, missing[index]) if index in missing else what)
+            raise Unfit("has no usable %s: %s" % (path, missing[index]) if index in missing else what)
 
 
 _opened: Dict[str, Any] = {}  # the last job's engine in this process, so that a process opens it once for all its chunks
