@@ -13,7 +13,8 @@ import time
 import pytest
 from clips import arguments, listed, results
 
-from tsm.chunks import Chunk, Job, Unfit, check_clips, examine, versions
+from tsm.chunks import Chunk, Job, Unfit, check_clips, examine, in_turn, versions
+from tsm.cli import UserError
 from tsm.cluster import ENVIRONMENT
 from tsm.files import sha256
 from tsm.frames import IMG
@@ -332,6 +333,8 @@ def test_a_host_whose_videos_differ_or_are_missing_names_one(tmp_path):
     os.utime(str(tmp_path / "b.webm"), (1, 1))
     with pytest.raises(Unfit, match="has another .*b.webm than the run"):
         check_clips(host, chunk)
+    with pytest.raises(UserError, match="videos 3:6: this host now has another .*b.webm than the run .*; run the same command again"):
+        list(in_turn(host, [chunk], lambda under_way: None))
     (tmp_path / "a.webm").unlink()
     with pytest.raises(Unfit, match="has no usable .*a.webm: no such file"):
         check_clips(host, chunk)

@@ -237,7 +237,10 @@ def in_turn(job: Job, chunks: Sequence[Chunk], flight: Flight) -> Iterator[Tuple
     """Carrier: in this process, one after the other. An engine uses all cores, so a second process would gain nothing."""
     for chunk in chunks:
         flight({socket.gethostname(): 1})
-        yield chunk, run_chunk(job, chunk)
+        try:
+            yield chunk, run_chunk(job, chunk)
+        except Unfit as error:  # here it can only have changed since the list was read
+            raise UserError("%s: this host now %s; run the same command again" % (chunk.name, error))
 
 
 def shard_of(videos: int, number: int, count: int) -> range:
