@@ -1,179 +1,179 @@
 #!/usr/bin/env python3
-"""Preprocess and infer a list chunk by chunk, so that only two chunks' tensors are ever on disk; restartable.
+"""A list of videos -> result files, in chunks: on this CPU, on every NPU chip here, on a Ray cluster, or in shards. Restartable.
 
-    python3 TSM_chunked.py --chunk 200 \\
-        --preprocess "python3 TSM_preprocess.py --data_root videos --ann_file list.txt" \\
-        --infer "python3 TSM_infer.py --model tsm_new_bs1.onnx"
-    python3 TSM_chunked.py --size --ann_file list.txt --dtype float32     # how many videos a chunk may hold
+    python3 TSM_chunked.py --model ./tsm_new_bs1.onnx --data_root videos --ann_file list.txt --output ./inference_result \\
+        --output_dirname out --outfmt TXT                      # here, as TSM_stream.py does it
+    … --model ./tsm_bs8.om --devices 0,1                       # one ais_bench per chip, each pulling the next chunk
+    … --ray auto                                               # on the hosts of the Ray cluster that this host is in
+    … --shard 0/3                                              # the first third; others do 1/3 and 2/3, on a shared folder
+    … --merge                                                  # once all shards are done: the result files of the whole
+    … --status                                                 # what is done; nothing is touched
+    python3 TSM_chunked.py --size --ann_file list.txt --dtype float32      # how many videos' tensors fit on a disk
 
-The two commands are run as given, with the chunk's range, input and output added, and shown. While one chunk is inferred
-the next is preprocessed; a chunk's tensors are removed once its results exist. First comes an estimate of disk and time,
-from a measured sample, and an error if the disk is too small. At the end sthv2/ and inference_result/ hold what an
-undivided run leaves there, except the tensors: sthv2.info, sthv2.json and out_summary.json over all videos.
+The result files, sthv2/sthv2.info and sthv2/sthv2.json are the same whoever carried the chunks out and whatever died on the
+way. A chunk returns only scores; on an NPU its tensors lie in a folder of the host that does it, and are removed. Each piece
+is recorded beside the results when it arrives, and what is recorded is not done again by any of the ways, nor by
+TSM_stream.py, while its video (size and time of change), the model, the int8 file, the precision and the decoders are the
+same. Killed at any time, the same command, or another way of the same work, goes on.
 
-A finished chunk is not done again while the commands, the model (and its int8 file), the list's lines and the videos (size
-and time of change) are the same. A killed run continues where it stopped.
+--chunk auto makes chunks of 60 s of work, from a measured sample or the last chunks; on an NPU as large as 20 GB of tensors
+allow. Hosts of a cluster are examined first: versions, model, data. One that differs is named and not used.
+
+Limits: processors of different kinds may round differently in the sixth decimal. The suite, the model, the list and the
+videos must be under the same paths on every host of a cluster; shards share the folder --output.
 """
 
 import argparse
+import contextlib
 import os
-import shlex
-import shutil
-import subprocess
 import sys
-import time
-from typing import List, Optional
+from functools import partial
+from typing import Any, Dict, Tuple
 
-from tsm.chunks import RESULTS, Chunk, chunk_size, is_done, manifest_of, mark_done, merge_chunks, plan
-from tsm.cli import UserError, parser, positive, run
+from tsm import journal, stream
+from tsm.chips import check_space, chip_list, chips_here, on_chips
+from tsm.chunks import Job, chunk_option, chunk_size, facts_of, in_turn, job_of, missing_shards, rounds, shard_of, share
+from tsm.cli import UserError, parser, run
+from tsm.engine import add_options
 from tsm.files import locked
-from tsm.frames import Naming, add_naming
-from tsm.int8 import int8_file, weights_file
+from tsm.offline import Offline
 from tsm.protocol import read_protocol
-from tsm.results import throughput_in
 from tsm.samples import read_list
-
-SAMPLE = 8  # clips that the estimate measures preprocessing on
 
 
 def get_args() -> argparse.Namespace:
+    if "--size" in sys.argv[1:]:
+        cli = parser(__doc__)
+        cli.add_argument("--size", action="store_true", help="only print how many videos of --ann_file a chunk may hold so that "
+                         "20 GB of tensors are on a disk at most; 0 if all fit at once")
+        cli.add_argument("--ann_file", required=True, metavar="FILE", help="the list")
+        cli.add_argument("--dtype", choices=("float32", "uint8"), default="float32", help="of the tensors")
+        cli.add_argument("--protocol", default="", metavar="FILE", help="how the network is tested, as TSM_checkpoint.py wrote it")
+        return cli.parse_args()
     cli = parser(__doc__)
-    cli.add_argument("--chunk", type=positive, metavar="N", help="videos per chunk")
-    cli.add_argument("--preprocess", metavar="COMMAND", help="a TSM_preprocess.py command, as one argument, without --range "
-                     "and --output_dir")
-    cli.add_argument("--infer", metavar="COMMAND", help="a TSM_infer.py or ais_bench command, as one argument, without input "
-                     "and output")
-    cli.add_argument("--output_dir", default="sthv2", metavar="DIR", help="for lists, manifests and tensors (default: sthv2)")
-    cli.add_argument("--size", action="store_true", help="only print how many videos of --ann_file a chunk may hold so that "
-                     "20 GB of tensors are on disk at most; 0 if all fit at once")
-    cli.add_argument("--ann_file", metavar="FILE", help="with --size: the list")
-    cli.add_argument("--dtype", choices=("float32", "uint8"), default="float32", help="with --size: of the tensors")
-    cli.add_argument("--protocol", default="", metavar="FILE", help="with --size: TSM_checkpoint.py's, as for TSM_preprocess.py")
+    stream.add_inputs(cli)
+    add_options(cli)
+    cli.add_argument("--device", choices=("cpu", "npu"), help="default: npu for an .om file, else cpu")
+    cli.add_argument("--protocol", default="", metavar="FILE", help="npu only: how the network is tested, as TSM_checkpoint.py wrote "
+                     "it; a CPU takes it from the model (default: as on Something-Something V2)")
+    cli.add_argument("--chunk", type=chunk_option, default=0, metavar="N|auto", help="videos per chunk (default: auto)")
+    cli.add_argument("--devices", type=chip_list, metavar="LIST", help="npu only: chips of this host, as in 0,1 (default: those that "
+                     "npu-smi lists)")
+    cli.add_argument("--ray", metavar="ADDRESS", help="on a Ray cluster: auto, HOST:PORT, or local to start one here")
+    cli.add_argument("--shard", type=share, metavar="I/N", help="do share I, from 0, of N, and leave the result files to --merge")
+    cli.add_argument("--merge", action="store_true", help="make the result files of what shards did; with --shard, after that one")
+    cli.add_argument("--status", action="store_true", help="say what is done, and touch nothing")
+    cli.add_argument("--scratch", metavar="DIR", help="npu only: for tensors (default: --output_dir; on a cluster each host's "
+                     "folder for temporary files)")
+    cli.add_argument("--size", action="store_true", help="with --ann_file and --dtype, and nothing else: see above")
     args = cli.parse_args()
-    if args.size and not args.ann_file:
-        cli.error("--size needs --ann_file")
-    if not args.size and not (args.chunk and args.preprocess and args.infer):
-        cli.error("--chunk, --preprocess and --infer are needed")
-    if not args.size:
-        args.preprocess, args.infer = shlex.split(args.preprocess), shlex.split(args.infer)
-        preprocessing = preprocessing_inputs(args.preprocess)
-        args.ann_file, args.data_root, args.dtype = preprocessing.ann_file, preprocessing.data_root, preprocessing.dtype
-        args.protocol = preprocessing.protocol
-        args.naming = Naming(preprocessing.filename_tmpl, preprocessing.start_index)
-        args.models = model_files(args.infer)
+    args.device = args.device or ("npu" if args.model.endswith(".om") else "cpu")
+    if args.device == "cpu" and (args.devices or args.scratch):
+        cli.error("--devices and --scratch are for an NPU")
+    if args.device == "npu" and (args.precision != "fp32" or args.backend):
+        cli.error("--precision and --backend are for a CPU; atc decided the precision of an NPU's model")
+    if bool(args.ray) + bool(args.devices) > 1 or args.ray and (args.shard or args.merge):
+        cli.error("--ray goes with neither --devices nor --shard nor --merge")
     return args
 
 
-def preprocessing_inputs(command: List[str]) -> argparse.Namespace:
-    """The list, the data root, the dtype and the names of frames that a TSM_preprocess.py command gives."""
-    cli = parser("--preprocess: a TSM_preprocess.py command")
-    cli.add_argument("--ann_file", required=True)
-    cli.add_argument("--data_root", required=True)
-    cli.add_argument("--dtype", default="float32")
-    cli.add_argument("--protocol", default="")
-    add_naming(cli)
-    return cli.parse_known_args(command)[0]
+def carrier(args: argparse.Namespace) -> Tuple[Any, int]:
+    """(who carries out the chunks, how many chunks' tensors a host has at a time)."""
+    if args.ray:
+        from tsm.cluster import most_chips, on_ray
+
+        return partial(on_ray, address=args.ray), most_chips(args.ray) if args.device == "npu" else 1
+    if args.device == "cpu":
+        return in_turn, 1
+    chips = args.devices or chips_here()
+    print("[INFO] chips: %s" % ", ".join(map(str, chips)))
+    return partial(on_chips, chips=chips), len(chips) + 1
 
 
-def model_files(command: List[str]) -> List[str]:
-    """The files that decide what a TSM_infer.py or ais_bench command computes: the model, and for int8 its int8 file."""
-    cli = parser("--infer: a TSM_infer.py or ais_bench command")
-    cli.add_argument("--model", "-m", required=True)
-    cli.add_argument("--int8_model")
-    cli.add_argument("--precision")
-    known, _ = cli.parse_known_args(command)
-    files = [known.model]
-    if known.precision == "int8":
-        quantised = known.int8_model or int8_file(known.model)
-        files += [path for path in (quantised, weights_file(quantised)) if os.path.exists(path)]
-    return files
+def carry_out(args: argparse.Namespace, work: journal.Work, job: Job, found: journal.Survey, folder: str) -> None:
+    """Do what is left in `found`; the journal is in `folder`."""
+    from tqdm import tqdm
+
+    if args.on_error == "fail":
+        journal.refuse(args.ann_file, work.clips, found.corrupt)
+    if not found.keys:
+        return
+    carry, at_once = carrier(args)
+    ready = len(found.done) + len(found.corrupt)
+    with journal.appending(folder) as log, tqdm(
+            total=ready + len(found.keys), initial=ready, desc="videos", unit="video", disable=None) as bar:
+        def flight(under_way: Dict[str, int]) -> None:
+            bar.set_postfix_str(", ".join("%s: %d" % item for item in sorted(under_way.items())), refresh=False)
+
+        for chunks in rounds(args.chunk, work, job, found, at_once):
+            if job.device == "npu" and not args.ray:
+                check_space(job, chunks, at_once)
+            print("[INFO] to do: %d videos in %d chunks" % (sum(len(chunk.keys) for chunk in chunks), len(chunks)), flush=True)
+            with contextlib.closing(carry(job, chunks, flight)) as pieces:
+                for _, piece in pieces:
+                    journal.keep(work, log, found, piece)
+                    bar.update(len(piece.scored) + len(piece.skipped))
+                    if args.on_error == "fail":
+                        journal.refuse(args.ann_file, work.clips, found.corrupt)
 
 
-def preprocess_command(args: argparse.Namespace, chunk: Chunk) -> List[str]:
-    return args.preprocess + ["--output_dir", chunk.folder, "--range", "%d:%d" % (chunk.start, chunk.stop)]
+def show(found: journal.Survey, work: journal.Work, videos: int) -> None:
+    """What is done, and by whom."""
+    print("%d of %d videos are done, %d cannot be read, %d are to do"
+          % (len(found.done), videos, len(found.corrupt), len(found.keys)))
+    for worker in journal.workers_of(found.records):
+        print("  %(host)s, %(device)s: %(videos)d videos in %(chunks)d pieces, %(videos_per_second).2f videos per second" % worker)
+    for line in missing_shards(found, videos, journal.shards(work.folder)):
+        print("  " + line)
 
 
-def start(command: List[str], title: str, stdout: Optional[int] = None) -> "subprocess.Popen[str]":
-    """Show and start a command."""
-    print("\n-- %s\n$ %s" % (title, " ".join(shlex.quote(word) for word in command)), flush=True)
-    try:
-        return subprocess.Popen(command, stdout=stdout, universal_newlines=True)
-    except OSError as error:
-        raise UserError("%s: %s; is it installed and on the PATH?" % (command[0], error.strerror))
+def conclude(args: argparse.Namespace, work: journal.Work, found: journal.Survey, model: Any, kept: int) -> None:
+    """Make the result files of the whole list."""
+    left = missing_shards(found, len(work.clips), journal.shards(work.folder)) or ["no shard has done them"]
+    if found.keys:
+        raise UserError("%s: %d of %d videos are not done: %s" % (args.ann_file, len(found.keys), len(work.clips), "; ".join(left)))
+    if args.on_error == "fail":
+        journal.refuse(args.ann_file, work.clips, found.corrupt)
+    agreement = stream.agreement_with_fp32(args, work, found, model) if isinstance(model, Offline) else {}
+    seconds = journal.busy_seconds(found.records)
+    stream.finish(work, found, args.ann_file, args.output_dir, sys.argv[1:], dict(facts_of(args, found, model), **agreement),
+                  len(found.done) / seconds if seconds else None)
+    show(found, work, len(work.clips))
+    print("%d results in %s: %d made, %d already right, %d skipped"
+          % (len(found.done), work.folder, len(found.done) - kept, kept, len(found.corrupt)))
 
 
-def finish(process: "subprocess.Popen[str]") -> str:
-    """Wait for a command, and return what it wrote to a pipe; one that fails has said why, and its exit status becomes ours."""
-    written, _ = process.communicate()
-    if process.returncode:
-        sys.exit(process.returncode if process.returncode > 0 else 128 - process.returncode)
-    return written or ""
-
-
-def estimate(args: argparse.Namespace, chunks: List[Chunk]) -> None:
-    """Print what the rest will take, from a measured sample; UserError if the disk is too small for two chunks."""
-    videos, largest = sum(chunk.stop - chunk.start for chunk in chunks), max(chunk.stop - chunk.start for chunk in chunks)
-    size = read_protocol(args.protocol).nbytes(args.dtype)
-    need, free = min(2 * largest, videos) * size, shutil.disk_usage(args.output_dir).free
-    if need > free:
-        raise UserError("%s: two chunks of %d videos need %.1f GB, %.1f GB are free; free some, or use a smaller --chunk"
-                        % (args.output_dir, largest, need / 1e9, free / 1e9))
-    sample = chunks[0]._replace(stop=min(chunks[0].stop, chunks[0].start + SAMPLE))
-    began = time.time()
-    finish(start(preprocess_command(args, sample), "estimate: preprocessing, on %d videos" % (sample.stop - sample.start)))
-    preprocessing = (time.time() - began) / (sample.stop - sample.start)
-    printed = finish(start(args.infer + ["--loop=2"], "estimate: inference", subprocess.PIPE))
-    throughput = throughput_in(printed)
-    if not throughput:
-        raise UserError("%s: printed no throughput line of ais_bench; is it TSM_infer.py or ais_bench?" % " ".join(args.infer))
-    inference = 1 / throughput
-    print("\nto do: %d videos in %d chunks; at most %.1f GB of tensors at a time (%.1f GB free), %.1f GB in all\n"
-          "time: preprocessing %.2f s, inference %.2f s a video: between %.0f and %.0f minutes, as the two overlap" % (
-              videos, len(chunks), need / 1e9, free / 1e9, videos * size / 1e9, preprocessing, inference,
-              videos * max(preprocessing, inference) / 60, videos * (preprocessing + inference) / 60), flush=True)
-
-
-def process(args: argparse.Namespace, chunks: List[Chunk]) -> None:
-    """Preprocess and infer the chunks, one ahead of the other."""
-    title = "chunk %d:%d"
-    ahead = start(preprocess_command(args, chunks[0]), "preprocess " + title % chunks[0][:2])
-    try:
-        for number, chunk in enumerate(chunks):
-            finish(ahead)
-            for following in chunks[number + 1 : number + 2]:
-                ahead = start(preprocess_command(args, following), "preprocess " + title % following[:2])
-            tensors = os.path.join(chunk.folder, "preprocess_bin")
-            if manifest_of(chunk)["samples"]:
-                finish(start(args.infer + ["--input", tensors, "--output", RESULTS, "--output_dirname", chunk.name,
-                                           "--outfmt", "TXT"], "infer " + title % chunk[:2]))
-            mark_done(chunk)
-            shutil.rmtree(tensors)
-    finally:
-        if ahead.poll() is None:
-            ahead.terminate()
-            ahead.wait()
+def do_shard(args: argparse.Namespace, work: journal.Work, job: Job) -> None:
+    """Do one share of the list, with a journal of its own."""
+    mine = shard_of(len(work.clips), *args.shard)
+    found = journal.survey(work, mine)
+    folder = journal.begin(work, found, args.output_dir, args.shard)
+    with locked(folder):
+        carry_out(args, work, job, found, folder)
+    show(found, work, len(mine))
 
 
 def main() -> None:
     args = get_args()
     if args.size:
         protocol = read_protocol(args.protocol)
-        print(chunk_size(len(read_list(args.ann_file, protocol)), args.dtype, protocol))
+        print(chunk_size(len(read_list(args.ann_file, protocol)), args.dtype, protocol=protocol))
+        return
+    stream.check_inputs(args)
+    work, job, model = job_of(args)
+    if args.status:
+        show(journal.survey(work), work, len(work.clips))
         return
     os.makedirs(args.output_dir, exist_ok=True)
-    with locked(args.output_dir):
-        chunks = plan(args.ann_file, args.data_root, args.naming, args.chunk, args.output_dir, [args.preprocess, args.infer],
-                      args.models, read_protocol(args.protocol))
-        current = {chunk.name for chunk in chunks}
-        for name in os.listdir(args.output_dir):
-            if name == "preprocess_bin" or name.startswith("chunk_") and name not in current:
-                shutil.rmtree(os.path.join(args.output_dir, name))  # of a run that was divided otherwise
-        left = [chunk for chunk in chunks if not is_done(chunk)]
-        print("%d of %d chunks are done" % (len(chunks) - len(left), len(chunks)))
-        if left:
-            estimate(args, left)
-            process(args, left)
-        merge_chunks(chunks, args.output_dir, args.ann_file)
+    if args.shard:
+        do_shard(args, work, job)
+    if args.merge or not args.shard:
+        with locked(args.output_dir):
+            found = journal.survey(work)
+            kept = len(found.done)
+            if not args.merge:
+                carry_out(args, work, job, found, journal.begin(work, found, args.output_dir))
+            conclude(args, work, found, model, kept)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,10 @@ data and model
   --dtype float32|uint8  tensors on disk: float32 is the guide's, uint8 a quarter of it, cpu only (default: float32)
   --num_worker N         preprocessing processes (default: the processors that this process may use)
   --stream               cpu only: decode, infer and forget, with no tensor on disk
-  --chunk N              at most N videos' tensors are made, inferred and dropped at a time; 0: all at once
+  --chunk N              in chunks of N videos, whose tensors are dropped (npu) or never written (cpu); 0: all at once
                          (default: all at once while that is under 20 GB; else on a cpu --stream, on an npu as many as fit)
+  --devices LIST         npu only: in chunks on these chips at once, as in 0,1 (default of a list in chunks: all of npu-smi's)
+  --ray ADDRESS          in chunks on the hosts of a Ray cluster: auto, HOST:PORT, or local (see TSM_chunked.py --help)
 how it runs
   --device auto|cpu|npu  npu: atc and ais_bench on an Atlas host; cpu: TSM_infer.py (default: npu if CANN is installed)
   --fusion score|prob    score: mean of the class scores, then softmax (the guide); prob: softmax per view, then mean
@@ -56,15 +58,15 @@ warn() { echo "run_all.sh: warning: $*" >&2; }
 suite=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 batch='' data_root='' ann_file='' checkpoint='' on_error=fail dtype=float32 num_worker='' chunk=auto
 device=auto fusion='' precision=fp32 backend='' exporter=auto chip='' loop='' perf_batches='' work_dir=$suite
-stream='' labels='' filename_tmpl='' start_index='' config='' segments='' protocol='' agreement=8 gallery=12
+stream='' devices='' ray='' labels='' filename_tmpl='' start_index='' config='' segments='' protocol='' agreement=8 gallery=12
 while [ $# -gt 0 ]; do
     case $1 in
     -h | --help) usage; exit ;;
     --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
     --stream) stream=1; shift ;;
     --data_root | --ann_file | --labels | --filename_tmpl | --start_index | --checkpoint | --config | --segments | --on-error | \
-        --dtype | --num_worker | --chunk | --device | --fusion | --precision | --backend | --exporter | --chip | --loop | --perf_batches | \
-        --agreement | --gallery | --work_dir)
+        --dtype | --num_worker | --chunk | --devices | --ray | --device | --fusion | --precision | --backend | --exporter | --chip | \
+        --loop | --perf_batches | --agreement | --gallery | --work_dir)
         [ $# -ge 2 ] || misuse "$1 wants a value"
         name=${1#--}
         printf -v "${name//-/_}" %s "$2"
@@ -97,9 +99,12 @@ one_of --exporter "$exporter" auto builtin mmaction2
 [ -z "$data_root" ] || [ -d "$data_root" ] || fail "$data_root: no such folder; --data_root names the videos or frames"
 [ -z "$ann_file" ] || [ -f "$ann_file" ] || fail "$ann_file: no such file; make it with TSM_dataset.py"
 [ -z "$labels" ] || [ -f "$labels" ] || fail "$labels: no such file; --labels names the file of label names"
-[ -z "$stream" ] || [ "$chunk" = auto ] || misuse "--stream has no chunks; leave out one of --stream and --chunk"
 [ -z "$config" ] || [ -f "$config" ] || fail "$config: no such file; --config names the config of --checkpoint"
 [ -n "$checkpoint" ] || [ -z "$config$segments" ] || misuse "--config and --segments are for --checkpoint"
+[ -z "$stream" ] || [ "$chunk$devices$ray" = auto ] || misuse "--stream is this host's CPU, without chunks; leave it out, or --chunk, --devices, --ray"
+[ -z "$devices" ] || [ -z "$ray" ] || misuse "--devices are this host's, --ray's are a cluster's; leave out one of them"
+[ -z "$devices$ray" ] || [ "$chunk" != 0 ] || misuse "--chunk 0 is all at once here; leave it out with --devices and --ray"
+[[ $devices =~ ^([0-9]{1,3}(,[0-9]{1,3})*)?$ ]] || misuse "--devices $devices: a list of chips, as in 0,1"
 case $checkpoint in
 '' | official | http://* | https://*) ;;
 tsm_*-*) ;;  # a file, or a name of TSM_checkpoint.py --list, which tells
@@ -135,6 +140,8 @@ if [ $device = npu ]; then
     [ -z "$backend" ] || misuse "--backend is for the CPU; ais_bench runs the model on an NPU"
     [ "$dtype" = float32 ] || misuse "--dtype $dtype is for the CPU; the NPU's model takes float32"
     [ -z "$stream" ] || misuse "--stream is for the CPU; ais_bench reads tensors from files (--chunk bounds how many)"
+else
+    [ -z "$devices" ] || misuse "--devices is for an NPU; a CPU is one device"
 fi
 
 # The work folder.
@@ -225,9 +232,10 @@ videos=(--data_root "$data_root" --ann_file "$ann_file")
 preprocess=("$python" "${s}TSM_preprocess.py" "${videos[@]}" --batch_size "$batch")
 [ "$dtype" = float32 ] || preprocess+=(--dtype "$dtype")
 [ -z "$protocol" ] || preprocess+=(--protocol "$protocol")
-if [ "$chunk" = auto ] && [ -z "$stream" ]; then
+if [ "$chunk" = auto ] && [ -z "$stream$devices$ray" ]; then
     chunk=$("$python" "${s}TSM_chunked.py" --size --ann_file "$ann_file" --dtype "$dtype" ${protocol:+--protocol "$protocol"})
     [ "$chunk" = 0 ] || [ $device = npu ] || stream=1
+    [ "$chunk" = 0 ] || chunk=auto
 fi
 [ -n "$stream" ] || [ "$chunk" != 0 ] || stage preprocess "Preprocess the videos" -- "${preprocess[@]}" --output_dir sthv2
 
@@ -284,9 +292,11 @@ elif [ "$chunk" = 0 ]; then
         --out inference_result/out_summary.json -- \
         "${infer[@]}" --input ./sthv2/preprocess_bin --output ./inference_result --output_dirname out --outfmt TXT
 else
-    stage infer "Preprocessing and inference, $chunk videos at a time" -- \
-        "$python" "${s}TSM_chunked.py" --chunk "$chunk" \
-        --preprocess "$(printf '%q ' "${preprocess[@]}")" --infer "$(printf '%q ' "${infer[@]}")"
+    [ -z "$devices" ] || engine+=(--devices "$devices")
+    [ -z "$ray" ] || engine+=(--ray "$ray")
+    [ $device = cpu ] || [ -z "$protocol" ] || engine+=(--protocol "$protocol")
+    stage infer "Decoding and inference in chunks" -- "$python" "${s}TSM_chunked.py" ${engine[@]+"${engine[@]}"} --device "$device" \
+        --model "./$model$batch.$suffix" "${videos[@]}" --chunk "$chunk" --output ./inference_result --output_dirname out --outfmt TXT
 fi
 results=(--result_path=inference_result/out_summary.json --info_path=sthv2/sthv2.info)
 stage accuracy "Accuracy" -- "$python" "${s}TSM_postprocess.py" --json accuracy.json "${results[@]}"

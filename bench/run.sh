@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# The benchmarks. bench/run.sh [inference|batches|forms|networks|preprocess|stream]...   (default: all, about 40 minutes on two cores and the networks)
+# The benchmarks. bench/run.sh [inference|batches|forms|networks|preprocess|stream|scale_out]...   (default: all but networks and
+# scale_out, about 45 minutes on two cores; scale_out takes 8, and needs requirements-cluster.txt in the interpreter's environment)
 # Each part prints its table and writes bench/results/<part>.json and .md. Run it on a machine that does nothing else.
 # Sets up .venv and .venv-reference (mmaction2) and makes its models in bench/work, all once. PYTHON=… and
 # REFERENCE_PYTHON=… use those environments as they are.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ $# -gt 0 ] || set -- inference batches forms networks preprocess stream
+[ $# -gt 0 ] || set -- inference batches forms preprocess stream
 parts=("$@")
 for part in "${parts[@]}"; do
-    case $part in inference | batches | forms | networks | preprocess | stream) ;; *) sed -n 2,5p bench/run.sh | cut -c3- >&2; exit 2 ;; esac
+    case $part in inference | batches | forms | networks | preprocess | stream | scale_out) ;; *) sed -n 2,6p bench/run.sh | cut -c3- >&2; exit 2 ;; esac
 done
 if [ -z "${PYTHON:-}" ]; then
-    ./setup.sh
+    case " ${parts[*]} " in *" scale_out "*) ./setup.sh requirements-cluster.txt ;; *) ./setup.sh ;; esac
     PYTHON=$PWD/.venv/bin/python
 fi
 if [ -z "${REFERENCE_PYTHON:-}" ]; then

@@ -1,6 +1,7 @@
-"""Small clips for the tests of preprocessing, made of the pictures in test/data."""
+"""Small clips for the tests of preprocessing, made of the pictures in test/data; lists of the demo's clips for those of whole lists."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -30,3 +31,26 @@ def contents(output_dir):
 def times(output_dir):
     """{tensor file: its time of change, ns}."""
     return {path.name: path.stat().st_mtime_ns for path in (output_dir / "preprocess_bin").glob("*.bin")}
+
+
+def listed(folder, model, clips):
+    """A list of links to the demo's clips, label 0, 1, 2, …, and a copy of a model, in a folder; the folder."""
+    (folder / "videos").mkdir(parents=True)
+    found = sorted((DATA.parent.parent / "demo/videos").iterdir())
+    for number in range(clips):
+        os.symlink(str(found[number % len(found)]), str(folder / "videos" / ("%d.webm" % number)))
+    (folder / "list.txt").write_text("".join("%d.webm %d\n" % (number, number) for number in range(clips)))
+    shutil.copy(str(model), str(folder / "new.onnx"))
+    return folder
+
+
+def arguments(*more):
+    """The arguments of TSM_stream.py and TSM_chunked.py for listed()."""
+    return ["--model", "new.onnx", "--data_root", "videos", "--ann_file", "list.txt", "--output", "res", "--outfmt", "TXT",
+            "--backend", "onnxruntime"] + [str(word) for word in more]
+
+
+def results(folder):
+    """{name: bytes} of the result files, the info file and the manifest that arguments() ask for."""
+    paths = [path for top in ("res/out", "sthv2") for path in sorted((folder / top).iterdir()) if path.name[0] != "."]
+    return {str(path.relative_to(str(folder))): path.read_bytes() for path in paths}

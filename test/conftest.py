@@ -90,3 +90,11 @@ def thin_onnx(works, model_dir):
     works("pytorch2onnx.py", REPO / "demo/tsm_thin.pth", "--output-file", "thin.onnx", "--shape", 1, 48, 3, 256, 256, cwd=model_dir)
     works("modify_onnx.py", "-m1", "thin.onnx", "-m2", "thin_new.onnx", "-bs", 1, "--target", "cpu", cwd=model_dir)
     return model_dir / "thin_new.onnx"
+
+
+@pytest.fixture(scope="session")
+def thin_om(works, model_dir, thin_onnx):
+    """The thin network for an NPU, batch 4, as the stand-in for ATC would leave it."""
+    works("modify_onnx.py", "-m1", "thin.onnx", "-m2", "thin_bs4.onnx", "-bs", 4, cwd=model_dir)
+    (model_dir / "thin_bs4.onnx").rename(model_dir / "thin_bs4.om")
+    return model_dir / "thin_bs4.om"

@@ -28,4 +28,5 @@ check ruff check --no-cache .
 check mypy --cache-dir=/dev/null
 chromium=$(command -v chromium chromium-browser google-chrome google-chrome-stable chrome | head -1) || true
 echo "pages: ${chromium:-NOT RUN in a browser, as there is no chromium or chrome on the PATH}"
+"$PYTHON" -c 'import ray' 2>/dev/null || echo "NOT RUN on a Ray cluster: $PYTHON has no ray (it needs Python 3.10 or newer)"
 exec "$PYTHON" -m pytest -q -p no:cacheprovider "${@:-test}"

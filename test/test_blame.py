@@ -272,8 +272,8 @@ def test_agreement_of_a_device_whose_tensors_are_gone(works, repo, work):
     works("modify_onnx.py", "-m1", "tsm_bs1.onnx", "-m2", "tsm_new_bs1.onnx", "-bs", 1, cwd=work)
     stages = json.loads((work / "stages.json").read_text())
     del stages["preprocess"]
-    stages["infer"] = {"command": ["python3", "TSM_chunked.py", "--chunk", "4", "--preprocess", "python3 TSM_preprocess.py --data_root %s "
-                                   "--ann_file list.txt" % (repo / "demo/videos"), "--infer", "python3 -m ais_bench --model ./tsm_bs1.om "]}
+    stages["infer"] = {"command": ["python3", "TSM_chunked.py", "--device", "npu", "--model", "./tsm_bs1.om", "--data_root",
+                                   str(repo / "demo/videos"), "--ann_file", "list.txt", "--chunk", "auto"]}
     (work / "stages.json").write_text(json.dumps(stages))
     shutil.rmtree(str(work / "sthv2/preprocess_bin"))
     chain = read_chain(str(work), {})

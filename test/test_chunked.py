@@ -1,144 +1,203 @@
-"""TSM_chunked.py: the same results as an undivided run, no tensors left, nothing done twice, no harm from a kill."""
+"""TSM_chunked.py on this host, in shards, and what is recorded: the same files as TSM_stream.py's, and nothing done twice."""
 
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
+from clips import arguments, listed, results
 
-onnx = pytest.importorskip("onnx")
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+pytest.importorskip("onnx")
+from tsm.chunks import Chunk, chunk_size, missing_shards, plan, rate_in, shard_of
+from tsm.journal import JOURNAL, Done, Record, Survey, busy_seconds, journal_line, read_journal, workers_of
 
 CLIPS, CHUNK = 5, 2
+POST = ("--result_path", "res/out_summary.json", "--info_path", "sthv2/sthv2.info", "--json", "-")
 
 
 @pytest.fixture
-def setting(repo, tmp_path):
-    """Five clips, their list, and a quick model with TSM's input and output."""
-    (tmp_path / "videos").mkdir()
-    for path in sorted((repo / "demo/videos").iterdir())[:CLIPS]:
-        shutil.copy(str(path), str(tmp_path / "videos"))
-    names = sorted(path.name for path in (tmp_path / "videos").iterdir())
-    (tmp_path / "list.txt").write_text("".join("%s %d\n" % (name, index) for index, name in enumerate(names)))
-    weight = np.random.RandomState(0).standard_normal((3, 174)).astype(np.float32)
-    graph = helper.make_graph(
-        [helper.make_node("ReduceMean", ["input"], ["mean"], axes=[1, 3, 4], keepdims=0),
-         helper.make_node("MatMul", ["mean", "w"], ["scores"]), helper.make_node("Softmax", ["scores"], ["output"], axis=1)],
-        "quick", [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 48, 3, 256, 256])],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 174])], [numpy_helper.from_array(weight, "w")])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)])
-    model.ir_version = 6
-    onnx.save(model, str(tmp_path / "quick.onnx"))
-    python = shlex.quote(sys.executable)
-    preprocess = "%s %s --data_root videos --ann_file list.txt" % (python, shlex.quote(str(repo / "TSM_preprocess.py")))
-    infer = "%s %s --model quick.onnx" % (python, shlex.quote(str(repo / "TSM_infer.py")))
-    return tmp_path, ("--chunk", CHUNK, "--preprocess", preprocess, "--infer", infer)
+def setting(thin_onnx, tmp_path):
+    return listed(tmp_path / "run", thin_onnx, CLIPS)
 
 
-RESULTS = ("--result_path", "inference_result/out_summary.json", "--info_path", "sthv2/sthv2.info", "--json", "-")
+@pytest.fixture(scope="module")
+def expected(thin_onnx, works, tmp_path_factory):
+    """What TSM_stream.py leaves."""
+    folder = listed(tmp_path_factory.mktemp("stream"), thin_onnx, CLIPS)
+    works("TSM_stream.py", *arguments(), cwd=folder)
+    return {name: data for name, data in results(folder).items() if name.startswith("res")}
 
 
-def leaves(folder):
-    """The files a run leaves, without the results' own."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "videos" not in path.parts)
+def same(folder, expected):
+    """Whether the results are the expected ones; the manifest's are held against TSM_stream.py's in test_cluster.py."""
+    found = results(folder)
+    return {name: data for name, data in found.items() if name.startswith("res")} == expected and "sthv2/sthv2.json" in found
 
 
-def test_chunks_give_what_an_undivided_run_gives_and_are_not_done_twice(works, setting, repo):
-    folder, args = setting
-    works("TSM_preprocess.py", "--data_root", "videos", "--ann_file", "list.txt", cwd=folder)
-    works("TSM_infer.py", "-m", "quick.onnx", "-i", "sthv2/preprocess_bin", "-o", "inference_result", "--output_dirname", "out",
-          "--outfmt", "TXT", cwd=folder)
-    expected = works("TSM_postprocess.py", *RESULTS, cwd=folder)
-    manifest, info = ((folder / "sthv2" / name).read_text() for name in ("sthv2.json", "sthv2.info"))
-    texts = [(folder / "inference_result/out" / ("%d_0.txt" % index)).read_text() for index in range(CLIPS)]
-    shutil.rmtree(str(folder / "sthv2"))
-    shutil.rmtree(str(folder / "inference_result"))
-
-    out = works("TSM_chunked.py", *args, cwd=folder)
-    assert "0 of 3 chunks are done" in out and "to do: 5 videos in 3 chunks" in out
-    assert works("TSM_postprocess.py", *RESULTS, cwd=folder) == expected
-    assert (folder / "sthv2/sthv2.info").read_text() == info
-    assert json.loads((folder / "sthv2/sthv2.json").read_text()) == json.loads(manifest)
-    summary = json.loads((folder / "inference_result/out_summary.json").read_text())
-    assert [(folder / entry["outfiles"][0]).read_text() for entry in summary["filesinfo"].values()] == texts
-    assert not [name for name in leaves(folder) if name.endswith((".bin", ".part"))]
-
-    assert "3 of 3 chunks are done" in works("TSM_chunked.py", *args, cwd=folder)
-    clip = sorted((folder / "videos").iterdir())[2]
-    os.utime(str(clip), (1, 1))  # changed, as far as one can tell: its chunk alone is done again
-    assert "2 of 3 chunks are done" in works("TSM_chunked.py", *args, cwd=folder)
-    assert works("TSM_postprocess.py", *RESULTS, cwd=folder) == expected
+def records(folder):
+    return read_journal(str(folder / "res/out" / JOURNAL))
 
 
-def test_killed_at_any_moment_it_goes_on(repo, works, setting):
-    folder, args = setting
-    command = [sys.executable, str(repo / "TSM_chunked.py")] + [str(arg) for arg in args]
-    for delay in (1.5, 4, 6.5):
-        process = subprocess.Popen(command, cwd=str(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                   start_new_session=True)
-        time.sleep(delay)
+def test_chunks_give_what_a_streamed_run_gives_and_are_not_done_twice(works, setting, expected):
+    out = works("TSM_chunked.py", *arguments("--chunk", CHUNK), cwd=setting)
+    assert "to do: 5 videos in 3 chunks" in out and "5 made, 0 already right" in out
+    assert same(setting, expected) and len(records(setting)) == 3
+    manifest = (setting / "sthv2/sthv2.json").read_bytes()
+    summary = json.loads((setting / "res/out_summary.json").read_text())
+    (worker,) = summary["tsm"]["workers"]
+    assert worker["videos"] == CLIPS and worker["chunks"] == 3 and worker["device"] == "cpu"
+    assert summary["throughput"] == pytest.approx(CLIPS / worker["seconds"], rel=0.01)
+    assert summary["tsm"]["views_agree"].keys() == {str(number) for number in range(CLIPS)} and summary["tsm"]["engine"]
+    assert "0 made, 5 already right" in works("TSM_stream.py", *arguments(), cwd=setting)
+    assert (setting / "sthv2/sthv2.json").read_bytes() == manifest and same(setting, expected)
+    (setting / "videos/2.webm").unlink()
+    shutil.copy(str(setting / "videos/3.webm"), str(setting / "videos/2.webm"))
+    assert "1 made, 4 already right" in works("TSM_chunked.py", *arguments("--chunk", CHUNK), cwd=setting)
+    assert not list(setting.rglob("*.part"))
+
+
+def test_the_automatic_size_is_measured_on_a_sample_that_counts(works, thin_onnx, tmp_path):
+    folder = listed(tmp_path / "run", thin_onnx, 10)
+    out = works("TSM_chunked.py", *arguments("--chunk", "auto"), cwd=folder)
+    assert "to do: 8 videos in 1 chunks" in out and "to do: 2 videos in 1 chunks" in out and "10 made" in out
+
+
+def test_killed_at_any_moment_it_goes_on(repo, works, setting, expected):
+    command = [sys.executable, str(repo / "TSM_chunked.py")] + arguments("--chunk", 1)
+    for wanted in (1, 3):
+        process = subprocess.Popen(command, cwd=str(setting), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        journal = setting / "res/out" / JOURNAL
+        while process.poll() is None and not (journal.exists() and len(read_journal(str(journal))) >= wanted):
+            time.sleep(0.01)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    works("TSM_chunked.py", *args, cwd=folder)
-    assert json.loads(works("TSM_postprocess.py", *RESULTS, cwd=folder).split("\n", 4)[4])["videos"] == CLIPS
-    assert not [name for name in leaves(folder) if name.endswith((".bin", ".part"))]
+    before = len(records(setting))
+    assert "%d made, %d already right" % (CLIPS - before, before) in works("TSM_chunked.py", *arguments("--chunk", 2), cwd=setting)
+    assert same(setting, expected) and not list(setting.rglob("*.part"))
 
 
-def test_a_failing_command_ends_the_run_with_its_own_line(run, setting):
-    folder, args = setting
-    (folder / "list.txt").write_text((folder / "list.txt").read_text() + "absent.webm 3\n")
-    done = run("TSM_chunked.py", *args, cwd=folder)
-    assert done.returncode == 1 and "absent.webm" in done.stderr and done.stderr.count("\n") == 1, done.stderr
-    assert not (folder / "inference_result/out_summary.json").exists()
+def test_what_is_damaged_is_done_again_and_nothing_else(works, setting, expected):
+    works("TSM_chunked.py", *arguments("--chunk", CHUNK), cwd=setting)
+    text = (setting / "res/out/1_0.txt").read_text()
+    (setting / "res/out/1_0.txt").write_text(text.replace("0.0", "0.1", 1))  # as long as before
+    (setting / "res/out/4_0.txt").unlink()
+    assert "2 made, 3 already right" in works("TSM_chunked.py", *arguments("--chunk", CHUNK), cwd=setting)
+    assert same(setting, expected)
+    journal = setting / "res/out" / JOURNAL
+    lines = journal.read_text().splitlines(True)
+    damaged = lines[0].replace("cpu", "cqu") if '"cpu"' in lines[0] else lines[0][::-1]
+    journal.write_text(damaged + "\n" + "".join(lines[1:-1]) + lines[-1][: len(lines[-1]) // 2])  # and one that a kill cut short
+    kept = sum(len(record.done) for record in records(setting))
+    assert 0 < kept < CLIPS
+    out = works("TSM_chunked.py", *arguments("--chunk", CHUNK), cwd=setting)
+    assert "%d made, %d already right" % (CLIPS - kept, kept) in out and same(setting, expected)
+    assert sorted(one.number for record in records(setting) for one in record.done) == list(range(CLIPS))
 
 
-def test_a_chunk_of_nothing_readable_is_passed_by_where_that_is_asked_for(run, works, setting):
-    folder, args = setting
-    for clip in sorted((folder / "videos").iterdir())[CHUNK : 2 * CHUNK]:
-        clip.write_bytes(b"")
-    skip = list(args)
-    skip[3] += " --on-error skip"
-    assert "-- infer chunk 2:4" not in works("TSM_chunked.py", *skip, cwd=folder)
-    assert "accuracy over 3 of 5 (2 skipped) videos" in works("TSM_postprocess.py", *RESULTS, cwd=folder)
-    assert "3 of 3 chunks are done" in works("TSM_chunked.py", *skip, cwd=folder)
-    for clip in (folder / "videos").iterdir():
-        clip.write_bytes(b"")
-    done = run("TSM_chunked.py", *skip, cwd=folder)
-    assert done.returncode == 1 and "list.txt: none of its videos could be read (line 1: is empty)" in done.stderr
+def test_shards_are_merged_and_a_missing_one_is_named(works, fails, setting, expected):
+    for number in (0, 2):
+        out = works("TSM_chunked.py", *arguments("--shard", "%d/3" % number, "--chunk", CHUNK), cwd=setting)
+        assert "%d of %d videos are done" % (len(shard_of(CLIPS, number, 3)), len(shard_of(CLIPS, number, 3))) in out
+        assert not (setting / "res/out_summary.json").exists()
+    left = len(shard_of(CLIPS, 1, 3))
+    line = fails("TSM_chunked.py", *arguments("--merge"), cwd=setting)
+    assert "list.txt: %d of 5 videos are not done: --shard 1/3 has %d of its %d videos to do" % (left, left, left) in line
+    before = sorted(path.name for path in setting.rglob("*"))
+    assert "--shard 1/3 has" in works("TSM_chunked.py", *arguments("--status"), cwd=setting)
+    assert sorted(path.name for path in setting.rglob("*")) == before
+    works("TSM_chunked.py", *arguments("--shard", "1/3", "--merge"), cwd=setting)
+    with (setting / "new.onnx").open("ab") as file:
+        file.write(b"\x72\x00")
+    fails("TSM_chunked.py", *arguments("--merge"), cwd=setting)  # nothing of this model is done, and what is there stays
+    with (setting / "new.onnx").open("r+b") as file:
+        file.truncate((setting / "new.onnx").stat().st_size - 2)
+    assert (setting / "res/out_summary.json").exists()
+    assert same(setting, expected) and not list((setting / "res/out").glob(".shard_*"))
+    assert "0 made, 5 already right" in works("TSM_chunked.py", *arguments("--chunk", CHUNK), cwd=setting)
 
 
-@pytest.mark.parametrize("flags", ["--model quick.onnx", "--model=quick.onnx", "-m quick.onnx", "-mquick.onnx"])
+def test_status_of_what_was_never_begun_makes_nothing(works, setting):
+    assert "0 of 5 videos are done, 0 cannot be read, 5 are to do" in works("TSM_chunked.py", *arguments("--status"), cwd=setting)
+    assert not (setting / "res").exists() and not (setting / "sthv2").exists()
+
+
+def test_an_unreadable_video_ends_the_run_and_loses_nothing_or_is_left_out(works, fails, setting):
+    for number in (2, 3):
+        (setting / "videos" / ("%d.webm" % number)).unlink()
+        (setting / "videos" / ("%d.webm" % number)).write_bytes(b"")
+    assert "list.txt, line 3: 2.webm: is empty" in fails("TSM_chunked.py", *arguments("--chunk", CHUNK), cwd=setting)
+    assert not (setting / "res/out_summary.json").exists()
+    skip = arguments("--chunk", CHUNK, "--on-error", "skip")
+    assert "3 made, 0 already right, 2 skipped" in works("TSM_chunked.py", *skip, cwd=setting) or len(records(setting)) == 3
+    assert "accuracy over 3 of 5 (2 skipped) videos" in works("TSM_postprocess.py", *POST, cwd=setting)
+    assert "0 made, 3 already right, 2 skipped" in works("TSM_chunked.py", *skip, cwd=setting)
+    assert "list.txt, line 3" in fails("TSM_chunked.py", *arguments(), cwd=setting)
+    for path in (setting / "videos").iterdir():
+        path.unlink()
+        path.write_bytes(b"")
+    assert "list.txt: none of its 5 clips could be read (line 1: is empty" in fails("TSM_chunked.py", *skip, cwd=setting)
+
+
+@pytest.mark.parametrize("flags", [["--model", "new.onnx"], ["--model=new.onnx"], ["-m", "new.onnx"], ["-mnew.onnx"]])
 def test_another_model_under_the_same_name_is_another_work(works, setting, flags):
-    folder, args = setting
-    args = args[:-1] + (args[-1].replace("--model quick.onnx", flags),)
-    works("TSM_chunked.py", *args, cwd=folder)
-    assert "3 of 3 chunks are done" in works("TSM_chunked.py", *args, cwd=folder)
-    model = onnx.load(str(folder / "quick.onnx"))
-    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((3, 174), np.float32), "w"))
-    onnx.save(model, str(folder / "quick.onnx"))
-    assert "0 of 3 chunks are done" in works("TSM_chunked.py", *args, cwd=folder)
+    args = flags + arguments("--chunk", CLIPS)[2:]
+    works("TSM_chunked.py", *args, cwd=setting)
+    with (setting / "new.onnx").open("ab") as file:
+        file.write(b"\x72\x00")  # an empty metadata entry: another file
+    assert "0 of 5 videos are done" in works("TSM_chunked.py", *args, "--status", cwd=setting)
 
 
-def test_the_int8_file_belongs_to_the_work_whether_it_is_named_or_not(works, setting, repo):
-    folder, args = setting
-    wrapper = folder / "infer.py"  # TSM_infer.py without the precision, which the quick model has not
-    wrapper.write_text("import os, sys\nwords = [word for word in sys.argv[1:] if 'int8' not in word]\n"
-                       "os.execv(sys.executable, [sys.executable, %r] + words)\n" % str(repo / "TSM_infer.py"))
-    command = "%s infer.py -m quick.onnx --precision=int8" % shlex.quote(sys.executable)
-    for name, more in (("tsm_int8", ""), ("int8_own", " --int8_model int8_own.xml")):
+def test_the_int8_file_belongs_to_the_work_whether_it_is_named_or_not(works, setting):
+    """As far as what is recorded goes: the file need not be one that OpenVINO reads."""
+    args = [word for word in arguments("--precision", "int8") if word not in ("--backend", "onnxruntime")]
+    for name, more in (("tsm_int8", []), ("int8_own", ["--int8_model", "int8_own.xml"])):
         for suffix in (".xml", ".bin"):
-            (folder / (name + suffix)).write_bytes(b"first")
-        works("TSM_chunked.py", *args[:-1], command + more, cwd=folder)
-        assert "3 of 3 chunks are done" in works("TSM_chunked.py", *args[:-1], command + more, cwd=folder)
-        (folder / (name + ".bin")).write_bytes(b"remade")
-        assert "0 of 3 chunks are done" in works("TSM_chunked.py", *args[:-1], command + more, cwd=folder)
+            (setting / (name + suffix)).write_bytes(b"first")
+        keys = []
+        for text in (b"first", b"first", b"remade"):
+            (setting / (name + ".bin")).write_bytes(text)
+            keys.append(key_of(setting, args + more))
+        assert keys[0] == keys[1] != keys[2]
+
+
+def key_of(folder, args):
+    """What a video's result depends on, of a command line."""
+    from argparse import ArgumentParser
+
+    from tsm import journal, stream
+    from tsm.chunks import job_of
+    from tsm.engine import add_options
+
+    cli = ArgumentParser()
+    stream.add_inputs(cli)
+    add_options(cli)
+    parsed = cli.parse_known_args(args)[0]
+    before = os.getcwd()
+    os.chdir(str(folder))
+    try:
+        parsed.device, parsed.scratch, parsed.ray = "cpu", None, None
+        work, job, _ = job_of(parsed)
+        assert len(job.digests) == 3
+        return journal.keys_of(work.source, work.clips, work.basis)[0][0]
+    finally:
+        os.chdir(before)
+
+
+@pytest.mark.parametrize("args, status, says", [
+    (("--shard", "3/3"), 2, "--shard"), (("--shard", "x"), 2, "--shard"), (("--devices", "0,0"), 2, "--devices"),
+    (("--devices", "0"), 2, "for an NPU"), (("--ray", "auto", "--shard", "0/2"), 2, "--ray goes with"), (("--chunk", "0"), 2, "--chunk"),
+    (("--model", "none.onnx"), 1, "none.onnx"), (("--model", "none.om"), 2, "for a CPU"), (("--data_root", "none"), 1, "none"),
+    (("--merge",), 1, "5 of 5 videos are not done: no shard has done them"),
+])
+def test_bad_usage_is_one_line(fails, setting, args, status, says):
+    assert says in fails("TSM_chunked.py", *arguments(*args), cwd=setting, status=status)
 
 
 @pytest.mark.parametrize("videos, dtype, size", [
@@ -146,3 +205,46 @@ def test_the_int8_file_belongs_to_the_work_whether_it_is_named_or_not(works, set
 def test_the_size_of_a_chunk_keeps_two_of_them_under_20_gb(works, tmp_path, videos, dtype, size):
     (tmp_path / "list.txt").write_text("".join("%d.webm 0\n" % number for number in range(videos)))
     assert works("TSM_chunked.py", "--size", "--ann_file", "list.txt", "--dtype", dtype, cwd=tmp_path) == "%d\n" % size
+    assert chunk_size(videos, dtype, 3) in (0, size * 2 // 3)
+
+
+def record(host, began, ended, numbers, ms=100.0, device="cpu"):
+    return Record(host, device, began, ended, [Done(number, "k", "c", "r", None) for number in numbers], [],
+                  [(ms, 0.0) for _ in numbers], {}, {})
+
+
+def test_what_workers_did_adds_up():
+    found = [record("a", 0, 10, range(4)), record("b", 5, 15, range(4, 6)), record("a", 100, 110, [6])]
+    assert busy_seconds(found) == 25 and rate_in(found) == pytest.approx(10)
+    assert [(row["host"], row["chunks"], row["videos"], row["seconds"], row["videos_per_second"]) for row in workers_of(found)] == [
+        ("a", 2, 5, 20, 0.25), ("b", 1, 2, 10, 0.2)]
+    assert busy_seconds([]) == 0 and rate_in([]) == 0
+
+
+def test_chunks_cover_what_is_left_and_span_no_more_than_their_size():
+    left = [0, 1, 2, 7, 8, 30, 31, 39]
+    chunks = plan(dict.fromkeys(range(40)), {index: "k%d" % index for index in left}, 8)
+    assert [sorted(chunk.keys) for chunk in chunks] == [[0, 1, 2, 7], [8], [30, 31], [39]]
+    assert [(chunk.start, chunk.stop) for chunk in chunks] == [(0, 8), (8, 9), (30, 32), (39, 40)] and isinstance(chunks[0], Chunk)
+    for count in (1, 3, 7):
+        assert [index for number in range(count) for index in shard_of(40, number, count)] == list(range(40))
+    found = Survey([], {}, {39: "k"}, {})
+    assert missing_shards(found, 40, {4: [0]}) == ["--shard 3/4 has 1 of its 10 videos to do"]
+
+
+def test_a_line_of_the_journal_holds_or_does_not_count(tmp_path):
+    line = journal_line(record("ä host", 1.5, 2.5, [3])._replace(skipped=[(4, "k", "is empty")], facts={"engine": "e"}))
+    path = tmp_path / "journal"
+    random = np.random.RandomState(0)
+    path.write_text(line)
+    (whole,) = read_journal(str(path))
+    assert whole.host == "ä host" and whole.done[0].number == 3 and whole.skipped == [(4, "k", "is empty")]
+    for _ in range(50):
+        data = bytearray(line.encode())
+        data[random.randint(len(data) - 1)] ^= 1 << random.randint(7)
+        path.write_bytes(bytes(data))
+        assert read_journal(str(path)) == []
+    path.write_text(line[:-1])
+    assert read_journal(str(path)) == []
+    path.write_text("%08x %s\n" % (zlib.crc32(b"[1, 2]"), "[1, 2]"))  # of another version
+    assert read_journal(str(path)) == []

@@ -2,15 +2,17 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from clips import arguments, listed
 
 from tsm.cli import UserError
-from tsm.npu import check_path, chips, prepare, the_chip
+from tsm.npu import check_path, chips, devices, prepare, the_chip
 
 CLIPS = 5  # neither 4 nor 8 divides it
 PERF = ("--num_worker", 2, "--loop", 1)
@@ -193,6 +195,8 @@ RULE = "+-------------------------------+-----------------+---------------------
 ])
 def test_every_form_of_the_listing(rows, names):
     assert chips(ROWS % rows) == names
+    wanted = [int(number) for number in re.findall(r"^\| \d+  (\d+) \| (?:0000|NA)", rows, re.MULTILINE)]
+    assert devices(ROWS % rows) == (wanted or list(range(len(names))))  # 910B boards list no device
 
 
 @pytest.mark.parametrize("text, status, said", [
@@ -313,8 +317,8 @@ def test_a_link_to_a_good_folder_does_not_hide_an_odd_one(fails, atlas, tmp_path
 
 
 def test_what_ais_bench_would_refuse_is_mended_or_refused(tmp_path):
-    made = [("sthv2/preprocess_bin/0.bin", 0o666, 0o644), ("sthv2/chunk_0_2/preprocess_bin/0.bin", 0o664, 0o644),
-            ("tsm_bs1.om", 0o600, 0o600), ("tsm_bs4.om", 0o777, 0o755), ("sthv2/sthv2.info", 0o664, 0o664),
+    made = [("sthv2/preprocess_bin/0.bin", 0o666, 0o644), ("tsm_bs1.om", 0o600, 0o600), ("tsm_bs4.om", 0o777, 0o755),
+            ("sthv2/sthv2.info", 0o664, 0o664),
             ("inference_result/out/0_0.txt", 0o644, 0o644)]
     for name, mode, _ in made:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -335,6 +339,95 @@ def test_what_ais_bench_would_refuse_is_mended_or_refused(tmp_path):
         os.chown(str(tmp_path / "tsm_bs4.om"), 54321, 54321)
         with pytest.raises(UserError, match="tsm_bs4.om: belongs to another user and group"):
             prepare(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def in_chunks(works, thin_om, thin_onnx, tmp_path_factory):
+    """(folder with a list of 7 clips, TSM_chunked.py's arguments for it, the CPU's probabilities)."""
+    folder = listed(tmp_path_factory.mktemp("chips"), thin_onnx, 7)
+    works("TSM_stream.py", *arguments(), cwd=folder)
+    expected = [np.loadtxt(str(folder / "res/out" / ("%d_0.txt" % number))) for number in range(7)]
+    args = [word for word in arguments("--chunk", 2) if word not in ("--backend", "onnxruntime")]
+    return folder, ["--model", thin_om] + args[2:], expected
+
+
+@pytest.fixture
+def emptied(in_chunks):
+    for name in ("res", "sthv2"):
+        shutil.rmtree(str(in_chunks[0] / name), ignore_errors=True)
+    return in_chunks
+
+
+def check_chunks(folder, expected):
+    for number, wanted in enumerate(expected):
+        assert np.abs(np.loadtxt(str(folder / "res/out" / ("%d_0.txt" % number))) - wanted).max() <= 2e-5
+    summary = json.loads((folder / "res/out_summary.json").read_text())
+    assert summary["NPU_compute_time"]["count"] == 4 and summary["H2D_latency"]["count"] == 4  # chunks of 2 in batches of 4
+    assert [worker["device"] for worker in summary["tsm"]["workers"]] == ["chip 0", "chip 1"]
+    assert sum(worker["videos"] for worker in summary["tsm"]["workers"]) == 7
+    assert not list(folder.rglob("*.bin")) and not list((folder / "sthv2").glob(".tsm_*"))
+    return summary
+
+
+def test_two_chips_share_a_list_though_one_fails_every_second_time(emptied, run, atlas, tmp_path):
+    """The chips that npu-smi lists; under the ais_bench that looks at permissions."""
+    folder, args, expected = emptied
+    (tmp_path / "flaky").mkdir()
+    (tmp_path / "flaky/1").write_text("")
+    done = run("TSM_chunked.py", *args, cwd=folder, env=dict(
+        atlas, STANDIN_FLAKY=str(tmp_path / "flaky"), STANDIN_CALLS=str(tmp_path / "calls"), STANDIN_GENERATION="2025"))
+    assert done.returncode == 0, done.stderr
+    check_chunks(folder, expected)
+    calls, failed = (tmp_path / "calls").read_text().split(), done.stderr.splitlines()
+    assert set(calls) == {"0", "1"} and len(failed) == (calls.count("1") + 1) // 2 and len(calls) == 4 + len(failed)
+    assert all("chip 1 failed on videos " in line and "aclrtSetDevice failed on device 1" in line for line in failed)
+
+
+def test_a_dead_chip_is_left_out_and_without_any_the_run_ends(emptied, run, fails, works, atlas, tmp_path):
+    folder, args, expected = emptied
+    (tmp_path / "flaky").mkdir()
+    for chip in "01":
+        (tmp_path / "flaky" / chip).write_text("dead")
+    env = dict(atlas, STANDIN_FLAKY=str(tmp_path / "flaky"))
+    done = run("TSM_chunked.py", *args, "--devices", "0,1", cwd=folder, env=env)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and ("failed 3 times" in last or "no chip is left" in last) and "Traceback" not in done.stderr
+    assert not (folder / "res/out_summary.json").exists() and not list((folder / "sthv2").glob(".tsm_*"))
+    (tmp_path / "flaky/0").unlink()
+    done = run("TSM_chunked.py", *args, "--devices", "0,1", cwd=folder, env=env)
+    assert done.returncode == 0 and 1 <= len(done.stderr.splitlines()) <= 3, done.stderr
+    summary = json.loads((folder / "res/out_summary.json").read_text())
+    assert [worker["device"] for worker in summary["tsm"]["workers"]] == ["chip 0"]
+    assert "7 of 7 videos are done" in works("TSM_chunked.py", *args, "--status", cwd=folder, env=env)
+
+
+def test_a_chunk_of_nothing_readable_needs_no_chip(emptied, works, fails, atlas, tmp_path):
+    folder, args, _ = emptied
+    kept = [os.readlink(str(folder / "videos" / name)) for name in ("2.webm", "3.webm")]
+    try:
+        for name in ("2.webm", "3.webm"):
+            (folder / "videos" / name).unlink()
+            (folder / "videos" / name).write_bytes(b"")
+        env = dict(atlas, STANDIN_CALLS=str(tmp_path / "calls"))
+        out = works("TSM_chunked.py", *args, "--devices", "0", "--on-error", "skip", cwd=folder, env=env)
+        assert "5 made, 0 already right, 2 skipped" in out and len((tmp_path / "calls").read_text().split()) == 3
+        assert "line 3: 2.webm: is empty" in fails("TSM_chunked.py", *args, "--devices", "0", cwd=folder, env=env)
+    finally:
+        for name, target in zip(("2.webm", "3.webm"), kept):
+            (folder / "videos" / name).unlink()
+            (folder / "videos" / name).symlink_to(target)
+
+
+def test_run_all_divides_a_list_over_chips(works, atlas, in_chunks, repo, tmp_path):
+    said = works("run_all.sh", 4, "--device", "npu", "--devices", "0,1", "--chunk", 3, "--data_root", in_chunks[0] / "videos",
+                 "--ann_file", in_chunks[0] / "list.txt", "--checkpoint", repo / "demo/tsm_thin.pth", "--exporter", "builtin", *PERF,
+                 "--work_dir", tmp_path, cwd=tmp_path, env=atlas)
+    assert "TSM_chunked.py --devices 0,1 --device npu --model ./tsm_bs4.om" in said and "[INFO] chips: 0, 1" in said
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["accuracy"]["videos"] == 7
+    assert {worker["device"] for worker in found["inference"]["tsm"]["workers"]} <= {"chip 0", "chip 1"}
+    for number, wanted in enumerate(in_chunks[2]):
+        assert np.abs(np.loadtxt(str(tmp_path / "inference_result/out" / ("%d_0.txt" % number))) - wanted).max() <= 2e-5
 
 
 def save_model(path, batch, make_nodes, columns=5, opset=11):

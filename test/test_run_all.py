@@ -143,7 +143,10 @@ def test_both_readmes_have_the_same_commands(repo):
 @pytest.mark.parametrize("args, says", [
     ((), "BATCH_SIZE is missing"), ((0,), "0 is not"), (("x",), "x is not"), ((1, 2), "one batch size"),
     ((1, "--device", "gpu"), "--device gpu"), ((1, "--fusion"), "--fusion wants"), ((1, "--what"), "--what"),
-    ((1, "--stream", "--chunk", "7"), "--stream"), ((1, "--stream", "--device", "npu"), "--stream"),
+    ((1, "--stream", "--chunk", "7"), "--stream"), ((1, "--stream", "--ray", "auto"), "--stream"),
+    ((1, "--devices", "0", "--ray", "auto"), "--devices"), ((1, "--device", "cpu", "--devices", "0"), "--devices is for an NPU"),
+    ((1, "--devices", "0,x"), "--devices 0,x"), ((1, "--ray", "auto", "--chunk", "0"), "--chunk 0"),
+    ((1, "--stream", "--device", "npu"), "--stream"),
     ((1, "--data_root", "."), "go together"), ((1, "--perf_batches", "1,x"), "x is not"), ((1, "--chunk", "-1"), "--chunk"),
     ((1, "--agreement", "-1"), "-1 is not"), ((1, "--gallery", "many"), "many is not"),
     ((1, "--backend", "tensorrt"), "--backend tensorrt"), ((1, "--num_worker", "0"), "0 is not"),
@@ -349,6 +352,16 @@ def test_a_list_beyond_the_disk_is_streamed_on_a_cpu(wired, tmp_path):
     assert called(calls, "modify_onnx.py")[0][-4:] == ["--input_dtype", "uint8", "--labels", ann_file]
     _, calls = wired(1, *OWN, "--stream")
     assert not called(calls, "TSM_chunked.py") and len(called(calls, "TSM_stream.py")) == 1
+
+
+def test_a_list_goes_to_a_cluster_in_chunks(wired, tmp_path):
+    done, calls = wired(1, *OWN, "--precision", "int8", "--on-error", "skip", "--ray", "10.0.0.1:6379")
+    assert done.returncode == 0, done.stderr
+    assert called(calls, "TSM_chunked.py") == [[
+        "--precision", "int8", "--int8_model", "tsm_int8.xml", "--ray", "10.0.0.1:6379", "--device", "cpu", "--model", "./tsm_new_bs1.onnx",
+        "--data_root", str(tmp_path / "root"), "--ann_file", str(tmp_path / "list.txt"), "--on-error", "skip", "--chunk", "auto",
+        "--output", "./inference_result", "--output_dirname", "out", "--outfmt", "TXT"]]
+    assert not called(calls, "TSM_preprocess.py") and not called(calls, "TSM_stream.py")
 
 
 def test_inference_is_done_again_when_the_int8_file_is_another(wired, tmp_path):

@@ -12,10 +12,10 @@ LAYERS = [  # from the ground up; an import goes to the same layer or to a lower
     {"samples", "annotations", "results", "accuracy", "tensors"},
     {"frames", "clips", "workers"},
     {"onnxfile", "graph", "checkpoint", "network", "facts", "lift", "proof"},
-    {"offline", "int8", "engine", "chunks", "stream", "live", "predict", "preprocess", "findings", "gallery", "report",
-     "compare", "blame", "page"},
+    {"offline", "int8", "engine", "journal", "stream", "chunks", "chips", "cluster", "live", "predict", "preprocess", "findings", "gallery",
+     "report", "compare", "blame", "page"},
 ]
-ONLY_IN = {"torch": {"checkpoint", "network"}, "cv2": {"frames", "clips"}, "ray": set()}
+ONLY_IN = {"torch": {"checkpoint", "network"}, "cv2": {"frames", "clips"}, "ray": {"cluster"}}
 LONGEST_SCRIPT, LONGEST_FUNCTION = 190, 60  # lines
 
 SCRIPTS = sorted(path for path in REPO.glob("*.py"))

@@ -6,7 +6,6 @@ import glob
 import json
 import os
 import re
-import shlex
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -106,12 +105,8 @@ def read_chain(folder: str, given: Dict[str, Optional[str]]) -> Chain:
 
 
 def _option(command: Sequence[str], flag: str) -> str:
-    """The value of a flag in a command, given as `--flag value` or `--flag=value`; empty without it.
-
-    Commands that are given to TSM_chunked.py as one word each are looked into.
-    """
-    words = [word for part in command for word in (shlex.split(part) if " --" in part else [part])]
-    for word, following in zip(words, list(words[1:]) + [""]):
+    """The value of a flag in a command, given as `--flag value` or `--flag=value`; empty without it."""
+    for word, following in zip(command, list(command[1:]) + [""]):
         if word == flag:
             return following
         if word.startswith(flag + "="):

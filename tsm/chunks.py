@@ -1,105 +1,260 @@
-"""A list of videos in chunks: how large they are, what each depends on, which are done, and what all of them make together."""
+"""A list in chunks that can be computed anywhere: a Job and a Chunk go in, a Piece of results comes out.
 
+A carrier is a function (job, chunks, flight) -> iterator of (chunk, its Piece), in any order: in_turn() in this process,
+tsm.chips.on_chips() on the NPUs of this host, tsm.cluster.on_ray() on other hosts. Each calls flight({host: chunks under way}).
+"""
+
+import argparse
 import hashlib
-import json
+import importlib
+import importlib.util
+import math
 import os
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+import platform
+import re
+import socket
+import time
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from tsm import __version__
-from tsm.cli import Corrupt, UserError
-from tsm.clips import fingerprint
-from tsm.files import read_json, sha256, write_json
-from tsm.frames import Naming
-from tsm.protocol import SSV2, Protocol
-from tsm.results import merge, read_summary, summary_path, write_summary
-from tsm.samples import INFO, MANIFEST, read_list, read_manifest, write_info, write_manifest
+import numpy as np
 
-RESULTS = "inference_result"
-TENSOR_BYTES = 20 * 10**9  # of tensors on disk at a time, unless the user says otherwise
-DONE = "done.json"
+from tsm import __version__, clips, stream
+from tsm.cli import Corrupt, UserError, positive
+from tsm.engine import about, default_backend, open_engine
+from tsm.files import sha256
+from tsm.int8 import int8_file
+from tsm.journal import Piece, Record, Source, Survey, Work, keys_of, workers_of
+from tsm.machine import cores
+from tsm.offline import Offline, read_offline
+from tsm.protocol import SSV2, Protocol, read_protocol
+from tsm.samples import Clip
+
+SUITE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TENSOR_BYTES = 20 * 10**9  # of tensors on a disk at a time, unless the user says otherwise
+WORK_SECONDS = 60  # of a chunk whose size nobody gave: loading a model then costs under 5 %
+SAMPLE = 8  # videos that the rate is measured on
+ATTEMPTS = 3  # at a chunk, and failures in a row that a chip or a host may have
+
+Flight = Callable[[Dict[str, int]], None]
+
+
+class Job(NamedTuple):
+    """What every chunk of a list shares, as a value that travels; examine() holds it against what a host has."""
+
+    source: Source
+    ann_file: str  # the list, which on an NPU TSM_preprocess.py reads
+    basis: str  # of a journal.Work
+    device: str  # cpu or npu
+    model: str
+    int8_model: str
+    precision: str
+    backend: str
+    streams: Optional[int]
+    num_worker: Optional[int]  # None: one per core of the host
+    scratch: str  # where an NPU's tensors go; empty: the host's folder for temporary files
+    digests: Dict[str, str]  # {file: SHA-256}, of the model, its int8 file, and on an NPU the list
+    versions: Dict[str, str]
 
 
 class Chunk(NamedTuple):
-    """Videos start to stop - 1 of the list; `folder` takes its tensors and manifest, `name` is that of its results."""
+    """Videos of the list from `start` to `stop` - 1, less those that are done; `keys` say what each depends on."""
 
     start: int
     stop: int
-    folder: str
-    name: str
-    key: str  # digest of everything its results depend on
+    clips: Dict[int, Clip]
+    keys: Dict[int, str]
 
     @property
-    def results(self) -> str:
-        """Its folder of results, beside which its summary lies."""
-        return os.path.join(RESULTS, self.name)
+    def name(self) -> str:
+        return "videos %d:%d" % (self.start, self.stop)
 
 
-def chunk_size(videos: int, dtype: str, protocol: Protocol = SSV2) -> int:
-    """Videos per chunk so that two chunks' tensors stay under TENSOR_BYTES; 0 if all of them do at once."""
+class Unfit(Exception):
+    """This host cannot do the job as it is; the text says why, on one line."""
+
+
+def job_of(args: argparse.Namespace) -> Tuple[Work, Job, Optional[Offline]]:
+    """(the work that a script's options describe, the job to be carried out, on a CPU the model)."""
+    model: Optional[Offline] = None
+    int8, protocol, dtype, backend = "", read_protocol(args.protocol), "float32", "ais_bench"
+    if args.device == "cpu":
+        model = read_offline(args.model)
+        if model.protocol is None:
+            raise UserError("%s: not a model of modify_onnx.py; TSM_infer.py runs it from tensors" % args.model)
+        int8 = os.path.abspath(args.int8_model or int8_file(model.path)) if args.precision == "int8" else ""
+        protocol, dtype, backend = model.protocol, model.dtype.name, args.backend or default_backend()
+    digests = stream.digests_of(os.path.abspath(args.model), int8)
+    work = stream.work_of(args, protocol, dtype, digests, args.precision, backend)
+    scratch, ann_file = args.scratch or ("" if args.ray else args.output_dir), os.path.abspath(args.ann_file)
+    if args.device == "npu":
+        digests[ann_file] = sha256(ann_file)
+    job = Job(work.source._replace(data_root=os.path.abspath(args.data_root)), ann_file, work.basis, args.device,
+              os.path.abspath(args.model), int8, args.precision, backend, args.streams, args.num_worker,
+              os.path.abspath(scratch) if scratch else "", digests, versions(args.device, backend))
+    return work, job, model
+
+
+def facts_of(args: argparse.Namespace, found: Survey, model: Optional[Offline]) -> Dict[str, Any]:
+    """For the summary's `tsm` entry: what computed, and who did how much of it."""
+    facts: Dict[str, Any] = next((record.facts for record in reversed(found.records) if record.facts), {})
+    return dict(facts, version=__version__, precision=args.precision if model else None, model=model.metadata if model else None,
+                workers=workers_of(found.records))
+
+
+def chunk_size(videos: int, dtype: str, at_once: int = 2, protocol: Protocol = SSV2) -> int:
+    """Videos per chunk so that the tensors of `at_once` chunks stay under TENSOR_BYTES; 0 if all of them do."""
     fit = TENSOR_BYTES // protocol.nbytes(dtype)
-    return 0 if videos <= fit else max(1, fit // 2)
+    return 0 if videos <= fit else max(1, fit // at_once)
 
 
-def plan(
-    ann_file: str, data_root: str, naming: Naming, size: int, folder: str, commands: Sequence[Sequence[str]],
-    models: Sequence[str], protocol: Protocol = SSV2,
-) -> List[Chunk]:
-    """The chunks of the list, `size` videos each, in `folder`.
+def rate_in(records: Sequence[Record]) -> float:
+    """Videos per second of computing on a CPU, from the last records that tell; 0 if none does."""
+    timed = [record.times for record in records if record.done and len(record.times) == len(record.done)][-SAMPLE:]
+    ms = sum(compute_ms + wait_ms for times in timed for compute_ms, wait_ms in times)
+    return 1000 * sum(map(len, timed)) / ms if ms else 0.0
 
-    A chunk's key covers its videos (size and time of change), the `commands` that do the work, and the bytes of the files
-    `models` that they read.
-    """
-    clips = read_list(ann_file, protocol, data_root)
-    basis = json.dumps([list(commands), [sha256(path) for path in models], __version__])
-    chunks = []
-    for start in range(0, len(clips), size):
-        stop = min(start + size, len(clips))
-        marks = []
-        for clip in clips[start:stop]:
-            try:
-                marks.append(fingerprint(os.path.join(data_root, clip.source), clip, protocol, basis, naming))
-            except Corrupt as error:
-                marks.append(str(error))  # preprocessing will name it
-        name = "chunk_%d_%d" % (start, stop)
-        key = hashlib.sha256("".join(marks).encode()).hexdigest()
-        chunks.append(Chunk(start, stop, os.path.join(folder, name), name, key))
+
+def plan(work_clips: Mapping[int, Clip], keys: Mapping[int, str], size: int) -> List[Chunk]:
+    """The chunks of what is left, which `keys` holds: each spans at most `size` lines of the list."""
+    chunks: List[Chunk] = []
+    for index in sorted(keys):
+        if not chunks or index >= chunks[-1].start + size:
+            chunks.append(Chunk(index, index, {}, {}))
+        chunk = chunks[-1]._replace(stop=index + 1)
+        chunk.clips[index], chunk.keys[index] = work_clips[index], keys[index]
+        chunks[-1] = chunk
     return chunks
 
 
-def manifest_of(chunk: Chunk) -> Dict[str, Any]:
-    """The manifest of a preprocessed chunk."""
-    return read_manifest(os.path.join(chunk.folder, MANIFEST))
+def rounds(wanted: int, work: Work, job: Job, found: Survey, at_once: int) -> Iterator[List[Chunk]]:
+    """The chunks of what is left in `found`, all at once; before them, where their size is to be measured, that of a sample.
+
+    Args:
+        wanted: videos per chunk; 0: WORK_SECONDS of them on a CPU, as many as the disk may hold on an NPU.
+        at_once: chunks whose tensors a host has on its disk at a time.
+    """
+    if not wanted and job.device == "npu":
+        left = len(found.keys)
+        wanted = chunk_size(left, job.source.dtype, at_once, job.source.protocol) or -(-left // at_once)
+    if not wanted and not rate_in(found.records):
+        yield plan(work.clips, {index: found.keys[index] for index in sorted(found.keys)[:SAMPLE]}, len(work.clips))
+    if found.keys:
+        yield plan(work.clips, found.keys, wanted or max(SAMPLE, math.ceil(WORK_SECONDS * rate_in(found.records))))
 
 
-def is_done(chunk: Chunk) -> bool:
-    """Whether the chunk's results exist and were made from what exists now."""
-    try:
-        return read_json(os.path.join(chunk.folder, DONE)) == {"key": chunk.key, "summary": _results_digest(chunk)}
-    except (OSError, UserError):
-        return False
+def chunk_option(text: str) -> int:
+    """argparse type: videos per chunk, 0 for auto."""
+    return 0 if text == "auto" else positive(text)
 
 
-def mark_done(chunk: Chunk) -> None:
-    """Record that the chunk's results are complete."""
-    write_json(os.path.join(chunk.folder, DONE), {"key": chunk.key, "summary": _results_digest(chunk)})
+def share(text: str) -> Tuple[int, int]:
+    """argparse type: (I, N) of I/N, with I from 0 to N - 1."""
+    match = re.match(r"(\d{1,6})/(\d{1,6})$", text)
+    if not match or int(match.group(1)) >= int(match.group(2)):
+        raise argparse.ArgumentTypeError("%r is not I/N, with I from 0 to N - 1, as in 0/3" % text)
+    return int(match.group(1)), int(match.group(2))
 
 
-def _results_digest(chunk: Chunk) -> Optional[str]:
-    """SHA-256 of the chunk's summary; None if none of its videos could be read, so that it has none."""
-    return sha256(summary_path(chunk.results)) if manifest_of(chunk)["samples"] else None
+def versions(device: str, backend: str) -> Dict[str, str]:
+    """What must be the same on every host for the results to be the same, as far as versions can tell."""
+    digest = hashlib.sha256()
+    for name in sorted(os.listdir(os.path.join(SUITE, "tsm"))):
+        if name.endswith(".py"):
+            digest.update(sha256(os.path.join(SUITE, "tsm", name)).encode())
+    found = {"suite": "%s (%s)" % (__version__, digest.hexdigest()[:12]), "python": platform.python_version(),
+             "numpy": np.__version__}
+    found.update(clips.versions())
+    library = backend if device == "cpu" else "ais_bench"
+    if importlib.util.find_spec(library) is None:
+        found[library] = "none"
+    else:
+        found[library] = str(getattr(importlib.import_module(library), "__version__", "there")) if device == "cpu" else "there"
+    return found
 
 
-def merge_chunks(chunks: Sequence[Chunk], folder: str, ann_file: str) -> None:
-    """Write the manifest, the info file and the summary of all chunks, as an undivided run would have."""
-    manifests = [manifest_of(chunk) for chunk in chunks]
-    summaries = [read_summary(summary_path(chunk.results)) for chunk, manifest in zip(chunks, manifests) if manifest["samples"]]
-    if not summaries:
-        skipped = manifests[0]["skipped"][0]
-        raise UserError("%s: none of its videos could be read (line %d: %s)" % (ann_file, skipped["line"], skipped["reason"]))
-    whole = dict(manifests[0], samples=[], skipped=[])
-    for manifest in manifests:
-        whole["samples"] += manifest["samples"]
-        whole["skipped"] += manifest["skipped"]
-    write_manifest(os.path.join(folder, MANIFEST), whole)
-    write_info(os.path.join(folder, INFO), {entry["id"]: entry["label"] for entry in whole["samples"]})
-    write_summary(os.path.join(RESULTS, "out"), merge(summaries))
+def examine(job: Job) -> None:
+    """Unfit unless this host has the job's files and versions, and the folder of its videos."""
+    here = versions(job.device, job.backend)
+    for name, wanted in job.versions.items():
+        if here.get(name) != wanted:
+            raise Unfit("has %s %s, and the run %s" % (name, here.get(name, "none"), wanted))
+    if not os.path.isdir(job.source.data_root):
+        raise Unfit("has no %s" % job.source.data_root)
+    for path, digest in job.digests.items():
+        if not os.path.exists(path):
+            raise Unfit("has no %s" % path)
+        if sha256(path) != digest:
+            raise Unfit("has another %s than the run (by its SHA-256)" % path)
+
+
+def check_clips(job: Job, chunk: Chunk) -> None:
+    """Unfit unless the chunk's videos are here what they are where the list was read, by their sizes and times of change."""
+    here, missing = keys_of(job.source, chunk.clips, job.basis)
+    for index, key in chunk.keys.items():
+        if here.get(index) != key:
+            path = os.path.join(job.source.data_root, chunk.clips[index].source)
+            what = "has another %s than the run (by its size or time of change)" % path
+            raise Unfit("has no usable %s: %s" % (path, missing[index]) if index in missing else what)
+
+
+_opened: Dict[str, Any] = {}  # the last job's engine in this process, so that a process opens it once for all its chunks
+
+
+def opened(job: Job) -> Any:
+    """(engine, model, its facts) of a CPU job."""
+    key = repr((job.model, job.basis, job.streams))
+    if key not in _opened:
+        _opened.clear()
+        model = read_offline(job.model)
+        options = argparse.Namespace(backend=job.backend, streams=job.streams, int8_model=job.int8_model)
+        engine, int8 = open_engine(options, model, job.precision)
+        _opened[key] = engine, model, about(engine, model, job.precision, int8)
+    return _opened[key]
+
+
+def run_chunk(job: Job, chunk: Chunk) -> Piece:
+    """Compute a chunk on the CPU, in this process and in memory. A clip that cannot be read is in the piece's `skipped`.
+
+    Raises Unfit, UserError.
+    """
+    check_clips(job, chunk)
+    began = time.time()
+    engine, model, facts = opened(job)
+    rows, skipped = [], {}
+    workers = job.num_worker or cores()
+    for number, scored, compute_ms, wait_ms in stream.compute(job.source, chunk.clips, engine, model, workers):
+        if isinstance(scored, Corrupt):
+            skipped[number] = str(scored)
+        else:
+            rows.append((scored, (compute_ms, wait_ms)))
+    rows.sort(key=lambda row: row[0].number)
+    few = {key: value for key, value in facts.items() if key != "model"}
+    return Piece(socket.gethostname(), "cpu", began, time.time(), [scored for scored, _ in rows], skipped,
+                 [times for _, times in rows], few, {})
+
+
+def in_turn(job: Job, chunks: Sequence[Chunk], flight: Flight) -> Iterator[Tuple[Chunk, Piece]]:
+    """Carrier: in this process, one after the other. An engine uses all cores, so a second process would gain nothing."""
+    for chunk in chunks:
+        flight({socket.gethostname(): 1})
+        try:
+            yield chunk, run_chunk(job, chunk)
+        except Unfit as error:  # here it can only have changed since the list was read
+            raise UserError("%s: this host now %s; run the same command again" % (chunk.name, error))
+
+
+def shard_of(videos: int, number: int, count: int) -> range:
+    """The videos of share `number` (from 0) of `count`: contiguous, and of equal size but for one."""
+    return range(number * videos // count, (number + 1) * videos // count)
+
+
+def missing_shards(found: Survey, videos: int, shards: Mapping[int, Any]) -> List[str]:
+    """Which shares of the list have videos left, in words, by the numbers of shares that were ever worked at."""
+    words = []
+    for count in sorted(shards):
+        for number in range(count):
+            share = shard_of(videos, number, count)
+            left = sum(index in found.keys for index in share)
+            if left:
+                words.append("--shard %d/%d has %d of its %d videos to do" % (number, count, left, len(share)))
+    return words

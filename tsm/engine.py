@@ -242,12 +242,16 @@ def _run(
     return outputs, time.perf_counter() - start, waited
 
 
-def score(engine: Engine, model: Offline, videos: Generator[Tuple[Any, Any], None, None]) -> Iterator[Tuple[Any, Any, float, float]]:
+def score(
+    engine: Engine, model: Offline, videos: Generator[Tuple[Any, Any], None, None],
+    voted: Optional[Callable[[Any, int], None]] = None,
+) -> Iterator[Tuple[Any, Any, float, float]]:
     """Compute videos as they come; of each (key, result, ms of computing, ms that it was waited for).
 
     Args:
         videos: (key, samples [1, frames, 3, size, size]), or (key, an exception), which is passed on as the result. They
             are taken ahead of need, in another thread, which also closes the iterator.
+        voted: told, before the result is yielded, a video's key and how many of its views have its answer.
     The result is the fused probabilities, float32 [classes].
     """
     def jobs() -> Generator[Callable[[], Any], None, None]:
@@ -266,7 +270,7 @@ def score(engine: Engine, model: Offline, videos: Generator[Tuple[Any, Any], Non
             yield key, samples, 0.0, 1000 * (arrived - asked)
             continue
         outputs: List[np.ndarray] = []
-        compute(engine, model, samples, outputs.append)
+        compute(engine, model, samples, outputs.append, voted and (lambda votes: voted(key, int(votes[0]))))  # type: ignore[misc]
         engine.wait()
         seconds = time.perf_counter() - arrived
         if not np.isfinite(outputs[0]).all():

@@ -16,7 +16,7 @@ import re
 import stat
 import subprocess
 import sys
-from typing import Iterator, List
+from typing import Iterator, List, Optional, Tuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -27,7 +27,7 @@ NAME_IT = "name the chip, as in --chip 310P3"
 IN_A_CONTAINER = ("in a container, mount the devices (/dev/davinci*, /dev/davinci_manager, /dev/devmm_svm, /dev/hisi_hdc) and "
                   "the driver (/usr/local/Ascend/driver, /usr/local/dcmi); or " + NAME_IT)
 MODELS, RESULTS = "tsm_bs*.om", ("inference_result", "inference_result/out")
-TENSORS = ("sthv2/preprocess_bin", "sthv2/chunk_*/preprocess_bin")
+TENSORS = "sthv2/preprocess_bin"
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -71,32 +71,47 @@ def _given_to_ais_bench(folder: str) -> Iterator[str]:
     base = glob.escape(folder)
     for pattern in (MODELS,) + RESULTS:
         yield from glob.glob(os.path.join(base, pattern))
-    for pattern in TENSORS:
-        for tensors in glob.glob(os.path.join(base, pattern)):
-            yield tensors
-            yield from glob.glob(os.path.join(glob.escape(tensors), "*.bin"))
+    for pattern in (TENSORS, os.path.join(TENSORS, "*.bin")):
+        yield from glob.glob(os.path.join(base, pattern))
 
 
 def chips(listing: str) -> List[str]:
-    """The names of the chips in the output of `npu-smi info`, in its order.
+    """The names of the chips in the output of `npu-smi info`, in its order."""
+    return [name for name, _ in rows(listing)]
+
+
+def devices(listing: str) -> List[int]:
+    """The devices, as ais_bench counts them, of the chips in the output of `npu-smi info`, in its order."""
+    found = [device for _, device in rows(listing)]
+    numbered = [number for number, device in enumerate(found) if device is None]
+    return list(range(len(found))) if numbered else [int(device or 0) for device in found]
+
+
+def rows(listing: str) -> List[Tuple[str, Optional[int]]]:
+    """(name, device) of each chip in the output of `npu-smi info`; None where the listing numbers no devices.
 
     Two rows describe a chip: `| NPU  Name | Health | …` and `| Chip  Device | Bus-Id | …`, in which health and bus id may be
     anything, also `-` and NA. The first follows a rule or the second row of the chip before; the table of processes,
     whose rows look alike, comes last and is not read.
     """
-    names = []
-    name_is_next = True
+    found: List[Tuple[str, Optional[int]]] = []
+    name, name_is_next = "", True
     for line in map(str.strip, listing.splitlines()):
         if line.startswith("+"):
             name_is_next = True
         elif re.search(r"\bProcess\b", line):
             break
         row = re.match(r"\|\s*\d+(?:\s+([\w.-]+))?\s*\|", line)
-        if row:
-            if name_is_next and row.group(1):
-                names.append(row.group(1))
-            name_is_next = not name_is_next
-    return names
+        if row and name_is_next:
+            name, name_is_next = row.group(1) or "", False
+            if name:
+                found.append((name, None))
+        elif row:
+            device = row.group(1) or ""
+            if name and device.isdigit():
+                found[-1] = name, int(device)
+            name_is_next = True
+    return found
 
 
 def listing() -> str:

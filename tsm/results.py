@@ -1,4 +1,4 @@
-"""Result files and the summary beside them, as ais_bench defines them: written, read, merged. Also its printed figures.
+"""Result files and the summary beside them, as ais_bench defines them: written and read. Also its printed figures.
 
 OUTPUT/OUTPUT_DIRNAME/<input's name>_0.<txt|npy|bin> holds one row of class scores per row of the model's output;
 OUTPUT/OUTPUT_DIRNAME_summary.json says which input file gave which result file, and how long each batch took.
@@ -89,33 +89,11 @@ def read_summary(path: str) -> Dict[str, Any]:
     return summary
 
 
-def merge(summaries: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
-    """One summary of several runs over different input files, in their order, as one run would have written it.
-
-    Compute times are joined, and their statistics made from the joined list. Of the latencies a summary keeps no list, so
-    what can be had without one is kept: min, max, mean and count. Throughput is that of all runs one after the other.
-    """
-    infos = [entry for summary in summaries for entry in summary["filesinfo"].values()]
-    times = [ms for summary in summaries for ms in summary["npu_compute_time_list"]]
-    seconds = sum(len(summary["filesinfo"]) / summary["throughput"] for summary in summaries)
-    merged: Dict[str, Any] = dict(
-        summaries[-1], filesinfo={str(key): entry for key, entry in enumerate(infos)}, npu_compute_time_list=times,
-        NPU_compute_time=statistics(times), throughput=len(infos) / seconds)
-    for name in TIMES[1:]:
-        figures = [summary[name] for summary in summaries if name in summary]
-        count = sum(figure["count"] for figure in figures)
-        if count:
-            merged[name] = {
-                "min": min(figure["min"] for figure in figures), "max": max(figure["max"] for figure in figures),
-                "mean": sum(figure["mean"] * figure["count"] for figure in figures) / count, "count": count}
-    agreements = [summary.get("tsm", {}).get("top1_agreement_with_fp32") for summary in summaries]
-    if all(agreements):
-        total = {key: sum(agreement[key] for agreement in agreements) for key in agreements[0]}
-        merged["tsm"] = dict(merged["tsm"], top1_agreement_with_fp32=total)
-    votes = [(summary.get("tsm") or {}).get("views_agree") for summary in summaries]
-    if all(votes):
-        merged["tsm"] = dict(merged["tsm"], views_agree={name: counts for some in votes for name, counts in (some or {}).items()})
-    return merged
+def joined(figures: Sequence[Dict[str, float]]) -> Dict[str, float]:
+    """The figures of several runs together, as far as they can be had without the lists: min, max, mean and count."""
+    count = sum(figure["count"] for figure in figures)
+    return {"min": min(figure["min"] for figure in figures), "max": max(figure["max"] for figure in figures),
+            "mean": sum(figure["mean"] * figure["count"] for figure in figures) / count, "count": count}
 
 
 def throughput_line(batch: int, mean: float, throughput: float) -> str:

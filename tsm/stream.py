@@ -1,132 +1,102 @@
-"""A list of videos to result files with no tensor on disk: decoded, computed, forgotten; restartable."""
+"""A list of videos to result files with no tensor on disk: decoded, computed, forgotten; restartable by its journal."""
 
+import argparse
 import contextlib
 import json
 import os
 import re
-from typing import Any, Callable, Dict, Generator, Iterator, List, NamedTuple, Tuple
+import socket
+import time
+from typing import Any, Dict, Generator, Iterator, Mapping, Optional, Sequence, Tuple
 
 from tsm import __version__
-from tsm.cli import Corrupt
-from tsm.clips import basis, decoded, fingerprint
-from tsm.engine import Engine, score
-from tsm.files import sha256, write_text
-from tsm.frames import Naming
+from tsm.cli import Corrupt, UserError, positive
+from tsm.clips import basis, decoded, versions_of
+from tsm.engine import Engine, open_engine, score
+from tsm.files import sha256
+from tsm.frames import Naming, add_naming
+from tsm.int8 import weights_file
+from tsm.journal import REVISION, Done, Piece, Scored, Source, Survey, Work, appending, consolidate, keep, tensor_name
+from tsm.machine import cores
 from tsm.offline import Offline
 from tsm.protocol import Protocol
-from tsm.results import read_scores, result_path, write_result
-from tsm.samples import Clip, checksum
-
-JOURNAL = ".journal"  # in the folder of results
-REVISION = 1  # to be raised with any change that changes a result
+from tsm.results import TIMES, joined, read_scores, summarise, throughput_line, write_summary
+from tsm.samples import BINS, INFO, MANIFEST, Clip, checksum, manifest_of, read_list, write_info, write_manifest
 
 
-class Done(NamedTuple):
-    """A line of the journal: result `number`, what it was made from, its tensor's checksum, ms of computing and of waiting."""
-
-    number: int
-    key: str
-    checksum: str
-    compute_ms: float
-    wait_ms: float
-
-
-class Work(NamedTuple):
-    """What every video of a streamed list shares."""
-
-    model: Offline
-    protocol: Protocol  # the model's
-    clips: Dict[int, Clip]  # all of the list, by index
-    data_root: str
-    naming: Naming
-    folder: str  # of the results
-    outfmt: str
-    basis: str  # what a result depends on beside its video
-
-    def result(self, index: int) -> str:
-        """The result file of a video."""
-        return result_path(self.folder, tensor_name(index), self.outfmt)
+def add_inputs(cli: argparse.ArgumentParser) -> None:
+    """The options that say what is computed and where its results go."""
+    cli.add_argument("--model", "-m", required=True, metavar="FILE", help="a model of modify_onnx.py")
+    cli.add_argument("--ann_file", required=True, metavar="FILE", help="the list, as TSM_dataset.py makes it")
+    cli.add_argument("--data_root", required=True, metavar="DIR", help="the folder that the list's paths start from")
+    cli.add_argument("--output", "-o", required=True, metavar="DIR", help="where results go")
+    cli.add_argument("--output_dirname", default="out", metavar="NAME", help="their folder inside --output (default: out)")
+    cli.add_argument("--outfmt", choices=("NPY", "BIN", "TXT"), default="BIN", help="default: %(default)s")
+    cli.add_argument("--output_dir", default="sthv2", metavar="OUT", help="where the info file and the manifest go (default: "
+                     "%(default)s)")
+    cli.add_argument("--num_worker", type=positive, metavar="N", help="processes that decode (default: one per core)")
+    cli.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="what an unreadable clip does (default: "
+                     "%(default)s)")
+    add_naming(cli)
 
 
-def tensor_name(index: int) -> str:
-    """The name that a video's tensor would have; it names the result, as ais_bench does."""
-    return "%d.bin" % index
+def check_inputs(args: argparse.Namespace) -> None:
+    """UserError unless the folder of the videos is there."""
+    if not os.path.isdir(args.data_root):
+        raise UserError("%s: no such folder; --data_root is the folder that the list's paths start from" % args.data_root)
 
 
-def basis_of(
-    model: Offline, protocol: Protocol, clips: Dict[int, Clip], naming: Naming, precision: str, backend: str, files: List[str]
-) -> str:
-    """What results depend on beside the videos: the model and its int8 `files`, precision, back end, decoders, version."""
-    return json.dumps([REVISION, __version__, sha256(model.path), precision, backend, [sha256(path) for path in files],
-                       basis(clips, protocol, model.dtype.name, naming)])
+def digests_of(model: str, int8: str = "") -> Dict[str, str]:
+    """{file: SHA-256} of the files that decide what is computed: the model, and where it has one its int8 file."""
+    files = [model] + [path for path in ((int8, weights_file(int8)) if int8 else ()) if os.path.exists(path)]
+    return {path: sha256(path) for path in files}
 
 
-def read_journal(work: Work) -> Dict[int, Done]:
-    """{index: what was done}, the last line per index; a line that a kill cut short does not count."""
-    done: Dict[int, Done] = {}
-    path = os.path.join(work.folder, JOURNAL)
-    if os.path.exists(path):
-        with open(path, encoding="ascii", errors="replace") as file:
-            for line in file:
-                match = re.match(r"(\d+) ([0-9a-f]+) ([0-9a-f]+) ([0-9.]+) ([0-9.]+)\n", line)
-                if match:
-                    index, key, digest, compute_ms, wait_ms = match.groups()
-                    done[int(index)] = Done(int(index), key, digest, float(compute_ms), float(wait_ms))
-    return done
+def work_of(
+    args: argparse.Namespace, protocol: Protocol, dtype: str, digests: Mapping[str, str], precision: str, backend: str
+) -> Work:
+    """The work that the options of add_inputs() describe, of the model files with these digests."""
+    source = Source(args.data_root, Naming(args.filename_tmpl, args.start_index), protocol, dtype)
+    clips = dict(enumerate(read_list(args.ann_file, protocol, args.data_root)))
+    model, *int8 = digests.values()
+    common = json.dumps([REVISION, __version__, model, precision, backend, int8, basis(clips, protocol, dtype, source.naming)])
+    return Work(source, clips, os.path.join(args.output, args.output_dirname), args.outfmt, common)
 
 
-def survey(work: Work) -> Tuple[Dict[int, Done], Dict[int, str], Dict[int, Corrupt]]:
-    """(what is done and still right, {index: key} of what is to be done, what cannot be)."""
-    journal = read_journal(work)
-    done: Dict[int, Done] = {}
-    keys: Dict[int, str] = {}
-    corrupt: Dict[int, Corrupt] = {}
-    for index, clip in work.clips.items():
-        try:
-            key = fingerprint(os.path.join(work.data_root, clip.source), clip, work.protocol, work.basis, work.naming)
-        except Corrupt as error:
-            corrupt[index] = error
-            continue
-        old = journal.get(index)
-        if old and old.key == key and os.path.exists(work.result(index)):
-            done[index] = old
-        else:
-            keys[index] = key
-    return done, keys, corrupt
-
-
-def compute_list(
-    work: Work, engine: Engine, keys: Dict[int, str], done: Dict[int, Done], workers: int,
-    refuse: Callable[[int, Corrupt], None],
-) -> Iterator[int]:
-    """Compute the videos of `keys`, and yield each one's index once its result is written and journaled.
-
-    The journal begins anew with what is `done` already, and each finished video is added to `done`; one that cannot be
-    decoded goes to `refuse`.
-    """
-    journal_path = os.path.join(work.folder, JOURNAL)
-    write_text(journal_path, "".join(map(_line, done.values())))
+def compute(
+    source: Source, clips: Mapping[int, Clip], engine: Engine, model: Offline, workers: int
+) -> Iterator[Tuple[int, Any, float, float]]:
+    """(number, Scored or Corrupt, ms of computing, ms of waiting) of clips, in the order in which they are done."""
     checksums: Dict[int, str] = {}
-    videos = videos_of(work, list(keys), workers, checksums)
-    with open(journal_path, "a", encoding="ascii") as journal:
-        for index, output, compute_ms, wait_ms in score(engine, work.model, videos):
-            if isinstance(output, Corrupt):
-                refuse(index, output)
-            else:
-                write_result(work.result(index), work.outfmt, output[None])
-                done[index] = Done(index, keys[index], checksums.pop(index), compute_ms, wait_ms)
-                journal.write(_line(done[index]))
-                journal.flush()
-            yield index
+    agree: Dict[int, int] = {}
+    videos = videos_of(source, clips, workers, checksums)
+    for number, output, compute_ms, wait_ms in score(engine, model, videos, lambda key, votes: agree.update({key: votes})):
+        if not isinstance(output, Corrupt):
+            output = Scored(number, output, checksums.pop(number), agree.pop(number))
+        yield number, output, compute_ms, wait_ms
+
+
+def compute_list(work: Work, engine: Engine, model: Offline, found: Survey, workers: int) -> Iterator[int]:
+    """Compute what is left in `found`, each video a piece of its own; yields each one's number once it is entered there."""
+    clips = {index: work.clips[index] for index in found.keys}
+    with appending(work.folder) as journal:
+        began = time.time()
+        for number, scored, compute_ms, wait_ms in compute(work.source, clips, engine, model, workers):
+            one: Dict[str, Any] = {"scored": [], "skipped": {number: str(scored)}, "times": []}
+            if not isinstance(scored, Corrupt):
+                one = {"scored": [scored], "skipped": {}, "times": [(compute_ms, wait_ms)]}
+            ended = time.time()
+            keep(work, journal, found, Piece(socket.gethostname(), "cpu", began, ended, facts={}, figures={}, **one))
+            began = ended
+            yield number
 
 
 def videos_of(
-    work: Work, indices: List[int], workers: int, checksums: Dict[int, str]
+    source: Source, clips: Mapping[int, Clip], workers: int, checksums: Dict[int, str]
 ) -> Generator[Tuple[int, Any], None, None]:
     """(index, tensor [1, frames, 3, size, size] or Corrupt) of some clips, in any order; their checksums go to `checksums`."""
-    chosen = {index: work.clips[index] for index in indices}
     with contextlib.closing(
-        decoded(chosen, work.data_root, work.protocol, work.model.dtype.name, workers, work.naming)
+        decoded(clips, source.data_root, source.protocol, source.dtype, workers, source.naming)
     ) as results:
         for index, video in results:
             if isinstance(video, Corrupt):
@@ -136,11 +106,20 @@ def videos_of(
                 yield index, video[None]
 
 
-def _line(done: Done) -> str:
-    return "%d %s %s %.3f %.3f\n" % done
+def agreement_with_fp32(args: argparse.Namespace, work: Work, found: Survey, model: Offline) -> Dict[str, Dict[str, int]]:
+    """For the summary's `tsm` entry, at a precision below fp32: on how many of the first videos fp32 gives the same top-1."""
+    chosen = sorted(found.done)[: args.agreement]
+    if args.precision == "fp32" or not chosen:
+        return {}
+    engine, _ = open_engine(args, model, "fp32")
+    videos = videos_of(work.source, {index: work.clips[index] for index in chosen}, args.num_worker or cores(), {})
+    same = [int(output.argmax() == read_scores(work.result(index), work.source.protocol.classes)[0].argmax())
+            for index, output, _, _ in score(engine, model, videos) if not isinstance(output, Exception)]
+    print("[INFO] top-1 agrees with fp32 on %d of %d videos" % (sum(same), len(same)))
+    return {"top1_agreement_with_fp32": {"same": sum(same), "videos": len(same)}}
 
 
-def remove_others(work: Work, done: Dict[int, Done]) -> None:
+def remove_others(work: Work, done: Mapping[int, Done]) -> None:
     """Remove the results of videos that the list does not have any more, and those in another format."""
     wanted = {os.path.basename(work.result(index)) for index in done}
     for name in os.listdir(work.folder):
@@ -148,9 +127,45 @@ def remove_others(work: Work, done: Dict[int, Done]) -> None:
             os.remove(os.path.join(work.folder, name))
 
 
-def agreement(work: Work, engine: Engine, indices: List[int], workers: int) -> Dict[str, int]:
-    """On how many of the videos, whose results are written, `engine` gives the same top-1: {same, videos}."""
-    videos = videos_of(work, indices, workers, {})
-    same = [int(output.argmax() == read_scores(work.result(index), work.protocol.classes)[0].argmax())
-            for index, output, _, _ in score(engine, work.model, videos) if not isinstance(output, Exception)]
-    return {"same": sum(same), "videos": len(same)}
+def finish(
+    work: Work, found: Survey, ann_file: str, output_dir: str, args: Sequence[str], facts: Mapping[str, Any],
+    throughput: Optional[float] = None,
+) -> None:
+    """Once nothing is left to do: one journal, the info file, the manifest and the summary, written last; and the figures, printed.
+
+    Args:
+        facts: for the summary's `tsm` entry. throughput: videos per second; without it that of computing alone.
+    """
+    if not found.done:
+        first = min(found.corrupt)
+        raise UserError("%s: none of its %d clips could be read (line %d: %s)"
+                        % (ann_file, len(work.clips), work.clips[first].line, found.corrupt[first]))
+    remove_others(work, found.done)
+    consolidate(work, found)
+    checksums = {index: one.checksum for index, one in sorted(found.done.items())}
+    write_info(os.path.join(output_dir, INFO), {index: work.clips[index].label for index in checksums})
+    write_manifest(os.path.join(output_dir, MANIFEST), manifest_of(
+        ann_file, work.clips, work.source.protocol, work.source.dtype, versions_of(work.clips), checksums, found.corrupt))
+    summary = summary_of(work, found, os.path.join(output_dir, BINS), args, throughput)
+    print(throughput_line(1, summary[TIMES[0]]["mean"], summary["throughput"]))
+    agree = {str(index): [one.views_agree] for index, one in sorted(found.done.items())}
+    known = None not in [counts[0] for counts in agree.values()]
+    write_summary(work.folder, dict(summary, tsm=dict(facts, views_agree=agree if known else None)))
+    for index in sorted(found.corrupt):
+        print("skipped: line %d, %s: %s" % (work.clips[index].line, work.clips[index].source, found.corrupt[index]))
+
+
+def summary_of(
+    work: Work, found: Survey, folder: str, args: Sequence[str], throughput: Optional[float]
+) -> Dict[str, Any]:
+    """ais_bench's summary of all records; `folder` is that of the tensors, had they been kept."""
+    pairs = [(os.path.join(folder, tensor_name(index)), work.result(index)) for index in sorted(found.done)]
+    records = sorted((record for record in found.records if record.done), key=lambda record: record.done[0].number)
+    times = [compute_ms for record in records for compute_ms, _ in record.times]
+    waits = [wait_ms for record in records for _, wait_ms in record.times]
+    whole = summarise(pairs, times, waits, throughput or 1000 * len(pairs) / sum(times), args)
+    for name in TIMES[1:]:
+        figures = [record.figures[name] for record in records if name in record.figures]
+        if figures:
+            whole[name] = joined(figures)
+    return whole

@@ -2,6 +2,8 @@
 input and one output; only the execution is ONNX Runtime's. Written apart from the suite, so that the two can be compared.
 
 With STANDIN_GENERATION=2025 it is that of December 2025, which looks at paths, owners and permissions before it runs.
+STANDIN_FLAKY=FOLDER holds files called by a device: that device fails every second time, or with `dead` in it each time.
+STANDIN_CALLS=FILE is told the device of each call.
 """
 
 import argparse
@@ -159,8 +161,23 @@ def statistics(times):
             "percentile(99%)": float(np.percentile(times, 99)), "count": len(times)}
 
 
+def wear(device):
+    """Tell of the call, and fail if that is asked of the device."""
+    if "STANDIN_CALLS" in os.environ:
+        with open(os.environ["STANDIN_CALLS"], "a") as file:
+            file.write("%d\n" % device)
+    path = os.path.join(os.environ.get("STANDIN_FLAKY", "/nowhere"), str(device))
+    if os.path.exists(path):
+        with open(path, "r+") as file:
+            said = file.read()
+            file.write(".")
+        if said.startswith("dead") or len(said) % 2 == 0:
+            stop("aclrtSetDevice failed on device %d, error code 507008" % device)
+
+
 def main():
     args = get_args()
+    wear(args.device[0])
     if not os.path.isfile(args.model):
         stop("%s: no such model" % args.model)
     options = onnxruntime.SessionOptions()

@@ -1,0 +1,359 @@
+"""TSM_chunked.py --ray on a real Ray cluster of several nodes on this machine: the same files, whatever joins, dies or differs."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from clips import arguments, listed, results
+
+from tsm.chunks import Chunk, Job, Unfit, check_clips, examine, in_turn, versions
+from tsm.cli import UserError
+from tsm.cluster import ENVIRONMENT
+from tsm.files import sha256
+from tsm.frames import IMG
+from tsm.journal import JOURNAL, Source, keys_of, read_journal
+from tsm.protocol import SSV2
+from tsm.samples import Clip
+
+pytest.importorskip("onnx")
+CLIPS, CHUNK = 40, 5
+NEEDS_RAY = pytest.mark.skipif(sys.version_info < (3, 10) or not shutil.which(os.path.join(os.path.dirname(sys.executable), "ray")),
+                               reason="NOT RUN: Ray is not installed, or this Python is older than 3.10")
+
+
+def summary(folder):
+    return json.loads((folder / "res/out_summary.json").read_text())
+
+
+def clear(folder):
+    for name in ("res", "sthv2"):
+        shutil.rmtree(str(folder / name), ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def setting(thin_onnx, tmp_path_factory):
+    return listed(tmp_path_factory.mktemp("cluster"), thin_onnx, CLIPS)
+
+
+@pytest.fixture(scope="module")
+def expected(works, setting):
+    """What TSM_stream.py leaves."""
+    works("TSM_stream.py", *arguments(), cwd=setting)
+    found = results(setting)
+    assert len(found) == CLIPS + 2
+    clear(setting)
+    return found
+
+
+@pytest.fixture
+def fresh(setting):
+    clear(setting)
+    yield setting
+    clear(setting)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head that computes nothing, and one node; nodes that tests add are theirs to remove."""
+    before = dict(os.environ)
+    os.environ.update(ENVIRONMENT)
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={
+        "num_cpus": 0, "include_dashboard": False, "object_store_memory": 10**8,
+        "_system_config": {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 3}})
+    add(made)
+    yield made
+    made.shutdown()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def add(cluster, cpus=1):
+    return cluster.add_node(num_cpus=cpus, object_store_memory=10**8)
+
+
+def start(repo, folder, cluster, *more):
+    """A driver in a process group of its own."""
+    command = [sys.executable, str(repo / "TSM_chunked.py")] + arguments("--ray", cluster.address, "--chunk", CHUNK, *more)
+    return subprocess.Popen(command, cwd=str(folder), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            universal_newlines=True, start_new_session=True)
+
+
+def records(folder):
+    path = folder / "res/out" / JOURNAL
+    return read_journal(str(path)) if path.exists() else []
+
+
+def wait_for(condition, process):
+    limit = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None and time.monotonic() < limit, process.communicate()
+        time.sleep(0.05)
+
+
+def ended(process):
+    """(stdout, stderr) of a driver that must succeed."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Traceback" not in err, out + err
+    return out, err
+
+
+@NEEDS_RAY
+def test_one_node_and_another_that_joins_late_give_the_same_files(repo, fresh, expected, cluster):
+    process = start(repo, fresh, cluster)
+    wait_for(lambda: records(fresh), process)
+    late = add(cluster)
+    try:
+        out, err = ended(process)
+    finally:
+        cluster.remove_node(late)
+    assert results(fresh) == expected and err == "", err
+    found = summary(fresh)
+    workers = found["tsm"]["workers"]
+    assert len(workers) == 2 and all(worker["host"].startswith(socket.gethostname() + "-") for worker in workers)
+    assert sum(worker["videos"] for worker in workers) == CLIPS and sum(worker["chunks"] for worker in workers) == CLIPS // CHUNK
+    assert found["NPU_compute_time"]["count"] == CLIPS and len(found["filesinfo"]) == CLIPS
+    assert 0.8 * found["throughput"] < CLIPS / max(worker["seconds"] for worker in workers) and "%d made" % CLIPS in out
+
+
+@NEEDS_RAY
+def test_a_node_that_dies_in_the_middle_of_a_chunk_costs_that_chunk(repo, fresh, expected, cluster):
+    others = [add(cluster), add(cluster)]
+    process = start(repo, fresh, cluster)
+    try:
+        doomed = others[0].node_id[:6]
+        wait_for(lambda: any(record.host.endswith(doomed) for record in records(fresh)), process)  # it is at the next one
+        before = len(records(fresh))
+        cluster.remove_node(others.pop(0), allow_graceful=False)
+        _, err = ended(process)
+    finally:
+        for node in others:
+            cluster.remove_node(node)
+    assert results(fresh) == expected and before < CLIPS // CHUNK
+    assert all(line.startswith("TSM_chunked.py: warning: host ") for line in err.splitlines()), err
+    numbers = [one.number for record in records(fresh) for one in record.done]
+    assert sorted(numbers) == list(range(CLIPS))  # each video exactly once
+    assert len(summary(fresh)["tsm"]["workers"]) == 3
+
+
+@NEEDS_RAY
+def test_a_killed_driver_goes_on_where_it_was_in_any_way(repo, works, fresh, expected, cluster):
+    process = start(repo, fresh, cluster)
+    wait_for(lambda: len(records(fresh)) >= 2, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    kept = sum(len(record.done) for record in records(fresh))
+    assert not (fresh / "res/out_summary.json").exists() and not (fresh / "sthv2/sthv2.json").exists()
+    assert "%d of %d videos are done, 0 cannot be read, %d are to do" % (kept, CLIPS, CLIPS - kept) in works(
+        "TSM_chunked.py", *arguments("--status"), cwd=fresh)
+    works("TSM_chunked.py", *arguments("--shard", "1/2", "--chunk", CHUNK), cwd=fresh)
+    done = sum(len(record.done) for path in (fresh / "res/out").glob(".shard_*/" + JOURNAL) for record in read_journal(str(path)))
+    assert 0 < done <= CLIPS // 2
+    process = start(repo, fresh, cluster)
+    out, _ = ended(process)
+    assert "%d made, %d already right" % (CLIPS - kept - done, kept + done) in out
+    assert results(fresh) == expected
+    assert "0 made, %d already right" % CLIPS in works("TSM_stream.py", *arguments(), cwd=fresh)
+
+
+@NEEDS_RAY
+def test_chips_of_a_cluster_s_host_share_a_list(repo, works, thin_om, tmp_path, cluster):
+    """Over the stand-in for ais_bench, of which every second call on chip 1 fails, the first not."""
+    folder = listed(tmp_path / "run", thin_om, 7)
+    standins = {"PYTHONPATH": str(repo / "test/standins"), "STANDIN_CALLS": str(tmp_path / "calls"), "STANDIN_WITHOUT_WARMUP": "1",
+                "STANDIN_FLAKY": str(tmp_path / "flaky")}
+    (tmp_path / "flaky").mkdir()
+    (tmp_path / "flaky/1").write_text(".")
+    args = [word for word in arguments("--model", thin_om, "--chunk", 2) if word not in ("--backend", "onnxruntime")]
+    node = cluster.add_node(num_cpus=1, resources={"NPU": 2}, object_store_memory=10**8, env_vars=standins)
+    try:
+        done = subprocess.run([sys.executable, str(repo / "TSM_chunked.py"), *args, "--ray", cluster.address], cwd=str(folder),
+                              env=dict(os.environ, PYTHONPATH=standins["PYTHONPATH"]), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              universal_newlines=True, timeout=120)
+    finally:
+        cluster.remove_node(node)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    workers = summary(folder)["tsm"]["workers"]
+    assert [worker["device"] for worker in workers] == ["chip 0", "chip 1"] and sum(worker["videos"] for worker in workers) == 7
+    calls, failed = (tmp_path / "calls").read_text().split(), done.stderr.splitlines()
+    assert len(calls) == 4 + len(failed) and all("aclrtSetDevice failed on device 1" in line for line in failed)
+    assert sorted(one.number for record in records(folder) for one in record.done) == list(range(7))
+    assert "0 made, 7 already right" in works("TSM_chunked.py", *args, "--devices", "0", cwd=folder, env=standins)
+
+
+def namespaces(*flags):
+    return shutil.which("unshare") and subprocess.call(["unshare", *flags, "true"], stderr=subprocess.DEVNULL) == 0
+
+
+@NEEDS_RAY
+@pytest.mark.skipif(not namespaces("-m"), reason="NOT RUN: no mount namespaces here, so no node can lack what the others have")
+def test_a_node_without_the_model_is_named_and_a_chunk_of_nothing_readable_is_passed_by(repo, thin_onnx, tmp_path, cluster):
+    folder = listed(tmp_path / "run", thin_onnx, 6)
+    for number in (2, 3):
+        (folder / "videos" / ("%d.webm" % number)).unlink()
+        (folder / "videos" / ("%d.webm" % number)).write_bytes(b"")
+    (folder / "model").mkdir()
+    shutil.move(str(folder / "new.onnx"), str(folder / "model"))
+    ray = os.path.join(os.path.dirname(sys.executable), "ray")
+    command = "mount -t tmpfs none %s && exec %s start --address=%s --num-cpus=1 --object-store-memory=100000000 --block" % (
+        folder / "model", ray, cluster.address)
+    node = subprocess.Popen(["unshare", "-m", "sh", "-c", command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                            start_new_session=True)
+    try:
+        limit = time.monotonic() + 30
+        while len(alive(cluster)) < 3 and time.monotonic() < limit:
+            time.sleep(0.2)
+        process = start(repo, folder, cluster, "--model", "model/new.onnx", "--chunk", 2, "--on-error", "skip")
+        out, err = ended(process)
+    finally:
+        os.killpg(node.pid, signal.SIGTERM)
+        node.wait()
+    assert err.count("\n") == 1 and "has no %s; it is not used" % (folder / "model/new.onnx") in err
+    assert "4 of 6 videos are done, 2 cannot be read, 0 are to do" in out
+    assert len(summary(folder)["tsm"]["workers"]) == 1 and len(records(folder)) == 3
+    manifest = json.loads((folder / "sthv2/sthv2.json").read_text())
+    assert [entry["source"] for entry in manifest["skipped"]] == ["2.webm", "3.webm"]
+
+
+def alive(cluster):
+    """The nodes that the cluster's head knows to be alive."""
+    from ray._raylet import GcsClient
+
+    return [node for node in GcsClient(address=cluster.address).get_all_node_info().values() if node.state == 0]
+
+
+@pytest.fixture
+def other_host(cluster):
+    """A node with an address of its own, in a network namespace; cut() takes its network away."""
+    name, ours, theirs = "tsm%d" % os.getpid(), "tsmo%d" % (os.getpid() % 10**6), "tsmt%d" % (os.getpid() % 10**6)
+    net = "10.%d.%d." % (200 + os.getpid() % 50, os.getpid() // 50 % 250)
+
+    def ip(*words):
+        subprocess.check_call(["ip", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    inside = ("netns", "exec", name, "ip")
+    ray = os.path.join(os.path.dirname(sys.executable), "ray")
+    before, node = len(alive(cluster)), None
+    try:
+        try:
+            ip("netns", "add", name)
+            ip("link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", name)
+            ip("addr", "add", net + "1/24", "dev", ours)
+            ip("link", "set", ours, "up")
+            ip(*inside, "addr", "add", net + "2/24", "dev", theirs)
+            ip(*inside, "link", "set", theirs, "up")
+            ip(*inside, "link", "set", "lo", "up")
+            ip(*inside, "route", "add", "default", "via", net + "1")
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("NOT RUN: no network namespaces here, so no host can be cut off")
+        command = ["ip", "netns", "exec", name, ray, "start", "--address=" + cluster.address, "--node-ip-address=" + net + "2",
+                   "--num-cpus=1", "--object-store-memory=100000000", "--block"]
+        node = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        limit = time.monotonic() + 30
+        while len(alive(cluster)) <= before:
+            assert time.monotonic() < limit and node.poll() is None
+            time.sleep(0.1)
+        yield lambda: ip("link", "set", ours, "down")
+    finally:
+        pids = subprocess.run(["ip", "netns", "pids", name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True)
+        for pid in pids.stdout.split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        if node:
+            node.wait()
+        subprocess.call(["ip", "netns", "del", name], stderr=subprocess.DEVNULL)
+        subprocess.call(["ip", "link", "del", ours], stderr=subprocess.DEVNULL)
+
+
+@NEEDS_RAY
+@pytest.mark.skipif(not shutil.which("ip"), reason="NOT RUN: no ip command, so no host can be cut off")
+def test_a_host_that_is_cut_off_costs_its_chunk(repo, fresh, expected, cluster, other_host):
+    process = start(repo, fresh, cluster)
+    wait_for(lambda: len({record.host for record in records(fresh)}) == 2, process)
+    assert len(records(fresh)) < CLIPS // CHUNK
+    other_host()
+    ended(process)
+    assert results(fresh) == expected
+    assert sorted(one.number for record in records(fresh) for one in record.done) == list(range(CLIPS))
+
+
+@NEEDS_RAY
+def test_no_cluster_is_one_line(fails, fresh):
+    line = fails("TSM_chunked.py", *arguments("--ray", "127.0.0.1:9"), cwd=fresh)
+    assert "--ray 127.0.0.1:9: no cluster is reached" in line and "ray start --head" in line
+    assert "Ray Client is not used" in fails("TSM_chunked.py", *arguments("--ray", "ray://x:1"), cwd=fresh)
+    assert "neither auto nor local nor HOST:PORT" in fails("TSM_chunked.py", *arguments("--ray", "here"), cwd=fresh)
+
+
+def job(folder, **changes):
+    model = folder / "m.onnx"
+    model.write_bytes(b"model")
+    made = Job(Source(str(folder), None, None, "float32"), "", "", "cpu", str(model), "", "fp32", "onnxruntime", None, None, "",
+               {str(model): sha256(str(model))}, versions("cpu", "onnxruntime"))
+    return made._replace(**changes)
+
+
+def test_a_host_that_differs_says_how(tmp_path):
+    examine(job(tmp_path))
+    with pytest.raises(Unfit, match="has numpy .*, and the run 0.1"):
+        examine(job(tmp_path, versions=dict(versions("cpu", "onnxruntime"), numpy="0.1")))
+    with pytest.raises(Unfit, match="has another .*m.onnx than the run"):
+        examine(job(tmp_path, digests={str(tmp_path / "m.onnx"): "0"}))
+    with pytest.raises(Unfit, match="has no /nowhere/m.onnx"):
+        examine(job(tmp_path, digests={"/nowhere/m.onnx": "0"}))
+    with pytest.raises(Unfit, match="has no /nowhere/videos"):
+        examine(job(tmp_path, source=Source("/nowhere/videos", None, None, "float32")))
+
+
+def test_where_ray_is_missing_one_line_says_what_to_install(repo, setting):
+    program = ("import importlib.util, sys; find = importlib.util.find_spec\n"
+               "importlib.util.find_spec = lambda name, *rest: None if name == 'ray' else find(name, *rest)\n"
+               "del sys.argv[0]; sys.path.insert(0, %r); import runpy\nrunpy.run_path(sys.argv[0], run_name='__main__')" % str(repo))
+    done = subprocess.run([sys.executable, "-c", program, str(repo / "TSM_chunked.py")] + arguments("--ray", "auto"),
+                          cwd=str(setting), stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    wanted = "requirements-cluster.txt" if sys.version_info >= (3, 10) else "Python 3.10 or newer"
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and wanted in done.stderr, done.stderr
+
+
+def test_a_host_whose_videos_differ_or_are_missing_names_one(tmp_path):
+    for name in ("a.webm", "b.webm"):
+        (tmp_path / name).write_bytes(b"video")
+    source, clips = Source(str(tmp_path), IMG, SSV2, "float32"), {3: Clip(4, "a.webm", None, 0), 5: Clip(6, "b.webm", None, 0)}
+    chunk = Chunk(3, 6, clips, keys_of(source, clips, "basis")[0])
+    host = job(tmp_path, source=source, basis="basis")
+    check_clips(host, chunk)
+    os.utime(str(tmp_path / "b.webm"), (1, 1))
+    with pytest.raises(Unfit, match="has another .*b.webm than the run"):
+        check_clips(host, chunk)
+    with pytest.raises(UserError, match="videos 3:6: this host now has another .*b.webm than the run .*; run the same command again"):
+        list(in_turn(host, [chunk], lambda under_way: None))
+    (tmp_path / "a.webm").unlink()
+    with pytest.raises(Unfit, match="has no usable .*a.webm: no such file"):
+        check_clips(host, chunk)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="NOT RUN: Ray needs Python 3.10 or newer")
+def test_nothing_is_reported_to_ray_s_makers(fails, setting, tmp_path):
+    """What Ray's reports of usage go by is set before Ray is imported; a stand-in for Ray tells."""
+    (tmp_path / "ray.py").write_text("import json, os\njson.dump(dict(os.environ), open(%r, 'w'))\ndef is_initialized(): return False\n"
+                                     "def init(**how): raise ConnectionError('nobody here')\n" % str(tmp_path / "seen"))
+    line = fails("TSM_chunked.py", *arguments("--ray", "auto"), cwd=setting, env={"PYTHONPATH": str(tmp_path)})
+    seen = json.loads((tmp_path / "seen").read_text())
+    assert "--ray auto: no cluster is reached (nobody here)" in line
+    assert seen["RAY_USAGE_STATS_ENABLED"] == "0" and seen["RAY_USAGE_STATS_REPORT_URL"] == "http://127.0.0.1:9/"
+    assert seen["RAY_EXPERIMENTAL_NOSET_ASCEND_RT_VISIBLE_DEVICES"] == "1"
+
+
+def test_both_lists_of_requirements_pin_the_ray_that_was_tested(repo):
+    def pins(name):
+        return [line.split("#")[0].strip() for line in (repo / name).read_text().splitlines() if line.startswith("ray")]
+
+    assert pins("requirements-cluster.txt") == pins("test/requirements.txt") and len(pins("test/requirements.txt")) == 1
