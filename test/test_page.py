@@ -200,6 +200,17 @@ def test_the_page_forbids_every_request(page, tmp_path):
     assert len(page.logs) >= 2  # the policy says what it refused
 
 
+def test_who_computed_it_is_a_row_each_where_several_did():
+    made = report()
+    worker = {"host": "<one>", "device": "chip 0", "chunks": 3, "videos": 60, "seconds": 12.0, "videos_per_second": 5.0}
+    made["inference"]["tsm"] = {"workers": [worker]}
+    assert 'id="workers"' not in report_page(made, "report.json")
+    made["inference"]["tsm"]["workers"].append(dict(worker, host="two", chunks=4))
+    page = report_page(made, "report.json")
+    assert re.search(r'<bdi>&lt;one&gt;</bdi></td><td>chip 0</td><td class="n">3</td><td class="n">60</td>', page)
+    assert "<bdi>two</bdi>" in page
+
+
 def test_film_strips_are_pictures_and_nothing_else():
     made = report()
     made["findings"]["gallery"]["failures"][0]["strip"] = PIXEL

@@ -96,7 +96,7 @@ def report_values(report: Dict[str, Any]) -> Dict[str, Any]:
     values: Dict[str, Any] = {
         "r": report, "accuracy": accuracy, "found": found, "subject": subject(report), "low": low, "high": high,
         "name": lambda number: name_of(number, names), "views": protocol_from(report["protocol"], "report.json").views,
-        "engine": own_entry(report["inference"]).get("engine"),
+        "engine": own_entry(report["inference"]).get("engine"), "workers": own_entry(report["inference"]).get("workers") or [],
         "published": published,
         "speeds": sorted((int(batch), speed) for batch, speed in report["throughput"].items()),
         "speed_rows": [row[:2] + row[4:] for row in rows(report) if row[4]],
