@@ -9,8 +9,8 @@ usage() {
 usage: ./run_all.sh BATCH_SIZE [options]
 
 From a TSM checkpoint to measured accuracy and throughput: lists, preprocessing, export, graph surgery, inference, top-k,
-throughput, and a report as a table, a page (report.html) and report.json. With no options it runs the bundled demo; running it again redoes only what is missing or
-out of date.
+throughput, and a report: a table, a page (report.html) and report.json. With no options it runs the bundled demo; running it
+again redoes only what is missing or out of date.
 
 data and model
   --data_root DIR        folder of the videos, or of the extracted frames, that --ann_file names
