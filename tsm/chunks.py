@@ -76,8 +76,10 @@ class Unfit(Exception):
 def job_of(args: argparse.Namespace) -> Tuple[Work, Job, Optional[Offline]]:
     """(the work that a script's options describe, the job to be carried out, on a CPU the model)."""
     model: Optional[Offline] = None
-    int8, protocol, dtype, backend = "", read_protocol(args.protocol), "float32", "ais_bench"
-    if args.device == "cpu":
+    int8 = ""
+    if args.device == "npu":
+        protocol, dtype, backend = read_protocol(args.protocol), "float32", "ais_bench"
+    else:
         model = read_offline(args.model)
         if model.protocol is None:
             raise UserError("%s: not a model of modify_onnx.py; TSM_infer.py runs it from tensors" % args.model)
