@@ -24,8 +24,9 @@ from tsm.samples import Clip
 
 pytest.importorskip("onnx")
 CLIPS, CHUNK = 40, 5
-NEEDS_RAY = pytest.mark.skipif(sys.version_info < (3, 10) or not shutil.which(os.path.join(os.path.dirname(sys.executable), "ray")),
-                               reason="NOT RUN: Ray is not installed, or this Python is older than 3.10")
+RAY = os.path.join(os.path.dirname(sys.executable), "ray")
+NEEDS_RAY = pytest.mark.skipif(not os.environ.get("TSM_CLUSTER") or sys.version_info < (3, 10) or not os.path.exists(RAY),
+                               reason="NOT RUN: ./test/run.sh --cluster runs it, with Ray, on Python 3.10 or newer")
 
 
 def summary(folder):
