@@ -38,7 +38,7 @@ from tsm.engine import add_options
 from tsm.files import locked
 from tsm.offline import Offline
 from tsm.protocol import read_protocol
-from tsm.samples import read_list
+from tsm.samples import check_data_root, read_list, refuse
 
 
 def get_args() -> argparse.Namespace:
@@ -95,7 +95,7 @@ def carry_out(args: argparse.Namespace, work: journal.Work, job: Job, found: jou
     from tqdm import tqdm
 
     if args.on_error == "fail":
-        journal.refuse(args.ann_file, work.clips, found.corrupt)
+        refuse(args.ann_file, work.clips, found.corrupt)
     if not found.keys:
         return
     carry, at_once = carrier(args)
@@ -114,7 +114,7 @@ def carry_out(args: argparse.Namespace, work: journal.Work, job: Job, found: jou
                     journal.keep(work, log, found, piece)
                     bar.update(len(piece.scored) + len(piece.skipped))
                     if args.on_error == "fail":
-                        journal.refuse(args.ann_file, work.clips, found.corrupt)
+                        refuse(args.ann_file, work.clips, found.corrupt)
 
 
 def show(found: journal.Survey, work: journal.Work, videos: int) -> None:
@@ -133,7 +133,7 @@ def conclude(args: argparse.Namespace, work: journal.Work, found: journal.Survey
     if found.keys:
         raise UserError("%s: %d of %d videos are not done: %s" % (args.ann_file, len(found.keys), len(work.clips), "; ".join(left)))
     if args.on_error == "fail":
-        journal.refuse(args.ann_file, work.clips, found.corrupt)
+        refuse(args.ann_file, work.clips, found.corrupt)
     agreement = stream.agreement_with_fp32(args, work, found, model) if isinstance(model, Offline) else {}
     seconds = journal.busy_seconds(found.records)
     stream.finish(work, found, args.ann_file, args.output_dir, sys.argv[1:], dict(facts_of(args, found, model), **agreement),
@@ -159,7 +159,7 @@ def main() -> None:
         protocol = read_protocol(args.protocol)
         print(chunk_size(len(read_list(args.ann_file, protocol)), args.dtype, protocol=protocol))
         return
-    stream.check_inputs(args)
+    check_data_root(args.data_root)
     work, job, model = job_of(args)
     if args.status:
         show(journal.survey(work), work, len(work.clips))

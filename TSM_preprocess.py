@@ -37,7 +37,19 @@ from tsm.frames import Naming, add_naming
 from tsm.machine import cores, workers_that_fit
 from tsm.preprocess import Job, Made, check_space, invalidate, make, survey
 from tsm.protocol import Protocol, read_protocol
-from tsm.samples import BINS, INFO, MANIFEST, Clip, manifest_of, read_list, write_info, write_manifest
+from tsm.samples import (
+    BINS,
+    INFO,
+    MANIFEST,
+    Clip,
+    check_data_root,
+    check_readable,
+    manifest_of,
+    read_list,
+    refuse,
+    write_info,
+    write_manifest,
+)
 
 
 def get_args() -> argparse.Namespace:
@@ -84,13 +96,12 @@ def preprocess(args: argparse.Namespace, protocol: Protocol) -> None:
         raise UserError("--range %d:%d: the list has %d clips" % (args.range.start, args.range.stop, len(clips)))
     corrupt: Dict[int, Corrupt] = {}
 
-    def refuse(index: int, error: Corrupt) -> None:
+    def unreadable(index: int, error: Corrupt) -> None:
         if args.on_error == "fail":
-            raise UserError("%s, line %d: %s: %s; mend the clip or its line, or leave it out by --on-error skip"
-                            % (args.ann_file, clips[index].line, clips[index].source, error))
+            refuse(args.ann_file, clips, {index: error})
         corrupt[index] = error
 
-    job = Job(chosen, args.data_root, Naming(args.filename_tmpl, args.start_index), protocol, args.dtype, args.output_dir, refuse)
+    job = Job(chosen, args.data_root, Naming(args.filename_tmpl, args.start_index), protocol, args.dtype, args.output_dir, unreadable)
     os.makedirs(job.file(BINS), exist_ok=True)
     done, keys = survey(job)
     kept = len(done)
@@ -101,9 +112,8 @@ def preprocess(args: argparse.Namespace, protocol: Protocol) -> None:
         print("note: %d processes at a time instead of %d, which is what the memory holds of tensors of %.0f MB"
               % (workers, args.num_worker, job.nbytes / 1e6))
     seconds = make(job, keys, done, workers)
-    if not done and not args.range:  # a part of the list may turn out empty
-        raise UserError("%s: none of its %d clips could be read (line %d: %s)"
-                        % (args.ann_file, len(chosen), chosen[min(corrupt)].line, corrupt[min(corrupt)]))
+    if not args.range:  # a part of the list may turn out empty
+        check_readable(args.ann_file, chosen, corrupt, len(done))
     publish(job, args, clips, done, corrupt)
     for index in sorted(corrupt):
         print("skipped: line %d, %s: %s" % (chosen[index].line, chosen[index].source, corrupt[index]))
@@ -116,8 +126,7 @@ def preprocess(args: argparse.Namespace, protocol: Protocol) -> None:
 
 def main() -> None:
     args = get_args()
-    if not os.path.isdir(args.data_root):
-        raise UserError("%s: no such folder; --data_root is the folder that the list's paths start from" % args.data_root)
+    check_data_root(args.data_root)
     os.makedirs(args.output_dir, exist_ok=True)
     with locked(args.output_dir):
         preprocess(args, read_protocol(args.protocol))

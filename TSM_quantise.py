@@ -28,7 +28,7 @@ from tsm.int8 import calibration_view, int8_file, quantise, views_from_tensors, 
 from tsm.machine import cores
 from tsm.offline import Offline, one_view, read_offline
 from tsm.protocol import SSV2
-from tsm.samples import evenly, read_list
+from tsm.samples import evenly, read_list, refuse
 from tsm.tensors import list_inputs
 
 
@@ -68,8 +68,7 @@ def views_from_list(args: argparse.Namespace, model: Offline) -> List[np.ndarray
         if not isinstance(video, Corrupt):
             views[number] = calibration_view(video, number, protocol)
         elif args.on_error == "fail":
-            raise UserError("%s, line %d: %s: %s; mend the clip or its line, or leave it out by --on-error skip"
-                            % (args.ann_file, chosen[number].line, chosen[number].source, video))
+            refuse(args.ann_file, dict(enumerate(chosen)), {number: video})
     if not views:
         raise UserError("%s: none of its %d calibration clips could be read" % (args.ann_file, len(chosen)))
     return [views[number] for number in sorted(views)]

@@ -28,6 +28,7 @@ from tsm.files import locked
 from tsm.int8 import int8_file
 from tsm.machine import cores
 from tsm.offline import Offline, read_offline
+from tsm.samples import check_data_root, refuse
 
 
 def get_args() -> argparse.Namespace:
@@ -43,7 +44,7 @@ def process(args: argparse.Namespace, work: journal.Work, model: Offline) -> Non
 
     found = journal.survey(work)
     if args.on_error == "fail":
-        journal.refuse(args.ann_file, work.clips, found.corrupt)
+        refuse(args.ann_file, work.clips, found.corrupt)
     kept, left = len(found.done), len(found.keys)
     journal.begin(work, found, args.output_dir)
     engine, int8 = open_engine(args, model, args.precision)
@@ -52,7 +53,7 @@ def process(args: argparse.Namespace, work: journal.Work, model: Offline) -> Non
     results = stream.compute_list(work, engine, model, found, args.num_worker or cores())
     for _ in tqdm(results, total=left, desc="videos", unit="video", disable=None):
         if args.on_error == "fail":
-            journal.refuse(args.ann_file, work.clips, found.corrupt)
+            refuse(args.ann_file, work.clips, found.corrupt)
     facts = dict(about(engine, model, args.precision, int8), **stream.agreement_with_fp32(args, work, found, model))
     stream.finish(work, found, args.ann_file, args.output_dir, sys.argv[1:], facts)
     print("%d results in %s: %d made, %d already right, %d skipped"
@@ -61,7 +62,7 @@ def process(args: argparse.Namespace, work: journal.Work, model: Offline) -> Non
 
 def main() -> None:
     args = get_args()
-    stream.check_inputs(args)
+    check_data_root(args.data_root)
     model = read_offline(args.model)
     if model.protocol is None:
         raise UserError("%s: not a model of modify_onnx.py; TSM_infer.py runs it from tensors" % args.model)

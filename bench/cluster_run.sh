@@ -11,18 +11,8 @@ if [ -z "${PYTHON:-}" ]; then
     PYTHON=$PWD/.venv/bin/python
 fi
 export PYTHON
-rm -rf "$work"
-mkdir -p "$work/videos"
-
-annotations=demo/annotations/something-something-v2
-"$PYTHON" TSM_dataset.py --annotations $annotations-validation.json --labels $annotations-labels.json --videos demo/videos \
-    --output_dir "$work" >"$work/lists.log"
-mapfile -t lines <"$work/sthv2_val_list_videos.txt"
-for ((number = 0; number < clips; number++)); do
-    read -r video label <<<"${lines[number % ${#lines[@]}]}"
-    ln -s "$PWD/demo/videos/$video" "$work/videos/$number.webm"
-    echo "$number.webm $label"
-done >"$work/list.txt"
+. bench/clips.sh
+make_clips "$PYTHON" "$work" "$clips"
 
 coproc nodes { exec "$PYTHON" bench/nodes.py 3 2>"$work/nodes.log"; }
 read -r address <&"${nodes[0]}" || { tail -1 "$work/nodes.log" >&2; exit 1; }

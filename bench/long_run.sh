@@ -5,19 +5,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 clips=${CLIPS:-2000} work=$PWD/bench/work/long
-rm -rf "$work"
-mkdir -p "$work/videos"
-
-annotations=demo/annotations/something-something-v2
 [ -n "${PYTHON:-}" ] || { ./setup.sh; demo_python=.venv/bin/python; }
-"${PYTHON:-$demo_python}" TSM_dataset.py --annotations $annotations-validation.json --labels $annotations-labels.json \
-    --videos demo/videos --output_dir "$work" >"$work/lists.log"
-mapfile -t lines <"$work/sthv2_val_list_videos.txt"
-for ((number = 0; number < clips; number++)); do
-    read -r video label <<<"${lines[number % ${#lines[@]}]}"
-    ln -s "$PWD/demo/videos/$video" "$work/videos/$number.webm"
-    echo "$number.webm $label"
-done >"$work/list.txt"
+. bench/clips.sh
+make_clips "${PYTHON:-$demo_python}" "$work" "$clips"
 
 run() { # run LOG OPTIONS…: in a process group of its own
     setsid ./run_all.sh 1 --device cpu --data_root "$work/videos" --ann_file "$work/list.txt" --work_dir "$work" --stream \

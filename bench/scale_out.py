@@ -22,7 +22,7 @@ import time
 from statistics import median
 from typing import Any, Dict, List, NamedTuple, Tuple
 
-from turns import REPO  # sets up the path to the suite
+from turns import REPO, link_clips  # sets up the path to the suite
 
 from tsm.chunks import TENSOR_BYTES, WORK_SECONDS
 from tsm.cli import UserError, parser, positive, positive_number, run
@@ -50,18 +50,6 @@ def get_args() -> argparse.Namespace:
                      "of 10 cores; an estimate (default: %(default)s)")
     cli.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
     return cli.parse_args()
-
-
-def make_list(folder: str, videos: int) -> None:
-    """A folder of links to the demo's clips, and the list of them."""
-    clips = sorted(os.listdir(os.path.join(REPO, "demo", "videos")))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(os.path.join(folder, "videos"))
-    with open(os.path.join(folder, "list.txt"), "w", encoding="utf-8") as file:
-        for number in range(videos):
-            os.symlink(os.path.join(REPO, "demo", "videos", clips[number % len(clips)]),
-                       os.path.join(folder, "videos", "%d.webm" % number))
-            file.write("%d.webm 0\n" % number)
 
 
 def timed(folder: str, script: str, *more: str) -> float:
@@ -191,7 +179,7 @@ def scaling(args: argparse.Namespace, measured: Dict[str, Any]) -> List[Dict[str
 def main() -> None:
     args = get_args()
     folder = os.path.abspath(os.path.join(args.work_dir, "scale_out"))
-    make_list(folder, args.videos)
+    link_clips(folder, args.videos)
     measured = measure(args, folder)
     shutil.rmtree(folder)
     print("%s, %s, int8, %d videos in chunks of %d, %d rounds, %d cores\n" % (

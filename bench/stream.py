@@ -17,7 +17,7 @@ import time
 from statistics import median
 from typing import Dict, List
 
-from turns import REPO  # sets up the path to the suite
+from turns import REPO, link_clips  # sets up the path to the suite
 
 from tsm.cli import UserError, parser, positive, run
 from tsm.files import write_json
@@ -49,22 +49,10 @@ def printed(words: List[str], folder: str) -> str:
     return done.stdout
 
 
-def make_list(folder: str, videos: int) -> None:
-    """A folder of links to the demo's clips, and the list of them."""
-    clips = sorted(os.listdir(os.path.join(REPO, "demo", "videos")))
-    shutil.rmtree(os.path.join(folder, "videos"), ignore_errors=True)
-    os.makedirs(os.path.join(folder, "videos"))
-    with open(os.path.join(folder, "list.txt"), "w", encoding="utf-8") as file:
-        for number in range(videos):
-            os.symlink(os.path.join(REPO, "demo", "videos", clips[number % len(clips)]),
-                       os.path.join(folder, "videos", "%d.webm" % number))
-            file.write("%d.webm 0\n" % number)
-
-
 def main() -> None:
     args = get_args()
     folder = os.path.abspath(os.path.join(args.work_dir, "stream"))
-    make_list(folder, args.videos)
+    link_clips(folder, args.videos)
     model = ["--model", os.path.join("..", "tsm_u8_bs1.onnx"), "--precision", "int8", "--int8_model",
              os.path.join("..", "tsm_u8_int8.xml"), "--agreement", "0"]
     source = ["--data_root", "videos", "--ann_file", "list.txt"]

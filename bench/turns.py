@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,18 @@ from tsm.protocol import SSV2  # noqa: E402
 def random_video() -> np.ndarray:
     """One video's tensor, float32 [1, frames, 3, size, size]; no way's speed depends on its values."""
     return np.random.RandomState(0).standard_normal((1,) + SSV2.video_shape).astype(np.float32)
+
+
+def link_clips(folder: str, videos: int) -> None:
+    """Make `folder` anew: videos, links to the demo's clips, and list.txt, the list of them."""
+    clips = sorted(os.listdir(os.path.join(REPO, "demo", "videos")))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(os.path.join(folder, "videos"))
+    with open(os.path.join(folder, "list.txt"), "w", encoding="utf-8") as file:
+        for number in range(videos):
+            os.symlink(os.path.join(REPO, "demo", "videos", clips[number % len(clips)]),
+                       os.path.join(folder, "videos", "%d.webm" % number))
+            file.write("%d.webm 0\n" % number)
 
 
 def answer(name: str, compute: Callable[[int], None]) -> None:

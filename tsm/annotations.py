@@ -13,6 +13,7 @@ import re
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from tsm.cli import UserError
+from tsm.files import read_text
 from tsm.labels import read_names
 
 SSV2_LIST = "sthv2_val"  # what lists of Something-Something V2 are called (the guide's)
@@ -47,12 +48,7 @@ def read_annotations(path: str, labels_path: Optional[str]) -> Annotations:
     names = read_names(labels_path) if labels_path else None
     if names and len(set(names)) < len(names):
         raise UserError("%s: the label %r is there twice; mend it" % (labels_path, next(n for n in names if names.count(n) > 1)))
-    with open(path, "rb") as file:
-        raw = file.read()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError("%s: not UTF-8 text; save it as UTF-8" % path)
+    text = read_text(path)
     stem = os.path.splitext(os.path.basename(path))[0]
     if path.lower().endswith(".json") or text.lstrip()[:1] in ("[", "{"):
         if names is None:

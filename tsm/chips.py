@@ -28,7 +28,6 @@ from tsm.files import read_npy, write_json
 from tsm.journal import Piece, Scored
 from tsm.machine import cores
 from tsm.npu import devices, listing, the_chip
-from tsm.protocol import SSV2
 from tsm.results import TIMES, read_summary, summary_path
 from tsm.samples import BINS, MANIFEST, read_manifest
 
@@ -90,14 +89,13 @@ def run_command(words: Sequence[str], running: List[Any]) -> Tuple[int, str]:
 
 def preprocess(job: Job, chunk: Chunk, folder: str, running: List[Any]) -> None:
     """Make the tensors of a chunk in `folder`, by TSM_preprocess.py."""
+    protocol = os.path.join(folder, "protocol.json")
+    write_json(protocol, job.source.protocol._asdict())
     words = [sys.executable, os.path.join(SUITE, "TSM_preprocess.py"), "--data_root", job.source.data_root, "--ann_file",
              job.ann_file, "--filename_tmpl", job.source.naming.template, "--start_index", str(job.source.naming.start),
              "--on-error", "skip", "--range", "%d:%d" % (chunk.start, chunk.stop), "--output_dir", folder,
              "--num_worker", str(job.num_worker or cores())]
-    if job.source.protocol != SSV2:
-        write_json(os.path.join(folder, "protocol.json"), job.source.protocol._asdict())
-        words += ["--protocol", os.path.join(folder, "protocol.json")]
-    status, said = run_command(words, running)
+    status, said = run_command(words + ["--protocol", protocol], running)
     if status < 0:
         raise UserError("%s: TSM_preprocess.py was ended by %s; run the same command again" % (chunk.name, signal.Signals(-status).name))
     if status:

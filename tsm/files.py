@@ -48,6 +48,16 @@ def _remove(path: str) -> None:
         os.remove(path)
 
 
+def read_text(path: str) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark. Raises: UserError where it is not UTF-8."""
+    with open(path, "rb") as file:
+        raw = file.read()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError("%s: not UTF-8 text; save it as UTF-8" % path)
+
+
 def write_text(path: str, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all; names of files that are not UTF-8 keep their bytes."""
     with replacing(path) as part, open(part, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:

@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Opt
 
 import numpy as np
 
-from tsm.cli import Corrupt, UserError
+from tsm.cli import Corrupt
 from tsm.clips import fingerprint
 from tsm.files import write_text
 from tsm.frames import Naming
@@ -236,14 +236,6 @@ def keep(work: Work, journal: TextIO, found: Survey, piece: Piece) -> None:
     found.records.append(record)
     found.done.update((one.number, one) for one in done)
     found.corrupt.update((number, Corrupt(reason)) for number, _, reason in skipped)
-
-
-def refuse(ann_file: str, clips: Mapping[int, Clip], corrupt: Mapping[int, Corrupt]) -> None:
-    """UserError that names the first of the clips that cannot be read, if there is one."""
-    if corrupt:
-        first = min(corrupt)
-        raise UserError("%s, line %d: %s: %s; mend the clip or its line, or leave it out by --on-error skip"
-                        % (ann_file, clips[first].line, clips[first].source, corrupt[first]))
 
 
 def consolidate(work: Work, found: Survey) -> None:

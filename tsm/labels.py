@@ -8,6 +8,7 @@ from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence
 import numpy as np
 
 from tsm.cli import UserError
+from tsm.files import read_text
 
 METADATA = "tsm.labels"  # a JSON list of names, in the order of the classes
 
@@ -28,12 +29,7 @@ def read_names(path: str) -> List[str]:
             text with one name per line (mmaction2's label_map.txt, Jester's labels.csv), or a CSV of names and numbers.
     Raises: UserError if it is none of these, or does not name the classes from 0 on, each once.
     """
-    with open(path, "rb") as file:
-        raw = file.read()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError("%s: not UTF-8 text; save it as UTF-8" % path)
+    text = read_text(path)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

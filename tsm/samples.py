@@ -8,7 +8,7 @@ import numpy as np
 import xxhash
 
 from tsm import __version__
-from tsm.cli import UserError
+from tsm.cli import Corrupt, UserError
 from tsm.files import read_json, sha256, write_json, write_text
 from tsm.protocol import Protocol, protocol_from
 
@@ -84,6 +84,28 @@ def _under(roots: Iterable[str], source: str, where: str) -> str:
             return os.path.relpath(source, root)
     raise UserError("%s: %s does not lie under the data root; name the folder that it starts from by --data_root"
                     % (where, source))
+
+
+def refuse(ann_file: str, clips: Mapping[int, Clip], corrupt: Mapping[int, Corrupt]) -> None:
+    """UserError that names the first of the clips that cannot be read, if there is one."""
+    if corrupt:
+        first = min(corrupt)
+        raise UserError("%s, line %d: %s: %s; mend the clip or its line, or leave it out by --on-error skip"
+                        % (ann_file, clips[first].line, clips[first].source, corrupt[first]))
+
+
+def check_readable(ann_file: str, clips: Mapping[int, Clip], corrupt: Mapping[int, Corrupt], read: int) -> None:
+    """UserError, with the first reason, if none of the clips could be `read`."""
+    if not read:
+        first = min(corrupt)
+        raise UserError("%s: none of its %d clips could be read (line %d: %s)"
+                        % (ann_file, len(clips), clips[first].line, corrupt[first]))
+
+
+def check_data_root(data_root: str) -> None:
+    """UserError unless the folder of the videos exists."""
+    if not os.path.isdir(data_root):
+        raise UserError("%s: no such folder; --data_root is the folder that the list's paths start from" % data_root)
 
 
 def read_info(path: str, classes: int) -> Dict[int, int]:

@@ -10,7 +10,7 @@ import time
 from typing import Any, Dict, Generator, Iterator, Mapping, Optional, Sequence, Tuple
 
 from tsm import __version__
-from tsm.cli import Corrupt, UserError, positive
+from tsm.cli import Corrupt, positive
 from tsm.clips import basis, decoded, versions_of
 from tsm.engine import Engine, open_engine, score
 from tsm.files import sha256
@@ -21,7 +21,7 @@ from tsm.machine import cores
 from tsm.offline import Offline
 from tsm.protocol import Protocol
 from tsm.results import TIMES, joined, read_scores, summarise, throughput_line, write_summary
-from tsm.samples import BINS, INFO, MANIFEST, Clip, checksum, manifest_of, read_list, write_info, write_manifest
+from tsm.samples import BINS, INFO, MANIFEST, Clip, check_readable, checksum, manifest_of, read_list, write_info, write_manifest
 
 
 def add_inputs(cli: argparse.ArgumentParser) -> None:
@@ -38,12 +38,6 @@ def add_inputs(cli: argparse.ArgumentParser) -> None:
     cli.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="what an unreadable clip does (default: "
                      "%(default)s)")
     add_naming(cli)
-
-
-def check_inputs(args: argparse.Namespace) -> None:
-    """UserError unless the folder of the videos is there."""
-    if not os.path.isdir(args.data_root):
-        raise UserError("%s: no such folder; --data_root is the folder that the list's paths start from" % args.data_root)
 
 
 def digests_of(model: str, int8: str = "") -> Dict[str, str]:
@@ -136,10 +130,7 @@ def finish(
     Args:
         facts: for the summary's `tsm` entry. throughput: videos per second; without it that of computing alone.
     """
-    if not found.done:
-        first = min(found.corrupt)
-        raise UserError("%s: none of its %d clips could be read (line %d: %s)"
-                        % (ann_file, len(work.clips), work.clips[first].line, found.corrupt[first]))
+    check_readable(ann_file, work.clips, found.corrupt, len(found.done))
     remove_others(work, found.done)
     consolidate(work, found)
     checksums = {index: one.checksum for index, one in sorted(found.done.items())}
