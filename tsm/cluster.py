@@ -6,6 +6,7 @@ suite, the list, the videos and the model must be under the same paths on every 
 """
 
 import importlib.util
+import logging
 import os
 import socket
 import sys
@@ -73,7 +74,7 @@ def connect(address: str) -> Any:
     options: Dict[str, Any] = {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": MEMORY}
     try:
         if not ray.is_initialized():
-            ray.init(log_to_driver=False, logging_level="CRITICAL", **(options if address == "local" else {"address": address}))
+            ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **(options if address == "local" else {"address": address}))
     except Exception as error:  # ConnectionError, ValueError, RuntimeError: whatever keeps a cluster from being reached
         raise UserError("--ray %s: no cluster is reached (%s); start one with ray start --head, or use --ray local"
                         % (address, first_line(error)))
