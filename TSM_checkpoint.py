@@ -6,8 +6,8 @@
     python3 TSM_checkpoint.py work_dirs/epoch_50.pth --config my_config.py
     python3 TSM_checkpoint.py --list
 
-Exit status 1, with one line that says what the file is, where this suite does not take it: it takes TSM ResNet-50, -101 and
--152 and TSM MobileNetV2, of any number of classes and segments. The network is read from the weights; segments, shift_div and
+Exit status 1, with one line that says what the file is, where this suite does not take it: it takes TSM on ResNets of
+bottlenecks and on MobileNetV2, of any number of classes and segments. The network is read from the weights; segments, shift_div and
 the test from --segments, --config (an mmaction2 config, which is read and not run), the config that mmaction2 keeps in the
 checkpoint, the table of published files (--list; a file belongs to its row if its SHA-256 begins with the digest in its
 name), and the file's name, in this order, or else they are Something-Something V2's, which is said. Two sources that

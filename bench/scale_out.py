@@ -30,7 +30,8 @@ from tsm.files import write_json
 from tsm.journal import JOURNAL, read_journal
 from tsm.machine import cores, processor_name
 from tsm.protocol import SSV2
-from tsm.report import ATLAS_THROUGHPUT, VALIDATION_VIDEOS
+from tsm.report import ATLAS_THROUGHPUT
+from tsm.zoo import VIDEOS
 
 AIMS = {"local": "< 3 %", "Ray": "< 8 %"}
 
@@ -158,7 +159,7 @@ def why(site: Site, videos: int) -> str:
 
 def scaling(args: argparse.Namespace, measured: Dict[str, Any]) -> List[Dict[str, Any]]:
     """Rows of the second table."""
-    ray, videos = measured["Ray"], VALIDATION_VIDEOS
+    ray, videos = measured["Ray"], VIDEOS["Something-V2"]
     start = max(0.0, median(ray["seconds"]) - args.videos * ray["per_video"] - args.videos / args.chunk * ray["per_chunk"])
     rows = []
     cpu_chunk = max(1, int(WORK_SECONDS / ray["per_video"] + 0.999))
@@ -193,7 +194,7 @@ def main() -> None:
             "%.2f" % found["per_chunk"] if way in AIMS else ""))
     rows = scaling(args, measured)
     print("\n%d videos, simulated; a dead host is noticed after %.0f s; chips: %.2f videos per second each (the guide), %.0f s to "
-          "start a chunk\n" % (VALIDATION_VIDEOS, args.notice, ATLAS_THROUGHPUT[1], args.chip_start))
+          "start a chunk\n" % (VIDEOS["Something-V2"], args.notice, ATLAS_THROUGHPUT[1], args.chip_start))
     print("| | chunk | minutes | efficiency | one host in ten dies: minutes | the most is lost to |\n|---|---|---|---|---|---|")
     for row in rows:
         print("| %(workers)d %(kind)s | %(chunk)d | %(minutes).1f | %(efficiency).2f | %(minutes_one_in_ten_dying).1f | %(why)s |" % row)

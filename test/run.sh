@@ -2,7 +2,6 @@
 # Every test, after ruff and mypy. ./test/run.sh [PYTEST_ARGUMENTS]  sets up .venv as run_all.sh does, with what the tests
 # need on top; PYTHON=/path/to/python uses that interpreter as it is.
 # ./test/run.sh --full [PYTEST_ARGUMENTS]  in full size: 100 kills, 2,000 damaged files of each kind, 2,000 videos for memory.
-# ./test/run.sh --cluster  the tests on real Ray clusters of this machine; they need it for themselves, as Ray takes a slow node for dead.
 # ./test/run.sh --reference  proves the suite against mmaction2 itself, in its own environment (Python 3.7).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -12,10 +11,6 @@ fi
 if [ "${1:-}" = --full ]; then
     shift
     export TSM_KILLS=100 TSM_FUZZ=2000 TSM_MEMORY=2000
-fi
-if [ "${1:-}" = --cluster ]; then
-    export TSM_CLUSTER=1
-    set -- -rs test/test_cluster.py
 fi
 given=${PYTHON:-}
 if [ -z "$given" ]; then

@@ -205,11 +205,15 @@ TAKEN = {
     "TSM ResNet-50 of 27 classes": lambda state: resized(state, 27),
     "TSM ResNet-50 of 2 classes": lambda state: resized(state, 2),
     "TSM ResNet-101 of 174 classes": resnet101,
+    "TSM ResNet of 3-4-5-3 bottlenecks of 174 classes": lambda state: {
+        key: value for key, value in state.items() if not key.startswith("backbone.layer3.5.")},
     "TSM MobileNetV2 of 174 classes": lambda state: zeros(
         backbone__conv1__conv__weight=(32, 3, 3, 3), backbone__layer2__1__conv__0__net__conv__weight=(144, 24, 1, 1),
         cls_head__fc_cls__weight=(174, 1280)),
 }
 REFUSED = {
+    "TSM ResNet of 3-4-5-3 basic blocks": lambda state: {
+        key: value for key, value in state.items() if not key.startswith("backbone.layer3.5.") and ".conv3." not in key},
     "TSN ResNet-50 of 174 classes": lambda state: wrapped(state, "backbone", ".conv.net.", ".conv."),
     "TSM ResNet-50 with non-local blocks": lambda state: dict(
         wrapped(state, "backbone.layer2.0.", "layer2.0.", "layer2.0.block."), **zeros(
@@ -247,7 +251,7 @@ def test_another_network_is_named_and_refused(thin, tmp_path, words):
     with pytest.raises(UserError) as raised:
         check_supported(found, "a.pth")
     line = str(raised.value)
-    assert line.startswith("a.pth: is " + words) and "this suite takes TSM ResNet-50, TSM ResNet-101" in line and "\n" not in line
+    assert line.startswith("a.pth: is " + words) and "this suite takes TSM on ResNets of bottlenecks" in line and "\n" not in line
 
 
 def facts(thin, path="a.pth", meta=None, **options):

@@ -21,6 +21,7 @@ THIN = SSV2._replace(size=64)
 NETWORKS = {  # name: (structure, width, protocol, its shifts)
     "ResNet-50 x 16, 10 classes": (RESNET50, 8, THIN._replace(segments=16, classes=10), 16),
     "ResNet-101": (RESNET101, 8, THIN, 18),
+    "ResNet of 2-3-5-1 bottlenecks": (Structure((2, 3, 5, 1)), 8, THIN, 11),
     "ResNet-50, one view": (RESNET50, 8, THIN._replace(sampling="uniform", crops="centre", classes=27), 16),
     "ResNet-50, 100 views": (RESNET50, 8, THIN._replace(sampling="dense", crops="ten", segments=4, size=32), 16),
     "MobileNetV2": (MOBILENET, 16, THIN._replace(classes=400), 10),

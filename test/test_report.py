@@ -12,14 +12,15 @@ import pytest
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
 
+from tsm import zoo  # noqa: E402
 from tsm.accuracy import Accuracy  # noqa: E402
-from tsm.protocol import SSV2  # noqa: E402
-from tsm.report import PUBLISHED, VALIDATION_VIDEOS, rows, verdict  # noqa: E402
+from tsm.protocol import PIPELINES, SSV2  # noqa: E402
+from tsm.report import published_of, rows, verdict  # noqa: E402
 from tsm.results import joined, statistics, summarise  # noqa: E402
 
 ARGS = ("--result_path=inference_result/out_summary.json", "--info_path=sthv2/sthv2.info", "--model", "new.onnx",
         "--batch_size", 1, "--perf_batches", 1)
-OFFICIAL, OTHER = PUBLISHED.digest + "0" * 56, "f" * 64
+OFFICIAL, OTHER = "032aa4da" + "0" * 56, "f" * 64
 
 
 def model(path, **facts):
@@ -93,12 +94,12 @@ def test_a_manifest_without_its_parts_is_named(fails, left, without):
 
 def test_published_figures_stand_beside_their_own_checkpoint_alone(works, left):
     out = works("TSM_report.py", *ARGS, cwd=left)
-    assert "published:" not in out and "another checkpoint" in out and "OUTSIDE" not in out
+    assert "published:" not in out and "none of the published files" in out and "OUTSIDE" not in out
     assert json.loads((left / "report.json").read_text())["published"] is None
     model(left / "new.onnx", fusion="score")
     assert "not known" in works("TSM_report.py", *ARGS, cwd=left)
     (left / "own.pth").write_bytes(b"weights")
-    assert "another checkpoint" in works("TSM_report.py", *ARGS, "--checkpoint", "own.pth", cwd=left)
+    assert "none of the published files" in works("TSM_report.py", *ARGS, "--checkpoint", "own.pth", cwd=left)
     model(left / "new.onnx", fusion="score", checkpoint_sha256=OFFICIAL)
     out = works("TSM_report.py", *ARGS, cwd=left)
     assert "published: Atlas 310P3" in out and "0.6187 / 0.8721" in out and "these are 2 videos" in out
@@ -110,11 +111,32 @@ def test_an_npu_has_the_guide_s_speeds_beside_it_without_their_accuracy(works, l
 
 
 def test_the_verdict_compares_all_videos_of_the_official_checkpoint():
-    right = Accuracy(VALIDATION_VIDEOS, 0, 0.619, 0.87, 0.5, (0.613, 0.625), 0)
-    assert "lies within" in verdict(right, "score", OFFICIAL)
+    def said(accuracy, fusion, digest, protocol=SSV2):
+        return verdict(accuracy, *published_of(fusion, protocol._asdict(), digest))
+
+    right = Accuracy(24777, 0, 0.619, 0.87, 0.5, (0.613, 0.625), 0)
+    assert "lies within" in said(right, "score", OFFICIAL)
     low = right._replace(top1_acc=0.5, top1_interval_95=(0.494, 0.506))
-    assert "lies OUTSIDE" in verdict(low, "score", OFFICIAL) and "mmaction2's top-1 0.6182" in verdict(low, "prob", OFFICIAL)
-    assert "OUTSIDE" not in verdict(low, "score", OTHER) and "OUTSIDE" not in verdict(low, "score", None)
+    assert "lies OUTSIDE" in said(low, "score", OFFICIAL) and "mmaction2's top-1 0.6182" in said(low, "prob", OFFICIAL)
+    assert "OUTSIDE" not in said(low, "score", OTHER) and "OUTSIDE" not in said(low, "score", None)
+    assert "tested otherwise (here segments 16, not 8)" in said(low, "score", OFFICIAL, SSV2._replace(segments=16))
+
+
+@pytest.mark.parametrize("row", zoo.rows(), ids=lambda row: row.digest)
+def test_every_published_file_has_its_own_figure_under_its_own_test(row):
+    protocol = SSV2._replace(classes=row.classes, segments=row.segments, **PIPELINES[row.pipeline])
+    found, why = published_of("prob", protocol._asdict(), row.digest + "0" * 56)
+    if row.top1 is None:
+        assert found is None and row.file in why
+        return
+    assert found.top1_acc == pytest.approx(row.top1 / 100) and found.data == row.data
+    around = Accuracy(found.videos or 19000, 0, found.top1_acc, 1.0, 0.5, (found.top1_acc - 0.01, found.top1_acc + 0.01), 0)
+    assert ("lies within" if found.videos else "not compared") in verdict(around, found, why)
+    assert "not compared" in verdict(around._replace(videos=40), found, why)
+    if row.file != zoo.OFFICIAL:
+        assert "fused by score" in published_of("score", protocol._asdict(), row.digest + "0" * 56)[1]
+    other = protocol._replace(crops="ten" if protocol.crops != "ten" else "three")
+    assert published_of("prob", other._asdict(), row.digest + "0" * 56)[0] is None
 
 
 def test_figures_of_several_runs_are_joined_as_far_as_they_can_be():
@@ -126,7 +148,8 @@ def test_rows_name_the_videos_that_were_left_out():
     report = {"accuracy": Accuracy(9, 3, 1.0, 1.0, 1.0, (0.7, 1.0), 0)._asdict(), "published": None, "fusion": "prob",
               "device": {"kind": "cpu", "name": "x"}, "throughput": {}, "batch_size": 4}
     assert rows(report)[1] == ["x", "4", "9 of 12 videos", "1.0000 / 1.0000", ""]
-    assert np.shape(rows(dict(report, published={"source": "mmaction2", "top1_acc": 0.6182, "top5_acc": 0.868}))) == (3, 5)
+    published = {"source": "mmaction2", "data": "Jester", "top1_acc": 0.972, "top5_acc": None}
+    assert rows(dict(report, published=published))[2] == ["published: mmaction2", "", "Jester", "0.9720", ""]
 
 
 def rows_of(path):

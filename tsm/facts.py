@@ -16,7 +16,8 @@ from tsm.cli import UserError
 from tsm.files import read_json, sha256
 from tsm.protocol import FUSIONS, SSV2, Protocol, read_protocol
 
-NETWORKS = ("TSM ResNet-50", "TSM ResNet-101", "TSM ResNet-152", "TSM MobileNetV2")  # that this suite takes
+_GUIDE = "TSM ResNet-50"  # the network of the Ascend guide
+_TAKEN = re.compile(r"TSM (ResNet-(50|101|152)|ResNet of [-\d]+ bottlenecks|MobileNetV2)")  # networks that this suite takes
 _RESNETS: Dict[Tuple[int, ...], str] = {  # by the blocks of the four stages, and whether they are bottlenecks
     (3, 4, 6, 3, True): "50", (3, 4, 23, 3, True): "101", (3, 8, 36, 3, True): "152", (2, 2, 2, 2, False): "18",
     (3, 4, 6, 3, False): "34",
@@ -127,9 +128,9 @@ def _others_in(stated: str) -> Dict[str, Any]:
 def check_supported(facts: Facts, path: str) -> None:
     """Raise UserError, saying what the checkpoint at `path` is, where this suite does not take it or its sources disagree."""
     p = facts.protocol
-    if facts.network not in NETWORKS:
-        raise UserError("%s: is %s of %d classes; this suite takes %s and %s" % (
-            path, facts.network, p.classes, ", ".join(NETWORKS[:-1]), NETWORKS[-1]))
+    if not _TAKEN.fullmatch(facts.network):
+        raise UserError("%s: is %s of %d classes; this suite takes TSM on ResNets of bottlenecks (ResNet-50, -101, -152, …) and on "
+                        "MobileNetV2" % (path, facts.network, p.classes))
     if facts.conflicts:
         said = ", ".join("%s by %s" % (_words(name, getattr(p, name)), facts.origins[name])
                          for name in ("classes", "segments", "shift_div"))
@@ -145,7 +146,7 @@ def check_supported(facts: Facts, path: str) -> None:
 
 def fusion_of(facts: Facts) -> Tuple[str, str]:
     """(how the views are fused unless the user says otherwise, why)."""
-    if facts.protocol == SSV2 and facts.network == NETWORKS[0]:
+    if facts.protocol == SSV2 and facts.network == _GUIDE:
         return FUSIONS[0], "the Ascend guide"
     return (facts.average_clips, facts.origins["average_clips"]) if facts.average_clips else (FUSIONS[1], "mmaction2's default")
 
@@ -202,7 +203,10 @@ def _network(state: Mapping[str, Any]) -> str:
         return "a network of %d-dimensional convolutions" % (len(stem.shape) - 2)
     found = {match.groups() for match in map(_BLOCK.match, state) if match}
     blocks = tuple(len([stage for stage, _ in found if stage == str(number)]) for number in (1, 2, 3, 4))
-    name = "ResNet-%s" % _RESNETS.get(blocks + (has(r"\.conv3\."),), "like, of %d, %d, %d and %d blocks" % blocks)
+    bottlenecks = has(r"\.conv3\.")
+    known = _RESNETS.get(blocks + (bottlenecks,))
+    kind = "bottlenecks" if bottlenecks else "basic blocks"
+    name = "ResNet-" + known if known else "ResNet of %s %s" % ("-".join(map(str, blocks)), kind)
     extras = [" with non-local blocks"] if has(r"\.non_local_block\.") else []
     extras += [" with temporal pooling"] if has(r"^backbone\.layer\d\.net\.") else []
     extras += [" with whole blocks shifted"] if has(r"^backbone\.layer\d\.\d+\.net\.") else []

@@ -3,38 +3,24 @@
 import json
 import os
 import platform
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from tsm import __version__
+from tsm import __version__, zoo
 from tsm.accuracy import Accuracy
 from tsm.cli import UserError
 from tsm.files import read_json
 from tsm.machine import processor_name
 from tsm.onnxfile import load, metadata, protocol_of
-from tsm.protocol import FUSIONS, differences, protocol_from
+from tsm.protocol import FUSIONS, PIPELINES, SSV2, differences, protocol_from
 from tsm.results import TIMES, own_entry, read_summary, throughput_in
 
 FORMAT = 2  # of report.json; to be raised when what a key means changes
-VALIDATION_VIDEOS = 24777  # of Something-Something V2
 LATENCY_BINS = 40
 PASS, FAIL, NOTE = "pass", "fail", "note"  # states of a check; a note is neither good nor bad
 
 
-class Published(NamedTuple):
-    """What was published of a checkpoint: figures belong to a file, so its SHA-256 must begin with `digest`."""
-
-    checkpoint: str
-    digest: str
-    source: Dict[str, str]  # by the fusion
-    top1: Dict[str, float]
-    top5: Dict[str, float]
-
-
-PUBLISHED = Published(
-    "tsm_r50_256h_1x1x8_50e_sthv2_rgb_20210816-032aa4da.pth", "032aa4da",
-    {"score": "the Ascend guide", "prob": "mmaction2"}, {"score": 0.6187, "prob": 0.6182}, {"score": 0.8721, "prob": 0.8680})
 ATLAS_THROUGHPUT = {1: 20.77, 4: 18.41, 8: 17.67, 16: 17.12, 32: 17.36}  # videos/s by batch, the Ascend guide, Atlas 310P3
 
 
@@ -80,19 +66,37 @@ def device_name(device: str, precision: str) -> str:
     return "%s %s" % (processor_name(), precision) if device == "cpu" else "Ascend NPU"
 
 
-def verdict(accuracy: Accuracy, fusion: str, checkpoint_sha256: Optional[str]) -> str:
+def published_of(fusion: str, protocol: Dict[str, Any], checkpoint_sha256: Optional[str]) -> Tuple[Optional[zoo.Published], str]:
+    """(what was published of the checkpoint under this test and fusion, why nothing can be compared with: empty if it can).
+
+    Args:
+        protocol: fields of the Protocol that was measured by.
+        checkpoint_sha256: in hex, or None where it is not known.
+    """
+    if not checkpoint_sha256:
+        return None, "the checkpoint is not known (--checkpoint names it)"
+    row = zoo.by_sha256(checkpoint_sha256)
+    if row is None:
+        return None, "this checkpoint is none of the published files (TSM_checkpoint.py --list)"
+    test = dict(PIPELINES[row.pipeline], segments=row.segments)
+    differs = ["%s %s, not %s" % (name, protocol[name], wanted) for name, wanted in test.items() if protocol.get(name, wanted) != wanted]
+    if differs:
+        return None, "%s was tested otherwise (here %s)" % (row.file, ", ".join(differs))
+    found = zoo.published(row, fusion)
+    return found, "" if found else "nothing was published of %s with its views fused by %s" % (row.file, fusion)
+
+
+def verdict(accuracy: Accuracy, published: Optional[zoo.Published], why: str) -> str:
     """One line: does the measured top-1 agree with the published one, if the two can be compared at all?"""
-    if not (checkpoint_sha256 or "").startswith(PUBLISHED.digest):
-        whose = "another checkpoint" if checkpoint_sha256 else "a checkpoint that is not known (--checkpoint names it)"
-        return "no published figure to compare with: %s is of %s, and this is %s." % (
-            "the published top-1 %.4f" % PUBLISHED.top1[fusion], PUBLISHED.checkpoint, whose)
-    if accuracy.videos + accuracy.skipped != VALIDATION_VIDEOS:
-        return ("the published top-1 is of the %d videos of the validation set; these are %d videos, so the two are not "
-                "compared." % (VALIDATION_VIDEOS, accuracy.videos))
+    if published is None:
+        return "no published figure to compare with: %s." % why
+    if accuracy.videos + accuracy.skipped != published.videos:
+        return "%s's top-1 %.4f is of %s of %s; these are %d videos, so the two are not compared." % (
+            published.source, published.top1_acc, "the %d videos" % published.videos if published.videos else "a copy",
+            published.data, accuracy.videos)
     low, high = accuracy.top1_interval_95
     return "%s's top-1 %.4f lies %s the measured 95 %% interval %.4f to %.4f." % (
-        PUBLISHED.source[fusion], PUBLISHED.top1[fusion],
-        "within" if low <= PUBLISHED.top1[fusion] <= high else "OUTSIDE", low, high)
+        published.source, published.top1_acc, "within" if low <= published.top1_acc <= high else "OUTSIDE", low, high)
 
 
 def collect(
@@ -108,7 +112,8 @@ def collect(
     """
     fusion, summary = model.facts["tsm.fusion"], read_summary(result_path)
     digest = model.facts.get("tsm.checkpoint_sha256", checkpoint_sha256)
-    report: Dict[str, Any] = {
+    published, why = published_of(fusion, model.protocol, digest)
+    return {
         "format": FORMAT,
         "version": __version__,
         "device": {"kind": device, "name": device_name(device, precision), "precision": precision,
@@ -118,8 +123,8 @@ def collect(
         "batch_size": batch,
         "checkpoint_sha256": digest,
         "accuracy": accuracy._asdict(),
-        "comparison": verdict(accuracy, fusion, digest),
-        "published": None,
+        "comparison": verdict(accuracy, published, why),
+        "published": published._asdict() if published else None,
         "throughput": {str(size): read_throughput(size) for size in perf_batches},
         "inference": dict(((key, value) for key, value in summary.items() if key not in ("filesinfo", "npu_compute_time_list")),
                           **_without_votes(summary)),
@@ -130,10 +135,6 @@ def collect(
         "skipped": manifest["skipped"],
         "stages": read_stages("stages.json"),
     }
-    if (digest or "").startswith(PUBLISHED.digest):
-        report["published"] = {"source": PUBLISHED.source[fusion], "top1_acc": PUBLISHED.top1[fusion],
-                               "top5_acc": PUBLISHED.top5[fusion]}
-    return report
 
 
 def _without_votes(summary: Dict[str, Any]) -> Dict[str, Any]:
@@ -279,13 +280,13 @@ def rows(report: Dict[str, Any]) -> List[List[str]]:
         measured = "%.4f / %.4f" % (accuracy["top1_acc"], accuracy["top5_acc"]) if batch == report["batch_size"] else ""
         speed = report["throughput"].get(str(batch))
         cells.append([report["device"]["name"], str(batch), over + " videos", measured, "" if speed is None else "%.2f" % speed])
-    guide = npu or published and report["fusion"] == "score"  # the guide's speeds are of the network, whatever its weights
-    if not (guide or published):
-        return cells
-    for batch in sorted(ATLAS_THROUGHPUT) if npu else [1]:
-        measured = "%.4f / %.4f" % (published["top1_acc"], published["top5_acc"]) if published and batch == 1 else ""
-        cells.append(["published: " + ("Atlas 310P3" if guide else published["source"]), str(batch), "Sth-Sth V2 val", measured,
-                      "%.2f" % ATLAS_THROUGHPUT[batch] if guide else ""])
+    if published:
+        top5 = "" if published["top5_acc"] is None else " / %.4f" % published["top5_acc"]
+        cells.append(["published: " + published["source"], "", published["data"], "%.4f%s" % (published["top1_acc"], top5), ""])
+    if npu or published and published["source"] == zoo.GUIDE:
+        alike = protocol_from(report["protocol"], "the report").video_shape == SSV2.video_shape
+        cells += [["published: Atlas 310P3, ResNet-50", str(batch), "", "", "%.2f" % ATLAS_THROUGHPUT[batch]]
+                  for batch in sorted(ATLAS_THROUGHPUT) if alike and (npu or batch == 1)]
     return cells
 
 
