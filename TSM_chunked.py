@@ -8,13 +8,15 @@
     … --shard 0/3                                              # the first third; others do 1/3 and 2/3, on a shared folder
     … --merge                                                  # once all shards are done: the result files of the whole
     … --status                                                 # what is done; nothing is touched
-    python3 TSM_chunked.py --size --ann_file list.txt --dtype float32      # how many videos' tensors fit on a disk
+    python3 TSM_chunked.py --size --ann_file list.txt --dtype float32 --protocol protocol.json
+                                     # nothing but: how many videos a chunk may hold, so that two of them are 20 GB of tensors
+                                     # at most; 0 if the whole list is no more
 
 The result files, sthv2/sthv2.info and sthv2/sthv2.json are the same whoever carried the chunks out and whatever died on the
 way. A chunk returns only scores; on an NPU its tensors lie in a folder of the host that does it, and are removed. Each piece
 is recorded beside the results when it arrives, and what is recorded is not done again by any of the ways, nor by
 TSM_stream.py, while its video (size and time of change), the model, the int8 file, the precision and the decoders are the
-same. Killed at any time, the same command, or another way of the same work, goes on.
+same. After a kill, the same command, or another of these ways, continues.
 
 --chunk auto makes chunks of 60 s of work, from a measured sample or the last chunks; on an NPU as large as 20 GB of tensors
 allow. Hosts of a cluster are examined first: versions, model, data. One that differs is named and not used.
@@ -34,7 +36,7 @@ from tsm import journal, stream
 from tsm.chips import check_space, chip_list, chips_here, on_chips
 from tsm.chunks import Job, chunk_option, chunk_size, facts_of, in_turn, job_of, missing_shards, rounds, shard_of, share
 from tsm.cli import UserError, parser, run
-from tsm.engine import add_options
+from tsm.engine import add_agreement, add_options
 from tsm.files import locked
 from tsm.offline import Offline
 from tsm.protocol import read_protocol
@@ -44,8 +46,7 @@ from tsm.samples import check_data_root, read_list, refuse
 def get_args() -> argparse.Namespace:
     if "--size" in sys.argv[1:]:
         cli = parser(__doc__)
-        cli.add_argument("--size", action="store_true", help="only print how many videos of --ann_file a chunk may hold so that "
-                         "20 GB of tensors are on a disk at most; 0 if all fit at once")
+        cli.add_argument("--size", action="store_true", help="see above")
         cli.add_argument("--ann_file", required=True, metavar="FILE", help="the list")
         cli.add_argument("--dtype", choices=("float32", "uint8"), default="float32", help="of the tensors")
         cli.add_argument("--protocol", default="", metavar="FILE", help="how the network is tested, as TSM_checkpoint.py wrote it")
@@ -53,6 +54,7 @@ def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
     stream.add_inputs(cli)
     add_options(cli)
+    add_agreement(cli)
     cli.add_argument("--device", choices=("cpu", "npu"), help="default: npu for an .om file, else cpu")
     cli.add_argument("--protocol", default="", metavar="FILE", help="npu only: how the network is tested, as TSM_checkpoint.py wrote "
                      "it; a CPU takes it from the model (default: as on Something-Something V2)")
@@ -65,13 +67,13 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--status", action="store_true", help="say what is done, and touch nothing")
     cli.add_argument("--scratch", metavar="DIR", help="npu only: for tensors (default: --output_dir; on a cluster each host's "
                      "folder for temporary files)")
-    cli.add_argument("--size", action="store_true", help="with --ann_file and --dtype, and nothing else: see above")
+    cli.add_argument("--size", action="store_true", help="with --ann_file, and if need be --dtype and --protocol, alone: see above")
     args = cli.parse_args()
     args.device = args.device or ("npu" if args.model.endswith(".om") else "cpu")
-    if args.device == "cpu" and (args.devices or args.scratch):
-        cli.error("--devices and --scratch are for an NPU")
-    if args.device == "npu" and (args.precision != "fp32" or args.backend):
-        cli.error("--precision and --backend are for a CPU; atc decided the precision of an NPU's model")
+    if args.device == "cpu" and (args.devices or args.scratch or args.protocol):
+        cli.error("--devices, --scratch and --protocol are for an NPU; a CPU takes the protocol from the model")
+    if args.device == "npu" and (args.precision != "fp32" or args.backend or args.streams or args.int8_model):
+        cli.error("--precision, --int8_model, --backend and --streams are for a CPU; atc decided the precision of an NPU's model")
     if bool(args.ray) + bool(args.devices) > 1 or args.ray and (args.shard or args.merge):
         cli.error("--ray goes with neither --devices nor --shard nor --merge")
     return args
@@ -127,14 +129,14 @@ def show(found: journal.Survey, work: journal.Work, videos: int) -> None:
         print("  " + line)
 
 
-def conclude(args: argparse.Namespace, work: journal.Work, found: journal.Survey, model: Any, kept: int) -> None:
+def conclude(args: argparse.Namespace, work: journal.Work, job: Job, found: journal.Survey, model: Any, kept: int) -> None:
     """Make the result files of the whole list."""
     left = missing_shards(found, len(work.clips), journal.shards(work.folder)) or ["no shard has done them"]
     if found.keys:
         raise UserError("%s: %d of %d videos are not done: %s" % (args.ann_file, len(found.keys), len(work.clips), "; ".join(left)))
     if args.on_error == "fail":
         refuse(args.ann_file, work.clips, found.corrupt)
-    agreement = stream.agreement_with_fp32(args, work, found, model) if isinstance(model, Offline) else {}
+    agreement = stream.agreement_with_fp32(args, work, found, model, job.computing) if isinstance(model, Offline) else {}
     seconds = journal.busy_seconds(found.records)
     stream.finish(work, found, args.ann_file, args.output_dir, sys.argv[1:], dict(facts_of(args, found, model), **agreement),
                   len(found.done) / seconds if seconds else None)
@@ -173,7 +175,7 @@ def main() -> None:
             kept = len(found.done)
             if not args.merge:
                 carry_out(args, work, job, found, journal.begin(work, found, args.output_dir))
-            conclude(args, work, found, model, kept)
+            conclude(args, work, job, found, model, kept)
 
 
 if __name__ == "__main__":

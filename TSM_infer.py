@@ -14,9 +14,9 @@ A model of modify_onnx.py runs VIEW BY VIEW on parallel streams, whatever its ba
 one view's activations fit the caches better than a batch's, and memory does not grow with the batch. The views are then
 fused as the model says. Any other model runs whole. Reading the next files overlaps with computing.
 
-The measured time of a batch runs from its first view's start to its last view's end: computing, with whatever of reading
-and checking the files the overlap does not hide; not the writing of results. There is no filler: the last, partial batch
-computes its own videos only, and counts in the throughput as what it is.
+The measured time of a batch runs from its first view's start to its last view's end. It includes computing, and the part of
+reading and checking the files that the overlap does not hide; it does not include writing results. There is no filler: the
+last, partial batch computes its own videos only, and counts in the throughput as what it is.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from typing import Callable, Dict, List, Tuple
 import numpy as np
 
 from tsm.cli import non_negative, parser, positive, run
-from tsm.engine import Engine, about, add_options, has_bf16, infer, open_engine
+from tsm.engine import Computing, Engine, about, add_agreement, add_options, computing_of, has_bf16, infer, open_engine
 from tsm.machine import cores, peak_memory
 from tsm.offline import Offline, read_offline
 from tsm.results import result_name, result_path, statistics, summarise, summary_path, throughput_line, write_result, write_summary
@@ -50,11 +50,12 @@ def get_args() -> argparse.Namespace:
                      "--input, as often as makes about %d videos)" % SYNTHETIC_VIDEOS)
     cli.add_argument("--warmup_count", type=non_negative, default=1, metavar="N", help="batches run first, not counted "
                      "(default: 1)")
-    cli.add_argument("--batchsize", type=positive, metavar="N", help="of the throughput (default: the model's)")
+    cli.add_argument("--batchsize", type=positive, metavar="N", help="batch size used in the throughput figure (default: the model's)")
     cli.add_argument("--device", "-d", default="0", help="accepted for compatibility; there is one CPU")
     cli.add_argument("--pure_data_type", choices=("zero", "random"), default="zero", help="without --input: zeros, or "
                      "normally distributed values (default: %(default)s)")
     add_options(cli)
+    add_agreement(cli)
     args = cli.parse_args()
     if args.output_dirname and not args.output:
         cli.error("--output_dirname needs --output")
@@ -86,12 +87,12 @@ def results_folder(args: argparse.Namespace) -> str:
 
 
 def agreement(
-    args: argparse.Namespace, model: Offline, batches: List[List[int]], read: Callable[[int], np.ndarray],
+    computing: Computing, model: Offline, batches: List[List[int]], read: Callable[[int], np.ndarray],
     top1: Dict[int, np.ndarray],
 ) -> Dict[str, int]:
     """On how many videos, of the files whose `top1` is given, fp32 gives the same top-1: {same, videos}."""
     exact: Dict[int, np.ndarray] = {}
-    engine, _ = open_engine(args, model, "fp32")
+    engine, _ = open_engine(model, computing._replace(precision="fp32"))
     chosen = [[number] for number in sorted(top1)] if model.fusion else [batch for batch in batches if set(batch) & set(top1)]
     infer(engine, model, chosen, read, 1, lambda number, output: exact.update({number: output.argmax(-1)}),
           "fp32, for comparison")
@@ -117,7 +118,8 @@ def main() -> None:
         check_protocol(inputs, model.protocol, model.dtype, args.model)
         files = inputs.files
     folder = results_folder(args) if args.output and files else ""
-    engine, int8 = open_engine(args, model, args.precision)
+    computing = computing_of(args, model.path)
+    engine, int8 = open_engine(model, computing)
     way = "%s views at a time, fused by %s" % (engine.streams, model.fusion) if model.fusion else "the whole batch at a time"
     print("[INFO] %s on %d threads, %s, %s" % (engine.name, cores(), args.precision, way), flush=True)
 
@@ -152,7 +154,7 @@ def main() -> None:
 
     facts = dict(about(engine, model, args.precision, int8), views_agree=agree or None)
     if args.precision != "fp32" and top1:
-        facts["top1_agreement_with_fp32"] = agreement(args, model, batches, read, top1)
+        facts["top1_agreement_with_fp32"] = agreement(computing, model, batches, read, top1)
         print("[INFO] top-1 agrees with fp32 on %(same)d of %(videos)d videos" % facts["top1_agreement_with_fp32"])
 
     videos = (args.batchsize or model.batch) * len(times)
@@ -161,7 +163,7 @@ def main() -> None:
     throughput = 1000 * videos / sum(times)
     print_figures(times, waits, args.batchsize or model.batch, throughput)
     if made is not None and args.precision == "fp32" and model.fusion and engine.name.startswith("OpenVINO") and has_bf16():
-        seconds = time_of(open_engine(args, model, "bf16")[0], model, made)
+        seconds = time_of(open_engine(model, computing._replace(precision="bf16"))[0], model, made)
         print("[INFO] hint: --precision bf16 is %.1f times as fast on this processor (measured on %d videos); it, and int8, say "
               "how often they agree with fp32" % (1 / seconds / throughput, HINT_VIDEOS))
     if folder:

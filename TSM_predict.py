@@ -33,7 +33,7 @@ from tqdm import tqdm
 from tsm import predict
 from tsm.cli import Corrupt, UserError, complain, parser, positive, positive_number, run, warn
 from tsm.clips import Window, as_video
-from tsm.engine import Engine, about, add_options, open_engine, score
+from tsm.engine import Engine, about, add_options, computing_of, open_engine, score
 from tsm.files import write_json, write_text
 from tsm.labels import labels_in, read_labels, top
 from tsm.live import watching
@@ -90,6 +90,7 @@ def predict_files(
     results: Iterator[Tuple[int, Any]] = ((number, (window, output)) for (number, window), output, _, _ in scores)
     if not args.window:
         results = predict.in_order(results)
+    annotated = predict.annotated_names(args.annotate, paths) if args.annotate else [""] * len(paths)
     for number, some in itertools.groupby(results, key=lambda result: result[0]):
         answers, failed = [], ""
         for _, (window, output) in some:
@@ -97,17 +98,17 @@ def predict_files(
                 failed = str(output)
             else:
                 answers.append(predict.Answer(window, top(output, names, args.top)))
-        yield show(args, paths[number], answers, failed)
+        yield show(paths[number], answers, failed, args.window is not None, annotated[number])
 
 
-def show(args: argparse.Namespace, name: str, answers: List[predict.Answer], failed: str) -> Dict[str, Any]:
-    """Print an input's answers, and why it failed if it did; its entry for --json."""
-    long = args.window is not None
+def show(name: str, answers: List[predict.Answer], failed: str, long: bool, annotated: str) -> Dict[str, Any]:
+    """Print an input's answers, and why it failed if it did, and write it annotated if that has a name; its entry for --json."""
     for line in predict.lines_of(name, answers, long):
         tqdm.write(line)
-    if answers and not failed and args.annotate:
+    if answers and not failed and annotated:
         try:
-            tqdm.write("  wrote " + predict.annotate(args.annotate, name, answers, long))
+            predict.annotate(annotated, name, answers, long)
+            tqdm.write("  wrote " + annotated)
         except Corrupt as error:
             failed = str(error)
     if failed:
@@ -145,16 +146,14 @@ def watch(
 def main() -> None:
     args = get_args()
     model = read_offline(args.model)
-    if model.protocol is None:
-        raise UserError("%s: not a model of modify_onnx.py; make it with modify_onnx.py --target cpu" % args.model)
+    protocol = model.tested_by
     paths: List[Any] = [args.camera] if args.camera is not None else predict.expand(args.inputs)
-    protocol = model.protocol
     names = label_names(args, model, protocol)
     if args.views == 1:
         print("the centre view alone: 1/%d of the cost, less accurate than all views" % protocol.views, flush=True)
         protocol = Protocol(**dict(protocol._asdict(), **CENTRE_VIEW))
         model = model._replace(protocol=protocol)
-    engine, int8 = open_engine(args, model, args.precision)
+    engine, int8 = open_engine(model, computing_of(args, model.path))
     live = [path for path in paths if isinstance(path, int) or predict.is_address(path)]
     files = [path for path in paths if path not in live]
     entries = list(predict_files(args, model, protocol, engine, names, files))

@@ -89,8 +89,8 @@ def scores_of(args: argparse.Namespace, labels: Dict[int, int], classes: int) ->
 
 def write_tables(folder: str, columns: Columns, names: Optional[List[str]], classes: int) -> None:
     """predictions.csv and confusion.csv."""
-    for name, rows in (("predictions.csv", prediction_rows), ("confusion.csv", confusion_rows)):
-        write_csv(os.path.join(folder, name), rows(columns, names, classes))
+    for name, rows in (("predictions.csv", prediction_rows(columns, names)), ("confusion.csv", confusion_rows(columns, names, classes))):
+        write_csv(os.path.join(folder, name), rows)
         print("wrote " + os.path.join(folder, name))
 
 

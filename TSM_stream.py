@@ -22,10 +22,9 @@ import os
 import sys
 
 from tsm import journal, stream
-from tsm.cli import UserError, parser, run
-from tsm.engine import about, add_options, default_backend, open_engine
+from tsm.cli import parser, run
+from tsm.engine import Computing, about, add_agreement, add_options, computing_of, open_engine
 from tsm.files import locked
-from tsm.int8 import int8_file
 from tsm.machine import cores
 from tsm.offline import Offline, read_offline
 from tsm.samples import check_data_root, refuse
@@ -35,10 +34,11 @@ def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
     stream.add_inputs(cli)
     add_options(cli)
+    add_agreement(cli)
     return cli.parse_args()
 
 
-def process(args: argparse.Namespace, work: journal.Work, model: Offline) -> None:
+def process(args: argparse.Namespace, work: journal.Work, model: Offline, computing: Computing) -> None:
     """Bring the results in line with the list."""
     from tqdm import tqdm
 
@@ -47,14 +47,14 @@ def process(args: argparse.Namespace, work: journal.Work, model: Offline) -> Non
         refuse(args.ann_file, work.clips, found.corrupt)
     kept, left = len(found.done), len(found.keys)
     journal.begin(work, found, args.output_dir)
-    engine, int8 = open_engine(args, model, args.precision)
+    engine, int8 = open_engine(model, computing)
     print("[INFO] %s on %d threads, %s, %s views at a time, fused by %s" % (
         engine.name, cores(), args.precision, engine.streams, model.fusion), flush=True)
     results = stream.compute_list(work, engine, model, found, args.num_worker or cores())
     for _ in tqdm(results, total=left, desc="videos", unit="video", disable=None):
         if args.on_error == "fail":
             refuse(args.ann_file, work.clips, found.corrupt)
-    facts = dict(about(engine, model, args.precision, int8), **stream.agreement_with_fp32(args, work, found, model))
+    facts = dict(about(engine, model, args.precision, int8), **stream.agreement_with_fp32(args, work, found, model, computing))
     stream.finish(work, found, args.ann_file, args.output_dir, sys.argv[1:], facts)
     print("%d results in %s: %d made, %d already right, %d skipped"
           % (len(found.done), work.folder, len(found.done) - kept, kept, len(found.corrupt)))
@@ -64,14 +64,11 @@ def main() -> None:
     args = get_args()
     check_data_root(args.data_root)
     model = read_offline(args.model)
-    if model.protocol is None:
-        raise UserError("%s: not a model of modify_onnx.py; TSM_infer.py runs it from tensors" % args.model)
-    int8 = (args.int8_model or int8_file(model.path)) if args.precision == "int8" else ""
-    work = stream.work_of(args, model.protocol, model.dtype.name, stream.digests_of(model.path, int8), args.precision,
-                          args.backend or default_backend())
+    computing = computing_of(args, model.path)
+    work = stream.work_of(args, model.tested_by, model.dtype.name, stream.digests_of(model.path, computing.int8_model), computing)
     os.makedirs(args.output_dir, exist_ok=True)
     with locked(args.output_dir):
-        process(args, work, model)
+        process(args, work, model, computing)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ warn() { echo "run_all.sh: warning: $*" >&2; }
 suite=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 batch='' data_root='' ann_file='' checkpoint='' on_error=fail dtype=float32 num_worker='' chunk=auto
 device=auto fusion='' precision=fp32 backend='' exporter=auto chip='' loop='' perf_batches='' work_dir=$suite
-stream='' devices='' ray='' labels='' filename_tmpl='' start_index='' config='' segments='' protocol='' agreement=8 gallery=12
+stream='' devices='' ray='' labels='' filename_tmpl='' start_index='' config='' segments='' protocol='' agreement='' gallery=''
 while [ $# -gt 0 ]; do
     case $1 in
     -h | --help) usage; exit ;;
@@ -83,7 +83,7 @@ perf_batches=${perf_batches:-$batch}
 for value in "$batch" "${num_worker:-1}" "${loop:-1}" "${segments:-1}" ${perf_batches//,/ }; do
     [[ $value =~ $count ]] || misuse "$value is not a whole number above 0"
 done
-for value in "$agreement" "$gallery"; do
+for value in "${agreement:-0}" "${gallery:-0}"; do
     [[ $value =~ ^[0-9]{1,6}$ ]] || misuse "$value is not a whole number; --agreement and --gallery take one"
 done
 [[ $chunk =~ ^(auto|0)$ || $chunk =~ $count ]] || misuse "--chunk $chunk: a whole number, 0 or auto"
@@ -273,7 +273,7 @@ done
 # Inference, accuracy, throughput, the table.
 engine=()
 [ "$precision" = fp32 ] || engine+=(--precision "$precision")
-[ $device = npu ] || [ "$agreement" = 8 ] || engine+=(--agreement "$agreement")
+[ $device = npu ] || [ -z "$agreement" ] || engine+=(--agreement "$agreement")
 [ -z "$backend" ] || engine+=(--backend "$backend")
 needs=(--in "$model$batch.$suffix")
 if [ "$precision" = int8 ]; then
@@ -308,7 +308,8 @@ for bs in $perf_batches; do
 done
 report=("${results[@]}" --accuracy accuracy.json --checkpoint "$checkpoint" --device "$device" --precision "$precision"
     --batch_size "$batch" --perf_batches $perf_batches --model "tsm_new_bs$batch.onnx" --data_root "$data_root")
-[ "$gallery" = 12 ] || report+=(--gallery "$gallery")
+[ -z "$gallery" ] || report+=(--gallery "$gallery")
+agreement=${agreement:-8}
 if [ $device = npu ] && [ "$agreement" != 0 ]; then
     stage agreement "Agreement with fp32 on this CPU" -- "$python" "${s}TSM_compare.py" --agreement "$agreement" . \
         --model "tsm_new_bs$batch.onnx" --data_root "$data_root" --json agreement.json

@@ -111,7 +111,6 @@ def measure(name: str, precisions: List[str], rounds: int) -> Dict[str, List[flo
 
 def main() -> None:
     args = get_args()
-    os.environ.setdefault("NNCF_CI", "1")  # without it NNCF reports its use to its makers
     if args.way:
         return one_way(*args.way)
     precisions = [precision for precision in args.precisions if precision != "bf16" or has_bf16()]

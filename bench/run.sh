@@ -16,7 +16,7 @@ if [ -z "${PYTHON:-}" ]; then
     PYTHON=$PWD/.venv/bin/python
 fi
 if [ -z "${REFERENCE_PYTHON:-}" ]; then
-    test/reference/setup.sh
+    [ "${parts[*]}" = networks ] || test/reference/setup.sh
     REFERENCE_PYTHON=$PWD/.venv-reference/bin/python
 fi
 export PYTHON REFERENCE_PYTHON

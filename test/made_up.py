@@ -6,7 +6,7 @@ from tsm.accuracy import accuracy_from
 from tsm.findings import columns_of, findings
 from tsm.gallery import gallery, with_strips
 from tsm.protocol import SSV2
-from tsm.report import FORMAT, Model, complete, latency
+from tsm.report import FORMAT, NOTE, Model, check, complete, latency
 
 
 def scores_of(videos, classes, right=0.6, seed=0):
@@ -38,7 +38,8 @@ def report(videos=60, classes=12, names=None, scores=None, labels=None, sources=
         "format": FORMAT, "version": "1.0.0", "arguments": {"model": "new.onnx"}, "fusion": "score", "batch_size": 1,
         "device": {"kind": "cpu", "name": "A processor, 2 threads fp32", "precision": "fp32", "machine": "x86_64", "python": "3"},
         "checkpoint_sha256": "f" * 64, "accuracy": accuracy._asdict(), "comparison": "no published figure to compare with",
-        "published": None, "throughput": {"1": 3.5, "4": 3.75}, "latency": latency(times),
+        "published": None, "checks": [check("published accuracy", NOTE, "no published figure to compare with")],
+        "throughput": {"1": 3.5, "4": 3.75}, "latency": latency(times),
         "inference": {"NPU_compute_time": {"mean": 60.0}, "H2D_latency": {"mean": 0.5}}, "model": facts, "protocol": protocol,
         "preprocessing_versions": {"opencv": "5"}, "skipped": [],
         "stages": stages or {"infer": {"seconds": 9.0, "peak_mb": 70.0, "command": ["python3", "TSM_infer.py"]}},

@@ -16,6 +16,7 @@ from clips import arguments, listed, results
 from tsm.chunks import Chunk, Job, Unfit, check_clips, examine, in_turn, versions
 from tsm.cli import UserError
 from tsm.cluster import ENVIRONMENT
+from tsm.engine import Computing
 from tsm.files import sha256
 from tsm.frames import IMG
 from tsm.journal import JOURNAL, Source, keys_of, read_journal
@@ -302,8 +303,8 @@ def test_no_cluster_is_one_line(fails, fresh):
 def job(folder, **changes):
     model = folder / "m.onnx"
     model.write_bytes(b"model")
-    made = Job(Source(str(folder), None, None, "float32"), "", "", "cpu", str(model), "", "fp32", "onnxruntime", None, None, "",
-               {str(model): sha256(str(model))}, versions("cpu", "onnxruntime"))
+    made = Job(Source(str(folder), None, None, "float32"), "", "", "cpu", str(model), Computing("onnxruntime", "fp32", None, ""), None,
+               "", {str(model): sha256(str(model))}, versions("cpu", "onnxruntime"))
     return made._replace(**changes)
 
 

@@ -13,5 +13,6 @@ from typing import Any, Dict
 __version__ = "1.0.0"
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime 1.29 and newer; see Privacy.md in its package
-_modules: Dict[str, Any] = sys.modules  # OpenVINO and NNCF have no such variable; without this package they report nothing
+os.environ["NNCF_CI"] = "1"  # NNCF reports nothing where this is set
+_modules: Dict[str, Any] = sys.modules  # OpenVINO has no such variable; without this package it reports nothing
 _modules.setdefault("openvino_telemetry", None)  # importing it raises ImportError, as where it is not installed

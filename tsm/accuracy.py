@@ -35,6 +35,17 @@ def wilson(hits: int, total: int) -> Tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def ranks(scores: np.ndarray, labels: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The places, from 0, of the labels int [videos] among class scores float [videos, classes]; each int [videos].
+
+    Returns: (of equal scores the lower class first, every tie for the label, every tie against it).
+    """
+    own = scores[np.arange(len(labels)), labels][:, None]
+    above, tied = (scores > own).sum(1), scores == own
+    lower = tied & (np.arange(scores.shape[1]) < labels[:, None])
+    return above + lower.sum(1), above, above + tied.sum(1) - 1
+
+
 def measure(scores: np.ndarray, labels: np.ndarray, skipped: int) -> Accuracy:
     """Accuracy of class scores float [videos, classes] against labels int [videos].
 
@@ -42,14 +53,10 @@ def measure(scores: np.ndarray, labels: np.ndarray, skipped: int) -> Accuracy:
     is the mean, over the classes that occur, of the share of their videos that are right (mmaction2's
     mean_class_accuracy).
     """
-    own = scores[np.arange(len(labels)), labels][:, None]
-    above = (scores > own).sum(1)
-    tied = scores == own
-    rank = above + np.where(np.arange(scores.shape[1]) < labels[:, None], tied, False).sum(1)
+    rank, best, worst = ranks(scores, labels)
     right = rank < 1
     per_class = [right[labels == label].mean() for label in np.unique(labels)]
-    lowest = above + tied.sum(1) - 1  # the rank if every tie went against the label
-    ties = sum((above < k) & (lowest >= k) for k in (1, 5)).astype(bool).sum()
+    ties = np.any([(best < k) & (worst >= k) for k in (1, 5)], 0).sum()
     return Accuracy(len(labels), skipped, float(right.mean()), float((rank < 5).mean()), float(np.mean(per_class)),
                     wilson(int(right.sum()), len(labels)), int(ties))
 

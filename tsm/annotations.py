@@ -15,9 +15,10 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from tsm.cli import UserError
 from tsm.files import read_text
 from tsm.labels import read_names
+from tsm.samples import FOLDER_LINE, VIDEO_LINE
 
 SSV2_LIST = "sthv2_val"  # what lists of Something-Something V2 are called (the guide's)
-_VIDEO_LINE, _FOLDER_LINE = r"(.*\S)\s+(\d{1,6})$", r"(.*\S)\s+\d{1,6}\s+(\d{1,6})$"  # as tsm.samples reads a list
+_VIDEO_LINE, _FOLDER_LINE = (re.compile(line, re.ASCII | re.DOTALL) for line in (VIDEO_LINE, FOLDER_LINE))
 _KINETICS = ("label", "youtube_id", "time_start", "time_end")
 
 
@@ -54,7 +55,7 @@ def read_annotations(path: str, labels_path: Optional[str]) -> Annotations:
         if names is None:
             raise UserError("%s: needs --labels, the dataset's file of labels" % path)
         return Annotations(SSV2_LIST, _of_json(text, path, names), names, False)
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError("%s: no annotations in it" % path)
     if _is_list(lines):
@@ -94,20 +95,20 @@ def _of_json(text: str, path: str, names: Sequence[str]) -> List[Entry]:
 def _is_list(lines: Sequence[Tuple[int, str]]) -> bool:
     """Whether all lines end in a number of their own, as in a list, and are no CSV whose labels happen to."""
     separators = [mark for mark in ",;" if all(mark in line for _, line in lines)]
-    return not separators and all(re.match(_VIDEO_LINE, line) for _, line in lines)
+    return not separators and all(_VIDEO_LINE.match(line) for _, line in lines)
 
 
 def _of_list(lines: Sequence[Tuple[int, str]], path: str, names: Optional[Sequence[str]]) -> List[Entry]:
     """A list of TSM_preprocess.py's kind; the number of a folder's frames is counted again."""
     entries, classes = [], _classes(names)
-    of_folders = re.match(_FOLDER_LINE, lines[0][1]) is not None
+    of_folders = _FOLDER_LINE.match(lines[0][1]) is not None
     for number, line in lines:
         where = "%s, line %d" % (path, number)
-        match = re.match(_FOLDER_LINE if of_folders else _VIDEO_LINE, line)
+        match = (_FOLDER_LINE if of_folders else _VIDEO_LINE).match(line)
         if not match:
             raise UserError("%s: expected '%s', found %r" % (where, "<folder> <frames> <label>" if of_folders else "<file> <label>",
                                                             line[:80]))
-        entries.append(Entry((_inside(match.group(1), where),), _number(match.group(2), classes, where), where))
+        entries.append(Entry((_inside(match.group(1), where),), _number(match.groups()[-1], classes, where), where))
     return _each_once(entries)
 
 

@@ -87,11 +87,13 @@ def read_chain(folder: str, given: Dict[str, Optional[str]]) -> Chain:
     if not model:
         raise UserError("%s: no tsm_new_bs*.onnx in it; give the work folder of a run, or --model FILE" % folder)
     offline = read_offline(model)
-    if offline.protocol is None or offline.fusion is None:
-        raise UserError("%s: not a model of modify_onnx.py; name the modified model by --model" % model)
     info_path = os.path.join(folder, LABELS)
     manifest = read_manifest(manifest_path(info_path))
     protocol = protocol_from(manifest["protocol"], manifest_path(info_path))
+    differs = differences(protocol, offline.tested_by)
+    if differs:
+        raise UserError("%s: the run's tensors are of another protocol than this model's (%s); name the run's own by --model"
+                        % (model, differs))
     checkpoint = next((word for word in commands.get("export", [])[1:] if word.endswith((".pth", ".pt"))), "")
     config = next((word for word in commands.get("export", [])[2:] if word.endswith(".py")), "")
     return Chain(
@@ -418,7 +420,7 @@ def permutation(truth: np.ndarray, answers: np.ndarray) -> Tuple[np.ndarray, flo
     return measured, float(np.mean(hits)) if hits else 0.0
 
 
-def unless(stage: str, path: str, what: str) -> Optional[Row]:
+def missing_row(stage: str, path: str, what: str) -> Optional[Row]:
     """The row of a stage that cannot be checked, as a file is missing; None if it is there."""
     if path and os.path.exists(path):
         return None
@@ -428,14 +430,14 @@ def unless(stage: str, path: str, what: str) -> Optional[Row]:
 def walk(chain: Chain, videos: int) -> Iterator[Row]:
     """The stages of a run in their order, each checked on `videos` of its videos; see DEPARTS."""
     indices, networks = evenly(sorted(chain.labels), videos), Networks(chain)
-    source = unless("", source_path(chain, indices[0]), "the folder of the videos (--data_root)")
+    source = missing_row("", source_path(chain, indices[0]), "the folder of the videos (--data_root)")
     yield source._replace(stage="decoding") if source else check_decoding(chain, indices, networks)
     yield source._replace(stage="tensors") if source else check_tensors(chain, indices, networks)
     tensors, exported = [tensor_of(chain, index) for index in indices], []
-    missing = unless("export", chain.exported, "the exported graph (--exported)")
+    missing = missing_row("export", chain.exported, "the exported graph (--exported)")
     if missing is None:
         exported = by_export(chain, tensors)
-        missing = unless("export", chain.checkpoint, "the checkpoint (--checkpoint)")
+        missing = missing_row("export", chain.checkpoint, "the checkpoint (--checkpoint)")
     yield missing or check_export(chain, tensors, exported)
     row, answers = check_surgery(chain, tensors, exported)
     yield row

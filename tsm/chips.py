@@ -5,7 +5,6 @@ One process of ais_bench per chip: given several devices, its versions differ in
 
 import argparse
 import contextlib
-import ctypes
 import hashlib
 import os
 import re
@@ -26,13 +25,10 @@ from tsm.chunks import ATTEMPTS, SUITE, Chunk, Flight, Job, check_clips
 from tsm.cli import UserError, first_line, warn
 from tsm.files import read_npy, write_json
 from tsm.journal import Piece, Scored
-from tsm.machine import cores
+from tsm.machine import cores, die_with_parent
 from tsm.npu import devices, listing, the_chip
 from tsm.results import TIMES, read_summary, summary_path
 from tsm.samples import BINS, MANIFEST, read_manifest
-
-_PR_SET_PDEATHSIG = 1  # prctl(2)
-_LIBC = ctypes.CDLL(None)
 
 
 class Failed(Exception):
@@ -76,7 +72,7 @@ def run_command(words: Sequence[str], running: List[Any]) -> Tuple[int, str]:
     """(exit status, last line that it wrote) of a command, which ends with this process; `running` lists it meanwhile."""
     def begin() -> None:
         os.umask(0o022)  # ais_bench refuses what others can write
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
 
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                universal_newlines=True, preexec_fn=begin)

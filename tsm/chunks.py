@@ -20,9 +20,8 @@ import numpy as np
 
 from tsm import __version__, clips, stream
 from tsm.cli import Corrupt, UserError, positive
-from tsm.engine import about, default_backend, open_engine
+from tsm.engine import Computing, about, computing_of, open_engine
 from tsm.files import sha256
-from tsm.int8 import int8_file
 from tsm.journal import Piece, Record, Source, Survey, Work, keys_of, workers_of
 from tsm.machine import cores
 from tsm.offline import Offline, read_offline
@@ -46,10 +45,7 @@ class Job(NamedTuple):
     basis: str  # of a journal.Work
     device: str  # cpu or npu
     model: str
-    int8_model: str
-    precision: str
-    backend: str
-    streams: Optional[int]
+    computing: Computing
     num_worker: Optional[int]  # None: one per core of the host
     scratch: str  # where an NPU's tensors go; empty: the host's folder for temporary files
     digests: Dict[str, str]  # {file: SHA-256}, of the model, its int8 file, and on an NPU the list
@@ -76,23 +72,21 @@ class Unfit(Exception):
 def job_of(args: argparse.Namespace) -> Tuple[Work, Job, Optional[Offline]]:
     """(the work that a script's options describe, the job to be carried out, on a CPU the model)."""
     model: Optional[Offline] = None
-    int8 = ""
+    path = os.path.abspath(args.model)
     if args.device == "npu":
-        protocol, dtype, backend = read_protocol(args.protocol), "float32", "ais_bench"
+        protocol, dtype, computing = read_protocol(args.protocol), "float32", Computing("ais_bench", "fp32", None, "")
     else:
         model = read_offline(args.model)
-        if model.protocol is None:
-            raise UserError("%s: not a model of modify_onnx.py; TSM_infer.py runs it from tensors" % args.model)
-        int8 = os.path.abspath(args.int8_model or int8_file(model.path)) if args.precision == "int8" else ""
-        protocol, dtype, backend = model.protocol, model.dtype.name, args.backend or default_backend()
-    digests = stream.digests_of(os.path.abspath(args.model), int8)
-    work = stream.work_of(args, protocol, dtype, digests, args.precision, backend)
+        protocol, dtype, computing = model.tested_by, model.dtype.name, computing_of(args, path)
+        computing = computing._replace(int8_model=computing.int8_model and os.path.abspath(computing.int8_model))
+    digests = stream.digests_of(path, computing.int8_model)
+    work = stream.work_of(args, protocol, dtype, digests, computing)
     scratch, ann_file = args.scratch or ("" if args.ray else args.output_dir), os.path.abspath(args.ann_file)
     if args.device == "npu":
         digests[ann_file] = sha256(ann_file)
     job = Job(work.source._replace(data_root=os.path.abspath(args.data_root)), ann_file, work.basis, args.device,
-              os.path.abspath(args.model), int8, args.precision, backend, args.streams, args.num_worker,
-              os.path.abspath(scratch) if scratch else "", digests, versions(args.device, backend))
+              path, computing, args.num_worker, os.path.abspath(scratch) if scratch else "", digests,
+              versions(args.device, computing.backend))
     return work, job, model
 
 
@@ -176,7 +170,7 @@ def versions(device: str, backend: str) -> Dict[str, str]:
 
 def examine(job: Job) -> None:
     """Unfit unless this host has the job's files and versions, and the folder of its videos."""
-    here = versions(job.device, job.backend)
+    here = versions(job.device, job.computing.backend)
     for name, wanted in job.versions.items():
         if here.get(name) != wanted:
             raise Unfit("has %s %s, and the run %s" % (name, here.get(name, "none"), wanted))
@@ -204,13 +198,12 @@ _opened: Dict[str, Any] = {}  # the last job's engine in this process, so that a
 
 def opened(job: Job) -> Any:
     """(engine, model, its facts) of a CPU job."""
-    key = repr((job.model, job.basis, job.streams))
+    key = repr((job.model, job.basis, job.computing.streams))
     if key not in _opened:
         _opened.clear()
         model = read_offline(job.model)
-        options = argparse.Namespace(backend=job.backend, streams=job.streams, int8_model=job.int8_model)
-        engine, int8 = open_engine(options, model, job.precision)
-        _opened[key] = engine, model, about(engine, model, job.precision, int8)
+        engine, int8 = open_engine(model, job.computing)
+        _opened[key] = engine, model, about(engine, model, job.computing.precision, int8)
     return _opened[key]
 
 

@@ -126,28 +126,47 @@ def streams_for(model: Offline) -> int:
     return even_streams(model.protocol.views * model.batch, cores()) if model.protocol else 1
 
 
+class Computing(NamedTuple):
+    """What computes a model, and how."""
+
+    backend: str  # openvino or onnxruntime; for an NPU ais_bench
+    precision: str
+    streams: Optional[int]  # views at a time; None: as streams_for() says
+    int8_model: str  # TSM_quantise.py's file; empty unless the precision is int8
+
+
 def add_options(cli: argparse.ArgumentParser) -> None:
-    """The options that choose how a model is computed, for open_engine()."""
+    """The options that computing_of() reads."""
     cli.add_argument("--backend", choices=sorted(BACKENDS), help="default: openvino if it is installed")
     cli.add_argument("--precision", choices=("fp32", "bf16", "int8"), default="fp32", help="what it computes in; bf16 needs "
                      "a processor that has it, int8 TSM_quantise.py's file, both OpenVINO (default: %(default)s)")
     cli.add_argument("--int8_model", metavar="FILE", help="TSM_quantise.py's file (default: tsm_int8.xml beside the model)")
-    cli.add_argument("--agreement", type=non_negative, default=8, metavar="N", help="videos that a precision below fp32 is "
-                     "compared on with fp32 (default: %(default)s)")
     cli.add_argument("--streams", type=positive, metavar="N", help="views computed at a time (default: one per core, "
                      "evened out over a batch's views)")
 
 
-def open_engine(args: argparse.Namespace, model: Offline, precision: str) -> Tuple[Engine, Dict[str, str]]:
-    """(the model compiled for a precision by the options of add_options(), what is known of its int8 file)."""
-    backend, streams = args.backend or default_backend(), args.streams or streams_for(model)
+def add_agreement(cli: argparse.ArgumentParser) -> None:
+    """The option on how many videos a precision below fp32 is held against fp32."""
+    cli.add_argument("--agreement", type=non_negative, default=8, metavar="N", help="of a precision below fp32: how many videos are "
+                     "computed again in fp32, to tell how often the answer is the same (default: %(default)s)")
+
+
+def computing_of(args: argparse.Namespace, model_path: str) -> Computing:
+    """What the options of add_options() choose for a model."""
+    int8 = (args.int8_model or int8_file(model_path)) if args.precision == "int8" else ""
+    return Computing(args.backend or default_backend(), args.precision, args.streams, int8)
+
+
+def open_engine(model: Offline, computing: Computing) -> Tuple[Engine, Dict[str, str]]:
+    """(the model compiled, what is known of its int8 file)."""
     network = one_view(model) if model.fusion else model.proto
     facts: Dict[str, str] = {}
-    if precision == "int8":
-        if backend != "openvino" or not model.fusion:
+    if computing.precision == "int8":
+        if computing.backend != "openvino" or not model.fusion:
             raise UserError("--precision int8: needs OpenVINO and a model of modify_onnx.py; use fp32")
-        network, facts = read_int8(args.int8_model or int8_file(model.path), network, model.path)
-    return BACKENDS[backend](network, model.path, precision, streams), facts
+        network, facts = read_int8(computing.int8_model, network, model.path)
+    streams = computing.streams or streams_for(model)
+    return BACKENDS[computing.backend](network, model.path, computing.precision, streams), facts
 
 
 def about(engine: Engine, model: Offline, precision: str, int8: Dict[str, str]) -> Dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
-from tsm.accuracy import wilson
+from tsm.accuracy import ranks, wilson
 from tsm.files import replacing
 
 Columns = Dict[str, List[Any]]
@@ -39,8 +39,6 @@ def columns_of(scores: Mapping[int, np.ndarray], labels: Mapping[int, int], sour
     truth = np.array([labels[index] for index in order])
     places = np.arange(len(order))
     own, answer = table[places, truth], table.argmax(1)
-    ahead = (table > own[:, None]).sum(1)
-    ties = ((table == own[:, None]) & (np.arange(table.shape[1]) < truth[:, None])).sum(1)
     best = table[places, answer]
     others = table.copy()
     others[places, answer] = -np.inf
@@ -48,7 +46,7 @@ def columns_of(scores: Mapping[int, np.ndarray], labels: Mapping[int, int], sour
     return {
         "id": order, "video": [sources.get(index, str(index)) for index in order], "label": truth.tolist(),
         "answer": answer.tolist(), "probability": best.round(DIGITS).tolist(), "truth": own.round(DIGITS).tolist(),
-        "rank": (1 + ahead + ties).tolist(), "margin": margin.round(DIGITS).tolist(),
+        "rank": (1 + ranks(table, truth)[0]).tolist(), "margin": margin.round(DIGITS).tolist(),
         "views_agree": [(votes or {}).get(index) for index in order],
     }
 
@@ -171,7 +169,7 @@ def write_csv(path: str, rows: Iterator[Sequence[Any]]) -> None:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def prediction_rows(columns: Columns, names: Optional[Sequence[str]], classes: int) -> Iterator[Sequence[Any]]:
+def prediction_rows(columns: Columns, names: Optional[Sequence[str]]) -> Iterator[Sequence[Any]]:
     """predictions.csv: a line per video, after a heading. `views_agree` is the number of views with the same answer, if known."""
     yield ("id", "video", "label", "answer", "true_name", "predicted_name", "probability", "true_probability", "rank", "margin",
            "views_agree")

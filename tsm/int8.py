@@ -13,7 +13,7 @@ from tsm import __version__
 from tsm.cli import UserError, first_line
 from tsm.files import part_name
 from tsm.offline import Offline, one_view_digest
-from tsm.protocol import SSV2, Protocol
+from tsm.protocol import Protocol
 from tsm.samples import evenly
 from tsm.tensors import Inputs, check_protocol, read_tensor
 
@@ -39,7 +39,7 @@ def calibration_view(video: np.ndarray, number: int, protocol: Protocol) -> np.n
 
 def views_from_tensors(inputs: Inputs, model: Offline, most: int) -> List[np.ndarray]:
     """The calibration views of at most `most` tensor files, evenly over all of them, each checked against its manifest."""
-    protocol = model.protocol or SSV2
+    protocol = model.tested_by
     check_protocol(inputs, protocol, model.dtype, model.path)
     return [
         calibration_view(read_tensor(path, model.shape, model.dtype, inputs.entries.get(os.path.basename(path)))[0],

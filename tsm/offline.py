@@ -7,7 +7,7 @@ from typing import Any, Dict, NamedTuple, Optional, Tuple
 import numpy as np
 
 from tsm.cli import UserError, first_line
-from tsm.protocol import SSV2, Protocol
+from tsm.protocol import Protocol
 
 
 class Offline(NamedTuple):
@@ -21,6 +21,14 @@ class Offline(NamedTuple):
     fusion: Optional[str]
     protocol: Optional[Protocol]
     metadata: Dict[str, str]
+
+    @property
+    def tested_by(self) -> Protocol:
+        """The protocol of a model of modify_onnx.py; UserError for any other, which has none."""
+        if self.protocol is None:
+            raise UserError("%s: not a model of modify_onnx.py; make it with that, or run it whole by TSM_infer.py, from tensors"
+                            % self.path)
+        return self.protocol
 
 
 def read_offline(path: str) -> Offline:
@@ -45,13 +53,14 @@ def read_offline(path: str) -> Offline:
 def one_view(model: Offline) -> Any:
     """The ONNX model of one view, [segments, 3, size, size] -> frame scores [segments, classes], of a modified model.
 
-    Raises UserError if it is none, though its metadata say so.
+    Raises UserError if it is none, though its metadata may say so.
     """
     from tsm.graph import build, trunk_of
     from tsm.onnxfile import graph_digest
 
+    protocol = model.tested_by
     try:
-        view = build(trunk_of(model.proto), "view", model.protocol or SSV2, dtype=model.dtype.name)
+        view = build(trunk_of(model.proto), "view", protocol, dtype=model.dtype.name)
         proved = json.loads(model.metadata["tsm.proof"])["one_view"]["sha256"] if model.metadata.get("tsm.target") == "cpu" else None
     except Exception as error:  # an edited model can fail anywhere
         raise UserError("%s: not as modify_onnx.py wrote it (%s: %s); make it again"

@@ -5,7 +5,7 @@ import csv
 import glob
 import os
 import re
-from typing import Any, Dict, Generator, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Dict, Generator, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -227,17 +227,29 @@ def tensors_of(
             yield (number, window), video[None]
 
 
-def annotate(folder: str, path: str, answers: Sequence[Answer], long: bool) -> str:
-    """Write a video with its labels drawn in, FOLDER/<name>.mp4; its path. Raises Corrupt."""
+def annotated_names(folder: str, paths: Sequence[str]) -> List[str]:
+    """Where each video goes with its labels drawn in: FOLDER/<name>.mp4, never onto an input, and no two to the same."""
+    def file_of(path: str) -> Tuple[int, int]:
+        found = os.stat(path)
+        return found.st_dev, found.st_ino
+
+    inputs = {file_of(path) for path in paths if os.path.exists(path)}
+    names: Dict[str, None] = {}
+    for path in paths:
+        stem, number = os.path.splitext(os.path.basename(path))[0], 1
+        name = os.path.join(folder, stem + ".mp4")
+        while name in names or os.path.exists(name) and file_of(name) in inputs:
+            number += 1
+            name = os.path.join(folder, "%s_%d.mp4" % (stem, number))
+        names[name] = None
+    return list(names)
+
+
+def annotate(output: str, path: str, answers: Sequence[Answer], long: bool) -> None:
+    """Write a video with its labels drawn in. Raises Corrupt."""
     if os.path.isdir(path):
         raise Corrupt("is a folder of frames; --annotate is for videos")
-    os.makedirs(folder, exist_ok=True)
-    stem, number = os.path.splitext(os.path.basename(path))[0], 1
-    output = os.path.join(folder, stem + ".mp4")
-    while os.path.exists(output) and os.path.samefile(output, path) or output in _WRITTEN:
-        number += 1
-        output = os.path.join(folder, "%s_%d.mp4" % (stem, number))
-    _WRITTEN.add(output)
+    os.makedirs(os.path.dirname(output), exist_ok=True)
     if long:
         captions = [Caption(one.start, one.end, "%.2f %s" % (one.probability, one.label)) for one in segments_of(answers)]
         captions[-1] = captions[-1]._replace(end=None)
@@ -245,10 +257,6 @@ def annotate(folder: str, path: str, answers: Sequence[Answer], long: bool) -> s
         best = answers[0].ranked[0]
         captions = [Caption(0.0, None, "%.2f %s" % (best.probability, best.label))]
     write_captions(path, output, captions)
-    return output
-
-
-_WRITTEN: Set[str] = set()  # by this run, so that two inputs of one name do not share an output
 
 
 def clock(seconds: float) -> str:

@@ -16,8 +16,8 @@ SAMPLINGS = {"uniform": 1, "twice": 2, "dense": 10}  # name: samples per video
 CROPS = {"centre": 1, "three": 3, "ten": 10}  # name: crops per frame
 DENSE_RANGE = 64  # frames that a sample of the dense sampling stretches over
 FUSIONS = ("score", "prob")
-# score: mean of the class scores of all views, then softmax (the Ascend guide: top-1 0.6187, top-5 0.8721)
-# prob:  softmax per view, then mean over the views (mmaction2: top-1 0.6182, top-5 0.8680)
+# score: mean of the class scores of all views, then softmax (the Ascend guide)
+# prob:  softmax per view, then mean over the views (mmaction2)
 
 
 class Protocol(NamedTuple):

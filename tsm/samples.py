@@ -69,8 +69,8 @@ def read_list(path: str, protocol: Protocol, data_root: str = "") -> List[Clip]:
     return clips
 
 
-_VIDEO_LINE = re.compile(rb"(.*\S)\s+(\d{1,6})$", re.DOTALL)
-_FOLDER_LINE = re.compile(rb"(.*\S)\s+(\d{1,6})\s+(\d{1,6})$", re.DOTALL)
+VIDEO_LINE, FOLDER_LINE = r"(.*\S)\s+(\d{1,6})$", r"(.*\S)\s+(\d{1,6})\s+(\d{1,6})$"  # of a list; ASCII, as its bytes are matched
+_VIDEO_LINE, _FOLDER_LINE = (re.compile(line.encode(), re.DOTALL) for line in (VIDEO_LINE, FOLDER_LINE))
 
 
 def _under(roots: Iterable[str], source: str, where: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Dict, Generator, Iterator, Mapping, Optional, Sequence, 
 from tsm import __version__
 from tsm.cli import Corrupt, positive
 from tsm.clips import basis, decoded, versions_of
-from tsm.engine import Engine, open_engine, score
+from tsm.engine import Computing, Engine, open_engine, score
 from tsm.files import sha256
 from tsm.frames import Naming, add_naming
 from tsm.int8 import weights_file
@@ -47,13 +47,14 @@ def digests_of(model: str, int8: str = "") -> Dict[str, str]:
 
 
 def work_of(
-    args: argparse.Namespace, protocol: Protocol, dtype: str, digests: Mapping[str, str], precision: str, backend: str
+    args: argparse.Namespace, protocol: Protocol, dtype: str, digests: Mapping[str, str], computing: Computing
 ) -> Work:
     """The work that the options of add_inputs() describe, of the model files with these digests."""
     source = Source(args.data_root, Naming(args.filename_tmpl, args.start_index), protocol, dtype)
     clips = dict(enumerate(read_list(args.ann_file, protocol, args.data_root)))
     model, *int8 = digests.values()
-    common = json.dumps([REVISION, __version__, model, precision, backend, int8, basis(clips, protocol, dtype, source.naming)])
+    common = json.dumps([REVISION, __version__, model, computing.precision, computing.backend, int8,
+                         basis(clips, protocol, dtype, source.naming)])
     return Work(source, clips, os.path.join(args.output, args.output_dirname), args.outfmt, common)
 
 
@@ -100,12 +101,14 @@ def videos_of(
                 yield index, video[None]
 
 
-def agreement_with_fp32(args: argparse.Namespace, work: Work, found: Survey, model: Offline) -> Dict[str, Dict[str, int]]:
+def agreement_with_fp32(
+    args: argparse.Namespace, work: Work, found: Survey, model: Offline, computing: Computing
+) -> Dict[str, Dict[str, int]]:
     """For the summary's `tsm` entry, at a precision below fp32: on how many of the first videos fp32 gives the same top-1."""
     chosen = sorted(found.done)[: args.agreement]
-    if args.precision == "fp32" or not chosen:
+    if computing.precision == "fp32" or not chosen:
         return {}
-    engine, _ = open_engine(args, model, "fp32")
+    engine, _ = open_engine(model, computing._replace(precision="fp32"))
     videos = videos_of(work.source, {index: work.clips[index] for index in chosen}, args.num_worker or cores(), {})
     same = [int(output.argmax() == read_scores(work.result(index), work.source.protocol.classes)[0].argmax())
             for index, output, _, _ in score(engine, model, videos) if not isinstance(output, Exception)]

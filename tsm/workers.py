@@ -4,7 +4,6 @@ A decoder that meets a corrupt file can take its process down. multiprocessing.P
 ProcessPoolExecutor gives up without telling which item it was; here the item is known and the others go on.
 """
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -13,10 +12,9 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Callable, Dict, Generator, Iterable, List, Optional, Tuple
 
 from tsm.cli import Corrupt, UserError
-from tsm.machine import keep_freed_memory
+from tsm.machine import die_with_parent, keep_freed_memory
 
 PATIENCE = 300.0  # seconds that one item may take
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 _NONE_LEFT = object()
 
 
@@ -123,7 +121,7 @@ def _died(exitcode: Optional[int]) -> Exception:
 def _begin() -> None:
     """Make this process a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no worker outlives a parent that was killed
+    die_with_parent()
     keep_freed_memory()
 
 
