@@ -7,11 +7,12 @@
     python3 TSM_checkpoint.py --list
 
 Exit status 1, with one line that says what the file is, where this suite does not take it: it takes TSM on ResNets of
-bottlenecks and on MobileNetV2, of any number of classes and segments. The network is read from the weights; segments, shift_div and
-the test from --segments, --config (an mmaction2 config, which is read and not run), the config that mmaction2 keeps in the
-checkpoint, the table of published files (--list; a file belongs to its row if its SHA-256 begins with the digest in its
-name), and the file's name, in this order, or else they are Something-Something V2's, which is said. Two sources that
-contradict each other are an error that names both. Nothing in the file runs.
+bottlenecks and on MobileNetV2, of any number of classes and segments. The network is read from the weights; segments,
+shift_div and the test from --segments, --config (an mmaction2 config, which is read and not run), the config that mmaction2
+keeps in the checkpoint, the table of published files (--list; a file belongs to its row if its SHA-256 begins with the digest
+in its name), and the file's name, in this order, or else they are Something-Something V2's, which is said. Two sources that
+contradict each other on network, classes, segments or shift_div are an error that names both; of the rest the first counts.
+Nothing in the file runs.
 
 Where the protocol is not Something-Something V2's it is written to protocol.json, for --protocol of TSM_preprocess.py,
 pytorch2onnx.py and modify_onnx.py; else nothing is to be passed on.

@@ -14,8 +14,9 @@ which are frames of the data: mind its licence before you pass the page on. The 
 
     python3 TSM_report.py --redraw report.json
 
-Published figures belong to a file, a test and a fusion: they are shown only for the checkpoint that they were published of
+Published accuracies belong to a file, a test and a fusion: they are shown only for the checkpoint that they were published of
 (by its SHA-256; TSM_checkpoint.py --list), tested and fused alike, and compared only if as many videos were measured.
+The guide's Atlas speeds stand beside every NPU's run on videos of the guide's shape.
 """
 
 import argparse

@@ -7,7 +7,7 @@
 Videos are decoded in processes of their own, computed as they come, and forgotten; the queue between the two is bounded,
 so memory does not grow with the list. At the end the same files exist as after the two scripts, byte for byte but for the
 times: inference_result/out/<i>_0.txt, inference_result/out_summary.json, sthv2/sthv2.info and sthv2/sthv2.json (whose
-checksums are those of the tensors that were computed from). TSM_postprocess.py and TSM_report.py read them as ever.
+checksums are those of the tensors that were computed from). TSM_postprocess.py and TSM_report.py read them as usual.
 
 Killed at any time, the same command continues where it stopped: a result is kept while its video (size and time of
 change), the model, the precision and the decoders are the same. A clip that cannot be read ends the run, or with

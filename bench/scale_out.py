@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What it costs to divide a list into chunks, and where dividing it over more hosts or chips stops to pay.
+"""What it costs to divide a list into chunks, and where dividing it over more hosts or chips stops paying off.
 
     bench/run.sh scale_out       # makes what this needs, then runs it; needs requirements-cluster.txt
 

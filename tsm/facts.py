@@ -120,7 +120,7 @@ def _row_of(path: str) -> Tuple[Optional[zoo.Row], List[str]]:
 
 
 def _others_in(stated: str) -> Dict[str, Any]:
-    """Of a protocol.json, what is not the protocol and was read before."""
+    """The network and average_clips that a protocol.json holds beside the protocol."""
     given = read_json(stated)
     return {name: given[name] for name in ("network", "average_clips") if isinstance(given.get(name), str) and given[name]}
 
