@@ -37,7 +37,8 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("runs", nargs="+", metavar="RUN", help="two runs to compare; one for --stages and --agreement")
     cli.add_argument("--stages", action="store_true", help="walk through the stages of one run")
     cli.add_argument("--agreement", type=positive, metavar="N", help="compare N of one run's videos with fp32 on this CPU")
-    cli.add_argument("--videos", type=positive, default=4, metavar="N", help="how many videos --stages computes again (default: %(default)s)")
+    cli.add_argument("--videos", type=positive, default=4, metavar="N", help="how many videos --stages computes again (default: "
+                     "%(default)s)")
     cli.add_argument("--json", metavar="FILE", help="also write it as JSON")
     cli.add_argument("--csv", metavar="FILE", help="also write the flipped videos as CSV")
     cli.add_argument("--page", metavar="FILE", help="also write a page to look at, .html")

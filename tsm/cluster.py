@@ -45,15 +45,6 @@ class Host(NamedTuple):
     resources: Dict[str, Any]
 
 
-class Cluster(NamedTuple):
-    """Ray, and the remote forms of _examine and _carry."""
-
-    ray: Any
-    examine: Any
-    carry: Any
-    job: Any  # a reference to the Job
-
-
 def connect(address: str) -> Any:
     """Ray, connected to the cluster at an address, to the one found here (auto), or to one started in this host (local).
 
@@ -141,18 +132,118 @@ def most_chips(address: str) -> int:
     return max([host.places for host in hosts_of(connect(address).nodes(), "npu").values()] or [1])
 
 
-class State(NamedTuple):
-    """How far on_ray() is; node ids name hosts, references of Ray name what is under way."""
+class Dispatch:
+    """Which host is at which chunk; node ids name hosts, references of Ray name what is under way."""
 
-    names: Dict[str, Host]  # every host that was ever seen
-    asked: Dict[Any, str]  # hosts that are being examined
-    known: Set[str]  # hosts that were asked
-    fit: Dict[str, Host]
-    waiting: Any  # chunks that nobody is at, a deque
-    running: Dict[Any, Tuple[Chunk, str]]
-    attempts: "Counter[int]"  # at a chunk, by its start
-    failures: "Counter[str]"  # of a host, in a row
-    refused: List[str]  # why hosts are not used
+    def __init__(self, ray: Any, job: Job, chunks: Sequence[Chunk]) -> None:
+        self.ray, self.job = ray, ray.put(job)
+        self._examine, self._carry = ray.remote(num_cpus=0, max_retries=0)(_examine), ray.remote(max_retries=RETRIES)(_carry)
+        self.names: Dict[str, Host] = {}  # every host that was ever seen
+        self.asked: Dict[Any, str] = {}  # hosts that are being examined
+        self.known: Set[str] = set()  # hosts that were asked
+        self.fit: Dict[str, Host] = {}
+        self.waiting = deque(chunks)  # chunks that nobody is at
+        self.running: Dict[Any, Tuple[Chunk, str]] = {}
+        self.attempts: "Counter[int]" = Counter()  # at a chunk, by its start
+        self.failures: "Counter[str]" = Counter()  # of a host, in a row
+        self.refused: List[str] = []  # why hosts are not used
+
+    def see(self, hosts: Dict[str, Host]) -> None:
+        """Take note of the hosts that are alive: have new ones examined, and give every one that has a place free a chunk."""
+        for node, host in hosts.items():
+            self.names.setdefault(node, host)  # so that a host keeps its name
+        self._forget(set(hosts))
+        for node in sorted(set(hosts) - self.known):
+            self.known.add(node)
+            self.asked[self._examine.options(scheduling_strategy=_on(node)).remote(self.job)] = node
+        busy = Counter(node for _, node in self.running.values())
+        for node in sorted(set(hosts) & set(self.fit)):
+            host = self.fit[node]
+            while self.waiting and busy[node] < host.places:
+                chunk = self.waiting.popleft()
+                carry = self._carry.options(scheduling_strategy=_on(node), **host.resources)
+                self.running[carry.remote(self.job, chunk)] = chunk, node
+                busy[node] += 1
+
+    def _forget(self, alive: Set[str]) -> None:
+        """Take back what hosts that are gone were at. Ray itself would wait minutes for the answer of one that is cut off."""
+        for reference in [one for one, node in self.asked.items() if node not in alive]:
+            del self.asked[reference]
+        for reference, (_, node) in list(self.running.items()):
+            if node not in alive:
+                self._again(reference, Answer(None, "is gone", False))
+
+    def at_work(self) -> Dict[str, int]:
+        """{host: chunks under way there}."""
+        return dict(Counter(self.names[node].name for _, node in self.running.values()))
+
+    def answers(self) -> Iterator[Tuple[Chunk, Piece]]:
+        """Take what has come within a second: (chunk, its piece)."""
+        pending = list(self.asked) + list(self.running)
+        if not pending:
+            time.sleep(1.0)
+            return
+        for reference in self.ray.wait(pending, timeout=1.0)[0]:
+            if reference in self.asked:
+                self._told(reference)
+            else:
+                yield from self._taken(reference)
+
+    def _told(self, reference: Any) -> None:
+        """Take what the examination of a host says."""
+        node = self.asked.pop(reference)
+        try:
+            problem = self.ray.get(reference)
+        except Exception as error:  # it died, or cannot import the suite
+            problem = "cannot be examined (%s); is the suite there under %s?" % (first_line(last_words(error)), SUITE)
+        if problem:
+            self._set_aside(node, problem)
+        else:
+            self.fit[node] = self.names[node]
+
+    def _taken(self, reference: Any) -> Iterator[Tuple[Chunk, Piece]]:
+        """(chunk, its piece), or nothing where it has to be done again; UserError once that has happened too often."""
+        chunk, node = self.running[reference]
+        try:
+            answer = self.ray.get(reference)
+        except Exception as error:  # the process or the host died, more often than Ray tries again
+            answer = Answer(None, "failed (%s)" % first_line(last_words(error)), False)
+        if answer.piece is None:
+            self._again(reference, answer)
+            return
+        del self.running[reference]
+        self.failures[node] = 0
+        yield chunk, answer.piece._replace(host=self.names[node].name)
+
+    def _again(self, reference: Any, answer: Answer) -> None:
+        """Have a chunk done again; UserError once that has happened too often."""
+        chunk, node = self.running.pop(reference)
+        self.waiting.appendleft(chunk)
+        if answer.unfit:
+            self._set_aside(node, answer.problem)
+            return
+        name = self.names[node].name
+        self.attempts[chunk.start] += 1
+        self.failures[node] += 1
+        if self.attempts[chunk.start] >= ATTEMPTS:
+            raise UserError("%s: given up after %d hosts, the last of which, %s, %s" % (chunk.name, ATTEMPTS, name, answer.problem))
+        warn("host %s %s; %s: tried again" % (name, answer.problem, chunk.name))
+        if self.failures[node] >= ATTEMPTS:
+            self._set_aside(node, "failed %d times in a row" % ATTEMPTS)
+
+    def _set_aside(self, node: str, problem: str) -> None:
+        """Name a host that is not used, once."""
+        self.fit.pop(node, None)
+        line = "host %s %s" % (self.names[node].name, problem)
+        if line not in self.refused:
+            self.refused.append(line)
+            warn("%s; it is not used" % line)
+
+
+def _on(node: str) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
 def on_ray(job: Job, chunks: Sequence[Chunk], flight: Flight, address: str) -> Iterator[Tuple[Chunk, Piece]]:
@@ -163,123 +254,18 @@ def on_ray(job: Job, chunks: Sequence[Chunk], flight: Flight, address: str) -> I
     fails ATTEMPTS times ends the run.
     """
     ray = connect(address)
-    cluster = Cluster(ray, ray.remote(num_cpus=0, max_retries=0)(_examine), ray.remote(max_retries=RETRIES)(_carry), ray.put(job))
-    state = State({}, {}, set(), {}, deque(chunks), {}, Counter(), Counter(), [])
+    dispatch = Dispatch(ray, job, chunks)
     idle_since = time.monotonic()
-    while state.waiting or state.running:
+    while dispatch.waiting or dispatch.running:
         hosts = hosts_of(ray.nodes(), job.device)
-        for node, host in hosts.items():
-            state.names.setdefault(node, host)  # so that a host keeps its name
-        alive = set(hosts)
-        usable = [node for node in sorted(alive) if node in state.fit]
-        forget(state, alive)
-        ask(cluster, state, alive)
-        dispatch(cluster, state, usable)
-        flight(dict(Counter(state.names[node].name for _, node in state.running.values() if node in alive)))
-        if usable or state.asked:
+        dispatch.see(hosts)
+        flight(dispatch.at_work())
+        if dispatch.asked or set(hosts) & set(dispatch.fit):
             idle_since = time.monotonic()
-        if not usable and not state.asked and (state.refused or time.monotonic() > idle_since + PATIENCE):
+        elif dispatch.refused or time.monotonic() > idle_since + PATIENCE:
             raise UserError("--ray %s: no host of the cluster can be used (%s); what is done is kept"
-                            % (address, "; ".join(state.refused) or "none has a %s" % {"cpu": "CPU", "npu": "NPU"}[job.device]))
-        pending = list(state.asked) + list(state.running)
-        if not pending:
-            time.sleep(1.0)
-            continue
-        for reference in ray.wait(pending, timeout=1.0)[0]:
-            if reference in state.asked:
-                told(ray, state, reference)
-            else:
-                done = taken(ray, state, reference)
-                if done:
-                    yield done
-
-
-def _on(node: str) -> Any:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(node, soft=False)
-
-
-def forget(state: State, alive: Set[str]) -> None:
-    """Take back what hosts that are gone were at. Ray itself would wait minutes for the answer of one that is cut off."""
-    for reference in [one for one, node in state.asked.items() if node not in alive]:
-        del state.asked[reference]
-    for reference, (_, node) in list(state.running.items()):
-        if node not in alive:
-            again(state, reference, Answer(None, "is gone", False))
-
-
-def ask(cluster: Cluster, state: State, alive: Set[str]) -> None:
-    """Have every host examined that was not yet."""
-    for node in sorted(alive - state.known):
-        state.known.add(node)
-        state.asked[cluster.examine.options(scheduling_strategy=_on(node)).remote(cluster.job)] = node
-
-
-def dispatch(cluster: Cluster, state: State, usable: Sequence[str]) -> None:
-    """Give every host that has a place free a chunk."""
-    busy = Counter(node for _, node in state.running.values())
-    for node in usable:
-        host = state.fit[node]
-        while state.waiting and busy[node] < host.places:
-            chunk = state.waiting.popleft()
-            carry = cluster.carry.options(scheduling_strategy=_on(node), **host.resources)
-            state.running[carry.remote(cluster.job, chunk)] = chunk, node
-            busy[node] += 1
-
-
-def told(ray: Any, state: State, reference: Any) -> None:
-    """Take what the examination of a host says."""
-    node = state.asked.pop(reference)
-    try:
-        problem = ray.get(reference)
-    except Exception as error:  # it died, or cannot import the suite
-        problem = "cannot be examined (%s); is the suite there under %s?" % (first_line(last_words(error)), SUITE)
-    if problem:
-        set_aside(state, node, problem)
-    else:
-        state.fit[node] = state.names[node]
-
-
-def taken(ray: Any, state: State, reference: Any) -> Optional[Tuple[Chunk, Piece]]:
-    """(chunk, its piece), or None where it has to be done again; UserError once that has happened too often."""
-    chunk, node = state.running[reference]
-    try:
-        answer = ray.get(reference)
-    except Exception as error:  # the process or the host died, more often than Ray tries again
-        answer = Answer(None, "failed (%s)" % first_line(last_words(error)), False)
-    if answer.piece is None:
-        again(state, reference, answer)
-        return None
-    del state.running[reference]
-    state.failures[node] = 0
-    return chunk, answer.piece._replace(host=state.names[node].name)
-
-
-def again(state: State, reference: Any, answer: Answer) -> None:
-    """Have a chunk done again; UserError once that has happened too often."""
-    chunk, node = state.running.pop(reference)
-    state.waiting.appendleft(chunk)
-    if answer.unfit:
-        set_aside(state, node, answer.problem)
-        return
-    name = state.names[node].name
-    state.attempts[chunk.start] += 1
-    state.failures[node] += 1
-    if state.attempts[chunk.start] >= ATTEMPTS:
-        raise UserError("%s: given up after %d hosts, the last of which, %s, %s" % (chunk.name, ATTEMPTS, name, answer.problem))
-    warn("host %s %s; %s: tried again" % (name, answer.problem, chunk.name))
-    if state.failures[node] >= ATTEMPTS:
-        set_aside(state, node, "failed %d times in a row" % ATTEMPTS)
-
-
-def set_aside(state: State, node: str, problem: str) -> None:
-    """Name a host that is not used, once."""
-    state.fit.pop(node, None)
-    line = "host %s %s" % (state.names[node].name, problem)
-    if line not in state.refused:
-        state.refused.append(line)
-        warn("%s; it is not used" % line)
+                            % (address, "; ".join(dispatch.refused) or "none has a %s" % {"cpu": "CPU", "npu": "NPU"}[job.device]))
+        yield from dispatch.answers()
 
 
 def last_words(error: BaseException) -> str:
