@@ -228,13 +228,18 @@ def network_of(state: Mapping[str, Tensor], path: str, protocol: Protocol, width
         or not finite.
     """
     structure = structure_of(state)
+    narrowest = min([cout for blocks, cout in zip(structure.blocks, structure.channels) if blocks > 1] or [max(1, width)])
+    if protocol.shift_div > narrowest:
+        raise UserError("%s: a shift_div of %d shifts none of the %d channels of its narrowest layer; pass the config that it was "
+                        "trained with" % (path, protocol.shift_div, narrowest))
     net = TSM(protocol, max(1, width), softmax=softmax, structure=structure)
     wanted = {key: value for key, value in net.state_dict(keep_vars=True).items() if not key.endswith(_COUNTER)}
     given = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
     wrong = ["%s is missing" % key for key in wanted if key not in given]
     wrong += ["%s is not of this network" % key for key in given if key not in wanted]
     wrong += [
-        "%s is %s %s, not %s" % (key, str(given[key].dtype)[len("torch.") :], list(given[key].shape), list(value.shape))
+        "%s is %s %s, not %s %s" % (key, str(given[key].dtype)[len("torch.") :], list(given[key].shape),
+                                    str(value.dtype)[len("torch.") :], list(value.shape))
         for key, value in wanted.items()
         if key in given and (given[key].shape != value.shape or given[key].dtype != value.dtype)
     ]
