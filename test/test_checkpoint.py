@@ -409,6 +409,9 @@ def test_the_command_line_of_all_that(works, fails, thin, tmp_path):
     assert "8 segments by --segments" in line and "the config in its meta says 16 segments" in line
     assert names(tmp_path) == ["c.py", "own.pth", "protocol.json", "sixteen.pth"]
     assert works("TSM_checkpoint.py", "own.pth", cwd=tmp_path)
+    (tmp_path / "empty.py").write_text("model = 3")
+    assert "empty.py: says nothing of a network" in fails("TSM_checkpoint.py", "own.pth", "--config", "empty.py", cwd=tmp_path)
+    (tmp_path / "empty.py").unlink()
     assert "none.py: no such config" in fails("TSM_checkpoint.py", "own.pth", "--config", "none.py", cwd=tmp_path)
     assert "--segments" in fails("TSM_checkpoint.py", "own.pth", "--segments", 0, cwd=tmp_path, status=2)
     assert names(tmp_path) == ["c.py", "own.pth", "sixteen.pth"]

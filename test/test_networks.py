@@ -276,7 +276,7 @@ RESNET, INVERTED = (RESNET101, 8), (MOBILENET, 16)
 
 
 @pytest.mark.parametrize("kind, change, says", [
-    (RESNET, _gone("backbone.layer3.22."), "is TSM ResNet-like, of 3, 4, 22 and 3 blocks"),  # and so shifts every block
+    (RESNET, _gone("backbone.layer3.22."), "is TSM ResNet of 3-4-22-3 bottlenecks"),  # and so shifts every block
     (RESNET, _renamed("layer1.1.conv1.conv.", "layer1.1.conv1.conv.net."), "backbone.layer1.1.conv1.conv.net.weight is not"),
     (RESNET, _renamed(".conv.net.", ".conv."), "is TSN ResNet-101, but its weights are not those of TSM on a ResNet of bottlenecks"),
     (RESNET, _renamed("conv3", "conv4"), "conv3.conv.weight is missing"),

@@ -143,7 +143,10 @@ def _said(
         others = {name: given[name] for name in ("network", "average_clips") if isinstance(given.get(name), str) and given[name]}
         said.append((stated, dict(protocol_from(given, stated)._asdict(), **others)))
     if config:
-        said.append((config, mmaction2_config.facts(mmaction2_config.read(config), config)))
+        read = mmaction2_config.facts(mmaction2_config.read(config), config)
+        if not read:
+            raise UserError("%s: says nothing of a network or its test; pass the config that it was trained with" % config)
+        said.append((config, read))
     kept, broken = _kept_config(meta, "%s: %s" % (path, _META), bool(config or stated))
     said.append((_META, kept))
     row, notes = _row_of(path)
