@@ -11,7 +11,8 @@ bottlenecks and on MobileNetV2, of any number of classes and segments. The netwo
 shift_div and the test from --segments, --config (an mmaction2 config, which is read and not run), the config that mmaction2
 keeps in the checkpoint, the table of published files (--list; a file belongs to its row if its SHA-256 begins with the digest
 in its name), and the file's name, in this order, or else they are Something-Something V2's, which is said. Two sources that
-contradict each other on network, classes, segments or shift_div are an error that names both; of the rest the first counts.
+contradict each other on network, classes, segments or shift_div are an error that names both, but that --config overrides the
+kept config; of the rest the first counts. What does not count is said, and so is a kept config that is broken.
 Nothing in the file runs.
 
 Where the protocol is not Something-Something V2's it is written to protocol.json, for --protocol of TSM_preprocess.py,
@@ -30,10 +31,10 @@ import os
 from typing import Any
 
 from tsm import zoo
-from tsm.cli import UserError, one_line, parser, positive, run
+from tsm.cli import UserError, one_line, parser, run
 from tsm.fetch import BY_HAND, fetch, local_path
 from tsm.files import sha256, write_json
-from tsm.protocol import SSV2, read_protocol
+from tsm.protocol import SSV2, read_protocol, segments
 
 PROTOCOL = "protocol.json"
 
@@ -43,7 +44,7 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("checkpoint", nargs="?", help="a file, an http(s) address, a name of --list, or `official`")
     cli.add_argument("--list", action="store_true", help="print the table of published checkpoints")
     cli.add_argument("--config", default="", metavar="FILE", help="the mmaction2 config that it was trained with, .py")
-    cli.add_argument("--segments", type=positive, metavar="N", help="frames of a view, where nothing else says it")
+    cli.add_argument("--segments", type=segments, metavar="N", help="frames of a view, where nothing else says it")
     cli.add_argument("--protocol", metavar="FILE", help="write the protocol to FILE, whatever it is (default: to %s in "
                      "--output_dir, where it is not Something-Something V2's)" % PROTOCOL)
     cli.add_argument("--output_dir", default=".", metavar="DIR", help="where a fetched file and %s go (default: here)" % PROTOCOL)
@@ -77,7 +78,7 @@ def tell(found: Any, where: str) -> None:
     if row and row.top1 is not None:
         print("published: top-1 %.2f %% on %s, views fused by %s (mmaction2)" % (row.top1, row.data, zoo.AVERAGE_CLIPS))
     for note in found.notes:
-        print(note)
+        print(one_line(note))
 
 
 def hand_on(found: Any, args: argparse.Namespace) -> None:

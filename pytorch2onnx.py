@@ -23,10 +23,10 @@ from typing import Sequence
 
 import numpy as np
 
-from tsm.cli import UserError, fail, parser, positive, run
+from tsm.cli import UserError, fail, one_line, parser, positive, run
 from tsm.facts import check_supported, facts_of, test_in_words
 from tsm.files import replacing, sha256
-from tsm.protocol import SSV2, Protocol
+from tsm.protocol import SSV2, Protocol, segments
 
 TOLERANCE = 1e-5  # of --verify, relative to the largest class score
 
@@ -42,7 +42,7 @@ def get_args() -> argparse.Namespace:
                      % " ".join(map(str, SSV2.video_shape)))
     cli.add_argument("--protocol", default="", metavar="FILE", help="how the network is tested, as TSM_checkpoint.py wrote it "
                      "(default: what the config and the checkpoint say)")
-    cli.add_argument("--segments", type=positive, metavar="N", help="frames of a view, where nothing else says it")
+    cli.add_argument("--segments", type=segments, metavar="N", help="frames of a view, where nothing else says it")
     cli.add_argument("--softmax", action="store_true", help="end in a softmax per view")
     cli.add_argument("--verify", action="store_true", help="compare with PyTorch on random videos (some seconds each)")
     cli.add_argument("--show", action="store_true", help="print the graph")
@@ -65,12 +65,13 @@ def main() -> None:
     from tsm.graph import build
     from tsm.network import network_of, scores, trunk_from
     from tsm.onnxfile import session, set_metadata, signature
+    from tsm.proof import answer
 
     state, meta = checkpoint.load(args.checkpoint)
     facts = facts_of(args.checkpoint, state, meta, args.config, args.segments, args.protocol)
     check_supported(facts, args.checkpoint)
     for note in facts.notes:
-        print(note)
+        print(one_line(note))
     protocol = facts.protocol
     args.shape = args.shape or [1] + list(protocol.video_shape)
     check_shape(args.shape, protocol, args.checkpoint)
@@ -89,7 +90,7 @@ def main() -> None:
             videos = np.random.RandomState(0).standard_normal((batch,) + protocol.video_shape).astype(np.float32)
             expected = scores(net, videos)
             runner, name = session(model, args.output_file), signature(model, args.output_file).input
-            difference = float(np.abs(runner.run(None, {name: videos})[0] - expected).max() / np.abs(expected).max())
+            difference = float(np.abs(answer(runner, name, videos, args.output_file) - expected).max() / np.abs(expected).max())
             if not difference <= TOLERANCE:
                 raise UserError("%s: differs from PyTorch by %.1e of the largest class score; this is a bug of the "
                                 "exporter, please report it" % (args.output_file, difference))

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import io
+import re
 import threading
 
 import pytest
@@ -12,7 +13,8 @@ torch = pytest.importorskip("torch")
 from tsm.checkpoint import load  # noqa: E402
 from tsm.cli import UserError  # noqa: E402
 from tsm.facts import check_supported, facts_of  # noqa: E402
-from tsm.network import TSM  # noqa: E402
+from tsm.network import TSM, network_of  # noqa: E402
+from tsm.protocol import SSV2  # noqa: E402
 
 CONFIG = """model = dict(
     type='Recognizer2D',
@@ -227,8 +229,16 @@ REFUSED = {
     "SlowFast": lambda state: zeros(backbone__slow_path__conv1__conv__weight=(64, 3, 1, 7, 7)),
     "a network of 3-dimensional convolutions": lambda state: zeros(
         backbone__conv1__conv__weight=(64, 3, 1, 7, 7), backbone__layer1__0__conv1__conv__weight=(64, 64, 1, 1, 1)),
-    "no network that this suite knows (its first weight is layer1.0.conv1.weight)": lambda state: zeros(
-        layer1__0__conv1__weight=(64, 64, 1, 1)),
+    "a network of 3-dimensional convolutions (I3D": lambda state: zeros(conv1__weight=(64, 3, 1, 7, 7)),
+    "a ResNet of single images": lambda state: zeros(conv1__weight=(8, 3, 7, 7), layer1__0__conv1__weight=(8, 8, 1, 1), fc__weight=(9, 8)),
+    "a network of single images": lambda state: zeros(features__0__0__weight=(32, 3, 3, 3)),
+    "a detector": lambda state: zeros(
+        backbone__conv1__weight=(64, 3, 7, 7), neck__lateral__weight=(1, 1, 1, 1), rpn_head__conv__weight=(1, 1, 1, 1),
+        roi_head__bbox_head__fc_cls__weight=(81, 1024)),
+    "a transformer": lambda state: zeros(patch_embed__proj__weight=(8, 3, 16, 16), blocks__0__attn__qkv__weight=(24, 8)),
+    "no network that this suite knows (its first weight is a.weight)": lambda state: zeros(a__weight=(64, 64, 1, 1)),
+    "no network that this suite knows (its first weight is backbone.conv1.conv.weight)": lambda state: zeros(
+        backbone__conv1__conv__weight=(), backbone__layer1__0__conv1__conv__weight=(8, 8, 1, 1), cls_head__fc_cls__weight=()),
 }
 
 
@@ -254,6 +264,20 @@ def test_another_network_is_named_and_refused(thin, tmp_path, words):
     assert line.startswith("a.pth: is " + words) and "this suite takes TSM on ResNets of bottlenecks" in line and "\n" not in line
 
 
+def test_classes_are_said_only_where_they_are_known(tmp_path):
+    with pytest.raises(UserError) as raised:
+        check_supported(facts_in(tmp_path, REFUSED["SlowFast"]({}), ""), "a.pth")
+    assert str(raised.value).startswith("a.pth: is SlowFast; ")
+
+
+def test_types_and_shapes_of_weights_are_named(thin):
+    wrong = dict(thin, **{"backbone.conv1.bn.weight": torch.zeros(8, dtype=torch.int64), "backbone.conv1.bn.bias": torch.tensor(1.0)})
+    with pytest.raises(UserError, match=r"bn.weight is int64 \[8\], not float32 \[8\]; .*bn.bias is float32 \[\], not float32 \[8\]"):
+        network_of(wrong, "a.pth", SSV2, 8)
+    with pytest.raises(UserError, match="a shift_div of 9 shifts none of the 8 channels"):
+        network_of(thin, "a.pth", SSV2._replace(shift_div=9), 8)
+
+
 def facts(thin, path="a.pth", meta=None, **options):
     return facts_of(path, thin, meta or {}, **options)
 
@@ -277,7 +301,6 @@ def test_where_the_segments_are_from(thin, path, meta, segments, expected, origi
 
 @pytest.mark.parametrize("meta, config, segments, says", [
     ({"config": SIXTEEN}, None, 8, ["8 segments", "--segments", "meta says 16 segments"]),
-    ({"config": EIGHT}, SIXTEEN, None, ["16 segments by c.py", "the config in its meta says 8 segments"]),
     ({}, SIXTEEN, 8, ["8 segments", "--segments", "c.py says 16 segments"]),
     ({}, EIGHT.replace("174", "400"), None, ["174 classes", "c.py says 400 classes"]),
     ({}, EIGHT.replace("depth=50", "depth=101"), None, ["TSM ResNet-50", "c.py says TSM ResNet-101"]),
@@ -293,7 +316,8 @@ def test_what_contradicts_itself_names_both(thin, tmp_path, monkeypatch, meta, c
 
 
 def test_the_test_is_that_of_the_config(thin):
-    pipeline = "test_pipeline = [dict(type='DenseSampleFrames', num_clips=8), dict(type='TenCrop', crop_size=224)]"
+    pipeline = ("test_pipeline = [dict(type='DenseSampleFrames', clip_len=1, num_clips=8, test_mode=True), "
+                "dict(type='Resize', scale=(-1, 256)), dict(type='TenCrop', crop_size=224)]")
     found = facts(thin, meta={"config": EIGHT + pipeline})
     check_supported(found, "a.pth")
     assert found.protocol[1:5] == ("dense", "ten", 256, 224) and found.protocol.views == 100
@@ -302,6 +326,75 @@ def test_the_test_is_that_of_the_config(thin):
     found = facts(thin, meta={"config": EIGHT + pipeline.replace("224", "288")})
     with pytest.raises(UserError, match="crops of 288 pixels .*, more than the short side of 256"):
         check_supported(found, "a.pth")
+
+
+PIPELINE = ("test_pipeline = [dict(type='SampleFrames', clip_len=1, num_clips=8, test_mode=True), dict(type='Resize', scale=(-1, 256)), "
+            "dict(type='CenterCrop', crop_size=224), dict(type='Normalize', mean=[1, 2, 3], std=[4, 5, 6])]\n")
+
+
+@pytest.mark.parametrize("kept, note", [
+    (SIXTEEN, "the config in its meta says 16 segments; 8 segments by c.py counts"),
+    (EIGHT.replace("174", "400"), "says 400 classes; 174 classes by its weights counts"),
+    (EIGHT + "test_pipeline = [dict(type='Unknown')]", "has the step Unknown, which this suite does not know; nothing is taken from"),
+    (EIGHT.replace("174", "f()"), "a call of f is not run"), ("f()\n" + EIGHT, "line 1: code (Call)"),
+])
+def test_a_config_overrides_the_one_in_meta(thin, tmp_path, monkeypatch, kept, note):
+    """Which without it is an error, but for a number of segments that nothing contradicts."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.py").write_text(EIGHT)
+    found = facts(thin, meta={"config": kept}, config="c.py")
+    check_supported(found, "a.pth")
+    assert len(found.notes) == 1 and note in found.notes[0] and found.protocol.segments == 8
+    if kept != SIXTEEN:
+        with pytest.raises(UserError, match="pass (the|a) config"):
+            check_supported(facts(thin, meta={"config": kept}), "a.pth")
+
+
+@pytest.mark.parametrize("kept", [
+    "test_pipeline = ['ThreeCrop']", "test_pipeline = 5", "test_pipeline = dict(type='ThreeCrop')", "no config (", "a/" * 50000,
+    PIPELINE.replace("[1, 2, 3]", "[1e999, 2, 3]"), PIPELINE.replace("[4, 5, 6]", "[0, 0, 0]"),
+    PIPELINE.replace("[1, 2, 3]", "[1%s, 2, 3]" % ("0" * 400)), "data = dict(test=dict(filename_tmpl='%s.jpg'))",
+    "model = dict(backbone=dict(type='ResNetTSM', num_segments=%s))" % ("9" * 4000)
+])
+def test_a_broken_config_in_meta_is_a_note(thin, kept):
+    found = facts(thin, meta={"config": kept})
+    check_supported(found, "a.pth")
+    assert "nothing is taken from that config" in found.notes[0] and "\n" not in found.notes[0] and found.protocol == SSV2
+
+
+def test_what_sources_say_otherwise_of_the_test_is_a_note_that_names_both(thin, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.py").write_text(EIGHT + PIPELINE)
+    kept = EIGHT + PIPELINE.replace("CenterCrop", "TenCrop").replace("[1, 2, 3]", "[3, 2, 1]")
+    found = facts(thin, meta={"config": kept}, config="c.py")
+    assert found.protocol[1:5] == ("uniform", "centre", 256, 224) and found.protocol.mean == (1, 2, 3)
+    assert len(found.notes) == 1 and all(words in found.notes[0] for words in (
+        "centre crops by c.py", "but the config in its meta says ten crops", "mean (3.0, 2.0, 1.0)"))
+
+
+def test_bounds_of_numbers_hold_for_every_source(thin, fails, tmp_path):
+    for classes in (0, 1):
+        with pytest.raises(UserError, match="a.pth: classes by its weights is %d; a whole number from 2 to 100000" % classes):
+            check_supported(facts(resized(thin, classes)), "a.pth")
+    with pytest.raises(UserError, match="x_1x1x99999999999999.pth: .* 99999999999999; a whole number from 1 to 1024"):
+        facts(thin, "x_1x1x99999999999999.pth")
+    assert facts(thin, "x_1x1x99999999999999.pth", segments=4).protocol.segments == 4
+    torch.save(thin, str(tmp_path / "own.pth"))
+    for script in ("TSM_checkpoint.py", "pytorch2onnx.py"):
+        assert "from 1 to 1024" in fails(script, "own.pth", "--segments", 10 ** 20, cwd=tmp_path, status=2)
+
+
+def test_files_of_mit_s_have_to_say_their_segments(thin, fails, works, tmp_path):
+    own = {key.replace("backbone.", "module.base_model.").replace("cls_head.fc_cls", "module.new_fc"): value for key, value in thin.items()}
+    own = {key.replace(".conv.net.", ".net.").replace(".conv.weight", ".weight"): value for key, value in own.items()}
+    own = {re.sub(r"conv(\d)\.bn", r"bn\1", key): value for key, value in own.items()}
+    own = {key.replace("downsample.bn", "downsample.1").replace("downsample.weight", "downsample.0.weight"): value
+           for key, value in own.items()}
+    torch.save({"state_dict": own, "best_prec1": torch.tensor(1.0)}, str(tmp_path / "mit.pth.tar"))
+    line = fails("TSM_checkpoint.py", "mit.pth.tar", cwd=tmp_path)
+    assert "mit.pth.tar: is TSM ResNet-50, and nothing says of how many segments; pass --segments N" in line
+    said = works("TSM_checkpoint.py", "mit.pth.tar", "--segments", 8, cwd=tmp_path)
+    assert "segments: 8 (--segments)" in said and "normalised: mean 123.675 116.28 103.53, std 58.395 57.12 57.375 (default)" in said
 
 
 def test_the_command_line_of_all_that(works, fails, thin, tmp_path):
@@ -316,6 +409,9 @@ def test_the_command_line_of_all_that(works, fails, thin, tmp_path):
     assert "8 segments by --segments" in line and "the config in its meta says 16 segments" in line
     assert names(tmp_path) == ["c.py", "own.pth", "protocol.json", "sixteen.pth"]
     assert works("TSM_checkpoint.py", "own.pth", cwd=tmp_path)
+    (tmp_path / "empty.py").write_text("model = 3")
+    assert "empty.py: says nothing of a network" in fails("TSM_checkpoint.py", "own.pth", "--config", "empty.py", cwd=tmp_path)
+    (tmp_path / "empty.py").unlink()
     assert "none.py: no such config" in fails("TSM_checkpoint.py", "own.pth", "--config", "none.py", cwd=tmp_path)
     assert "--segments" in fails("TSM_checkpoint.py", "own.pth", "--segments", 0, cwd=tmp_path, status=2)
     assert names(tmp_path) == ["c.py", "own.pth", "sixteen.pth"]

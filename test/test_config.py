@@ -1,5 +1,7 @@
 """Facts from mmaction2 configs: what is understood, what is refused and how, and that nothing in a config runs."""
 
+import time
+
 import pytest
 
 from tsm import config
@@ -97,7 +99,9 @@ def test_the_network_is_named(backbone, network):
     ("from mmaction.models import ResNetTSM\nmodel = dict(backbone=dict(type='ResNetTSM', num_segments=(9 - 1) * 2))", 16),
     ("model = dict(cls_head=dict(num_segments=16), backbone=dict(type='ResNetTSM'))", 16),
     ("model = dict(backbone=dict(type='ResNetTSM'))", 8),
-    ("x = {}", None),
+    ("x = {}", None), ("'A docstring.'\npass\nmodel = dict(backbone=dict(type='ResNetTSM', num_segments=16))", 16),
+    ("model = dict(backbone=dict(type='ResNetTSM'))\nmodel.update(dict(backbone=dict(type='ResNetTSM', num_segments=16)))", 16),
+    ("model = dict(backbone=dict(type='ResNetTSM'))\nmodel['backbone'].update(num_segments=16)", 16),
     ("/a/b/base.py\nmodel = dict(backbone=dict(type='ResNetTSM', num_segments=16))\n/a/c.py\n_base_ = 'base.py'\n"
      "model = dict(backbone=dict(depth=50))", 16),
 ])
@@ -115,11 +119,17 @@ def test_code_in_a_value_that_is_needed_is_refused_with_its_place(value, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("change", ["model.update(x)", "model['backbone'].pop('depth')", "if 1:\n    model = 3", "del model",
-                                    "for model in []:\n    pass", "def model():\n    pass", "import model", "model += x",
-                                    "model[f()] = 3", "with open('x') as model:\n    pass"])
+@pytest.mark.parametrize("change", ["def model():\n    pass", "import model", "model += x", "model[f()] = 3", "y = f(model)",
+                                    "y = [model['backbone'].pop('depth')]", "@f(model)\ndef g():\n    pass", "y: dict = f(model)"])
 def test_code_that_changes_a_value_that_is_needed_is_refused(change):
     assert "model" in refused("x = {}\nmodel = dict(backbone=dict(type='ResNetTSM', depth=50))\n%s\n" % change)
+
+
+@pytest.mark.parametrize("change", ["model.update(f())", "model.update(x, y)", "model['backbone'].pop('depth')", "f(model)", "print(1)",
+                                    "if 1:\n    model = 3", "del model", "for model in []:\n    pass", "while f():\n    pass",
+                                    "with open('x') as model:\n    pass", "try:\n    f()\nexcept E:\n    pass", "assert f()"])
+def test_statements_that_could_change_what_is_read_are_refused_with_their_line(change):
+    assert "a.py, line 3: code (" in refused("x = {}\nmodel = dict(backbone=dict(type='ResNetTSM', depth=50))\n%s\n" % change)
 
 
 def test_delete_replaces_what_the_base_says(tmp_path):
@@ -143,7 +153,8 @@ def test_bases_of_mmengine(tmp_path):
 
 def test_missing_and_circular_bases_are_named(tmp_path):
     for text, says in (("_base_ = 'none.py'", "none.py"), ("_base_ = 'a.py'", "includes itself"),
-                       ("_base_ = 'mmaction::x.py'", "x.py")):
+                       ("_base_ = 'mmaction::x.py'", "mmaction::x.py, of an installed package"), ("_base_ = f()", "a call of f"),
+                       ("with read_base():\n    from mmaction.x import *", "mmaction/x.py, of an installed package")):
         (tmp_path / "a.py").write_text(text)
         with pytest.raises(UserError, match=says):
             config.read(str(tmp_path / "a.py"))
@@ -173,17 +184,71 @@ STEP = "model = dict(backbone=dict(type='ResNetTSM'))\ntest_pipeline = [dict(typ
     ("dict(type='SampleFrames', clip_len=32, num_clips=8)", "SampleFrames of its test pipeline has clip_len = 32"),
     ("dict(type='SampleFrames', num_clips='8')", "SampleFrames"), ("dict(type='ThreeCrop', crop_size=(256, 224))", "ThreeCrop"),
     ("dict(type='Resize', scale=(340, 256))", "Resize"), ("dict(type='Resize', scale=(-1, 256), keep_ratio=False)", "keep_ratio"),
-    ("dict(type='Normalize', mean=[1, 2], std=[1, 2, 3])", "mean"), ("dict(type='Normalize', to_bgr=True)", "to_bgr"),
+    ("dict(type='Normalize', mean=[1, 2], std=[1, 2, 3])", "mean"),
+    ("dict(type='Normalize', to_bgr=True, mean=[1, 2, 3], std=[1, 2, 3])", "to_bgr"),
     ("dict(type='FormatShape', input_format='NCTHW')", "NCTHW"), ("dict(type='Flip', flip_ratio=0.5)", "flip_ratio"),
     ("dict(type='CenterCrop', crop_size=224), dict(type='ThreeCrop', crop_size=224)", "ThreeCrop"), ("dict(type=[1])", "step"),
     ("step()", "a.py, line 2"), ("dict(type='CenterCrop', crop_size=side())", "a.py, line 2"), ("3", "step 3"),
     ("dict(type='Resize', scale=-1)", "Resize"), ("dict(type='Normalize', mean=m, std=m)", "the name m"),
+    ("'ThreeCrop'", "the step ThreeCrop, which is no dict"), ("dict(type='Normalize', mean=[1e999, 2, 3], std=[1, 2, 3])", "mean"),
+    ("dict(type='Normalize', mean=[1%s, 2, 3], std=[1, 2, 3])" % ("0" * 400), "mean"),
+    ("dict(type='Normalize', mean=[True, 2, 3], std=[1, 2, 3])", "mean"), ("dict(type='Normalize', mean=[1, 2, 3], std=[1, 0, 3])", "std"),
+    ("dict(type='Flip')", "Flip of its test pipeline has flip_ratio = 0.5 (as it is left out)"),
+    ("dict(type='SampleFrames', clip_len=1, num_clips=8)", "SampleFrames of its test pipeline has test_mode = False (as it is left"),
+    ("dict(type='SampleFrames', num_clips=8, test_mode=True)", "SampleFrames of its test pipeline has no clip_len"),
+    ("dict(type='Resize', scale=(-1, 10 * 100000000))", "Resize"), ("dict(type='TenCrop', crop_size=5000)", "from 1 to 4096"),
 ])
 def test_steps_that_are_not_understood_are_refused_by_name(step, says):
     assert says in refused(STEP % step)
 
 
+STEPS = ("dict(type='SampleFrames', clip_len=1, num_clips=8, test_mode=True)", "dict(type='Resize', scale=(-1, 256))",
+         "dict(type='CenterCrop', crop_size=224)", "dict(type='Normalize', mean=[1, 2, 3], std=[1, 2, 3])")
+
+
+@pytest.mark.parametrize("order, says", [
+    ((1, 2), "no step SampleFrames"), ((0, 2), "no step Resize"), ((0, 1), "no step CenterCrop, ThreeCrop or TenCrop"), ((), "no step"),
+    ((0, 2, 1), "the step Resize after CenterCrop"), ((3, 0, 1, 2), "the step SampleFrames after Normalize"),
+    ((0, 3, 1, 2), "the step Resize after Normalize"),
+])
+def test_a_test_pipeline_that_decides_too_little_or_in_another_order_is_refused(order, says):
+    text = "test_pipeline = [%s]"
+    assert facts(text % ", ".join(STEPS))["size"] == 224
+    assert says in refused(text % ", ".join(STEPS[place] for place in order))
+
+
+@pytest.mark.parametrize("pipeline", ["5", "True", "1.5", "dict(type='ThreeCrop')", "'ThreeCrop'", "[[]]", "[None]"])
+def test_a_test_pipeline_that_is_no_list_of_steps_is_refused(pipeline):
+    assert "its test pipeline " in refused("test_pipeline = %s" % pipeline)
+
+
+def test_texts_that_would_take_long_do_not(tmp_path):
+    """A line that is nearly a path, bases that double from level to level, dicts in many places."""
+    started = time.time()
+    assert facts("#" + "a/" * 50000) == {}
+    assert "not a config" in refused("a/" * 50000) and "too long" in refused("#" * (1 << 19)) and "too long" in refused("/a.py\n" * 9999)
+    tree = "a = {}\n" + "a = dict(x=a, y=a, z=a)\n" * 18
+    assert facts(tree + "/b.py\n" + tree) == {}
+    for number in range(20):
+        (tmp_path / ("%d.py" % number)).write_text("_base_ = ['%d.py', './%d.py']" % (number + 1, number + 1))
+    (tmp_path / "20.py").write_text("")
+    with pytest.raises(UserError, match="too many bases"):
+        config.read(str(tmp_path / "0.py"))
+    assert time.time() - started < 20
+
+
+@pytest.mark.parametrize("name", ["%s.jpg", "x.jpg", "{}_{:05d}.jpg", "a/%05d.jpg", "a%05d\\0.jpg"])
+def test_a_template_of_frames_without_one_number_is_refused(name):
+    assert "filename_tmpl" in refused("data = dict(test=dict(filename_tmpl='%s'))" % name)
+
+
 @pytest.mark.parametrize("text, says", [
+    ("model = dict(backbone=dict(type='ResNetTSM', num_segments=%s))" % ("9" * 4000), "num_segments"),
+    ("model = dict(cls_head=dict(num_classes=100001))", "from 2 to 100000"),
+    ("model = dict(backbone=dict(type='ResNetTSM', shift_div=1))", "from 2 to 1024"),
+    ("data = dict(test=dict(start_index=10000000))", "start_index"),
+    ("model = dict(backbone=dict(type='ResNetTSM'), data_preprocessor=dict(mean=[1, 2, 3], std=[0, 0, 0]))", "std"),
+    ("model = dict(backbone=dict(type='ResNetTSM'), data_preprocessor=dict(mean=[1, 2, 3], std=[1, 1, 1], to_rgb=True))", "to_rgb"),
     ("model = dict(backbone=dict(type='ResNetTSM', depth='50'))", "depth"),
     ("model = dict(cls_head=dict(num_classes=-1))", "num_classes"),
     ("model = dict(backbone=dict(type='ResNetTSM', shift_div=8.0))", "shift_div"),

@@ -89,7 +89,7 @@ def test_what_nothing_says_is_said(works, thin, tmp_path):
     (None, "config.py: no such config"),
     (CONFIG.replace("TSMHead',", "TSMHead', num_segments=16,") % 174, "averages 16 of 8 segments"),
     (CONFIG % 10, "config.py says 10 classes"), (CONFIG.replace("depth=50", "depth=101") % 174, "config.py says TSM ResNet-101"),
-    (CONFIG.replace("shift_div=8", "shift_div=1") % 174, "shift_div 1"), ("model = (", "config.py: not a config"),
+    (CONFIG.replace("shift_div=8", "shift_div=1") % 174, "shift_div = 1; a whole number from 2"), ("model = (", "config.py: not a config"),
     ("model = dict(backbone=get())", "config.py, line 1"),
 ])
 def test_a_config_that_does_not_fit_is_refused(thin, tmp_path, monkeypatch, config, says):

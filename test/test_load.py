@@ -519,8 +519,8 @@ def _as(key, value):
 @pytest.mark.parametrize("change, says", [
     (_without("backbone.layer1.0.conv1.conv.net.weight"), "backbone.layer1.0.conv1.conv.net.weight is missing"),
     (_as("backbone.what", torch.zeros(1)), "backbone.what is not of this network"),
-    (_as("backbone.layer1.0.conv1.bn.bias", torch.zeros(9)), "backbone.layer1.0.conv1.bn.bias is float32 [9], not [8]"),
-    (_as("backbone.layer1.0.conv1.bn.bias", torch.zeros(8).char()), "backbone.layer1.0.conv1.bn.bias is int8 [8], not [8]"),
+    (_as("backbone.layer1.0.conv1.bn.bias", torch.zeros(9)), "backbone.layer1.0.conv1.bn.bias is float32 [9], not float32 [8]"),
+    (_as("backbone.layer1.0.conv1.bn.bias", torch.zeros(8).char()), "backbone.layer1.0.conv1.bn.bias is int8 [8], not float32 [8]"),
     (_as("cls_head.fc_cls.bias", torch.full((174,), float("nan"))), "cls_head.fc_cls.bias holds values that are not finite"),
 ])
 def test_differences_are_named(thin, tmp_path, change, says):

@@ -24,6 +24,10 @@ NETWORKS = {  # name: (structure, width, protocol, its shifts)
     "ResNet of 2-3-5-1 bottlenecks": (Structure((2, 3, 5, 1)), 8, THIN, 11),
     "ResNet-50, one view": (RESNET50, 8, THIN._replace(sampling="uniform", crops="centre", classes=27), 16),
     "ResNet-50, 100 views": (RESNET50, 8, THIN._replace(sampling="dense", crops="ten", segments=4, size=32), 16),
+    "ResNet-50, all channels shifted": (
+        RESNET50, 8, THIN._replace(sampling="uniform", crops="centre", classes=5, size=32, shift_div=2), 16),
+    "MobileNetV2, all channels shifted": (
+        MOBILENET, 16, THIN._replace(sampling="uniform", crops="centre", classes=5, size=32, shift_div=2), 10),
     "MobileNetV2": (MOBILENET, 16, THIN._replace(classes=400), 10),
     "MobileNetV2 x 4, 30 views": (MOBILENET, 16, THIN._replace(sampling="dense", segments=4, shift_div=4, size=32), 10),
 }
@@ -272,7 +276,7 @@ RESNET, INVERTED = (RESNET101, 8), (MOBILENET, 16)
 
 
 @pytest.mark.parametrize("kind, change, says", [
-    (RESNET, _gone("backbone.layer3.22."), "is TSM ResNet-like, of 3, 4, 22 and 3 blocks"),  # and so shifts every block
+    (RESNET, _gone("backbone.layer3.22."), "is TSM ResNet of 3-4-22-3 bottlenecks"),  # and so shifts every block
     (RESNET, _renamed("layer1.1.conv1.conv.", "layer1.1.conv1.conv.net."), "backbone.layer1.1.conv1.conv.net.weight is not"),
     (RESNET, _renamed(".conv.net.", ".conv."), "is TSN ResNet-101, but its weights are not those of TSM on a ResNet of bottlenecks"),
     (RESNET, _renamed("conv3", "conv4"), "conv3.conv.weight is missing"),

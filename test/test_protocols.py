@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -18,7 +19,8 @@ from tsm import checkpoint, machine, zoo  # noqa: E402
 from tsm.cli import UserError  # noqa: E402
 from tsm.clips import fill, normalisation  # noqa: E402
 from tsm.facts import check_supported, facts_of, fusion_of  # noqa: E402
-from tsm.protocol import PIPELINES, SSV2, crop_boxes, frame_indices, protocol_from  # noqa: E402
+from tsm.onnxfile import protocol_of  # noqa: E402
+from tsm.protocol import PIPELINES, SSV2, crop_boxes, frame_indices, protocol_from, read_protocol  # noqa: E402
 from tsm.samples import Clip  # noqa: E402
 
 CLASSES, SEGMENTS = 10, 16  # of the checkpoint that a user brings
@@ -114,6 +116,29 @@ def test_the_disk_is_measured_by_the_protocol(own, works):
     assert works(*size, cwd=own) == "0\n" and works(*size, "--protocol", "p.json", cwd=own) == "20\n"
 
 
+@pytest.mark.parametrize("name, value", [
+    ("std", [1, 0, 1]), ("std", [1, -1, 1]), ("std", [1, 1e-320, 1]), ("mean", [1, float("inf"), 1]), ("mean", [1, float("nan"), 1]),
+    ("mean", [True, 1, 1]), ("mean", [10 ** 400, 1, 1]), ("mean", 3), ("mean", ["1", 2, 3]), ("segments", 10 ** 30), ("segments", True),
+    ("segments", 8.0), ("short_side", 10 ** 9), ("classes", 100001), ("classes", 1), ("shift_div", 1), ("shift_div", 2000),
+    ("sampling", ["dense"]), ("crops", {}),
+])
+def test_values_that_no_protocol_has_are_named(name, value, tmp_path):
+    """In a file and in a model's metadata alike."""
+    stated = json.dumps(dict(SSV2._asdict(), **{name: value}))
+    (tmp_path / "p.json").write_text(stated)
+    with pytest.raises(UserError, match="p.json: its protocol has %s = " % name):
+        read_protocol(str(tmp_path / "p.json"))
+    model = onnx.ModelProto()
+    model.metadata_props.add(key="tsm.protocol", value=stated)
+    with pytest.raises(UserError, match="a.onnx: its protocol has %s = .* needed" % name):
+        protocol_of(model, "a.onnx")
+
+
+def test_a_protocol_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "p.json").write_text(json.dumps(SSV2._asdict()), encoding="utf-8-sig")
+    assert read_protocol(str(tmp_path / "p.json")) == SSV2
+
+
 # What TSM_checkpoint.py finds out.
 
 
@@ -166,7 +191,10 @@ def test_a_config_with_code_runs_nothing_and_its_line_is_named(own, fails):
     text = config().replace("num_segments=16, shift_div=8", "num_segments=__import__('os').system('touch ran'), shift_div=8")
     (own / "c.py").write_text("import os\nos.system('touch ran')\n" + text)
     line = fails("TSM_checkpoint.py", "own.pth", "--config", "c.py", cwd=own)
-    assert "c.py, line 3: a call of" in line and not (own / "ran").exists()
+    assert "c.py, line 2: code (Call) that is not run" in line and not (own / "ran").exists()
+    (own / "c.py").write_text("import os\n" + text)
+    line = fails("TSM_checkpoint.py", "own.pth", "--config", "c.py", cwd=own)
+    assert "c.py, line 2: a call of" in line and not (own / "ran").exists()
     (own / "c.py").write_text(config().replace("'CenterCrop'", "'MyCrop'"))
     assert "its test pipeline has the step MyCrop" in fails("TSM_checkpoint.py", "own.pth", "--config", "c.py", cwd=own)
     assert not (own / "protocol.json").exists()
@@ -315,8 +343,6 @@ def test_tensors_and_info_of_another_protocol_are_refused(chained, fails, works,
 
 def test_a_foreign_export_takes_the_protocol_that_was_found_out(chained, works, tmp_path):
     """An export without our metadata, as another exporter writes it."""
-    import onnx
-
     folder, _ = chained
     model = onnx.load(str(folder / "work/tsm_bs1.onnx"))
     del model.metadata_props[:]

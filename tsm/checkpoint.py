@@ -32,7 +32,10 @@ _STORAGES = {  # torch's storage classes: the values' type as numpy writes it, b
     "UntypedStorage": "u1", "ComplexFloatStorage": "c8", "ComplexDoubleStorage": "c16", "QInt8Storage": "i1",
     "QUInt8Storage": "u1", "QInt32Storage": "i4", "QUInt4x2Storage": "u1", "QUInt2x4Storage": "u1",
 }
-_PARTS = ("backbone", "neck", "cls_head", "base_model", "new_fc")  # of a network; what else a state dict holds is no part of it
+_PARTS = (  # of a network, those that tell detectors and the like included; what else a state dict holds is no part of it
+    "backbone", "neck", "cls_head", "base_model", "new_fc", "rpn_head", "roi_head", "bbox_head", "mask_head", "keypoint_head",
+    "decode_head",
+)
 _MOBILENET_BLOCKS = (1, 2, 3, 4, 3, 3, 1)  # per stage of MobileNetV2
 _EMA = re.compile(r"(?:^|[/._-])ema", re.IGNORECASE)  # a moving average's copy of the weights
 _PLAIN = (str, int, float, type(None))
@@ -74,7 +77,8 @@ def load(path: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
         path: a file of torch.save: a state dict, or a dict with one in it, under whatever name; one whose name speaks of
             an EMA only where no other is there.
     Returns: (weights by mmaction2's names, prefixes as `module.` dropped and MIT's names translated, float32 where they
-        are floating point; numbers, strings and lists of strings of the checkpoint and of its `meta`, by name).
+        are floating point; numbers, strings and lists of strings of the checkpoint and of its `meta`, by name, and
+        `naming`: MIT, where names were translated).
     Raises: UserError where the file is no checkpoint, is damaged, or has no weights that can be read without code.
     """
     with open(path, "rb") as file:
@@ -82,7 +86,8 @@ def load(path: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
             magic = file.read(len(_ZIP_MAGIC))
             file.seek(0)
             root, read = (_open_zip if magic == _ZIP_MAGIC else _open_legacy)(file)
-            state = _network_part(_state_in(root, path))
+            whole = _state_in(root, path)
+            state = _network_part(whole)
             foreign = ["%s, made by %s" % (key, value.name) for key, value in state.items() if isinstance(value, Foreign)]
             if foreign:
                 raise UserError("%s: holds weights that only other code can read (%s); save a state_dict of plain tensors"
@@ -101,7 +106,8 @@ def load(path: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
                 raise
             raise UserError("%s: not a PyTorch checkpoint, or a damaged one; fetch it again" % path)
     beside = root.get("meta") if isinstance(root, dict) else None
-    return tensors, dict(_plain(root), **_plain(beside))
+    mits = {"naming": "MIT"} if any(re.match(r"(.*\.)?base_model\.", key) for key in whole) else {}
+    return tensors, dict(dict(_plain(root), **_plain(beside)), **mits)
 
 
 def save(path: str, state: Dict[str, Tensor], meta: Dict[str, Any]) -> None:

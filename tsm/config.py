@@ -1,20 +1,24 @@
 """Facts from an mmaction2 config, a Python file or the text of one kept in a checkpoint. Nothing in it is executed.
 
 The text is parsed (ast) and only its values are worked out: literals, dict(...), names assigned before, `**name`, sums of
-plain values, `_base_` files and `_delete_`, as mmcv's and mmengine's Config take them. All else becomes a Code, and only
-one in a place that is asked for is an error. Sources: mmaction2 0.24.1 and 1.2.0, configs/recognition/tsm.
+plain values, `name.update(…)`, `_base_` files and `_delete_`, as mmcv's and mmengine's Config take them. Any other value
+becomes a Code, and only one in a place that is asked for is an error; so is a statement that could change what was read.
+Sources: mmaction2 0.24.1 and 1.2.0, configs/recognition/tsm.
 """
 
+import argparse
 import ast
 import os
 import re
-import reprlib
 import warnings
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from tsm.cli import UserError
+from tsm.protocol import frame_template, not_colours, not_whole
+from tsm.protocol import shown as _short
 
-_LIMIT = 1 << 20  # characters of a config, items or characters of a value made of others
+_LIMIT = 1 << 18  # characters of a config and its bases, items or characters of a value made of others
+_FILES = 100  # of a config, its bases counted as often as they are included
 _DEPTH = 20  # of dicts in dicts
 _SILENT = 8  # num_segments and shift_div of ResNetTSM, MobileNetV2TSM and TSMHead where a config gives none
 _ANY = object()
@@ -34,6 +38,15 @@ _STEPS: Dict[str, Dict[str, Any]] = {  # the others, and their arguments: the on
     "FormatShape": dict(input_format="NCHW", collapse=False),
     **{name: dict(crop_size=_ANY, lazy=False) for name in _CROPS},
 }
+_LEFT_OUT: Dict[str, Any] = dict(  # what mmaction2 takes where an argument is left out, if that is not understood; None: an error
+    clip_len=None, test_mode=False, scale=None, crop_size=None, flip_ratio=0.5, mean=None, std=None, input_format=None)
+_RANKS = {  # of the steps that have an order
+    "SampleFrames": 0, "DenseSampleFrames": 0, "Resize": 1, **dict.fromkeys(_CROPS, 2), "Normalize": 3, "FormatShape": 4}
+_NEEDED = ("SampleFrames or DenseSampleFrames", "Resize", "CenterCrop, ThreeCrop or TenCrop")  # by their rank
+
+
+class Unsupported(UserError):
+    """A config that asks for what this suite does not do, or that only running it would tell."""
 
 
 class Code(NamedTuple):
@@ -48,7 +61,7 @@ def read(path: str) -> Dict[str, Any]:
 
     Raises: UserError, naming the file, where it or a base of it is missing, is not Python, or includes itself.
     """
-    return _read(path, ())
+    return _read(path, _Reading((), []))
 
 
 def parse(text: str, where: str) -> Dict[str, Any]:
@@ -57,8 +70,11 @@ def parse(text: str, where: str) -> Dict[str, Any]:
     Older versions kept the texts of the bases and of the config one after the other, each under its file's name.
     """
     config: Dict[str, Any] = {}
-    for part in re.split(r"(?m)^[\w.~/-]*/[\w.~/-]+\.py$", text):
-        config = _merged(_names(part.encode("utf-8", "replace"), where, None, ()), config)
+    parts = re.split(r"(?m)^[\w.~-]*/[\w.~/-]+\.py$", text) if len(text) <= _LIMIT else []
+    if not 1 <= len(parts) <= _FILES:
+        raise UserError("%s: too long for a config" % where)
+    for part in parts:
+        config = _names(part.encode("utf-8", "replace"), where, None, _Reading((), []), config)
     return config
 
 
@@ -68,28 +84,37 @@ def facts(config: Dict[str, Any], where: str) -> Dict[str, Any]:
     Returns: network (in words, as tsm.facts names it), classes, segments, head_segments (those that the head averages),
         shift_div, average_clips; of the test: sampling, sampled (frames of a sample), crops, short_side, size, mean, std,
         filename_tmpl, start_index.
-    Raises: UserError that names `where` and what is not understood: code in place of a value, an unknown step.
+    Raises: UserError that names `where` and the value that is none; Unsupported for code in place of a value, an unknown step.
     """
     found: Dict[str, Any] = {"network": _network(config, where)}
-    found["classes"] = _number(config, where, "model", "cls_head", "num_classes")
+    found["classes"] = _number("classes", config, where, "model", "cls_head", "num_classes")
     is_tsm = str(found["network"]).startswith("TSM")
     silent = _SILENT if is_tsm else None
-    found["head_segments"] = _number(config, where, "model", "cls_head", "num_segments")
-    found["segments"] = _number(config, where, "model", "backbone", "num_segments") or found["head_segments"] or silent
-    found["shift_div"] = _number(config, where, "model", "backbone", "shift_div") or silent
+    found["head_segments"] = _number("segments", config, where, "model", "cls_head", "num_segments")
+    own = _number("segments", config, where, "model", "backbone", "num_segments")
+    found["segments"] = own or found["head_segments"] or silent
+    found["shift_div"] = _number("shift_div", config, where, "model", "backbone", "shift_div") or silent
     found["average_clips"] = _first(config, where, ("model", "cls_head", "average_clips"), ("model", "test_cfg", "average_clips"),
                                     ("test_cfg", "average_clips"))
     if found["average_clips"] not in (None, "prob", "score"):
-        raise UserError("%s: average_clips = %s; prob and score are known" % (where, _short(found["average_clips"])))
+        raise Unsupported("%s: average_clips = %s; prob and score are known" % (where, _short(found["average_clips"])))
     for name in ("filename_tmpl", "start_index"):
         found[name] = _first(config, where, ("data", "test", name), ("test_dataloader", "dataset", name))
-        wanted = int if name == "start_index" else str
-        if found[name] is not None and (type(found[name]) is not wanted or wanted is int and found[name] < 0):
-            raise UserError("%s: %s = %s; %s is needed" % (
-                where, name, _short(found[name]), "a whole number" if wanted is int else "the name of a frame's file"))
-    if is_tsm:
+        wrong = "" if found[name] is None else not_whole(name, found[name]) if name == "start_index" else _no_template(found[name])
+        if wrong:
+            raise UserError("%s: %s = %s" % (where, name, wrong))
+    if is_tsm or found["network"] is None:
         found.update(_test_pipeline(config, where))
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _no_template(value: Any) -> str:
+    """What is wrong with a filename_tmpl; empty where nothing is."""
+    try:
+        frame_template(value if isinstance(value, str) else "")
+        return ""
+    except argparse.ArgumentTypeError:
+        return "%s; a file name with one number in it is needed, as img_{:05}.jpg" % _short(value)
 
 
 def _network(config: Dict[str, Any], where: str) -> Optional[str]:
@@ -100,7 +125,7 @@ def _network(config: Dict[str, Any], where: str) -> Optional[str]:
     known = {"MobileNetV2TSM": "TSM MobileNetV2", "MobileOneTSM": "TSM MobileOne", "ResNet3dSlowFast": "SlowFast"}
     if kind not in ("ResNetTSM", "ResNet"):
         return known.get(_short(kind), "%s of mmaction2" % _short(kind))
-    depth = _number(config, where, "model", "backbone", "depth")
+    depth = _number("depth", config, where, "model", "backbone", "depth")
     names = ("is_shift", "non_local", "temporal_pool", "shift_place")
     is_shift, non_local, temporal_pool, place = (_get(config, where, "model", "backbone", name) for name in names)
     shifted = kind == "ResNetTSM" and is_shift is not False
@@ -114,11 +139,27 @@ def _test_pipeline(config: Dict[str, Any], where: str) -> Dict[str, Any]:
     """What the test pipeline shows the network."""
     steps = _first(config, where, ("data", "test", "pipeline"), ("test_dataloader", "dataset", "pipeline"), ("test_pipeline",))
     found: Dict[str, Any] = {}
-    for step in steps or ():
-        found.update(_step(step, found, where))
+    if steps is not None and not isinstance(steps, (list, tuple)):
+        raise UserError("%s: its test pipeline is %s; a list of steps is needed" % (where, _short(steps)))
+    if steps is not None:
+        kinds: List[str] = []
+        for step in steps:
+            found.update(_step(step, found, where))
+            kind = step["type"]
+            if kind in _RANKS:
+                if kinds and _RANKS[kinds[-1]] > _RANKS[kind]:
+                    raise Unsupported("%s: its test pipeline has the step %s after %s, an order that this suite does not know"
+                                      % (where, kind, kinds[-1]))
+                kinds.append(kind)
+        for rank, needed in enumerate(_NEEDED):
+            if rank not in map(_RANKS.__getitem__, kinds):
+                raise Unsupported("%s: its test pipeline has no step %s; this suite needs one" % (where, needed))
     for place in (("model", "data_preprocessor"), ("module_hooks",)):
         given = _get(config, where, *place)
         for item in given if isinstance(given, list) else [given]:
+            if isinstance(item, dict) and item.get("to_rgb"):
+                raise Unsupported("%s: %s has to_rgb = %s, which this suite does not know" % (
+                    where, ".".join(place), _short(item["to_rgb"])))
             if isinstance(item, dict) and "mean" in item and "std" in item:
                 found.setdefault("mean", _triple(item["mean"], where, "mean"))
                 found.setdefault("std", _triple(item["std"], where, "std"))
@@ -128,17 +169,23 @@ def _test_pipeline(config: Dict[str, Any], where: str) -> Dict[str, Any]:
 def _step(step: Any, before: Dict[str, Any], where: str) -> Dict[str, Any]:
     """What one step of a test pipeline decides."""
     _refuse_code(step, where)
-    kind = step.get("type") if isinstance(step, dict) else step
+    if not isinstance(step, dict):
+        raise UserError("%s: its test pipeline has the step %s, which is no dict(type=…)" % (where, _short(step)))
+    kind = step.get("type")
+    _refuse_code(kind, where)
     if kind in _PASSED_OVER:
         return {}
     if not isinstance(kind, str) or kind not in _STEPS:
-        raise UserError("%s: its test pipeline has the step %s, which this suite does not know" % (where, _short(kind)))
-    for name, value in step.items():
+        raise Unsupported("%s: its test pipeline has the step %s, which this suite does not know" % (where, _short(kind)))
+    given = {name: value for name, value in _LEFT_OUT.items() if name in _STEPS[kind]}
+    for name, value in dict(given, **step).items():
         _refuse_code(value, where)
         known = _STEPS[kind].get(name)
+        if name not in step and value is None:
+            raise UserError("%s: the step %s of its test pipeline has no %s" % (where, kind, name))
         if name != "type" and known is not _ANY and (name not in _STEPS[kind] or value != known):
-            raise UserError("%s: the step %s of its test pipeline has %s = %s, which this suite does not know"
-                            % (where, kind, name, _short(value)))
+            raise Unsupported("%s: the step %s of its test pipeline has %s = %s%s, which this suite does not know"
+                              % (where, kind, name, _short(value), "" if name in step else " (as it is left out)"))
     decides: Dict[str, Any] = {}
     if kind in ("SampleFrames", "DenseSampleFrames"):
         dense, twice = kind == "DenseSampleFrames", step.get("twice_sample", False)
@@ -152,9 +199,12 @@ def _step(step: Any, before: Dict[str, Any], where: str) -> Dict[str, Any]:
     elif kind == "Normalize":
         decides = {name: _triple(step.get(name), where, name) for name in ("mean", "std")}
     for name, value in decides.items():
-        whole = name in ("sampled", "short_side", "size")
-        if name in before or whole and (type(value) is not int or value < 1):
-            raise UserError("%s: the step %s of its test pipeline (%s) is not understood" % (where, kind, _words(step)))
+        whole = {"sampled": "segments", "short_side": "short_side", "size": "size"}.get(name)
+        wrong = not_whole(whole, value) if whole and value is not None else ""
+        if wrong:
+            raise UserError("%s: the step %s of its test pipeline (%s): %s" % (where, kind, _words(step), wrong))
+        if name in before or value is None:
+            raise Unsupported("%s: the step %s of its test pipeline (%s) is not understood" % (where, kind, _words(step)))
     return decides
 
 
@@ -162,25 +212,22 @@ def _words(step: Dict[str, Any]) -> str:
     return ", ".join("%s=%s" % (name, _short(value)) for name, value in step.items() if name != "type")[:200]
 
 
-def _short(value: Any) -> str:
-    return value[:60] if isinstance(value, str) else reprlib.repr(value)
-
-
 def _sequence(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, (list, tuple)) else ()
+    return value if isinstance(value, (list, tuple)) and not isinstance(value, Code) else ()
 
 
 def _triple(value: Any, where: str, name: str) -> Tuple[float, ...]:
     _refuse_code(value, where)
-    if len(_sequence(value)) != 3 or any(type(number) not in (int, float) for number in value):
-        raise UserError("%s: %s = %s; three numbers are needed, one a colour" % (where, name, _short(value)))
+    wrong = not_colours(name, value)
+    if wrong:
+        raise UserError("%s: %s = %s" % (where, name, wrong))
     return tuple(map(float, value))
 
 
 def _refuse_code(value: Any, where: str) -> None:
     for item in [value] + list(_sequence(value)):
         if isinstance(item, Code):
-            raise UserError("%s: %s is not run, and a value that is needed depends on it; write the value itself there"
+            raise Unsupported("%s: %s is not run, and a value that is needed depends on it; write the value itself there"
                             % (item.place, item.what))
 
 
@@ -198,44 +245,65 @@ def _first(config: Any, where: str, *places: Tuple[str, ...]) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _number(config: Any, where: str, *keys: str) -> Optional[int]:
+def _number(name: str, config: Any, where: str, *keys: str) -> Optional[int]:
+    """The value at model.backbone.depth and the like, within the bounds of `name`; None where there is none."""
     value = _get(config, where, *keys)
-    if value is not None and (type(value) is not int or value < 1):
-        raise UserError("%s: %s = %s; a whole number above 0 is needed" % (where, ".".join(keys), _short(value)))
+    wrong = "" if value is None else not_whole(name, value)
+    if wrong:
+        raise UserError("%s: %s = %s" % (where, ".".join(keys), wrong))
     return value
 
 
 # From a text to the values of its names.
 
 
-def _read(path: str, outer: Tuple[str, ...]) -> Dict[str, Any]:
+class _Reading(NamedTuple):
+    """Which files are being read, each the base of the one before, and the sizes of all that were read."""
+
+    chain: Tuple[str, ...]
+    sizes: List[int]
+
+
+def _read(path: str, reading: _Reading) -> Dict[str, Any]:
     place = os.path.realpath(path)
-    if place in outer:
+    if place in reading.chain:
         raise UserError("%s: includes itself through _base_; mend the config" % path)
     if not os.path.isfile(path):
-        raise UserError("%s: no such config%s; check the path" % (path, ", which %s is based on" % outer[-1] if outer else ""))
+        based = ", which %s is based on" % reading.chain[-1] if reading.chain else ""
+        raise UserError("%s: no such config%s; check the path" % (path, based))
     with open(path, "rb") as file:
-        return _names(file.read(_LIMIT + 1), path, os.path.dirname(path), outer + (place,))
+        raw = file.read(_LIMIT + 1)
+    reading.sizes.append(len(raw))
+    if sum(reading.sizes) > _LIMIT or len(reading.sizes) > _FILES:
+        raise UserError("%s: too long for a config, or with too many bases (at most %d characters in %d files)" % (path, _LIMIT, _FILES))
+    return _names(raw, path, os.path.dirname(path), _Reading(reading.chain + (place,), reading.sizes), {})
 
 
-def _names(raw: bytes, where: str, folder: Optional[str], outer: Tuple[str, ...]) -> Dict[str, Any]:
-    """The values of the names that a config's text assigns; `folder` is what its `_base_` files are relative to, if known."""
+def _base(name: Any, where: str, folder: str, reading: _Reading) -> Dict[str, Any]:
+    """The names of the base that a config in `folder` calls `name`."""
+    if "::" in str(name):
+        raise UserError("%s: is based on %s, of an installed package, where this suite does not look; copy that file and name the "
+                        "copy's path there" % (where, str(name)[:200]))
+    return _read(os.path.join(folder, str(name)), reading)
+
+
+def _names(raw: bytes, where: str, folder: Optional[str], reading: _Reading, base: Dict[str, Any]) -> Dict[str, Any]:
+    """The values of the names that a config's text assigns, over those of `base`; `folder` is what its `_base_` files are
+    relative to, if known."""
     try:
-        if len(raw) > _LIMIT:
-            raise ValueError("too long")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes in its strings
             tree = ast.parse(raw)
-        base: Dict[str, Any] = {}
         for statement in tree.body:
             if isinstance(statement, ast.Assign) and [getattr(target, "id", "") for target in statement.targets] == ["_base_"]:
                 given = _value(statement.value, {}, where)
+                _refuse_code(given, where)
                 for name in [given] if isinstance(given, str) else _sequence(given):
                     if folder is not None:
-                        base = _merged(_read(os.path.join(folder, str(name)), outer), base)
+                        base = _merged(_base(name, where, folder, reading), base)
         names: Dict[str, Any] = {"_base_": base}
         for statement in tree.body:
-            _carry_out(statement, names, where, folder, outer)
+            _carry_out(statement, names, where, folder, reading)
         del names["_base_"]
         return _merged(names, base)
     except SyntaxError as error:
@@ -244,22 +312,61 @@ def _names(raw: bytes, where: str, folder: Optional[str], outer: Tuple[str, ...]
         raise UserError("%s: not a config in Python" % where)
 
 
-def _merged(child: Dict[str, Any], base: Dict[str, Any], depth: int = 0) -> Dict[str, Any]:
-    """A config over its base, as mmcv's Config merges them: dicts key by key, unless the child's has `_delete_`."""
+def _merged(
+    child: Dict[str, Any], base: Dict[str, Any], depth: int = 0, done: Optional[Dict[Tuple[int, int], Dict[str, Any]]] = None
+) -> Dict[str, Any]:
+    """A config over its base, as mmcv's Config merges them: dicts key by key, unless the child's has `_delete_`.
+
+    `done` holds what was merged before, as one dict may stand in many places.
+    """
     if depth > _DEPTH:
         raise ValueError("too deep")
-    merged = dict(base)
-    for key, value in child.items():
-        if isinstance(value, dict):
-            below = base.get(key) if not value.get("_delete_") else None
-            value = {name: item for name, item in value.items() if name != "_delete_"}
-            value = _merged(value, below, depth + 1) if isinstance(below, dict) else value
-        merged[key] = value
-    return merged
+    done = {} if done is None else done
+    pair = (id(child), id(base))
+    if pair not in done:
+        merged = dict(base)
+        for key, value in child.items():
+            if isinstance(value, dict):
+                below = base.get(key)
+                if isinstance(below, dict) and not value.get("_delete_"):
+                    value = _merged(value, below, depth + 1, done)
+                else:
+                    value = {name: item for name, item in value.items() if name != "_delete_"}
+            if key != "_delete_":
+                merged[key] = value
+        done[pair] = merged
+    return done[pair]
 
 
-def _carry_out(statement: ast.stmt, names: Dict[str, Any], where: str, folder: Optional[str], outer: Tuple[str, ...]) -> None:
-    """Take in one statement: an assignment, an import of bases; what else it could change becomes Code."""
+def _carry_out(statement: ast.stmt, names: Dict[str, Any], where: str, folder: Optional[str], reading: _Reading) -> None:
+    """Take in one statement: an assignment, an update of a dict, an import of bases, a definition.
+
+    Raises: Unsupported where it is another, which could change what is read.
+    """
+    if isinstance(statement, ast.ImportFrom):  # a class is known by its name
+        names.update((alias.asname or alias.name, alias.name) for alias in statement.names)
+    elif isinstance(statement, ast.With) and _is_call(statement.items[0].context_expr, "read_base"):
+        for inner in statement.body:
+            if isinstance(inner, ast.ImportFrom) and folder is not None:
+                module = (inner.module or "").replace(".", "/") + ".py"
+                base = _base("../" * (inner.level - 1) + module if inner.level else "::" + module, where, folder, reading)
+                wanted = {alias.asname or alias.name: alias.name for alias in inner.names}
+                names.update(base if "*" in wanted else {name: base[given] for name, given in wanted.items() if given in base})
+    elif isinstance(statement, (ast.Import, ast.FunctionDef, ast.ClassDef)):
+        _spoil([statement], names, where)
+        for node in statement.names if isinstance(statement, ast.Import) else [statement]:  # type: ignore[list-item]
+            changed = (getattr(node, "asname", None) or node.name).split(".")[0]  # type: ignore[attr-defined]
+            names[changed] = _code(statement, where, "code that changes %s" % changed)
+    elif isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
+        _assigned(statement, names, where)
+    elif not _updated(statement, names, where) and not _is_idle(statement):
+        raise Unsupported("%s, line %d: code (%s) that is not run could change what is read; write the values themselves there"
+                          % (where, statement.lineno, type(getattr(statement, "value", statement)).__name__))
+
+
+def _assigned(statement: Any, names: Dict[str, Any], where: str) -> None:
+    """Carry out an assignment."""
+    _spoil([statement], names, where)
     if isinstance(statement, ast.Assign):
         for target in statement.targets:
             if getattr(target, "id", "") != "_base_":
@@ -271,26 +378,34 @@ def _carry_out(statement: ast.stmt, names: Dict[str, Any], where: str, folder: O
         if value is None:
             value = _code(statement, where, "an assignment to %s" % _root(statement.target))
         _assign(statement.target, value, names, where)
-    elif isinstance(statement, ast.ImportFrom):  # a class is known by its name
-        names.update((alias.asname or alias.name, alias.name) for alias in statement.names)
-    elif isinstance(statement, ast.With) and _is_call(statement.items[0].context_expr, "read_base"):
-        for inner in statement.body:
-            if isinstance(inner, ast.ImportFrom) and folder is not None:
-                parts = [".."] * (inner.level - 1) + (inner.module or "").split(".")
-                base = _read(os.path.join(folder, *parts) + ".py", outer)
-                wanted = {alias.asname or alias.name: alias.name for alias in inner.names}
-                names.update(base if "*" in wanted else {name: base[given] for name, given in wanted.items() if given in base})
-    else:
-        for node in ast.walk(statement):
-            changed = getattr(node, "name", None) if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else None
-            if isinstance(node, ast.alias):
-                changed = (node.asname or node.name).split(".")[0]
-            elif isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)) and not isinstance(node.ctx, ast.Load):
-                changed = _root(node)
-            elif isinstance(node, ast.Call):
-                changed = _root(node.func)
-            if changed and changed != "_base_":
-                names[changed] = _code(node if hasattr(node, "lineno") else statement, where, "code that changes %s" % changed)
+
+
+def _spoil(given: Sequence[ast.AST], names: Dict[str, Any], where: str) -> None:
+    """Dicts and lists that are handed to code are not known any more."""
+    for call in (node for part in given for node in ast.walk(part)):
+        if isinstance(call, ast.Call) and not _is_call(call, "dict"):
+            for node in ast.walk(call):
+                if isinstance(node, ast.Name) and isinstance(names.get(node.id), (dict, list)):
+                    names[node.id] = _code(call, where, "code that may change %s" % node.id)
+
+
+def _updated(statement: ast.stmt, names: Dict[str, Any], where: str) -> bool:
+    """Carry out name.update(…) with a dict or keywords; whether the statement is one."""
+    call = getattr(statement, "value", None)
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute) or call.func.attr != "update":
+        return False
+    given = _arguments(call)
+    _spoil([value for _, value in given], names, where)
+    container, items = _value(call.func.value, names, where), _dict(given, call, names, where)
+    if not isinstance(container, dict) or not isinstance(items, dict):
+        return False
+    container.update(items)
+    return True
+
+
+def _is_idle(statement: ast.stmt) -> bool:
+    """Is the statement `pass` or a docstring?"""
+    return isinstance(statement, ast.Pass) or isinstance(statement, ast.Expr) and type(statement.value).__name__ in ("Constant", "Str")
 
 
 def _assign(target: ast.AST, value: Any, names: Dict[str, Any], where: str) -> None:
@@ -317,9 +432,7 @@ def _value(node: ast.AST, names: Dict[str, Any], where: str) -> Any:
     if isinstance(node, ast.Dict):
         return _dict(list(zip(node.keys, node.values)), node, names, where)
     if _is_call(node, "dict"):
-        given = [(None, arg) for arg in node.args]  # type: ignore[attr-defined]
-        given += [(word.arg, word.value) for word in node.keywords]  # type: ignore[attr-defined]
-        return _dict(given, node, names, where)
+        return _dict(_arguments(node), node, names, where)
     if isinstance(node, (ast.List, ast.Tuple)):
         items = [_value(item, names, where) for item in node.elts]
         return items if isinstance(node, ast.List) else tuple(items)
@@ -341,6 +454,11 @@ def _value(node: ast.AST, names: Dict[str, Any], where: str) -> Any:
         except (ValueError, TypeError):
             pass
     return value if value is not None else _code(node, where, _described(node))
+
+
+def _arguments(call: Any) -> List[Tuple[Any, ast.AST]]:
+    """The arguments of dict(…) or update(…) as pairs for _dict()."""
+    return [(None, arg) for arg in call.args] + [(word.arg, word.value) for word in call.keywords]
 
 
 def _dict(given: List[Tuple[Any, ast.AST]], node: ast.AST, names: Dict[str, Any], where: str) -> Any:

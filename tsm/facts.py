@@ -2,7 +2,8 @@
 
 The number of segments, shift_div and the test leave no trace in the weights. They come from a flag, a config file, the
 config that mmaction2 keeps in a checkpoint's meta, the table of published files, the file's name, and only then from the
-default, in this order; what two of them say differently is an error. Names of weights: mmaction2 0.24.1, models/backbones
+default, in this order. What two of them say differently of the network is an error, unless a config that is given overrides
+the one in meta; of the test, the first counts and a note says so. Names of weights: mmaction2 0.24.1, models/backbones
 (resnet_tsm, mobilenet_v2_tsm, …).
 """
 
@@ -13,8 +14,8 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 from tsm import config as mmaction2_config
 from tsm import zoo
 from tsm.cli import UserError
-from tsm.files import read_json, sha256
-from tsm.protocol import FUSIONS, SSV2, Protocol, read_protocol
+from tsm.files import sha256
+from tsm.protocol import FUSIONS, SSV2, Protocol, not_colours, not_whole, protocol_from, read_stated
 
 _GUIDE = "TSM ResNet-50"  # the network of the Ascend guide
 _TAKEN = re.compile(r"TSM (ResNet-(50|101|152)|ResNet of [-\d]+ bottlenecks|MobileNetV2)")  # networks that this suite takes
@@ -24,6 +25,18 @@ _RESNETS: Dict[Tuple[int, ...], str] = {  # by the blocks of the four stages, an
 }
 _BLOCK = re.compile(r"backbone\.layer([1-4])\.(?:net\.)?(\d+)\.(?:net\.)?(?:block\.)?conv1\.")
 _DEFAULT = "default"
+_META = "the config in its meta"
+_NETWORK = ("network", "classes", "segments", "shift_div")  # what the sources have to agree on
+_TEST = ("sampling", "crops", "size", "short_side", "mean", "std", "average_clips")  # of which the first source counts
+_OTHERS = (  # networks of other families, by what their weights are called
+    (r"(^|\.)(rpn|roi|bbox|mask|keypoint)_head\.", "a detector"), (r"(^|\.)decode_head\.", "a network that segments images"),
+    (r"^backbone\.(slow|fast)_path\.", "SlowFast"),
+    (r"(^|[._])(attn|attentions?|self_attn|self_attention|transformer)[._]", "a transformer"),
+)
+_IMAGES = (  # likewise, those of single images, if nothing else is known of them
+    (r"^(backbone\.)?layer\d\.\d+\.conv\d\.weight", "a ResNet of single images, as torchvision's or timm's"),
+    (r"^(backbone\.)?(features|blocks|stages)\.\d", "a network of single images, as torchvision's or timm's"),
+)
 _PUBLISHED = "the table of published files"
 
 
@@ -51,7 +64,8 @@ def facts_of(
         config: path of an mmaction2 config, or empty.
         segments: frames of a view, where the user says so.
         stated: path of what TSM_checkpoint.py found out before, protocol.json, or empty.
-    Raises: UserError where a config or that file is missing or not understood.
+    Raises: UserError where a config or that file is missing or not understood, a number of segments is out of bounds, or nothing
+        says how many a file of MIT's has.
     """
     weights = weights_say(state)
     said, notes = _said(path, meta, config, segments, stated)
@@ -62,48 +76,90 @@ def facts_of(
     conflicts: List[str] = []
     for fact in ("network", "width", "average_clips") + Protocol._fields:
         origins[fact], chosen[fact] = next((where, facts[fact]) for where, facts in sources if fact in facts)
-        if fact in ("network", "classes", "segments", "shift_div"):
-            conflicts += ["%s says %s" % (where, _words(fact, facts[fact])) for where, facts in sources[:-1]
-                          if facts.get(fact, chosen[fact]) != chosen[fact]]
+    for where, facts in sources[:-1]:
+        for fact in _NETWORK:
+            if facts.get(fact, chosen[fact]) != chosen[fact]:
+                words = "%s says %s" % (where, _words(fact, facts[fact]))
+                if where == _META and (config or stated):
+                    notes.append("note: %s; %s by %s counts" % (words, _words(fact, chosen[fact]), origins[fact]))
+                else:
+                    conflicts.append(words)
+        notes += _other_test(where, facts, chosen, origins)
     frames = {}
     for fact in ("filename_tmpl", "start_index"):
         for where, facts in said[::-1]:
             if fact in facts:
                 origins[fact], frames[fact] = where, facts[fact]
+    unsure, more = _of_other_frames([(where, facts) for where, facts in said if where != _META or not (config or stated)],
+                                    chosen["segments"], origins["segments"], stated)
+    if origins["segments"] == _DEFAULT:
+        if meta.get("naming") == "MIT" and _TAKEN.fullmatch(chosen["network"]):
+            raise UserError("%s: is %s, and nothing says of how many segments; pass --segments N, as it was trained with"
+                            % (path, chosen["network"]))
+        more.append("note: nothing says how many segments %s has; taken as %d; --segments N says otherwise"
+                    % (path, chosen["segments"]))
+    protocol = Protocol(*(chosen[name] for name in Protocol._fields))
+    return Facts(chosen["network"], chosen["width"], protocol, chosen["average_clips"], frames, origins, conflicts + unsure,
+                 notes + more)
+
+
+def _other_test(where: str, facts: Mapping[str, Any], chosen: Mapping[str, Any], origins: Mapping[str, str]) -> List[str]:
+    """The notes of what a source says otherwise of the test than the source that counts."""
+    other = [fact for fact in _TEST if facts.get(fact, chosen[fact]) != chosen[fact]]
+    return ["note: %s, but %s says %s; the former counts" % (
+        ", ".join("%s by %s" % (_words(fact, chosen[fact]), origins[fact]) for fact in other), where,
+        ", ".join(_words(fact, facts[fact]) for fact in other))] if other else []
+
+
+def _of_other_frames(
+    said: List[Tuple[str, Dict[str, Any]]], segments: int, origin: str, stated: str
+) -> Tuple[List[str], List[str]]:
+    """(conflicts, notes) of configs that sample or average other numbers of frames than their network has segments."""
+    conflicts: List[str] = []
+    notes: List[str] = []
     for where, facts in said:
         wanted: Any = facts.get("segments")
         sampled, averaged = facts.get("sampled", wanted), facts.get("head_segments", wanted)
         if averaged != wanted:
             conflicts.append("%s averages %s of %s segments" % (where, averaged, wanted))
-        if sampled != wanted and origins["segments"] not in ("--segments", stated):
+        if sampled != wanted and origin not in ("--segments", stated):
             conflicts.append("%s samples %s frames for %s segments (--segments %s tests it on %s)"
                              % (where, sampled, wanted, wanted, wanted))
         elif sampled != wanted:
             notes.append("note: %s samples %s frames for %s segments; by %s it is tested on %s, so a published accuracy may be of "
-                         "another test" % (where, sampled, wanted, origins["segments"], chosen["segments"]))
-    if origins["segments"] == _DEFAULT:
-        notes.append("note: nothing says how many segments %s has; taken as %d; --segments N says otherwise"
-                     % (path, chosen["segments"]))
-    protocol = Protocol(*(chosen[name] for name in Protocol._fields))
-    return Facts(chosen["network"], chosen["width"], protocol, chosen["average_clips"], frames, origins, conflicts, notes)
+                         "another test" % (where, sampled, wanted, origin, segments))
+    return conflicts, notes
 
 
 def _said(
     path: str, meta: Mapping[str, Any], config: str, segments: Optional[int], stated: str
 ) -> Tuple[List[Tuple[str, Dict[str, Any]]], List[str]]:
     """([(source, what it says)], notes) of all sources but the weights, the one that decides first."""
-    said: List[Tuple[str, Dict[str, Any]]] = [("--segments", {"segments": segments} if segments else {})]
+    said: List[Tuple[str, Dict[str, Any]]] = [("--segments", {} if segments is None else {"segments": segments})]
+    if segments is not None and not_whole("segments", segments):
+        raise UserError("--segments %s" % not_whole("segments", segments))
     if stated:
-        said.append((stated, dict(read_protocol(stated)._asdict(), **_others_in(stated))))
+        given = read_stated(stated)
+        others = {name: given[name] for name in ("network", "average_clips") if isinstance(given.get(name), str) and given[name]}
+        said.append((stated, dict(protocol_from(given, stated)._asdict(), **others)))
     if config:
-        said.append((config, mmaction2_config.facts(mmaction2_config.read(config), config)))
-    said.append(("the config in its meta", _kept_config(meta, "%s: the config in its meta" % path)))
+        read = mmaction2_config.facts(mmaction2_config.read(config), config)
+        if not read:
+            raise UserError("%s: says nothing of a network or its test; pass the config that it was trained with" % config)
+        said.append((config, read))
+    kept, broken = _kept_config(meta, "%s: %s" % (path, _META), bool(config or stated))
+    said.append((_META, kept))
     row, notes = _row_of(path)
+    notes = broken + notes
     if row:
         said.append((_PUBLISHED, zoo.facts(row)))
     if not any("segments" in facts for _, facts in said[1:]):
         found = re.search(r"(?:_segment|1x1x)(\d+)(?!\d)", os.path.basename(path))
-        said.append(("its file's name", {"segments": int(found.group(1))} if found and int(found.group(1)) else {}))
+        named = int(found.group(1)) if found else 0
+        wrong = not_whole("segments", named) if named else ""
+        if wrong and segments is None:
+            raise UserError("%s: its name says that its segments are %s; pass --segments N" % (path, wrong))
+        said.append(("its file's name", {"segments": named} if named and not wrong else {}))
     return said, notes
 
 
@@ -119,26 +175,23 @@ def _row_of(path: str) -> Tuple[Optional[zoo.Row], List[str]]:
     return None, ["note: %s is not the published %s: its SHA-256 begins with %s" % (path, row.file, actual[: len(row.digest)])]
 
 
-def _others_in(stated: str) -> Dict[str, Any]:
-    """The network and average_clips that a protocol.json holds beside the protocol."""
-    given = read_json(stated)
-    return {name: given[name] for name in ("network", "average_clips") if isinstance(given.get(name), str) and given[name]}
-
-
 def check_supported(facts: Facts, path: str) -> None:
     """Raise UserError, saying what the checkpoint at `path` is, where this suite does not take it or its sources disagree."""
     p = facts.protocol
     if not _TAKEN.fullmatch(facts.network):
-        raise UserError("%s: is %s of %d classes; this suite takes TSM on ResNets of bottlenecks (ResNet-50, -101, -152, …) and on "
-                        "MobileNetV2" % (path, facts.network, p.classes))
+        classes = "" if facts.origins["classes"] == _DEFAULT else " of %d classes" % p.classes
+        raise UserError("%s: is %s%s; this suite takes TSM on ResNets of bottlenecks (ResNet-50, -101, -152, …) and on MobileNetV2"
+                        % (path, facts.network, classes))
     if facts.conflicts:
         said = ", ".join("%s by %s" % (_words(name, getattr(p, name)), facts.origins[name])
                          for name in ("classes", "segments", "shift_div"))
         raise UserError("%s: is %s, %s, but %s; leave out what is wrong, or pass the config that it was trained with"
                         % (path, facts.network, said, "; ".join(facts.conflicts)))
-    if p.shift_div < 2:
-        raise UserError("%s: shift_div %d by %s would shift every channel both ways; 2 is the least"
-                        % (path, p.shift_div, facts.origins["shift_div"]))
+    for name, value in p._asdict().items():
+        if name not in ("sampling", "crops"):
+            wrong = (not_colours if name in ("mean", "std") else not_whole)(name, value)
+            if wrong:
+                raise UserError("%s: %s by %s is %s" % (path, name, facts.origins[name], wrong))
     if p.size > p.short_side:
         raise UserError("%s: is tested on crops of %d pixels (%s), more than the short side of %d that frames are resized to (%s)"
                         % (path, p.size, facts.origins["size"], p.short_side, facts.origins["short_side"]))
@@ -163,7 +216,10 @@ def table(facts: Facts) -> List[Tuple[str, str, str]]:
     found = [
         ("network", facts.network, origins["network"]), ("classes", str(p.classes), origins["classes"]),
         ("segments", str(p.segments), origins["segments"]), ("shift_div", str(p.shift_div), origins["shift_div"]),
-        ("tested on", test_in_words(p), ", ".join(tested)), ("fusion",) + fusion_of(facts),
+        ("tested on", test_in_words(p), ", ".join(tested)),
+        ("normalised", "mean %s, std %s" % tuple(" ".join(map("{:g}".format, of)) for of in (p.mean, p.std)),
+         ", ".join(sorted({origins["mean"], origins["std"]}))),
+        ("fusion",) + fusion_of(facts),
     ]
     return found + [(name, str(value), origins[name]) for name, value in facts.frames.items()]
 
@@ -178,9 +234,9 @@ def weights_say(state: Mapping[str, Any]) -> Dict[str, Any]:
     """network, width and classes, as far as the weights tell; `state` is by mmaction2's names."""
     said: Dict[str, Any] = {"network": _network(state)}
     stem, classifier = state.get("backbone.conv1.conv.weight"), state.get("cls_head.fc_cls.weight")
-    if stem is not None:
+    if stem is not None and len(stem.shape):
         said["width"] = int(stem.shape[0])
-    if classifier is not None:
+    if classifier is not None and len(classifier.shape):
         said["classes"] = int(classifier.shape[0])
     return said
 
@@ -191,16 +247,18 @@ def _network(state: Mapping[str, Any]) -> str:
 
     stem = state.get("backbone.conv1.conv.weight")
     shifted = "TSM " if has(r"\.net\.") else ""
-    if has(r"^backbone\.(slow|fast)_path\."):
-        return "SlowFast"
+    for pattern, words in _OTHERS:
+        if has(pattern):
+            return words
     if has(r"^backbone\.stage\d+\.") and has("branch_conv_list|reparam_conv"):
         return shifted + "MobileOne"
     if has(r"^backbone\.features\.\d+\.conv\.|^backbone\.layer\d\.\d+\.conv\.\d"):
         return shifted + "MobileNetV2"
-    if stem is None or not any(_BLOCK.match(key) for key in state):
-        return "no network that this suite knows (its first weight is %s)" % next(iter(state))[:80]
-    if len(stem.shape) != 4:
-        return "a network of %d-dimensional convolutions" % (len(stem.shape) - 2)
+    if any(len(value.shape) == 5 for value in state.values()):
+        return "a network of 3-dimensional convolutions (I3D, SlowOnly or the like)"
+    if stem is None or len(stem.shape) != 4 or not any(_BLOCK.match(key) for key in state):
+        images = [words for pattern, words in _IMAGES if has(pattern)] if stem is None else []
+        return (images or ["no network that this suite knows (its first weight is %s)" % next(iter(state))[:80]])[0]
     found = {match.groups() for match in map(_BLOCK.match, state) if match}
     blocks = tuple(len([stage for stage, _ in found if stage == str(number)]) for number in (1, 2, 3, 4))
     bottlenecks = has(r"\.conv3\.")
@@ -214,14 +272,18 @@ def _network(state: Mapping[str, Any]) -> str:
     return ("TSM " if has(r"\.net\.(?!\d+\.)") else "TSN ") + name + "".join(extras)
 
 
-def _kept_config(meta: Mapping[str, Any], where: str) -> Dict[str, Any]:
-    """The facts of the config whose text a checkpoint's meta holds; none where that is no config."""
+def _kept_config(meta: Mapping[str, Any], where: str, overridden: bool) -> Tuple[Dict[str, Any], List[str]]:
+    """(the facts of the config whose text a checkpoint's meta holds, notes): none of one that is broken.
+
+    Raises: UserError where that config asks for what this suite does not do, unless it is overridden.
+    """
     text = meta.get("config") or meta.get("cfg")
     try:
-        parsed = mmaction2_config.parse(text, where) if isinstance(text, str) else {}
-    except UserError:  # nothing beside the weights stops a checkpoint
-        return {}
-    return mmaction2_config.facts(parsed, where)
+        return mmaction2_config.facts(mmaction2_config.parse(text, where), where) if isinstance(text, str) else {}, []
+    except UserError as error:
+        if isinstance(error, mmaction2_config.Unsupported) and not overridden:
+            raise UserError("%s; or pass a config of yours, which overrides it" % error)
+        return {}, ["note: %s; nothing is taken from that config" % error]
 
 
 def _words(fact: str, value: Any) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 
 from tsm.cli import Corrupt, UserError, non_negative
 from tsm.files import part_name
+from tsm.protocol import frame_template
 
 try:
     import decord  # decord2 on current Pythons
@@ -58,21 +59,6 @@ class Naming(NamedTuple):
 
 
 IMG = Naming()  # as TSM_dataset.py and mmaction2 name frames
-
-
-def frame_template(text: str) -> str:
-    """argparse type: a template of file names with one number, in Python's % style or mmaction2's, -> the % style.
-
-    img_%05d.jpg, img_{:05}.jpg and img_{:05d}.jpg are one.
-    """
-    braces = re.match(r"([^{}%]*)\{:?(?:0(\d))?d?\}([^{}%]*)$", text)
-    percent = re.match(r"([^{}%]*)%(?:0(\d))?d([^{}%]*)$", text)
-    match = braces or percent
-    if not match or "/" in text:
-        raise argparse.ArgumentTypeError("%r is not a file name with one number in it, as in img_%%05d.jpg or img_{:05}.jpg"
-                                         % text)
-    before, width, after = match.groups()
-    return before + ("%%0%sd" % width if width else "%d") + after
 
 
 def add_naming(cli: argparse.ArgumentParser) -> None:

@@ -212,14 +212,16 @@ def shift(graph: Graph, x: str, name: str, shape: Shape, form: str, protocol: Pr
         return x
     channels, height, width = shape
     fold, area, segments = channels // protocol.shift_div, height * width, protocol.segments
+    stay = channels - 2 * fold  # none at a shift_div of 2
     if form == "view":
         return _masked_shift(graph, x, name, channels, fold)
     x = graph.node("Reshape", [x, graph.ints(-1, segments, channels, area)], name + "/views")
     if form == "cpu":
-        parts = graph.nodes("Split", [x], name + "/split", 3, axis=2, split=[fold, fold, channels - 2 * fold])
+        sizes = [fold, fold] + ([stay] if stay else [])
+        parts = graph.nodes("Split", [x], name + "/split", len(sizes), axis=2, split=sizes)
         ahead = graph.node("Pad", [parts[0], graph.ints(0, -1, 0, 0, 0, 1, 0, 0)], name + "/ahead")
         behind = graph.node("Pad", [parts[1], graph.ints(0, 1, 0, 0, 0, -1, 0, 0)], name + "/behind")
-        still = parts[2]
+        still = parts[2:]
     else:
 
         def cut(part: str, starts: Shape, ends: Shape, axes: Shape) -> str:
@@ -230,8 +232,8 @@ def shift(graph: Graph, x: str, name: str, shape: Shape, form: str, protocol: Pr
         ahead = graph.node("Concat", [ahead, zeros], name + "/ahead", axis=1)
         behind = cut(name + "/previous", (0, fold), (segments - 1, 2 * fold), (1, 2))
         behind = graph.node("Concat", [zeros, behind], name + "/behind", axis=1)
-        still = cut(name + "/still", (2 * fold,), (channels,), (2,))
-    x = graph.node("Concat", [ahead, behind, still], name + "/joined", axis=2)
+        still = [cut(name + "/still", (2 * fold,), (channels,), (2,))] if stay else []
+    x = graph.node("Concat", [ahead, behind] + still, name + "/joined", axis=2)
     return graph.node("Reshape", [x, graph.ints(-1, channels, height, width)], name)
 
 
@@ -244,10 +246,13 @@ def _masked_shift(graph: Graph, x: str, name: str, channels: int, fold: int) -> 
     after = graph.node("Pad", [x, graph.ints(-1, 0, 0, 0, 1, 0, 0, 0)], name + "/next")
     before = graph.node("Pad", [x, graph.ints(1, 0, 0, 0, -1, 0, 0, 0)], name + "/previous")
     parts, number = [], np.arange(channels)
-    for part, frames, first, end in (("ahead", after, 0, fold), ("behind", before, fold, 2 * fold), ("still", x, 2 * fold, channels)):
+    where = (("ahead", after, 0, fold), ("behind", before, fold, 2 * fold), ("still", x, 2 * fold, channels))
+    for part, frames, first, end in where if 2 * fold < channels else where[:2]:
         mask = ((number >= first) & (number < end)).astype(np.float32).reshape(1, -1, 1, 1)
         factor = graph.constant("%d_to_%d_of_%d" % (first, end, channels), mask)
         parts.append(graph.node("Mul", [frames, factor], name + "/" + part))
+    if len(parts) == 2:
+        return graph.node("Add", parts, name)
     return graph.node("Add", [graph.node("Add", parts[:2], name + "/moved"), parts[2]], name)
 
 
@@ -281,7 +286,8 @@ class _Parts:
     Not for MobileNetV2: what it shifts are the narrow ends of its blocks, and a second convolution would write six times as
     many channels once more. One comparison there, on a machine that was not idle, in bf16 and int8, over the time without a
     shift: 1.11 and 1.17 in parts, 1.03 and 1.15 with Split, Pad and Concat, 1.01 and 1.01 as _masked_shift() writes it; in
-    fp32 no order of the three held from run to run. bench/networks.py measures what is used.
+    fp32 no order of the three held from run to run. bench/networks.py measures what is used. Nor for a shift_div of 2, where
+    nothing stays.
     """
 
     def __init__(self, graph: Graph, trunk: Trunk, x: str, protocol: Protocol) -> None:
@@ -459,7 +465,7 @@ def build(
         x = graph.node("Reshape", [x, graph.ints(-1, *protocol.frame_shape)], "frames")
     if dtype == "uint8":
         x = _normalise(graph, x, protocol)
-    if form == "view" and all(attributes(node).get("group", 1) == 1 for node in trunk.nodes):
+    if form == "view" and protocol.shift_div > 2 and all(attributes(node).get("group", 1) == 1 for node in trunk.nodes):
         x = _Parts(graph, trunk, x, protocol).write()
     else:
         write_shift = form if callable(form) else partial(shift, form=form, protocol=protocol, batch=batch)

@@ -225,7 +225,7 @@ def network_of(state: Mapping[str, Tensor], path: str, protocol: Protocol, width
     """The network with the weights `state`, in eval mode; it takes the tensors over without a copy.
 
     Raises: UserError that names `path`, what the weights are of, and the first of them that are missing, of another network,
-        or not finite.
+        or not finite; and where shift_div shifts nothing.
     """
     structure = structure_of(state)
     net = TSM(protocol, max(1, width), softmax=softmax, structure=structure)
@@ -234,7 +234,8 @@ def network_of(state: Mapping[str, Tensor], path: str, protocol: Protocol, width
     wrong = ["%s is missing" % key for key in wanted if key not in given]
     wrong += ["%s is not of this network" % key for key in given if key not in wanted]
     wrong += [
-        "%s is %s %s, not %s" % (key, str(given[key].dtype)[len("torch.") :], list(given[key].shape), list(value.shape))
+        "%s is %s %s, not %s %s" % (key, str(given[key].dtype)[len("torch.") :], list(given[key].shape),
+                                    str(value.dtype)[len("torch.") :], list(value.shape))
         for key, value in wanted.items()
         if key in given and (given[key].shape != value.shape or given[key].dtype != value.dtype)
     ]
@@ -245,6 +246,10 @@ def network_of(state: Mapping[str, Tensor], path: str, protocol: Protocol, width
         raise UserError("%s: is %s, but its weights are not those of TSM on %s with %d classes, blocks %s and a stem of %d "
                         "channels: %s%s; pass the checkpoint of such a network" % (
                             path, weights_say(state)["network"], kind, protocol.classes, blocks, width, "; ".join(wrong[:3]), more))
+    narrowest = min([cout for blocks, cout in zip(structure.blocks, structure.channels) if blocks > 1] or [width])
+    if protocol.shift_div > narrowest:
+        raise UserError("%s: a shift_div of %d shifts none of the %d channels of its narrowest layer; pass the config that it was "
+                        "trained with" % (path, protocol.shift_div, narrowest))
     broken = [key for key, value in given.items() if not torch.isfinite(value).all()]
     if broken:
         raise UserError("%s: %s holds values that are not finite; fetch it again" % (path, broken[0]))

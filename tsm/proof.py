@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, List, Tuple
 import numpy as np
 import onnx
 
-from tsm.cli import UserError
+from tsm.cli import UserError, first_line
 from tsm.lift import few_views, free_first_sizes
 from tsm.onnxfile import graph_digest, session
 from tsm.protocol import Protocol, fuse
@@ -29,6 +29,14 @@ def take_scores(model: onnx.ModelProto, batch: int, frames: int) -> None:
     for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim, (batch, frames)):
         dim.dim_value = size
     del model.graph.value_info[:]
+
+
+def answer(runner: Any, name: str, x: np.ndarray, path: str) -> np.ndarray:
+    """The first output of a session for x at the input `name`; UserError that names `path` where the runtime fails."""
+    try:
+        return runner.run(None, {name: x})[0]
+    except Exception as error:  # the runtime's errors have no common base
+        raise UserError("%s: ONNX Runtime cannot run what was made of it (%s); please report this model" % (path, first_line(error, 200)))
 
 
 def random_videos(count: int, protocol: Protocol, dtype: str) -> Tuple[np.ndarray, np.ndarray, List[float]]:
@@ -69,11 +77,11 @@ def prove(
     expected = fuse(scores, protocol.views, fusion)
 
     def whole(runner: Any, video: np.ndarray) -> np.ndarray:
-        return runner.run(None, {"input": video[None]})[0]
+        return answer(runner, "input", video[None], path)
 
     def by_view(runner: Any, video: np.ndarray) -> np.ndarray:
         views = video.reshape((protocol.views,) + protocol.view_shape)
-        return fuse(np.stack([runner.run(None, {"input": view})[0].mean(0) for view in views]), protocol.views, fusion)
+        return fuse(np.stack([answer(runner, "input", view, path).mean(0) for view in views]), protocol.views, fusion)
 
     def compare(model: onnx.ModelProto, compute: Callable[[Any, np.ndarray], np.ndarray]) -> Dict[str, Any]:
         runner = session(model, path, arena=False)

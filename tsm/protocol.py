@@ -5,16 +5,25 @@ sample: `segments` frames in a row, among which the temporal shift acts. Source:
 configs/recognition/tsm and the classes it names.
 """
 
+import argparse
+import json
+import re
+import reprlib
 from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 
 import numpy as np
 
-from tsm.cli import UserError
-from tsm.files import read_json
+from tsm.cli import UserError, positive
+from tsm.files import read_text
 
 SAMPLINGS = {"uniform": 1, "twice": 2, "dense": 10}  # name: samples per video
 CROPS = {"centre": 1, "three": 3, "ten": 10}  # name: crops per frame
 DENSE_RANGE = 64  # frames that a sample of the dense sampling stretches over
+BOUNDS = {  # the least and the most that a whole number of a protocol or a config may be
+    "segments": (1, 1024), "short_side": (1, 4096), "size": (1, 4096), "classes": (2, 100000), "shift_div": (2, 1024),
+    "depth": (1, 1024), "start_index": (0, 1000000),
+}  # a softmax over 1 class says 1 of every video; a shift_div of 1 would shift every channel both ways
+COLOURS = {"mean": (-1e6, 1e6), "std": (1e-6, 1e6)}  # likewise, of their numbers
 FUSIONS = ("score", "prob")
 # score: mean of the class scores of all views, then softmax (the Ascend guide)
 # prob:  softmax per view, then mean over the views (mmaction2)
@@ -76,22 +85,66 @@ CENTRE_VIEW = {"sampling": "uniform", "crops": "centre"}  # the facts of a proto
 SSV2 = Protocol()  # TSM on Something-Something V2, as the Ascend guide and mmaction2 test it
 
 
+def not_whole(name: str, value: Any) -> str:
+    """What is wrong with `value` as the whole number called `name` in BOUNDS, as in `0; a whole number from 2 to 9 is needed`;
+    empty where nothing is."""
+    least, most = BOUNDS[name]
+    fits = type(value) is int and least <= value <= most
+    return "" if fits else "%s; a whole number from %d to %d is needed" % (shown(value), least, most)
+
+
+def not_colours(name: str, value: Any) -> str:
+    """The same of a mean or a std, three numbers within COLOURS."""
+    least, most = COLOURS[name]
+    fits = isinstance(value, (list, tuple)) and len(value) == 3 and all(
+        type(number) in (int, float) and least <= number <= most for number in value)
+    return "" if fits else "%s; three numbers from %g to %g are needed, one a colour" % (shown(value), least, most)
+
+
+def shown(value: Any) -> str:
+    """A value of a file in a few characters."""
+    return value[:60] if isinstance(value, str) else reprlib.repr(value)
+
+
+def segments(text: str) -> int:
+    """argparse type: frames of a view."""
+    wrong = not_whole("segments", positive(text))
+    if wrong:
+        raise argparse.ArgumentTypeError(wrong)
+    return int(text)
+
+
+def frame_template(text: str) -> str:
+    """argparse type: a template of file names with one number, in Python's % style or mmaction2's, -> the % style.
+
+    img_%05d.jpg, img_{:05}.jpg and img_{:05d}.jpg are one.
+    """
+    braces = re.match(r"([^{}%]*)\{:?(?:0(\d))?d?\}([^{}%]*)$", text)
+    percent = re.match(r"([^{}%]*)%(?:0(\d))?d([^{}%]*)$", text)
+    match = braces or percent
+    if not match or "/" in text or "\0" in text:
+        raise argparse.ArgumentTypeError("%r is not a file name with one number in it, as in img_%%05d.jpg or img_{:05}.jpg"
+                                         % text)
+    before, width, after = match.groups()
+    return before + ("%%0%sd" % width if width else "%d") + after
+
+
 def protocol_from(facts: Mapping[str, Any], where: str) -> Protocol:
     """The protocol in a JSON object, as Protocol._asdict() gives it; other keys are left alone.
 
     Raises UserError that names `where` and the fact that is missing or of the wrong kind.
     """
     values: List[Any] = []
-    for name, default in SSV2._asdict().items():
+    for name in Protocol._fields:
         value = facts.get(name)
-        value = tuple(value) if isinstance(value, list) else value
-        kind_fits = type(value) is type(default) and (not isinstance(value, int) or value > 0)
-        if kind_fits and isinstance(value, tuple):
-            kind_fits = len(value) == 3 and all(isinstance(number, (int, float)) for number in value)
-        known = {"sampling": SAMPLINGS, "crops": CROPS}.get(name)
-        if not kind_fits or known is not None and value not in known:
-            raise UserError("%s: its protocol has %s = %r; make it again" % (where, name, value))
-        values.append(value)
+        if name in ("sampling", "crops"):
+            known = SAMPLINGS if name == "sampling" else CROPS
+            wrong = "" if isinstance(value, str) and value in known else "%s; one of %s is needed" % (shown(value), ", ".join(known))
+        else:
+            wrong = (not_colours if name in ("mean", "std") else not_whole)(name, value)
+        if wrong:
+            raise UserError("%s: its protocol has %s = %s; make it again" % (where, name, wrong))
+        values.append(tuple(value) if isinstance(value, list) else value)
     protocol = Protocol(*values)
     if protocol.size > protocol.short_side:
         raise UserError("%s: its protocol takes crops of %d pixels from frames whose short side has %d; make it again"
@@ -103,10 +156,19 @@ def read_protocol(path: str) -> Protocol:
     """The protocol in a file that TSM_checkpoint.py wrote; Something-Something V2's where `path` is empty."""
     if not path:
         return SSV2
-    facts = read_json(path)
+    return protocol_from(read_stated(path), path)
+
+
+def read_stated(path: str) -> Dict[str, Any]:
+    """All that such a file holds; of it, the protocol is not checked yet."""
+    text = read_text(path)
+    try:
+        facts = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError("%s: not JSON (%s); make it again" % (path, error))
     if not isinstance(facts, dict):
         raise UserError("%s: not a JSON object; make it with TSM_checkpoint.py" % path)
-    return protocol_from(facts, path)
+    return facts
 
 
 def differences(one: Protocol, other: Protocol) -> str:
