@@ -29,10 +29,10 @@ def part_name(path: str) -> str:
 def check_place(*folders: str) -> None:
     """UserError where one of these folders cannot be made because a file is in its place, or in that of one above it."""
     for folder in folders:
-        place = folder
-        while place and not os.path.lexists(place):
+        place = folder if os.path.lexists(folder) else os.path.realpath(folder)
+        while not os.path.lexists(place):
             place = os.path.dirname(place)
-        if place and not os.path.isdir(place):
+        if not os.path.isdir(place):
             raise UserError("%s: is not a folder, and one is needed there; move it away or choose another" % place)
 
 
