@@ -15,10 +15,10 @@ import pytest
 from clips import arguments, listed, results
 
 pytest.importorskip("onnx")
-from tsm.chips import scratch_of
+from tsm.chips import run_command, scratch_of
 from tsm.chunks import Chunk, Job, chunk_size, missing_shards, plan, rate_in, shard_of
 from tsm.files import locked
-from tsm.journal import JOURNAL, Done, Record, Survey, busy_seconds, journal_line, read_journal, workers_of
+from tsm.journal import JOURNAL, Done, Piece, Record, Survey, Work, appending, busy_seconds, journal_line, read_journal, workers_of
 
 CLIPS, CHUNK = 5, 2
 POST = ("--result_path", "res/out_summary.json", "--info_path", "sthv2/sthv2.info", "--json", "-")
@@ -267,6 +267,23 @@ def test_a_disk_that_fills_up_is_said_and_what_is_recorded_counts(works, repo, s
     assert "%d made, %d already right" % (CLIPS - kept, kept) in works(
         "TSM_chunked.py", *arguments("--chunk", CHUNK, "--outfmt", "BIN"), cwd=setting)
     assert sorted(one.number for record in records(setting) for one in record.done) == list(range(CLIPS))
+
+
+def test_a_journal_cut_at_any_byte_goes_on(tmp_path):
+    lines = [journal_line(record("h", 0, 1, [number])) for number in range(3)]
+    text, work = "".join(lines), Work(None, {}, str(tmp_path), str(tmp_path), "BIN", "")
+    for cut in range(len(text) + 1):
+        (tmp_path / JOURNAL).write_text(text[:cut])
+        with appending(work, Survey([], {}, {9: "k"}, {}), str(tmp_path)) as log:
+            log.keep(Piece("h", "cpu", 1, 2, [], {9: "is empty"}, [], {}, {}))
+        *kept, last = read_journal(str(tmp_path / JOURNAL))
+        whole = sum(len("".join(lines[: number + 1])) - 1 <= cut for number in range(3))  # but for its line break
+        assert [one.done[0].number for one in kept] == list(range(whole)) and last.skipped == [(9, "k", "is empty")]
+
+
+def test_what_a_command_says_may_be_in_any_encoding():
+    words = [sys.executable, "-c", r"import sys; sys.stdout.buffer.write(b'\xd0\xbe \xff\n'); sys.exit(3)"]
+    assert run_command(words, []) == (3, "\u043e \\xff")
 
 
 def test_shards_on_one_host_keep_their_tensors_apart():

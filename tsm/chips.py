@@ -76,7 +76,7 @@ def run_command(words: Sequence[str], running: List[Any]) -> Tuple[int, str]:
         die_with_parent()
 
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               universal_newlines=True, preexec_fn=begin)
+                               encoding="utf-8", errors="backslashreplace", preexec_fn=begin)
     running.append(process)
     out, err = process.communicate()
     running.remove(process)
@@ -114,7 +114,10 @@ def infer(job: Job, chunk: Chunk, folder: str, chip: str, running: List[Any]) ->
         if status:
             raise Failed("ais_bench ended with status %d: %s" % (status, first_line(said)))
         summary = read_summary(summary_path(results))
-        times = [(float(ms), 0.0) for ms in summary["npu_compute_time_list"]]
+        try:
+            times = [(float(ms), 0.0) for ms in summary["npu_compute_time_list"]]
+        except (KeyError, TypeError, ValueError):
+            raise Failed("ais_bench's summary has no npu_compute_time_list of numbers")
         figures = {key: summary[key] for key in TIMES[1:] if key in summary}
         for index in sorted(set(samples) & set(chunk.clips)):
             scored.append(Scored(index, scores_of(os.path.join(results, "%d_0.npy" % index), job), samples[index], None))
