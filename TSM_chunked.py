@@ -27,20 +27,19 @@ videos must be under the same paths on every host of a cluster; shards share the
 
 import argparse
 import contextlib
-import os
 import sys
 from functools import partial
 from typing import Any, Dict, Tuple
 
 from tsm import journal, stream
 from tsm.chips import check_space, chip_list, chips_here, on_chips
-from tsm.chunks import Job, chunk_option, chunk_size, facts_of, in_turn, job_of, missing_shards, rounds, shard_of, share
+from tsm.chunks import Job, chunk_option, chunk_size, facts_of, in_turn, job_of, missing_shards, opened, rounds, shard_of, share
 from tsm.cli import UserError, parser, run
 from tsm.engine import add_agreement, add_options
 from tsm.files import locked
 from tsm.offline import Offline
 from tsm.protocol import read_protocol
-from tsm.samples import check_data_root, read_list, refuse
+from tsm.samples import read_list, refuse
 
 
 def get_args() -> argparse.Namespace:
@@ -79,10 +78,13 @@ def get_args() -> argparse.Namespace:
     return args
 
 
-def carrier(args: argparse.Namespace) -> Tuple[Any, int]:
+def carrier(args: argparse.Namespace, job: Job) -> Tuple[Any, int]:
     """(who carries out the chunks, how many chunks' tensors a host has at a time)."""
     if args.ray:
         from tsm.cluster import most_chips, on_ray
+
+        if args.precision == "int8":
+            opened(job)  # what is wrong with the file is said here, once, not by every host
 
         return partial(on_ray, address=args.ray), most_chips(args.ray) if args.device == "npu" else 1
     if args.device == "cpu":
@@ -100,9 +102,9 @@ def carry_out(args: argparse.Namespace, work: journal.Work, job: Job, found: jou
         refuse(args.ann_file, work.clips, found.corrupt)
     if not found.keys:
         return
-    carry, at_once = carrier(args)
+    carry, at_once = carrier(args, job)
     ready = len(found.done) + len(found.corrupt)
-    with journal.appending(folder) as log, tqdm(
+    with journal.appending(work, found, folder) as log, tqdm(
             total=ready + len(found.keys), initial=ready, desc="videos", unit="video", disable=None) as bar:
         def flight(under_way: Dict[str, int]) -> None:
             bar.set_postfix_str(", ".join("%s: %d" % item for item in sorted(under_way.items())), refresh=False)
@@ -113,7 +115,7 @@ def carry_out(args: argparse.Namespace, work: journal.Work, job: Job, found: jou
             print("[INFO] to do: %d videos in %d chunks" % (sum(len(chunk.keys) for chunk in chunks), len(chunks)), flush=True)
             with contextlib.closing(carry(job, chunks, flight)) as pieces:
                 for _, piece in pieces:
-                    journal.keep(work, log, found, piece)
+                    log.keep(piece)
                     bar.update(len(piece.scored) + len(piece.skipped))
                     if args.on_error == "fail":
                         refuse(args.ann_file, work.clips, found.corrupt)
@@ -138,7 +140,7 @@ def conclude(args: argparse.Namespace, work: journal.Work, job: Job, found: jour
         refuse(args.ann_file, work.clips, found.corrupt)
     agreement = stream.agreement_with_fp32(args, work, found, model, job.computing) if isinstance(model, Offline) else {}
     seconds = journal.busy_seconds(found.records)
-    stream.finish(work, found, args.ann_file, args.output_dir, sys.argv[1:], dict(facts_of(args, found, model), **agreement),
+    stream.finish(work, found, args.ann_file, sys.argv[1:], dict(facts_of(args, found, model), **agreement),
                   len(found.done) / seconds if seconds else None)
     show(found, work, len(work.clips))
     print("%d results in %s: %d made, %d already right, %d skipped"
@@ -148,10 +150,10 @@ def conclude(args: argparse.Namespace, work: journal.Work, job: Job, found: jour
 def do_shard(args: argparse.Namespace, work: journal.Work, job: Job) -> None:
     """Do one share of the list, with a journal of its own."""
     mine = shard_of(len(work.clips), *args.shard)
-    found = journal.survey(work, mine)
-    folder = journal.begin(work, found, args.output_dir, args.shard)
+    folder = journal.shard_folder(work, args.shard)
     with locked(folder):
-        carry_out(args, work, job, found, folder)
+        found = journal.survey(work, mine)
+        carry_out(args, work, job._replace(shard=args.shard), found, folder)
     show(found, work, len(mine))
 
 
@@ -161,20 +163,19 @@ def main() -> None:
         protocol = read_protocol(args.protocol)
         print(chunk_size(len(read_list(args.ann_file, protocol)), args.dtype, protocol=protocol))
         return
-    check_data_root(args.data_root)
+    stream.check_places(args)
     work, job, model = job_of(args)
     if args.status:
         show(journal.survey(work), work, len(work.clips))
         return
-    os.makedirs(args.output_dir, exist_ok=True)
     if args.shard:
         do_shard(args, work, job)
     if args.merge or not args.shard:
-        with locked(args.output_dir):
+        with journal.held(work):
             found = journal.survey(work)
             kept = len(found.done)
             if not args.merge:
-                carry_out(args, work, job, found, journal.begin(work, found, args.output_dir))
+                carry_out(args, work, job, found, work.folder)
             conclude(args, work, job, found, model, kept)
 
 

@@ -8,9 +8,9 @@
     python3 TSM_dataset.py --annotations own.csv --videos my_videos          # lines of `name,label`
 
 Writes sthv2_val_list_videos.txt (`<id>.webm <label>`, in the annotations' order); of other annotations than Something-Something V2's,
-FILE_list_videos.txt, and FILE_labels.json for --labels of the later steps. FILE is the annotations' name. Videos may lie in
-folders below --videos. Where they are folders of frames (Jester, Something-Something V1), these are counted, the list is
-FILE_list_rawframes.txt, and how the frames are called is printed.
+FILE_list_videos.txt, and FILE_labels.json for --labels of the later steps, unless one of other names is there, which is refused.
+FILE is the annotations' name. Videos may lie in folders below --videos. Where they are folders of frames (Jester, Something-
+Something V1), these are counted, the list is FILE_list_rawframes.txt, and how the frames are called is printed.
 
 Classes are numbered as the labels file has them: a JSON object {name: class}, a JSON list, a name per line, or a CSV of names
 and numbers. Without one, labels that are names are numbered by the alphabet, which is said; a list of `<file> <label>` is taken too.
@@ -28,9 +28,9 @@ import contextlib
 import os
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
-from tsm.annotations import SSV2_LIST, Entry, read_annotations
+from tsm.annotations import Entry, each_once, labels_file, read_annotations
 from tsm.cli import Corrupt, UserError, parser, positive, run
-from tsm.files import write_json, write_text
+from tsm.files import check_place, write_json, write_text
 from tsm.frames import IMG, VIDEO_SUFFIXES, Naming, count_frames, extract, naming_in, reencode, strict
 from tsm.machine import cores
 from tsm.workers import each
@@ -160,11 +160,16 @@ def main() -> None:
     args = get_args()
     if not os.path.isdir(args.videos):
         raise UserError("%s: no such folder; --videos is where <id>%s are" % (args.videos, VIDEO_SUFFIXES[0]))
-    found = read_annotations(args.annotations, args.labels)
-    for folder in filter(None, (args.output_dir, args.rawframes)):
-        os.makedirs(folder, exist_ok=True)
+    folders = list(filter(None, (args.output_dir, args.rawframes)))
+    check_place(*folders)
     listings: Dict[str, Dict[str, str]] = {}
+    found = read_annotations(args.annotations, args.labels, lambda name: is_video(name) or found_in(
+        args.videos, Entry((os.path.normpath(name),), 0, ""), listings).file is not None)
     videos = [found_in(args.videos, entry, listings) for entry in found.entries]
+    each_once(found.entries, [video.file and (video.id if args.rawframes else video.file) for video in videos])
+    path_of_labels = labels_file(found, args.output_dir)
+    for folder in folders:
+        os.makedirs(folder, exist_ok=True)
     good = examined(args, videos)
     lists, naming = lists_of(args, good)
     if found.alphabetical and found.labels:
@@ -174,10 +179,9 @@ def main() -> None:
         path = os.path.join(args.output_dir, "%s_list_%s.txt" % (found.stem, kind))
         write_text(path, "".join(lines))
         print("wrote %s: %d videos, %d left out" % (path, len(lines), len(videos) - len(lines)))
-    if found.labels and found.stem != SSV2_LIST:
-        path = os.path.join(args.output_dir, found.stem + "_labels.json")
-        write_json(path, found.labels)
-        print("wrote %s: %d classes" % (path, len(found.labels)))
+    if path_of_labels and found.labels:
+        write_json(path_of_labels, found.labels)
+        print("wrote %s: %d classes" % (path_of_labels, len(found.labels)))
     if naming and naming != IMG:
         print("frames: pass --filename_tmpl %s --start_index %d to the later steps" % naming)
 

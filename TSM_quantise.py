@@ -27,7 +27,7 @@ from tsm.frames import Naming, add_naming
 from tsm.int8 import calibration_view, int8_file, quantise, views_from_tensors, weights_file, write_int8
 from tsm.machine import cores
 from tsm.offline import Offline, one_view, read_offline
-from tsm.samples import evenly, read_list, refuse
+from tsm.samples import check_data_root, evenly, read_list, refuse
 from tsm.tensors import list_inputs
 
 
@@ -73,6 +73,15 @@ def views_from_list(args: argparse.Namespace, model: Offline) -> List[np.ndarray
     return [views[number] for number in sorted(views)]
 
 
+def check_output(path: str) -> None:
+    """UserError unless the file can be made; OpenVINO would make its folder too."""
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise UserError("%s: there is no folder %s; make it, or choose another --output" % (path, folder))
+    if os.path.isdir(path):
+        raise UserError("%s: is a folder; name a file by --output" % path)
+
+
 def main() -> None:
     args = get_args()
     try:
@@ -80,7 +89,10 @@ def main() -> None:
         import openvino  # noqa: F401
     except ImportError as error:
         raise UserError("%s: not installed; run python3 -m pip install nncf openvino" % error.name)
+    if args.data_root:
+        check_data_root(args.data_root)
     model = read_offline(args.model)
+    check_output(args.output)
     view = one_view(model)
     began = time.time()
     views = views_from_list(args, model) if args.ann_file else views_from_tensors(list_inputs(args.input), model, args.clips)

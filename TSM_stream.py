@@ -18,16 +18,14 @@ to several hosts. The two share their record of what is finished, so either goes
 """
 
 import argparse
-import os
 import sys
 
 from tsm import journal, stream
 from tsm.cli import parser, run
 from tsm.engine import Computing, about, add_agreement, add_options, computing_of, open_engine
-from tsm.files import locked
 from tsm.machine import cores
 from tsm.offline import Offline, read_offline
-from tsm.samples import check_data_root, refuse
+from tsm.samples import refuse
 
 
 def get_args() -> argparse.Namespace:
@@ -46,7 +44,6 @@ def process(args: argparse.Namespace, work: journal.Work, model: Offline, comput
     if args.on_error == "fail":
         refuse(args.ann_file, work.clips, found.corrupt)
     kept, left = len(found.done), len(found.keys)
-    journal.begin(work, found, args.output_dir)
     engine, int8 = open_engine(model, computing)
     print("[INFO] %s on %d threads, %s, %s views at a time, fused by %s" % (
         engine.name, cores(), args.precision, engine.streams, model.fusion), flush=True)
@@ -55,19 +52,18 @@ def process(args: argparse.Namespace, work: journal.Work, model: Offline, comput
         if args.on_error == "fail":
             refuse(args.ann_file, work.clips, found.corrupt)
     facts = dict(about(engine, model, args.precision, int8), **stream.agreement_with_fp32(args, work, found, model, computing))
-    stream.finish(work, found, args.ann_file, args.output_dir, sys.argv[1:], facts)
+    stream.finish(work, found, args.ann_file, sys.argv[1:], facts)
     print("%d results in %s: %d made, %d already right, %d skipped"
           % (len(found.done), work.folder, len(found.done) - kept, kept, len(found.corrupt)))
 
 
 def main() -> None:
     args = get_args()
-    check_data_root(args.data_root)
+    stream.check_places(args)
     model = read_offline(args.model)
     computing = computing_of(args, model.path)
     work = stream.work_of(args, model.tested_by, model.dtype.name, stream.digests_of(model.path, computing.int8_model), computing)
-    os.makedirs(args.output_dir, exist_ok=True)
-    with locked(args.output_dir):
+    with journal.held(work):
         process(args, work, model, computing)
 
 

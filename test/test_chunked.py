@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,8 +15,10 @@ import pytest
 from clips import arguments, listed, results
 
 pytest.importorskip("onnx")
-from tsm.chunks import Chunk, chunk_size, missing_shards, plan, rate_in, shard_of
-from tsm.journal import JOURNAL, Done, Record, Survey, busy_seconds, journal_line, read_journal, workers_of
+from tsm.chips import run_command, scratch_of
+from tsm.chunks import Chunk, Job, chunk_size, missing_shards, plan, rate_in, shard_of
+from tsm.files import locked
+from tsm.journal import JOURNAL, Done, Piece, Record, Survey, Work, appending, busy_seconds, journal_line, read_journal, workers_of
 
 CLIPS, CHUNK = 5, 2
 POST = ("--result_path", "res/out_summary.json", "--info_path", "sthv2/sthv2.info", "--json", "-")
@@ -194,10 +197,98 @@ def key_of(folder, args):
     (("--shard", "3/3"), 2, "--shard"), (("--shard", "x"), 2, "--shard"), (("--devices", "0,0"), 2, "--devices"),
     (("--devices", "0"), 2, "for an NPU"), (("--ray", "auto", "--shard", "0/2"), 2, "--ray goes with"), (("--chunk", "0"), 2, "--chunk"),
     (("--model", "none.onnx"), 1, "none.onnx"), (("--model", "none.om"), 2, "for a CPU"), (("--data_root", "none"), 1, "none"),
-    (("--merge",), 1, "5 of 5 videos are not done: no shard has done them"),
+    (("--merge",), 1, "5 of 5 videos are not done: no shard has done them"), (("--devices", "0,00"), 2, "'0,00' is no list of chips"),
+    (("--protocol", "p.json"), 2, "a CPU takes the protocol from the model"),
+    (("--ray", "a..b:6379"), 1, "--ray"), (("--ray", "a:²"), 1, "--ray"),
+    (("--output_dir", "list.txt"), 1, "list.txt: is not a folder, and one is needed there; move it away"),
+    (("--output_dirname", "../list.txt"), 1, "list.txt: is not a folder"), (("--output", "list.txt/x"), 1, "list.txt: is not a folder"),
 ])
 def test_bad_usage_is_one_line(fails, setting, args, status, says):
     assert says in fails("TSM_chunked.py", *arguments(*args), cwd=setting, status=status)
+
+
+def everything(folder):
+    """{name: bytes} of all files."""
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"}
+
+
+def without_backend(*more):
+    return [word for word in arguments(*more) if word not in ("--backend", "onnxruntime")]
+
+
+def test_a_refused_command_leaves_a_finished_run_as_it_is(works, fails, setting):
+    """Each of these has all videos to do again, and cannot."""
+    works("TSM_chunked.py", *arguments("--chunk", CHUNK), cwd=setting)
+    (setting / "model.om").write_bytes(b"no model")
+    (setting / "damaged.onnx").write_bytes((setting / "new.onnx").read_bytes()[:-9000])
+    (setting / "short.txt").write_text("0.webm 0\nnone.webm 1\n")
+    before, finished, summary = everything(setting), results(setting), (setting / "res/out_summary.json").read_bytes()
+    npu = ["--model", "model.om"] + without_backend()[2:]
+    refused = [
+        ("TSM_chunked.py", arguments("--precision", "int8")), ("TSM_stream.py", arguments("--precision", "int8")),
+        ("TSM_chunked.py", arguments("--precision", "bf16")), ("TSM_stream.py", arguments("--precision", "bf16")),
+        ("TSM_chunked.py", without_backend("--precision", "int8")), ("TSM_stream.py", without_backend("--precision", "int8")),
+        ("TSM_chunked.py", arguments("--precision", "int8", "--ray", "127.0.0.1:1")), ("TSM_chunked.py", npu),
+        ("TSM_chunked.py", npu + ["--ray", "127.0.0.1:1"]), ("TSM_chunked.py", npu + ["--devices", "0", "--scratch", "none"]),
+        ("TSM_chunked.py", ["--model", "damaged.onnx"] + arguments()[2:]), ("TSM_stream.py", ["--model", "damaged.onnx"] + arguments()[2:]),
+        ("TSM_chunked.py", arguments("--ann_file", "short.txt")), ("TSM_stream.py", arguments("--ann_file", "short.txt")),
+    ]
+    for script, args in refused:
+        fails(script, *args, cwd=setting)
+        assert everything(setting) == before, args
+    video = setting / "videos/2.webm"
+    video.unlink()
+    video.write_bytes(b"no video" * 1000)
+    for script in ("TSM_chunked.py", "TSM_stream.py"):
+        assert "2.webm" in fails(script, *arguments(), cwd=setting)  # found out by decoding it, and recorded in the journal
+        assert results(setting) == finished and (setting / "res/out_summary.json").read_bytes() == summary
+
+
+def test_one_run_at_a_time_works_in_a_folder_of_results(works, fails, setting):
+    """Wherever the other one has its info file."""
+    works("TSM_chunked.py", *arguments("--chunk", CHUNK), cwd=setting)
+    with locked(str(setting / "res/out")):
+        for script in ("TSM_chunked.py", "TSM_stream.py"):
+            assert "another run is at work in this folder" in fails(script, *arguments("--output_dir", "elsewhere"), cwd=setting)
+    works("TSM_stream.py", *arguments("--output_dir", "res/out"), cwd=setting)  # both in one folder is no second run
+
+
+def test_a_disk_that_fills_up_is_said_and_what_is_recorded_counts(works, repo, setting):
+    def small():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # a result in binary, and a few lines of the journal
+
+    command = [sys.executable, str(repo / "TSM_stream.py")] + arguments("--outfmt", "BIN")
+    done = subprocess.run(command, cwd=str(setting), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, universal_newlines=True,
+                          preexec_fn=small)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and JOURNAL in line
+    kept = sum(len(record.done) for record in records(setting))
+    assert 0 < kept < CLIPS
+    assert "%d made, %d already right" % (CLIPS - kept, kept) in works(
+        "TSM_chunked.py", *arguments("--chunk", CHUNK, "--outfmt", "BIN"), cwd=setting)
+    assert sorted(one.number for record in records(setting) for one in record.done) == list(range(CLIPS))
+
+
+def test_a_journal_cut_at_any_byte_goes_on(tmp_path):
+    lines = [journal_line(record("h", 0, 1, [number])) for number in range(3)]
+    text, work = "".join(lines), Work(None, {}, str(tmp_path), str(tmp_path), "BIN", "")
+    for cut in range(len(text) + 1):
+        (tmp_path / JOURNAL).write_text(text[:cut])
+        with appending(work, Survey([], {}, {9: "k"}, {}), str(tmp_path)) as log:
+            log.keep(Piece("h", "cpu", 1, 2, [], {9: "is empty"}, [], {}, {}))
+        *kept, last = read_journal(str(tmp_path / JOURNAL))
+        whole = sum(len("".join(lines[: number + 1])) - 1 <= cut for number in range(3))  # but for its line break
+        assert [one.done[0].number for one in kept] == list(range(whole)) and last.skipped == [(9, "k", "is empty")]
+
+
+def test_what_a_command_says_may_be_in_any_encoding():
+    words = [sys.executable, "-c", r"import sys; sys.stdout.buffer.write(b'\xd0\xbe \xff\n'); sys.exit(3)"]
+    assert run_command(words, []) == (3, "\u043e \\xff")
+
+
+def test_shards_on_one_host_keep_their_tensors_apart():
+    job = Job(None, "", "basis", "npu", "", None, None, "", {}, {})
+    assert len({scratch_of(job._replace(shard=shard)) for shard in ((0, 1), (0, 2), (1, 2))}) == 3
 
 
 @pytest.mark.parametrize("videos, dtype, size", [
@@ -246,5 +337,8 @@ def test_a_line_of_the_journal_holds_or_does_not_count(tmp_path):
         assert read_journal(str(path)) == []
     path.write_text(line[:-1])
     assert read_journal(str(path)) == []
-    path.write_text("%08x %s\n" % (zlib.crc32(b"[1, 2]"), "[1, 2]"))  # of another version
-    assert read_journal(str(path)) == []
+    start = '["h", "cpu", 0, 1, '
+    for text in ("[1, 2]", "7", start + '[[[0], "k", "c", "r", null]], [], [], {}, {}]', start + '[[]], [[]], [], {}, {}]',
+                 start + '[], [[{}, "k", "r"]], [], {}, {}]'):  # of another version
+        path.write_text("%08x %s\n" % (zlib.crc32(text.encode()), text))
+        assert read_journal(str(path)) == []

@@ -156,6 +156,7 @@ def test_kinetics_names_its_videos_by_their_times(works, repo, tmp_path):
     said, made = lists(works, tmp_path, "--annotations", "val.csv")
     assert made == {"val_list_videos.txt": ["-x1_000010_000020.mp4 0", "playing_guitar/y_000001_000011.mp4 2", "z.mp4 1"]}
     (tmp_path / "names.csv").write_text("id,name\n0,playing_guitar\n1,abseiling\n2,archery\n")  # mmaction2's spelling
+    (tmp_path / "val_labels.json").unlink()
     assert lists(works, tmp_path, "--annotations", "val.csv", "--labels", "names.csv")[1]["val_list_videos.txt"] == [
         "-x1_000010_000020.mp4 1", "playing_guitar/y_000001_000011.mp4 0", "z.mp4 2"]
 
@@ -183,12 +184,81 @@ def test_jester_s_folders_of_frames_are_counted_and_can_be_preprocessed(works, r
     ("a b.mp4,zebra\nnone.mp4,ant\n", "videos/none.mp4: no such file"), ("a b,zebra,ant\n", "own.csv, line 1: expected"),
     ("label,youtube_id\nx,y\n", "own.csv, line 1: a header of Kinetics names label, youtube_id, time_start, time_end"),
     ("label,youtube_id,time_start,time_end\nx,y,start,2\n", "own.csv, line 2: no label, youtube_id"),
-    ("[]", "own.csv: needs --labels"),
+    ("label,youtube_id,time_start,time_end\n", "own.csv: no annotations"), ("[]", "own.csv: needs --labels"),
+    ('a b.mp4,"cat\nin a folder/c.webm,dog\n"d,e",fish\n', "own.csv, line 1: a quote (\") in it is not closed"),
+    ('a b.mp4,cat\nin a folder/c.webm,dog"\n', "own.csv, line 2: a quote (\") in it is not closed"),
+    ('a b.mp4,"cat" or dog\n', "own.csv, line 1: is not a line of a CSV"), ("a b.mp4,c\rd,e\n", "own.csv, line 1: is not a line of a CSV"),
+    ("a b.mp4,%s\n" % ("x" * 131073), "own.csv, line 1: is not a line of a CSV (field larger than field limit"),
+    ("a b.mp4,10\nin a folder/c,9\n\"d,e\",-1\n",
+     "own.csv, line 3: label '-1' is not the number of a class, a whole one from 0, as that of own.csv, line 1"),
+    ("a b.mp4,1.0\nin a folder/c,2.0\n", "own.csv, line 1: label '1.0' is not the number of a class, a whole one from 0; mend"),
+    ("a b.mp4,9999999\n", "own.csv, line 1: label '9999999' is not the number"),
+    ("a b.mp4,1\nin a folder/c,2\n\"d,e\",x\n", "own.csv, line 3: label 'x' is not the number"),
+    ("a b.mp4,cat\na b,dog\n", "own.csv, line 2: a b is the video of own.csv, line 1 too, as a b.mp4"),
+    ("a b.mp4,cat\na b,cat\n", "own.csv, line 2: a b is the video of"),
+    ("first,kind\na b.mp4,cat\n", "own.csv, line 1: there is no video first, and no other line has the label 'kind'"),
 ])
 def test_annotations_that_are_not_understood_are_one_line(fails, videos, tmp_path, text, word):
-    (tmp_path / "own.csv").write_text(text)
-    assert word in fails("TSM_dataset.py", "--annotations", "own.csv", "--videos", "videos", cwd=tmp_path)
+    (tmp_path / "own.csv").write_bytes(text.encode())
+    for more in ((), ("--on-error", "skip")) if "none.mp4" not in text else [()]:
+        assert word in fails("TSM_dataset.py", "--annotations", "own.csv", "--videos", "videos", *more, cwd=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own.csv", "videos"]
+
+
+@pytest.mark.parametrize("header", ["filename,class_name", "video,action", "Clip,Label Name", "id,label_id", "path,category", "video,kind"])
+def test_a_header_is_no_class(works, videos, tmp_path, header):
+    (tmp_path / "own.csv").write_text(header + "\na b.mp4,zebra\nin a folder/c.webm,ant\n")
+    lists(works, tmp_path, "--annotations", "own.csv", "--on-error", "skip")
+    assert json.loads((tmp_path / "own_labels.json").read_text()) == ["ant", "zebra"]
+
+
+def test_a_video_that_is_called_like_a_column_is_none(works, videos, tmp_path):
+    (tmp_path / "videos/a b.mp4").rename(tmp_path / "videos/clip.mp4")
+    (tmp_path / "own.csv").write_text("clip,action\nin a folder/c.webm,ant\n")
+    assert lists(works, tmp_path, "--annotations", "own.csv")[1]["own_list_videos.txt"] == ["clip.mp4 0", "in a folder/c.webm 1"]
+
+
+def test_two_videos_of_one_name_do_not_share_their_frames(works, fails, videos, tmp_path):
+    shutil.copy(str(tmp_path / "videos/a b.mp4"), str(tmp_path / "videos/a b.webm"))
+    (tmp_path / "own.csv").write_text("a b.mp4,cat\na b.webm,dog\n")
+    assert "own.csv, line 2: a b.webm is the video of" in fails(
+        "TSM_dataset.py", "--annotations", "own.csv", "--videos", "videos", "--rawframes", "frames", cwd=tmp_path)
+    assert lists(works, tmp_path, "--annotations", "own.csv")[1]["own_list_videos.txt"] == ["a b.mp4 0", "a b.webm 1"]
+
+
+@pytest.mark.parametrize("names, suffix", [(("a, b.webm", "c, d.mp4"), ""), (("f, g", "h; i, j"), " 12")])
+def test_a_list_whose_names_have_commas_is_no_csv(works, fails, repo, tmp_path, names, suffix):
+    for name in names:
+        path = tmp_path / "videos" / name
+        if suffix:
+            path.mkdir(parents=True)
+            shutil.copy(str(repo / "test/data/square_00.jpg"), str(path / "img_00001.jpg"))
+        else:
+            path.parent.mkdir(exist_ok=True)
+            shutil.copy(str(next((repo / "demo/videos").iterdir())), str(path))
+    (tmp_path / "own.txt").write_text("".join("%s%s %d\n" % (name, suffix, 7 + number) for number, name in enumerate(names)))
+    (made,) = lists(works, tmp_path, "--annotations", "own.txt")[1].values()
+    assert made == ["%s%s %d" % (name, " 1" if suffix else "", 7 + number) for number, name in enumerate(names)]
+    assert not (tmp_path / "own_labels.json").exists()
+
+
+@pytest.mark.parametrize("text", ['["zebra", "ant", "bee"]\n', "not labels", '{"ant": 0, "bee": 1}'])
+def test_a_labels_file_of_the_user_s_is_never_overwritten(works, fails, videos, tmp_path, text):
+    (tmp_path / "own.csv").write_text("a b.mp4,zebra\nin a folder/c.webm,ant\n\"d,e\",bee\n")
+    (tmp_path / "own_labels.json").write_text(text)
+    line = fails("TSM_dataset.py", "--annotations", "own.csv", "--videos", "videos", cwd=tmp_path)
+    assert "own_labels.json: is there already and does not name these 3 classes" in line and "--output_dir" in line
+    (tmp_path / "own_labels.json").write_text('{"ant": 0, "bee": 1, "zebra": 2}')  # the same, written in another way
+    lists(works, tmp_path, "--annotations", "own.csv", "--labels", "own_labels.json")
+    assert (tmp_path / "own_labels.json").read_text() == '{"ant": 0, "bee": 1, "zebra": 2}'
+
+
+@pytest.mark.parametrize("option", ["--output_dir", "--rawframes"])
+def test_a_file_in_the_place_of_a_folder_is_named(fails, videos, tmp_path, option):
+    (tmp_path / "own.csv").write_text("a b.mp4,zebra\n")
+    for place in ("own.csv", "own.csv/deeper"):
+        line = fails("TSM_dataset.py", "--annotations", "own.csv", "--videos", "videos", option, place, cwd=tmp_path)
+        assert "own.csv: is not a folder, and one is needed there; move it away or choose another" in line
 
 
 def test_frames_and_videos_do_not_share_a_list(fails, videos, tmp_path, repo):

@@ -253,4 +253,7 @@ def test_quantising_names_what_it_cannot_use(fails, tensors, tiny, tmp_path):
     pytest.importorskip("nncf")
     assert "tiny.onnx" in fails("TSM_quantise.py", "-m", "tiny.onnx", "-i", tensors / "sthv2/preprocess_bin", cwd=tmp_path)
     fails("TSM_quantise.py", "-m", "tiny.onnx", "-i", "x", "--output", "int8.onnx", cwd=tmp_path, status=2)
+    for words, says in ((["--data_root", "nodir"], "nodir: no such folder; --data_root is"),
+                        (["--data_root", ".", "--output", "nodir/x.xml"], "nodir/x.xml: there is no folder nodir; make it, or")):
+        assert says in fails("TSM_quantise.py", "-m", "tiny.onnx", "--ann_file", "list.txt", *words, cwd=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.onnx"]

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from clips import arguments, listed
 
+from tsm.chips import Pool
 from tsm.cli import UserError
 from tsm.npu import check_path, chips, devices, prepare, the_chip
+from tsm.protocol import SSV2
 
 CLIPS = 5  # neither 4 nor 8 divides it
 PERF = ("--num_worker", 2, "--loop", 1)
@@ -399,6 +401,24 @@ def test_a_dead_chip_is_left_out_and_without_any_the_run_ends(emptied, run, fail
     summary = json.loads((folder / "res/out_summary.json").read_text())
     assert [worker["device"] for worker in summary["tsm"]["workers"]] == ["chip 0"]
     assert "7 of 7 videos are done" in works("TSM_chunked.py", *args, "--status", cwd=folder, env=env)
+
+
+def test_a_wrong_protocol_is_the_model_s_word_and_not_the_chips_fault(emptied, run, atlas, tmp_path):
+    folder, args, _ = emptied
+    (tmp_path / "p.json").write_text(json.dumps(SSV2._replace(short_side=200, size=192)._asdict()))
+    for given in ("0", "0,1"):
+        done = run("TSM_chunked.py", *args, "--devices", given, "--protocol", tmp_path / "p.json", cwd=folder, env=atlas)
+        last = done.stderr.splitlines()[-1]
+        assert done.returncode == 1 and "failed 3 times" in last and "tensorsize" in last and "not match" in last, done.stderr
+        assert not (folder / "res/out_summary.json").exists()
+
+
+def test_the_last_failure_is_told_where_no_chip_is_left():
+    pool = Pool([0])
+    for _ in range(3):
+        pool.give(pool.take([]), "arg0 does not match")
+    with pytest.raises(UserError, match="each failed 3 times in a row, at last with: arg0 does not match; mend that, or"):
+        pool.take([])
 
 
 def test_a_chunk_of_nothing_readable_needs_no_chip(emptied, works, fails, atlas, tmp_path):

@@ -107,6 +107,8 @@ def test_unreadable_videos_end_the_run_or_are_left_out(fails, works, setting):
 
 @pytest.mark.parametrize("args, says", [
     (("--model", "none.onnx"), "none.onnx"), (("--ann_file", "none.txt"), "none.txt"), (("--data_root", "none"), "none"),
+    (("--output_dir", "list.txt"), "list.txt: is not a folder, and one is needed there; move it away or choose another"),
+    (("--output_dirname", "../list.txt"), "list.txt: is not a folder"), (("--output", "list.txt"), "list.txt: is not a folder"),
 ])
 def test_what_is_missing_is_named(fails, setting, args, says):
     given = dict(zip(ARGS[::2], ARGS[1::2]))

@@ -10,7 +10,7 @@ import csv
 import json
 import os
 import re
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from tsm.cli import UserError
 from tsm.files import read_text
@@ -20,6 +20,13 @@ from tsm.samples import FOLDER_LINE, VIDEO_LINE
 SSV2_LIST = "sthv2_val"  # what lists of Something-Something V2 are called (the guide's)
 _VIDEO_LINE, _FOLDER_LINE = (re.compile(line, re.ASCII | re.DOTALL) for line in (VIDEO_LINE, FOLDER_LINE))
 _KINETICS = ("label", "youtube_id", "time_start", "time_end")
+_NAME_HEADS = {"name", "video", "video_name", "video_id", "video_path", "clip", "clip_name", "clip_id", "file", "file_name", "filename",
+               "path", "file_path", "filepath", "id"}
+_LABEL_HEADS = {"label", "label_id", "label_name", "class", "class_id", "class_name", "class_label", "category", "category_id",
+                "category_name", "template", "action", "name", "target"}
+_NUMERIC = re.compile(r"[-+]?(\d[\d.,]*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)  # what somebody would call a number, a class or not
+
+IsThere = Callable[[str], bool]  # whether a name is that of a video: by its suffix, or as one is in the folder of videos
 
 
 class Entry(NamedTuple):
@@ -28,6 +35,14 @@ class Entry(NamedTuple):
     names: Tuple[str, ...]
     label: int
     where: str  # file and line
+
+
+class Named(NamedTuple):
+    """A line of a CSV: by which names its video's file may go, as in Entry; its label as written; file and line."""
+
+    names: Tuple[str, ...]
+    label: str
+    where: str
 
 
 class Annotations(NamedTuple):
@@ -39,7 +54,7 @@ class Annotations(NamedTuple):
     alphabetical: bool  # whether they were numbered by the alphabet, for want of a labels file
 
 
-def read_annotations(path: str, labels_path: Optional[str]) -> Annotations:
+def read_annotations(path: str, labels_path: Optional[str], is_there: IsThere) -> Annotations:
     """The annotations in `path`, whichever form they have.
 
     Args:
@@ -58,15 +73,46 @@ def read_annotations(path: str, labels_path: Optional[str]) -> Annotations:
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError("%s: no annotations in it" % path)
-    if _is_list(lines):
+    if _is_list(lines, is_there):
         return Annotations(stem, _of_list(lines, path, names), names, False)
-    named = _of_csv(lines, path)
-    alphabetical = names is None and not all(_is_number(label) for _, label, _ in named)
+    named = _of_csv(lines, path, is_there)
+    alphabetical = names is None and _are_names(named)
     if alphabetical:
-        names = sorted({label for _, label, _ in named}, key=_plain)
+        _check_first(named, is_there)
+        names = sorted({one.label for one in named}, key=_plain)
     classes = _classes(names)
-    entries = [Entry(files, _number(label, classes, where), where) for files, label, where in named]
+    entries = [Entry(one.names, _number(one.label, classes, one.where), one.where) for one in named]
     return Annotations(stem, _each_once(entries), names, alphabetical)
+
+
+def labels_file(found: Annotations, folder: str) -> str:
+    """Where the names of the classes are to be written; empty where they need not be, or are there already.
+
+    Raises: UserError where a file that says something else is in the place.
+    """
+    path = os.path.join(folder, found.stem + "_labels.json")
+    if not found.labels or found.stem == SSV2_LIST:
+        return ""
+    if not os.path.lexists(path):
+        return path
+    try:
+        same = read_names(path) == found.labels
+    except (UserError, OSError):
+        same = False
+    if not same:
+        raise UserError("%s: is there already and does not name these %d classes in this order; move it away, or choose another folder "
+                        "by --output_dir" % (path, len(found.labels)))
+    return ""
+
+
+def each_once(entries: Sequence[Entry], found: Sequence[Optional[str]]) -> None:
+    """UserError where what was found for two of the entries, None being nothing, is the same."""
+    seen: Dict[str, Entry] = {}
+    for entry, video in zip(entries, found):
+        first = seen.setdefault(video, entry) if video else entry
+        if first is not entry:
+            raise UserError("%s: %s is the video of %s too, as %s; take one of the lines out"
+                            % (entry.where, entry.names[0], first.where, first.names[0]))
 
 
 def _of_json(text: str, path: str, names: Sequence[str]) -> List[Entry]:
@@ -92,10 +138,17 @@ def _of_json(text: str, path: str, names: Sequence[str]) -> List[Entry]:
     return _each_once(entries)
 
 
-def _is_list(lines: Sequence[Tuple[int, str]]) -> bool:
-    """Whether all lines end in a number of their own, as in a list, and are no CSV whose labels happen to."""
-    separators = [mark for mark in ",;" if all(mark in line for _, line in lines)]
-    return not separators and all(_VIDEO_LINE.match(line) for _, line in lines)
+def _is_list(lines: Sequence[Tuple[int, str]], is_there: IsThere) -> bool:
+    """Whether all lines end in a number of their own, as in a list, and are no CSV whose labels happen to.
+
+    Where each has a comma or a semicolon, it is a list if what stands before the numbers are names of videos.
+    """
+    if not all(_VIDEO_LINE.match(line) for _, line in lines):
+        return False
+    if not any(all(mark in line for _, line in lines) for mark in ",;"):
+        return True
+    return any(all(match and is_there(match.group(1)) for match in (form.match(line) for _, line in lines))
+               for form in (_VIDEO_LINE, _FOLDER_LINE))
 
 
 def _of_list(lines: Sequence[Tuple[int, str]], path: str, names: Optional[Sequence[str]]) -> List[Entry]:
@@ -112,32 +165,64 @@ def _of_list(lines: Sequence[Tuple[int, str]], path: str, names: Optional[Sequen
     return _each_once(entries)
 
 
-def _of_csv(lines: Sequence[Tuple[int, str]], path: str) -> List[Tuple[Tuple[str, ...], str, str]]:
-    """(names of the file, label, file and line) of every line of a CSV."""
+def _cells(line: str, mark: str, where: str) -> List[str]:
+    """The cells of a line, which is read by itself: a quote that is not closed must not take in the lines that follow."""
+    if line.count('"') % 2:
+        raise UserError("%s: a quote (\") in it is not closed; close it, or take it out" % where)
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=mark, strict=True))]
+    except csv.Error as error:
+        raise UserError("%s: is not a line of a CSV (%s); mend it" % (where, error))
+
+
+def _of_csv(lines: Sequence[Tuple[int, str]], path: str, is_there: IsThere) -> List[Named]:
+    """Every line of a CSV but its header."""
     mark = ";" if all(";" in line for _, line in lines) else ","
-    cells = [[cell.strip() for cell in row] for row in csv.reader([line for _, line in lines], delimiter=mark)]
-    header = [cell.lower() for cell in cells[0]]
+    places = ["%s, line %d" % (path, number) for number, _ in lines]
+    rows = [_cells(line, mark, where) for (_, line), where in zip(lines, places)]
+    header = [cell.lower().replace(" ", "_") for cell in rows[0]]
     if "youtube_id" in header:
         if not set(_KINETICS) <= set(header):
-            raise UserError("%s, line %d: a header of Kinetics names %s, and this one %s"
-                            % (path, lines[0][0], ", ".join(_KINETICS), ", ".join(header)))
+            raise UserError("%s: a header of Kinetics names %s, and this one %s" % (places[0], ", ".join(_KINETICS), ", ".join(header)))
         columns = [header.index(name) for name in _KINETICS]
-        return [_of_kinetics(row, columns, "%s, line %d" % (path, number))
-                for (number, _), row in list(zip(lines, cells))[1:]]
-    found: List[Tuple[Tuple[str, ...], str, str]] = []
-    has_header = len(header) == 2 and header[1] in ("label", "class", "class_id", "template", "category")
-    for (number, line), row in list(zip(lines, cells))[has_header:]:
-        where = "%s, line %d" % (path, number)
-        if len(row) != 2 or not all(row):
-            raise UserError("%s: expected a video's name and its label, as in 'name%slabel', found %r%s"
-                            % (where, mark, line[:80], "; a test split has no labels" if len(row) == 1 else ""))
-        found.append(((_inside(row[0], where),), row[1], where))
+        found = [_of_kinetics(row, columns, where) for row, where in zip(rows[1:], places[1:])]
+    else:
+        for row, where, (_, line) in zip(rows, places, lines):
+            if len(row) != 2 or not all(row):
+                raise UserError("%s: expected a video's name and its label, as in 'name%slabel', found %r%s"
+                                % (where, mark, line[:80], "; a test split has no labels" if len(row) == 1 else ""))
+        start = int(not is_there(rows[0][0]) and _is_header(header, [row[1] for row in rows[1:]]))
+        found = [Named((_inside(name, where),), label, where) for (name, label), where in zip(rows[start:], places[start:])]
     if not found:
         raise UserError("%s: no annotations in it" % path)
     return found
 
 
-def _of_kinetics(row: Sequence[str], columns: Sequence[int], where: str) -> Tuple[Tuple[str, ...], str, str]:
+def _is_header(cells: Sequence[str], labels: Sequence[str]) -> bool:
+    """Whether the two cells of a first line, in lower case, name columns; `labels` are those of the other lines."""
+    return cells[1] in _LABEL_HEADS or cells[0] in _NAME_HEADS and cells[1] not in map(str.lower, labels)
+
+
+def _check_first(named: Sequence[Named], is_there: IsThere) -> None:
+    """UserError where the first line seems to be a header: it names no video, as another line does, and has a label of its own."""
+    first, *others = named
+    own = len(first.names) == 1 and all(one.label != first.label for one in others)  # Kinetics' have several names, and a known header
+    if own and not is_there(first.names[0]) and any(is_there(one.names[0]) for one in others):
+        raise UserError("%s: there is no video %s, and no other line has the label %r; write a header as name,label, or take the line out"
+                        % (first.where, first.names[0], first.label))
+
+
+def _are_names(named: Sequence[Named]) -> bool:
+    """Whether labels are names, not numbers of classes; UserError for the first that is neither where others look like numbers."""
+    bad = next((one for one in named if not _is_number(one.label)), None)
+    if bad and any(_NUMERIC.match(one.label) for one in named):
+        good = next((one for one in named if _is_number(one.label)), None)
+        raise UserError("%s: label %r is not the number of a class, a whole one from 0%s; mend it, or name the labels by --labels"
+                        % (bad.where, bad.label, ", as that of %s is" % good.where if good else ""))
+    return bad is not None
+
+
+def _of_kinetics(row: Sequence[str], columns: Sequence[int], where: str) -> Named:
     """A line of Kinetics' CSV. Its video is <youtube_id>_<start>_<end>, in six digits, in a folder of its label or in none."""
     try:
         label, video, start, end = (row[column] for column in columns)
@@ -145,7 +230,8 @@ def _of_kinetics(row: Sequence[str], columns: Sequence[int], where: str) -> Tupl
     except (IndexError, ValueError, OverflowError):
         raise UserError("%s: no %s in it" % (where, ", ".join(_KINETICS)))
     folders = [label.replace('"', ""), _plain(label)]
-    return tuple(_inside(one, where) for one in [name] + ["%s/%s" % (folder, name) for folder in folders] + [video]), label, where
+    names = [name] + ["%s/%s" % (folder, name) for folder in folders] + [video]
+    return Named(tuple(_inside(one, where) for one in names), label, where)
 
 
 def _plain(label: str) -> str:
@@ -154,7 +240,7 @@ def _plain(label: str) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return re.match(r"\d{1,6}$", text) is not None
+    return re.match(r"[0-9]{1,6}$", text) is not None
 
 
 def _classes(names: Optional[Sequence[str]]) -> Dict[str, int]:

@@ -38,9 +38,10 @@ class Failed(Exception):
 def chip_list(text: str) -> List[int]:
     """argparse type: chips of this host, as in 0,1."""
     words = text.split(",")
-    if not all(re.match(r"\d{1,3}$", word) for word in words) or len(set(words)) < len(words):
-        raise argparse.ArgumentTypeError("%r is no list of chips such as 0,1" % text)
-    return list(map(int, words))
+    chips = [int(word) for word in words if re.match(r"[0-9]{1,3}$", word)]
+    if len(chips) < len(words) or len(set(chips)) < len(chips):
+        raise argparse.ArgumentTypeError("%r is no list of chips, each once, such as 0,1" % text)
+    return chips
 
 
 def chips_here() -> List[int]:
@@ -51,8 +52,8 @@ def chips_here() -> List[int]:
 
 
 def scratch_of(job: Job) -> str:
-    """The folder for the tensors of this job, of a name that a later process of the same job finds again."""
-    digest = hashlib.sha256(job.basis.encode()).hexdigest()[:12]
+    """The folder for the tensors of this job, of a name that a later process of the same job and shard finds again."""
+    digest = hashlib.sha256(repr((job.basis, job.shard)).encode()).hexdigest()[:12]
     return os.path.join(job.scratch or tempfile.gettempdir(), ".tsm_%d_%s" % (os.getuid(), digest))
 
 
@@ -75,7 +76,7 @@ def run_command(words: Sequence[str], running: List[Any]) -> Tuple[int, str]:
         die_with_parent()
 
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               universal_newlines=True, preexec_fn=begin)
+                               encoding="utf-8", errors="backslashreplace", preexec_fn=begin)
     running.append(process)
     out, err = process.communicate()
     running.remove(process)
@@ -113,7 +114,10 @@ def infer(job: Job, chunk: Chunk, folder: str, chip: str, running: List[Any]) ->
         if status:
             raise Failed("ais_bench ended with status %d: %s" % (status, first_line(said)))
         summary = read_summary(summary_path(results))
-        times = [(float(ms), 0.0) for ms in summary["npu_compute_time_list"]]
+        try:
+            times = [(float(ms), 0.0) for ms in summary["npu_compute_time_list"]]
+        except (KeyError, TypeError, ValueError):
+            raise Failed("ais_bench's summary has no npu_compute_time_list of numbers")
         figures = {key: summary[key] for key in TIMES[1:] if key in summary}
         for index in sorted(set(samples) & set(chunk.clips)):
             scored.append(Scored(index, scores_of(os.path.join(results, "%d_0.npy" % index), job), samples[index], None))
@@ -143,12 +147,12 @@ def run_chunk(job: Job, chunk: Chunk, chip: str) -> Piece:
 
 
 class Pool:
-    """The chips of this host, each lent to one thread at a time; `failures` counts those in a row."""
+    """The chips of this host, each lent to one thread at a time; `failures` counts those in a row, `failure` is the last one."""
 
     def __init__(self, chips: Sequence[int]) -> None:
         self.free = [str(chip) for chip in chips]
         self.failures = dict.fromkeys(self.free, 0)
-        self.change, self.ended = threading.Condition(), False
+        self.change, self.ended, self.failure = threading.Condition(), False, ""
 
     def take(self, avoided: Sequence[str]) -> str:
         """Wait for a chip, if there is one that works beside those to be avoided for one of them."""
@@ -156,7 +160,8 @@ class Pool:
             while not self.ended:
                 usable = [chip for chip, count in self.failures.items() if count < ATTEMPTS]
                 if not usable:
-                    raise UserError("no chip is left: each failed %d times in a row; look at npu-smi info" % ATTEMPTS)
+                    raise UserError("no chip is left: each failed %d times in a row, at last with: %s; mend that, or look at npu-smi info"
+                                    % (ATTEMPTS, self.failure))
                 wanted = [chip for chip in usable if chip not in avoided] or usable
                 for chip in self.free:
                     if chip in wanted:
@@ -165,9 +170,11 @@ class Pool:
                 self.change.wait()
         raise UserError("the run is ending")
 
-    def give(self, chip: str, worked: bool) -> None:
+    def give(self, chip: str, failure: str) -> None:
+        """Give a chip back, after a `failure` if there is one."""
         with self.change:
-            self.failures[chip] = 0 if worked else self.failures[chip] + 1
+            self.failures[chip] = self.failures[chip] + 1 if failure else 0
+            self.failure = failure or self.failure
             self.free.append(chip)
             self.change.notify_all()
 
@@ -182,18 +189,19 @@ def infer_somewhere(job: Job, chunk: Chunk, folder: str, pool: Pool, running: Li
     tried: List[str] = []
     while True:
         chip = pool.take(tried)
-        worked = False
         try:
             piece = infer(job, chunk, folder, chip, running)
-            worked = True
-            return piece
-        except Failed as error:
+        except Exception as error:
+            pool.give(chip, first_line(error))
+            if not isinstance(error, Failed):
+                raise
             tried.append(chip)
             if pool.ended or len(tried) >= ATTEMPTS:
                 raise UserError("%s: failed %d times, last on chip %s: %s" % (chunk.name, len(tried), chip, error))
             warn("chip %s failed on %s (%s); tried again" % (chip, chunk.name, error))
-        finally:
-            pool.give(chip, worked)
+        else:
+            pool.give(chip, "")
+            return piece
 
 
 def on_chips(job: Job, chunks: Sequence[Chunk], flight: Flight, chips: Sequence[int]) -> Iterator[Tuple[Chunk, Piece]]:

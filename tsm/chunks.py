@@ -50,6 +50,7 @@ class Job(NamedTuple):
     scratch: str  # where an NPU's tensors go; empty: the host's folder for temporary files
     digests: Dict[str, str]  # {file: SHA-256}, of the model, its int8 file, and on an NPU the list
     versions: Dict[str, str]
+    shard: Tuple[int, int] = (0, 1)  # which share of the list: two of them on one host keep their tensors apart
 
 
 class Chunk(NamedTuple):

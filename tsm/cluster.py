@@ -8,6 +8,7 @@ suite, the list, the videos and the model must be under the same paths on every 
 import importlib.util
 import logging
 import os
+import re
 import socket
 import sys
 import time
@@ -75,13 +76,13 @@ def connect(address: str) -> Any:
 def check_address(address: str) -> None:
     """UserError unless somebody listens at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not re.match("[0-9]{1,5}$", port) or int(port) > 65535:
         raise UserError("--ray %s: is neither auto nor local nor HOST:PORT" % address)
     try:
         socket.create_connection((host.strip("[]"), int(port)), 10).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of a name that none can have
         raise UserError("--ray %s: no cluster is reached (%s); start one with ray start --head, or use --ray local"
-                        % (address, error.strerror or error))
+                        % (address, getattr(error, "strerror", None) or error))
 
 
 def _examine(job: Job) -> str:

@@ -26,6 +26,16 @@ def part_name(path: str) -> str:
     return os.path.join(folder, ".%s.part" % name)
 
 
+def check_place(*folders: str) -> None:
+    """UserError where one of these folders cannot be made because a file is in its place, or in that of one above it."""
+    for folder in folders:
+        place = folder if os.path.lexists(folder) else os.path.realpath(folder)
+        while not os.path.lexists(place):
+            place = os.path.dirname(place)
+        if not os.path.isdir(place):
+            raise UserError("%s: is not a folder, and one is needed there; move it away or choose another" % place)
+
+
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[str]:
     """Yield a temporary name beside `path`; move it to `path` when the block ends well, remove it when it does not."""

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import zlib
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, TextIO, Tuple
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from tsm.cli import Corrupt
 from tsm.clips import fingerprint
-from tsm.files import write_text
+from tsm.files import locked, write_text
 from tsm.frames import Naming
 from tsm.protocol import Protocol
 from tsm.results import result_path, summary_path, write_result
@@ -89,6 +90,7 @@ class Work(NamedTuple):
     source: Source
     clips: Dict[int, Clip]  # all of the list, by index
     folder: str  # of the results
+    output_dir: str  # of the info file and the manifest
     outfmt: str
     basis: str  # what a result depends on beside its video
 
@@ -138,8 +140,9 @@ def read_journal(path: str) -> List[Record]:
             if line.endswith("\n") and crc == "%08x" % zlib.crc32(text.encode()):
                 with contextlib.suppress(ValueError, TypeError):  # a line of another version, with other fields
                     host, device, began, ended, done, skipped, times, facts, figures = json.loads(text)
-                    records.append(Record(host, device, began, ended, [Done(*one) for one in done], [tuple(one) for one in skipped],
-                                          [tuple(one) for one in times], facts, figures))
+                    records.append(Record(
+                        host, device, began, ended, [Done(int(number), *rest) for number, *rest in done],
+                        [(int(number), key, reason) for number, key, reason in skipped], [tuple(one) for one in times], facts, figures))
     return records
 
 
@@ -194,21 +197,69 @@ def shards(folder: str) -> Dict[int, List[int]]:
     return found
 
 
-def begin(work: Work, found: Survey, output_dir: str, shard: Optional[Tuple[int, int]] = None) -> str:
-    """Make the folders, and return the journal's; where something is left to do, remove what makes them look finished."""
-    folder = work.folder if shard is None else os.path.join(work.folder, ".shard_%d_of_%d" % shard)
-    for path in (output_dir, work.folder, folder):
+@contextlib.contextmanager
+def held(work: Work) -> Iterator[None]:
+    """Make the two folders and hold them for this process, as tsm.files.locked() does."""
+    folders: Dict[str, str] = {}
+    for folder in (work.output_dir, work.folder):
+        os.makedirs(folder, exist_ok=True)
+        folders.setdefault(os.path.realpath(folder), folder)
+    with contextlib.ExitStack() as locks:
+        for folder in folders.values():
+            locks.enter_context(locked(folder))
+        yield
+
+
+def shard_folder(work: Work, shard: Tuple[int, int]) -> str:
+    """The folder, which is made, of the journal of a share of the list."""
+    folder = os.path.join(work.folder, ".shard_%d_of_%d" % shard)
+    for path in (work.output_dir, folder):
         os.makedirs(path, exist_ok=True)
-    if found.keys:
-        for path in [summary_path(work.folder)] + [os.path.join(output_dir, name) for name in (INFO, MANIFEST)]:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(path)
     return folder
 
 
+def unfinish(work: Work) -> None:
+    """Remove what makes the folders look finished."""
+    for path in [summary_path(work.folder)] + [os.path.join(work.output_dir, name) for name in (INFO, MANIFEST)]:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+
+
+class Log:
+    """A journal that is open. What an earlier run left finished stays so until the first result is about to change."""
+
+    def __init__(self, work: Work, found: Survey, file: TextIO) -> None:
+        self.work, self.found, self.file, self.untouched = work, found, file, True
+
+    def keep(self, piece: Piece) -> None:
+        """Write the results of a piece, then its line, and enter it in what was found; what another did first is left as it is."""
+        work, found = self.work, self.found
+        scored = [one for one in piece.scored if one.number in found.keys]
+        if scored and self.untouched:
+            unfinish(work)
+            self.untouched = False
+        done = []
+        for one in scored:
+            path = work.result(one.number)
+            write_result(path, work.outfmt, one.scores[None])
+            done.append(Done(one.number, found.keys.pop(one.number), one.checksum, file_checksum(path) or "", one.views_agree))
+        skipped = [(number, found.keys.pop(number), reason) for number, reason in piece.skipped.items() if number in found.keys]
+        record = Record(piece.host, piece.device, round(piece.began, 3), round(piece.ended, 3), done, skipped,
+                        [(round(compute, 3), round(wait, 3)) for compute, wait in piece.times], piece.facts, piece.figures)
+        try:
+            self.file.write(journal_line(record))
+            self.file.flush()
+        except OSError as error:
+            error.filename = self.file.name
+            raise
+        found.records.append(record)
+        found.done.update((one.number, one) for one in done)
+        found.corrupt.update((number, Corrupt(reason)) for number, _, reason in skipped)
+
+
 @contextlib.contextmanager
-def appending(folder: str) -> Iterator[TextIO]:
-    """The journal in a folder, to be appended to; a line that a kill cut short is ended first."""
+def appending(work: Work, found: Survey, folder: str) -> Iterator[Log]:
+    """The journal in a folder, to be appended to; a line that a kill or a full disk cut short is ended first."""
     path = os.path.join(folder, JOURNAL)
     with open(path, "a+b") as file:
         size = file.seek(0, os.SEEK_END)
@@ -216,26 +267,12 @@ def appending(folder: str) -> Iterator[TextIO]:
             file.seek(size - 1)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-    with open(path, "a", encoding="ascii") as journal:
-        yield journal
-
-
-def keep(work: Work, journal: TextIO, found: Survey, piece: Piece) -> None:
-    """Write the results of a piece, then its line in the journal, and enter it in `found`; what another did first is left as it is."""
-    scored = [one for one in piece.scored if one.number in found.keys]
-    done = []
-    for one in scored:
-        path = work.result(one.number)
-        write_result(path, work.outfmt, one.scores[None])
-        done.append(Done(one.number, found.keys.pop(one.number), one.checksum, file_checksum(path) or "", one.views_agree))
-    skipped = [(number, found.keys.pop(number), reason) for number, reason in piece.skipped.items() if number in found.keys]
-    record = Record(piece.host, piece.device, round(piece.began, 3), round(piece.ended, 3), done, skipped,
-                    [(round(compute, 3), round(wait, 3)) for compute, wait in piece.times], piece.facts, piece.figures)
-    journal.write(journal_line(record))
-    journal.flush()
-    found.records.append(record)
-    found.done.update((one.number, one) for one in done)
-    found.corrupt.update((number, Corrupt(reason)) for number, _, reason in skipped)
+    journal = open(path, "a", encoding="ascii")
+    try:
+        yield Log(work, found, journal)
+    finally:
+        with contextlib.suppress(OSError):  # each line was flushed, or the failure told
+            journal.close()
 
 
 def consolidate(work: Work, found: Survey) -> None:
@@ -244,9 +281,7 @@ def consolidate(work: Work, found: Survey) -> None:
     for path in journals(work.folder):
         folder = os.path.dirname(path)
         if folder != work.folder:
-            for name in os.listdir(folder):
-                os.remove(os.path.join(folder, name))
-            os.rmdir(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # over NFS, a file that another host has open comes back under another name
 
 
 def busy_seconds(records: Iterable[Record]) -> float:

@@ -13,15 +13,27 @@ from tsm import __version__
 from tsm.cli import Corrupt, positive
 from tsm.clips import basis, decoded, versions_of
 from tsm.engine import Computing, Engine, open_engine, score
-from tsm.files import sha256
+from tsm.files import check_place, sha256
 from tsm.frames import Naming, add_naming
 from tsm.int8 import weights_file
-from tsm.journal import REVISION, Done, Piece, Scored, Source, Survey, Work, appending, consolidate, keep, tensor_name
+from tsm.journal import REVISION, Done, Piece, Scored, Source, Survey, Work, appending, consolidate, tensor_name, unfinish
 from tsm.machine import cores
 from tsm.offline import Offline
 from tsm.protocol import Protocol
 from tsm.results import TIMES, joined, read_scores, summarise, throughput_line, write_summary
-from tsm.samples import BINS, INFO, MANIFEST, Clip, check_readable, checksum, manifest_of, read_list, write_info, write_manifest
+from tsm.samples import (
+    BINS,
+    INFO,
+    MANIFEST,
+    Clip,
+    check_data_root,
+    check_readable,
+    checksum,
+    manifest_of,
+    read_list,
+    write_info,
+    write_manifest,
+)
 
 
 def add_inputs(cli: argparse.ArgumentParser) -> None:
@@ -40,6 +52,12 @@ def add_inputs(cli: argparse.ArgumentParser) -> None:
     add_naming(cli)
 
 
+def check_places(args: argparse.Namespace) -> None:
+    """UserError where the videos are not there, or results cannot be, as the options of add_inputs() say it."""
+    check_data_root(args.data_root)
+    check_place(args.output_dir, os.path.join(args.output, args.output_dirname))
+
+
 def digests_of(model: str, int8: str = "") -> Dict[str, str]:
     """{file: SHA-256} of the files that decide what is computed: the model, and where it has one its int8 file."""
     files = [model] + [path for path in ((int8, weights_file(int8)) if int8 else ()) if os.path.exists(path)]
@@ -55,7 +73,7 @@ def work_of(
     model, *int8 = digests.values()
     common = json.dumps([REVISION, __version__, model, computing.precision, computing.backend, int8,
                          basis(clips, protocol, dtype, source.naming)])
-    return Work(source, clips, os.path.join(args.output, args.output_dirname), args.outfmt, common)
+    return Work(source, clips, os.path.join(args.output, args.output_dirname), args.output_dir, args.outfmt, common)
 
 
 def compute(
@@ -74,14 +92,14 @@ def compute(
 def compute_list(work: Work, engine: Engine, model: Offline, found: Survey, workers: int) -> Iterator[int]:
     """Compute what is left in `found`, each video a piece of its own; yields each one's number once it is entered there."""
     clips = {index: work.clips[index] for index in found.keys}
-    with appending(work.folder) as journal:
+    with appending(work, found, work.folder) as log:
         began = time.time()
         for number, scored, compute_ms, wait_ms in compute(work.source, clips, engine, model, workers):
             one: Dict[str, Any] = {"scored": [], "skipped": {number: str(scored)}, "times": []}
             if not isinstance(scored, Corrupt):
                 one = {"scored": [scored], "skipped": {}, "times": [(compute_ms, wait_ms)]}
             ended = time.time()
-            keep(work, journal, found, Piece(socket.gethostname(), "cpu", began, ended, facts={}, figures={}, **one))
+            log.keep(Piece(socket.gethostname(), "cpu", began, ended, facts={}, figures={}, **one))
             began = ended
             yield number
 
@@ -119,14 +137,15 @@ def agreement_with_fp32(
 def remove_others(work: Work, done: Mapping[int, Done]) -> None:
     """Remove the results of videos that the list does not have any more, and those in another format."""
     wanted = {os.path.basename(work.result(index)) for index in done}
-    for name in os.listdir(work.folder):
-        if re.match(r"\d+_0\.(txt|npy|bin)$", name) and name not in wanted:
-            os.remove(os.path.join(work.folder, name))
+    others = [name for name in os.listdir(work.folder) if re.match(r"\d+_0\.(txt|npy|bin)$", name) and name not in wanted]
+    if others:
+        unfinish(work)
+    for name in others:
+        os.remove(os.path.join(work.folder, name))
 
 
 def finish(
-    work: Work, found: Survey, ann_file: str, output_dir: str, args: Sequence[str], facts: Mapping[str, Any],
-    throughput: Optional[float] = None,
+    work: Work, found: Survey, ann_file: str, args: Sequence[str], facts: Mapping[str, Any], throughput: Optional[float] = None,
 ) -> None:
     """Once nothing is left to do: one journal, the info file, the manifest and the summary, written last; and the figures, printed.
 
@@ -137,10 +156,10 @@ def finish(
     remove_others(work, found.done)
     consolidate(work, found)
     checksums = {index: one.checksum for index, one in sorted(found.done.items())}
-    write_info(os.path.join(output_dir, INFO), {index: work.clips[index].label for index in checksums})
-    write_manifest(os.path.join(output_dir, MANIFEST), manifest_of(
+    write_info(os.path.join(work.output_dir, INFO), {index: work.clips[index].label for index in checksums})
+    write_manifest(os.path.join(work.output_dir, MANIFEST), manifest_of(
         ann_file, work.clips, work.source.protocol, work.source.dtype, versions_of(work.clips), checksums, found.corrupt))
-    summary = summary_of(work, found, os.path.join(output_dir, BINS), args, throughput)
+    summary = summary_of(work, found, os.path.join(work.output_dir, BINS), args, throughput)
     print(throughput_line(1, summary[TIMES[0]]["mean"], summary["throughput"]))
     agree = {str(index): [one.views_agree] for index, one in sorted(found.done.items())}
     known = None not in [counts[0] for counts in agree.values()]
