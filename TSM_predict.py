@@ -7,14 +7,16 @@
     python3 TSM_predict.py --model tsm_new_bs1.onnx --camera 0                        # a camera, until Ctrl-C
 
 INPUT is any of: a video file; a folder, searched for videos (or else for folders of frames) recursively; a quoted pattern;
-@list.txt, with one path per line; an address that OpenCV opens (rtsp://…, http://…), watched like a camera.
+@list.txt, with one path per line (a video called @a.mp4 is ./@a.mp4); an address that OpenCV opens (rtsp://…, http://…),
+watched like a camera.
 
 Each video is sampled and cropped as in the test that the accuracy was measured by, all views, so what is printed is what
 TSM_preprocess.py and TSM_infer.py compute, bit for bit. --views 1 takes the middle crop of the segments' middles alone: a
 sixth of the cost, somewhat less accurate (mmaction2 publishes 59.11 against 61.82 for Something-Something V2).
 
 Names come from the model (modify_onnx.py --labels) or from --labels FILE. An input that cannot be read is one line on
-stderr and an `error` in the JSON; the others go on; exit status 1 if any failed.
+stderr and an `error` in the JSON; the others go on; exit status 1 if any failed. Ctrl-C over files writes what was found so
+far to --json, --csv and --html, and ends with 130; over a camera or an address it is the usual end.
 
 Limits: the network knows a closed set of classes: it gives one of them for any video, also for one that shows none of
 them, and its probability does not tell. It was trained on trimmed clips of a few seconds that show one action; windows
@@ -24,17 +26,15 @@ of a long video cut actions in two, so read segments as hints.
 import argparse
 import contextlib
 import itertools
-import os
 import sys
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from tqdm import tqdm
 
 from tsm import predict
-from tsm.cli import Corrupt, UserError, complain, parser, positive, positive_number, run, warn
+from tsm.cli import Corrupt, UserError, camera_number, complain, fail, parser, positive, printable, run, seconds, warn
 from tsm.clips import Window, as_video
 from tsm.engine import Engine, about, add_options, computing_of, open_engine, score
-from tsm.files import write_json, write_text
 from tsm.labels import labels_in, read_labels, top
 from tsm.live import watching
 from tsm.machine import cores
@@ -48,19 +48,20 @@ def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
     cli.add_argument("inputs", nargs="*", metavar="INPUT", help="videos, as above")
     cli.add_argument("--model", "-m", required=True, metavar="FILE", help="a model of modify_onnx.py")
-    cli.add_argument("--camera", type=int, metavar="N", help="watch a camera instead of INPUT; 0 is the first")
+    cli.add_argument("--camera", type=camera_number, metavar="N", help="watch a camera instead of INPUT; 0 is the first")
     cli.add_argument("--labels", metavar="FILE", help="names of the classes: JSON {name: class}, a JSON list, or a name per line")
     cli.add_argument("--top", type=positive, default=1, metavar="K", help="classes per video (default: %(default)s)")
     cli.add_argument("--views", type=int, choices=(1,), help="1: the centre view alone (default: all views of the test)")
-    cli.add_argument("--window", type=positive_number, metavar="S", help="seconds per window of a long video or a camera "
+    cli.add_argument("--window", type=seconds, metavar="S", help="seconds per window of a long video or a camera "
                      "(default: the whole video; %g for a camera)" % LIVE_WINDOW)
-    cli.add_argument("--stride", type=positive_number, metavar="S", help="seconds from one window to the next (default: half "
+    cli.add_argument("--stride", type=seconds, metavar="S", help="seconds from one window to the next (default: half "
                      "a window)")
     cli.add_argument("--json", metavar="FILE", help="also write the answers to FILE")
     cli.add_argument("--csv", metavar="FILE", help="also write them as rows: video, window, rank, label, probability")
     cli.add_argument("--html", metavar="FILE", help="also write a page to look at, with a film strip of each video or segment; it "
                      "holds frames of the videos")
-    cli.add_argument("--annotate", metavar="DIR", help="also write each video with its label drawn in, as DIR/<name>.mp4")
+    cli.add_argument("--annotate", metavar="DIR", help="also write each video with its label drawn in, as DIR/<name>.mp4, "
+                     "or <name>_2.mp4 where that is another file")
     cli.add_argument("--num_worker", type=positive, default=cores(), metavar="N", help="processes that decode (default: one "
                      "per core)")
     add_options(cli)
@@ -81,63 +82,58 @@ def label_names(args: argparse.Namespace, model: Offline, protocol: Protocol) ->
 
 
 def predict_files(
-    args: argparse.Namespace, model: Offline, protocol: Protocol, engine: Engine, names: Optional[List[str]], paths: List[str]
+    args: argparse.Namespace, model: Offline, protocol: Protocol, engine: Engine, names: Optional[List[str]], paths: List[str],
+    annotated: List[str],
 ) -> Iterator[Dict[str, Any]]:
-    """Predict videos and folders of frames, and print each in its turn; yields the entries of --json."""
+    """Predict videos and folders of frames, and print each in its turn; yields the entries of --json.
+
+    Ctrl-C is raised after the entry of a video of which something is known.
+    """
     tensors = predict.tensors_of(paths, args.window, args.stride, protocol, model.dtype.name, args.num_worker)
     scores = tqdm(score(engine, model, tensors), total=None if args.window else len(paths),
                   unit="window" if args.window else "video", disable=None)
     results: Iterator[Tuple[int, Any]] = ((number, (window, output)) for (number, window), output, _, _ in scores)
     if not args.window:
         results = predict.in_order(results)
-    annotated = predict.annotated_names(args.annotate, paths) if args.annotate else [""] * len(paths)
     for number, some in itertools.groupby(results, key=lambda result: result[0]):
         answers, failed = [], ""
-        for _, (window, output) in some:
-            if isinstance(output, Corrupt):
-                failed = str(output)
-            else:
-                answers.append(predict.Answer(window, top(output, names, args.top)))
-        yield show(paths[number], answers, failed, args.window is not None, annotated[number])
-
-
-def show(name: str, answers: List[predict.Answer], failed: str, long: bool, annotated: str) -> Dict[str, Any]:
-    """Print an input's answers, and why it failed if it did, and write it annotated if that has a name; its entry for --json."""
-    for line in predict.lines_of(name, answers, long):
-        tqdm.write(line)
-    if answers and not failed and annotated:
         try:
-            predict.annotate(annotated, name, answers, long)
-            tqdm.write("  wrote " + annotated)
-        except Corrupt as error:
-            failed = str(error)
-    if failed:
-        complain("%s: %s" % (name, failed))
-    return predict.as_json(name, answers, failed or None, long)
+            for _, (window, output) in some:
+                if isinstance(output, Corrupt):
+                    failed = str(output)
+                else:
+                    answers.append(predict.Answer(window, top(output, names, args.top)))
+        except KeyboardInterrupt:
+            cut = "interrupted" if args.window is not None or annotated[number] else failed
+            yield predict.show(paths[number], answers, cut, args.window is not None, "")
+            raise
+        yield predict.show(paths[number], answers, failed, args.window is not None, annotated[number])
 
 
 def watch(
     args: argparse.Namespace, model: Offline, protocol: Protocol, engine: Engine, names: Optional[List[str]],
-    source: Union[int, str],
+    source: predict.Input,
 ) -> Dict[str, Any]:
     """Predict the newest window of a camera or stream, once every stride, until it ends or Ctrl-C; its entry for --json."""
     window = args.window or LIVE_WINDOW
     stride = args.stride or window / 2
     answers: List[predict.Answer] = []
-    name, failed = "camera %d" % source if isinstance(source, int) else source, ""
-    print(name, flush=True)
-    with contextlib.suppress(KeyboardInterrupt), watching(source, window, protocol) as newest:
+    name, failed = source.path, ""
+    print(printable(name), flush=True)
+    with contextlib.suppress(KeyboardInterrupt), watching(name if source.camera is None else source.camera, window, protocol) as newest:
         try:
             recent = newest(window)
             while recent is not None:
+                if not answers:
+                    predict.warn_if_short(name, Window(recent.start, recent.end), window)
                 video = as_video(recent.frames, protocol, model.dtype.name)
                 for _, output, _, _ in score(engine, model, (one for one in [(name, video[None])])):
                     answers.append(predict.Answer(Window(recent.start, recent.end), top(output, names, args.top)))
                 print("  %s  %s" % (predict.clock(recent.end), predict.in_words(answers[-1].ranked)), flush=True)
                 recent = newest(recent.end + stride)
-        except UserError as error:
+        except (UserError, Corrupt) as error:
             failed = str(error)
-            complain(failed)
+            complain(failed if isinstance(error, UserError) else "%s: %s" % (name, failed))
     if len(answers) > 1:
         print("\n".join(predict.lines_of("in all", answers, True)))
     return predict.as_json(name, answers, failed or None, True)
@@ -145,30 +141,38 @@ def watch(
 
 def main() -> None:
     args = get_args()
+    inputs = predict.expand(args.inputs)
+    if args.camera is not None:
+        inputs = [predict.Input("camera %d" % args.camera, camera=args.camera)]
+    computing = computing_of(args, args.model)
+    annotated = predict.check_paths(args, inputs, computing.int8_model)
     model = read_offline(args.model)
     protocol = model.tested_by
-    paths: List[Any] = [args.camera] if args.camera is not None else predict.expand(args.inputs)
     names = label_names(args, model, protocol)
     if args.views == 1:
         print("the centre view alone: 1/%d of the cost, less accurate than all views" % protocol.views, flush=True)
         protocol = Protocol(**dict(protocol._asdict(), **CENTRE_VIEW))
         model = model._replace(protocol=protocol)
-    engine, int8 = open_engine(model, computing_of(args, model.path))
-    live = [path for path in paths if isinstance(path, int) or predict.is_address(path)]
-    files = [path for path in paths if path not in live]
-    entries = list(predict_files(args, model, protocol, engine, names, files))
-    entries += [watch(args, model, protocol, engine, names, source) for source in live]
-    if args.json:
-        write_json(args.json, dict(about(engine, model, args.precision, int8), labels=names is not None, inputs=entries))
-    if args.csv:
-        predict.write_csv(args.csv, entries)
-    if args.html:
-        from tsm.page import predict_page
-
-        views = "%d view%s of a video" % (protocol.views, "s" if protocol.views > 1 else "")
-        write_text(args.html, predict_page({"model": os.path.basename(args.model), "engine": engine.name, "precision": args.precision,
-                                            "views": views, "inputs": list(map(predict.as_cards, entries))}, args.html))
-    if any(entry["error"] for entry in entries):
+    engine, int8 = open_engine(model, computing)
+    entries = {number: predict.show(one.path, [], one.error, False, "") for number, one in enumerate(inputs) if one.error}
+    live = [number for number, one in enumerate(inputs) if one.is_live]
+    files = [number for number, one in enumerate(inputs) if one.is_file]
+    interrupted = False
+    try:
+        found = predict_files(args, model, protocol, engine, names, [inputs[number].path for number in files], annotated)
+        for entry, number in zip(found, files):
+            entries[number] = entry
+        for number in live:
+            entries[number] = watch(args, model, protocol, engine, names, inputs[number])
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:  # an error loses nothing that was found
+        if entries:
+            facts = dict(about(engine, model, args.precision, int8), labels=names is not None)
+            predict.write_files(args, facts, protocol.views, [entries[number] for number in sorted(entries)])
+    if interrupted:
+        fail("interrupted after %d of %d inputs; the same command begins with the first again" % (len(entries), len(inputs)), 130)
+    if any(entry["error"] for entry in entries.values()):
         sys.exit(1)
 
 

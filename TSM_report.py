@@ -24,8 +24,8 @@ import os
 from typing import Any, Dict, List, Optional
 
 from tsm.accuracy import accuracy_from, read_accuracy
-from tsm.cli import UserError, non_negative, parser, positive, run, warn
-from tsm.compare import compare, load_run, read_agreement
+from tsm.cli import UserError, check_outputs, non_negative, parser, positive, run, warn
+from tsm.compare import REPORT, compare, load_run, read_agreement
 from tsm.files import sha256, write_text
 from tsm.findings import Columns, columns_of, confusion_rows, findings, prediction_rows, write_csv
 from tsm.gallery import gallery, with_strips
@@ -36,6 +36,7 @@ from tsm.results import read_results, read_summary, views_agree
 from tsm.samples import manifest_path, read_info, read_manifest
 
 NEEDED = ("result_path", "info_path", "model", "batch_size")
+TABLES = ("predictions.csv", "confusion.csv")  # beside the report
 
 
 def get_args() -> argparse.Namespace:
@@ -64,7 +65,24 @@ def get_args() -> argparse.Namespace:
     missing = ["--" + name for name in NEEDED if getattr(args, name) is None]
     if missing and not args.redraw:
         cli.error("the following arguments are required: " + ", ".join(missing))
+    check_outputs(outputs_of(args), filter(None, inputs_of(args)))
     return args
+
+
+def outputs_of(args: argparse.Namespace) -> Dict[str, Optional[str]]:
+    """The files that are written, by what the user may know them as."""
+    if args.redraw:
+        return {"the page": page_of(args.redraw)}
+    tables = {"the table of " + name[:-4]: os.path.join(os.path.dirname(args.output), name) for name in TABLES}
+    return dict({"--output": args.output, "the page": page_of(args.output)}, **tables)
+
+
+def inputs_of(args: argparse.Namespace) -> List[Optional[str]]:
+    """The files that must not be overwritten; None where one is not given."""
+    if args.redraw:
+        return [args.redraw]
+    return [args.result_path, args.info_path, manifest_path(args.info_path), args.model, args.accuracy, args.checkpoint, args.labels,
+            args.agreement, "stages.json"] + [os.path.join(other, REPORT) if os.path.isdir(other) else other for other in args.against]
 
 
 def names_of(args: argparse.Namespace, model: Model) -> Optional[List[str]]:
@@ -90,14 +108,19 @@ def scores_of(args: argparse.Namespace, labels: Dict[int, int], classes: int) ->
 
 def write_tables(folder: str, columns: Columns, names: Optional[List[str]], classes: int) -> None:
     """predictions.csv and confusion.csv."""
-    for name, rows in (("predictions.csv", prediction_rows(columns, names)), ("confusion.csv", confusion_rows(columns, names, classes))):
+    for name, rows in zip(TABLES, (prediction_rows(columns, names), confusion_rows(columns, names, classes))):
         write_csv(os.path.join(folder, name), rows)
         print("wrote " + os.path.join(folder, name))
 
 
+def page_of(path: str) -> str:
+    """The page of the report at `path`, beside it."""
+    return os.path.splitext(path)[0] + ".html"
+
+
 def draw(path: str, report: Dict[str, Any]) -> None:
     """Write the page of the report at `path` beside it."""
-    page = os.path.splitext(path)[0] + ".html"
+    page = page_of(path)
     write_text(page, report_page(report, path))
     print("wrote " + page)
 

@@ -137,3 +137,17 @@ def test_mcnemar_is_the_binomial_test():
         tail = sum(choose(total, k) for k in range(min(one, other) + 1))
         assert mcnemar(one, other) == mcnemar(other, one) == pytest.approx(min(1.0, 2 * tail / 2 ** total))
     assert mcnemar(5, 1) == pytest.approx(0.21875) and 0 < mcnemar(13000, 11777) < 1e-10
+
+
+@pytest.mark.parametrize("args, status, says", [
+    (("--json", "same", "--csv", "same"), 2, "--csv same would overwrite --json same"),
+    (("--page", "a/report.json"), 2, "--page a/report.json would overwrite a/report.json"),
+    (("--csv", "b/sthv2/../sthv2/sthv2.info"), 2, "would overwrite b/sthv2/sthv2.info"),
+    (("--json", "none/c.json"), 1, "none/c.json: No such file or directory"), (("--page", "a"), 2, "--page a would overwrite a"),
+    (("--csv", "a/report.json/c.csv"), 1, "a folder is needed there"),
+])
+def test_outputs_are_checked_before_any_work(fails, runs, args, status, says):
+    before = (runs / "a/report.json").read_bytes()
+    assert says in fails("TSM_compare.py", "a", "b", *args, cwd=runs, status=status)
+    fails("TSM_compare.py", "a/report.json", "b", "--json", "a/report.json", cwd=runs, status=2)
+    assert (runs / "a/report.json").read_bytes() == before

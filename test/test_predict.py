@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,9 +15,13 @@ import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
+from tsm import live
+from tsm.cli import UserError
 from tsm.clips import Window, strip, strips, windows_of
+from tsm.frames import Caption, has_captions, write_captions
 from tsm.labels import Ranked, labels_in, read_labels, top
 from tsm.predict import Answer, clock, expand, in_order, segments_of
+from tsm.protocol import SSV2
 
 QUICK = ("--backend", "onnxruntime")
 
@@ -206,7 +211,8 @@ def test_a_stream_is_watched_at_its_own_speed(predict, served, tmp_path):
     for window in entry["windows"]:
         assert window["end"] - window["start"] <= 2.001  # the newest seconds, and no more
     ends = [window["end"] for window in entry["windows"]]
-    assert all(after - before >= 0.99 for before, after in zip(ends, ends[1:])) and entry["segments"]
+    assert all(after - before >= 0.99 for before, after in zip(ends, ends[1:-1])) and entry["segments"]
+    assert ends[-1] > 5.8  # the end that no whole stride is left for
 
 
 def test_ctrl_c_ends_a_stream_with_what_was_found(repo, thin_onnx, served, tmp_path):
@@ -312,4 +318,221 @@ def test_label_files_of_every_kind_give_the_same_names(tmp_path):
 def test_top_puts_the_lower_class_first_among_equals():
     assert [ranked.class_id for ranked in top(np.array([0.1, 0.4, 0.1, 0.4]), None, 3)] == [1, 3, 0]
     assert clock(62.46) == "1:02.5" and clock(3725.0) == "1:02:05.0"
-    assert expand(["http://x/y.mp4"]) == ["http://x/y.mp4"]
+    assert [(one.path, one.is_live) for one in expand(["HTTP://x/y.mp4", "y.mp4"])] == [("HTTP://x/y.mp4", True), ("y.mp4", False)]
+
+
+def frames_in(path):
+    """How many frames of a video OpenCV plays."""
+    capture, count = cv2.VideoCapture(str(path)), 0
+    while capture.read()[0]:
+        count += 1
+    return count
+
+
+def limited(repo, model, folder, limit, *args):
+    """A finished TSM_predict.py that may write no file above `limit` bytes."""
+    return subprocess.run(
+        [sys.executable, str(repo / "TSM_predict.py"), "--model", str(model)] + [str(arg) for arg in QUICK + args], cwd=str(folder),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+
+
+def test_annotating_overwrites_its_own_earlier_outputs_alone(predict, clips):
+    folder, truth = clips
+    (folder / "v").mkdir()
+    shutil.copy(str(folder / "clips" / min(truth)), str(folder / "v/a.webm"))
+    video(folder / "v/a.mp4", 1)
+    video(folder / "v/a_3.mp4", 1)  # no input, but somebody's
+    before = {name: (folder / "v" / name).read_bytes() for name in ("a.webm", "a.mp4", "a_3.mp4")}
+    for _ in range(2):
+        done = predict("v/a.webm", "v/a.mp4", "--annotate", "v", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert {name: (folder / "v" / name).read_bytes() for name in before} == before
+        assert sorted(path.name for path in (folder / "v").iterdir()) == ["a.mp4", "a.webm", "a_2.mp4", "a_3.mp4", "a_4.mp4"]
+    assert frames_in(folder / "v/a_4.mp4") == frames_in(folder / "v/a.mp4") == 20
+
+
+def test_what_cannot_be_annotated_is_its_own_error(repo, predict, thin_onnx, clips):
+    folder, truth = clips
+    long = "n" * 245
+    shutil.copy(str(folder / "clips" / min(truth)), str(folder / (long + ".webm")))
+    names = (long + ".webm", "clips/" + max(truth))
+    done = predict("--annotate", "drawn", *names, cwd=folder)
+    assert done.returncode == 0 and len(list((folder / "drawn").iterdir())) == 2, done.stderr
+    kept = (folder / "drawn" / (long + ".mp4")).read_bytes()
+    for limit in (0, 4096, len(kept) - 50):
+        done = limited(repo, thin_onnx, folder, limit, "--annotate", "drawn", "--labels",
+                       repo / "demo/annotations/something-something-v2-labels.json", *names)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1 + (limit < len(kept) - 50), done.stderr
+        assert "Traceback" not in done.stderr and long + ".mp4: " in done.stderr and "wrote drawn/" + long not in done.stdout
+        assert (folder / "drawn" / (long + ".mp4")).read_bytes() == kept and len(list((folder / "drawn").iterdir())) == 2
+    (folder / "drawn" / (max(truth)[:-5] + ".mp4")).unlink()
+    frames = folder / "frames"
+    frames.mkdir()
+    for number in range(1, 9):
+        cv2.imwrite(str(frames / ("img_%05d.jpg" % number)), np.full((48, 64, 3), 20 * number, np.uint8))
+    done = predict("--annotate", "drawn", "--json", "out.json", "frames", "clips/" + max(truth), cwd=folder)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "folder of frames" in done.stderr, done.stderr
+    assert [bool(entry["error"]) for entry in json.loads((folder / "out.json").read_text())["inputs"]] == [True, False]
+    assert (folder / "drawn" / (max(truth)[:-5] + ".mp4")).exists()
+
+
+@pytest.mark.parametrize("count, rate, size", [(1, 25, (64, 48)), (2, 24, (65, 49)), (30, 237.84, (64, 48)), (5, 59.94, (48, 64))])
+def test_videos_of_any_rate_and_size_are_annotated(tmp_path, count, rate, size):
+    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter_fourcc(*"MJPG"), rate, size)
+    for number in range(count):
+        writer.write(np.full((size[1], size[0], 3), 4 * number, np.uint8))
+    writer.release()
+    write_captions(str(tmp_path / "v.avi"), str(tmp_path / "o.mp4"), [Caption(0.0, None, "label")])
+    assert frames_in(tmp_path / "o.mp4") == count and has_captions(str(tmp_path / "o.mp4")) and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("args, says", [
+    (("--annotate", "file"), "a folder is needed there; choose another"),
+    (("--annotate", "file/deep"), "a folder is needed there; choose another"),
+    (("--json", "none/o.json"), "none/o.json: No such file or directory; check the path"),
+    (("--csv", "file/o.csv"), "file/o.csv: Not a directory"), (("--html", "folder"), "folder: Is a directory"),
+    (("--json", "n" * 255), "File name too long"), (("--csv", "/dev/null"), "/dev/null: is no regular file"),
+])
+def test_outputs_that_cannot_be_written_are_refused_before_any_work(fails, tmp_path, args, says):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    assert says in fails("TSM_predict.py", "--model", "none.onnx", "x.mp4", *args, cwd=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("args, says", [
+    (("--json", "o", "--csv", "o"), "--csv o would overwrite --json o"),
+    (("--json", "o", "--html", "folder/../o"), "--html folder/../o would overwrite --json o"),
+    (("--json", "x.mp4"), "--json x.mp4 would overwrite x.mp4"), (("--csv", "m.onnx"), "m.onnx"), (("--html", "l.json"), "l.json"),
+    (("--json", "link.mp4"), "would overwrite x.mp4"), (("--json", "list", "@list"), "would overwrite list"),
+    (("--json", "frames/1.jpg", "frames"), "would overwrite frames/1.jpg"), (("--json", "folder/y.mp4", "folder"), "folder/y.mp4"),
+    (("--annotate", "new", "--json", "new/x.mp4"), "new/x.mp4"), (("--json", ""), "--json '' is no name"),
+    (("--annotate", "new", "http://x/y"), "not for http://x/y"), (("--annotate", ""), "is no name of a folder"),
+])
+def test_outputs_that_would_overwrite_something_are_wrong_usage(fails, tmp_path, args, says):
+    for name in ("folder", "frames"):
+        (tmp_path / name).mkdir()
+    for name in ("x.mp4", "m.onnx", "l.json", "frames/1.jpg", "folder/y.mp4"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "list").write_text("x.mp4\n")
+    (tmp_path / "link.mp4").symlink_to("x.mp4")
+    assert says in fails("TSM_predict.py", *args, "x.mp4", "--model", "m.onnx", "--labels", "l.json", cwd=tmp_path, status=2)
+    assert (tmp_path / "x.mp4").read_text() == "x.mp4" and not (tmp_path / "new").exists()
+
+
+def test_a_stream_is_judged_to_its_end_however_short(predict, served, tmp_path):
+    done = predict("--window", 60, "--json", "out.json", served, cwd=tmp_path, env=DIRECT)
+    windows = entries(done, tmp_path)[0]["windows"]
+    assert len(windows) == 1 and windows[0]["start"] < 1 and windows[0]["end"] > 5.8
+    assert done.stderr.count("\n") == 1 and "shorter than a window of 60 s; it is taken as one window" in done.stderr
+
+
+def test_a_stream_of_no_pictures_is_its_own_error(predict, served, tmp_path):
+    video(tmp_path / "served/thin.mp4", 2, size=(320, 2))
+    done = predict("--json", "out.json", served.replace("v.mp4", "thin.mp4"), cwd=tmp_path, env=DIRECT)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "320x2 pixels is no picture" in done.stderr, done.stderr
+    assert json.loads((tmp_path / "out.json").read_text())["inputs"][0]["error"]
+
+
+def test_a_source_without_a_frame_is_an_error_and_no_frame_is_given_twice(monkeypatch):
+    frame = np.zeros((48, 64, 3), np.uint8)
+    for moments in ([], [0.0, 0.1, 0.2]):
+        monkeypatch.setattr(live, "capture", lambda source: ((moment, frame) for moment in moments))
+        with live.watching("x://y", 0.15, SSV2) as newest:
+            if not moments:
+                with pytest.raises(UserError, match="ended without a frame"):
+                    newest(1.0)
+            else:
+                assert tuple(newest(5.0))[1:] == (0.1, 0.2) and newest(0.2 + 1e-20) is None
+
+
+def test_inputs_that_give_nothing_stop_nobody(predict, clips):
+    folder, truth = clips
+    (folder / "empty").mkdir()
+    (folder / "cycle.txt").write_text("@other.txt\n")
+    (folder / "other.txt").write_text("@cycle.txt\n@other.txt\n")
+    (folder / "list.txt").write_bytes(b"\xef\xbb\xbfclips/%s\r\nmissing.webm\nmissing 3\n" % min(truth).encode())
+    (folder / "binary.txt").write_bytes(b"a\0b\n")
+    (folder / "@at.webm").write_bytes(b"")
+    given = ("empty", "", "*.nothing", "@none.txt", "@cycle.txt", "@binary.txt", "@at.webm", "@list.txt", "clips/" + max(truth))
+    done = predict("--json", "out.json", *given, cwd=folder)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    found = json.loads((folder / "out.json").read_text())["inputs"]
+    assert [(entry["input"], bool(entry["error"])) for entry in found] == [
+        ("empty", True), ("", True), ("*.nothing", True), ("@none.txt", True), ("@cycle.txt", True), ("@other.txt", True),
+        ("@binary.txt", True), ("@at.webm", True), ("clips/" + min(truth), False), ("missing.webm", True), ("missing 3", True),
+        ("clips/" + max(truth), False)]
+    assert done.stderr.count("\n") == 10 and "given as ./@at.webm" in done.stderr and "'': an empty name" in done.stderr
+
+
+def test_folders_are_searched_through_links_without_loops(tmp_path):
+    (tmp_path / "top/sub").mkdir(parents=True)
+    (tmp_path / "aside").mkdir()
+    for name in ("top/a.MOV", "top/sub/b.m4v", "aside/c.mkv"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "top/sub/back").symlink_to(tmp_path / "top")
+    (tmp_path / "aside/back").symlink_to(tmp_path)
+    (tmp_path / "top/link").symlink_to(tmp_path / "aside")
+    names = sorted(os.path.basename(one.path) for one in expand([str(tmp_path / "top")]))
+    assert names == ["a.MOV", "b.m4v", "c.mkv"]
+
+
+def test_odd_names_and_labels_are_escaped_everywhere(predict, clips):
+    folder, truth = clips
+    name = os.fsdecode(b"clips/\xff\x1b.webm")
+    (folder / name).write_bytes(b"")
+    labels = ["a\nb\x1b[2J\ud800 %d" % number for number in range(174)]
+    (folder / "names.json").write_text(json.dumps(labels))
+    done = predict("--labels", "names.json", "--csv", "out.csv", "--json", "out.json", "--html", "out.html", "clips", cwd=folder)
+    assert done.returncode == 1 and done.stdout.count("\n") == 6 and "\x1b" not in done.stdout + done.stderr, done.stderr
+    assert "a\\nb\\x1b[2J\\ud800 " in done.stdout and done.stderr.count("\n") == 1
+    rows = list(csv.DictReader((folder / "out.csv").open(encoding="utf-8", newline="")))
+    assert "clips/\\udcff\x1b.webm" in [row["input"] for row in rows]
+    assert [row["label"].startswith("a\nb\x1b[2J\\ud800 ") for row in rows].count(True) == 3
+
+
+@pytest.mark.parametrize("args", [
+    ("--camera", "-1"), ("--camera", "99999999999"), ("--window", "1e308", "x"), ("--window", "nan", "x"),
+    ("--window", "1", "--stride", "inf", "x"), ("--json", "same", "--csv", "same", "x"),
+])
+def test_numbers_beyond_all_bounds_are_wrong_usage(fails, tmp_path, args):
+    fails("TSM_predict.py", "--model", "x.onnx", *args, cwd=tmp_path, status=2)
+
+
+def test_strides_and_windows_of_any_length_end(predict, tmp_path):
+    video(tmp_path / "v.mp4", 1)
+    done = predict("--window", 1, "--stride", 1e-20, "v.mp4", cwd=tmp_path)
+    assert done.returncode == 1 and "shorter than one of its frames, 0.0500 s" in done.stderr and done.stderr.count("\n") == 1
+    done = predict("--window", 1e6, "--json", "out.json", "v.mp4", cwd=tmp_path)
+    assert len(entries(done, tmp_path)[0]["windows"]) == 1 and "shorter than a window" in done.stderr
+    assert len(windows_of(20, 20, 1e-9, 1e-20)) == 20
+
+
+def test_a_camera_or_address_that_opencv_cannot_take_is_one_line(predict, tmp_path):
+    for args in (("--camera", 2**31 - 1), (os.fsdecode(b"http://127.0.0.1:9/\xff"),), ("HTTP://127.0.0.1:9/v.mp4",)):
+        done = predict(*args, cwd=tmp_path, env=DIRECT)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_line_beyond_csv_s_limit_is_no_label_file(predict, tmp_path):
+    (tmp_path / "names.txt").write_text("a" * 140000 + "\nb\n")
+    done = predict("--labels", "names.txt", "x.mp4", cwd=tmp_path)
+    assert done.returncode == 1 and "names.txt: not label names" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_ctrl_c_over_files_keeps_what_was_found(repo, thin_onnx, clips):
+    folder, truth = clips
+    for number in range(300):
+        os.link(str(folder / "clips" / min(truth)), str(folder / ("clips/z%03d.webm" % number)))
+    command = [sys.executable, str(repo / "TSM_predict.py"), "--model", str(thin_onnx), "--json", "out.json", "--csv", "out.csv",
+               "clips"] + list(QUICK)
+    process = subprocess.Popen(command, cwd=str(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    for _ in range(6):
+        process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors and "begins with the first again" in errors, errors
+    found = json.loads((folder / "out.json").read_text())["inputs"]
+    assert 2 <= len(found) < 303 and not any(entry["error"] for entry in found) and "z299" not in (folder / "out.csv").read_text()

@@ -338,3 +338,18 @@ def test_a_figure_that_is_not_finite_is_one_line(fails, left):
     path.write_text(json.dumps(dict(json.loads(path.read_text()), throughput=float("nan"))))
     assert "out_summary.json" in fails("TSM_report.py", *ARGS, cwd=left)
     assert not (left / "report.json").exists()
+
+
+@pytest.mark.parametrize("args, status, says", [
+    (("--output", "o.html"), 2, "the page o.html would overwrite --output o.html"),
+    (("--output", "predictions.csv"), 2, "predictions.csv would overwrite --output predictions.csv"),
+    (("--output", "./confusion.csv"), 2, "confusion.csv"), (("--output", "new.onnx"), 2, "would overwrite new.onnx"),
+    (("--against", "."), 2, "--output report.json would overwrite ./report.json"),
+    (("--output", "none/report.json"), 1, "none/report.json: No such file or directory"),
+    (("--output", "perf"), 1, "perf: Is a directory"),
+])
+def test_outputs_are_checked_before_any_work(fails, left, args, status, says):
+    before = sorted(str(path) for path in left.rglob("*"))
+    assert says in fails("TSM_report.py", *ARGS, *args, cwd=left, status=status)
+    assert sorted(str(path) for path in left.rglob("*")) == before
+    assert "would overwrite" in fails("TSM_report.py", "--redraw", "x.html", cwd=left, status=2)

@@ -10,11 +10,13 @@ import errno
 import os
 import re
 import sys
+import tempfile
 import unicodedata
-from typing import Callable, NoReturn, Optional, Tuple
+from typing import Callable, Dict, Iterable, Mapping, NoReturn, Optional, Tuple
 
 from tsm import __version__
 
+MOST_SECONDS = 10**6  # of a window: eleven days
 _SPACE = " \t\r\n\v\f"  # not those that a name may hold, such as U+00A0 and U+3000
 
 
@@ -52,6 +54,22 @@ def positive(text: str) -> int:
 def non_negative(text: str) -> int:
     """argparse type: an int of at least 0."""
     return _at_least(text, 0)
+
+
+def camera_number(text: str) -> int:
+    """argparse type: the number of a camera, which OpenCV takes as a C int."""
+    value = _at_least(text, 0)
+    if value > 2**31 - 1:
+        raise argparse.ArgumentTypeError("%s is no camera's number" % text)
+    return value
+
+
+def seconds(text: str) -> float:
+    """argparse type: a time above 0, of at most MOST_SECONDS."""
+    value = positive_number(text)
+    if value > MOST_SECONDS:
+        raise argparse.ArgumentTypeError("%s is above %d seconds" % (text, MOST_SECONDS))
+    return value
 
 
 def positive_number(text: str) -> float:
@@ -138,7 +156,8 @@ def describe(error: OSError) -> str:
         errno.EROFS: "choose a folder that can be written to",
         errno.EACCES: "check its permissions or choose another folder",
         errno.ENOENT: "check the path",
-        errno.ENOTDIR: "a folder is needed there",
+        errno.EEXIST: "a folder is needed there; choose another",
+        errno.ENOTDIR: "a folder is needed there; choose another",
         errno.EISDIR: "a file is needed there",
     }
     name = error.filename if error.filename is not None else "input/output"
@@ -146,10 +165,64 @@ def describe(error: OSError) -> str:
     return "%s: %s%s" % (os.fsdecode(name), error.strerror or error, "; " + remedy if remedy else "")
 
 
+def check_outputs(outputs: Mapping[str, Optional[str]], inputs: Iterable[str], folder: Optional[str] = None) -> None:
+    """Before any work, refuse outputs that cannot be written; one that is an input or another output too is wrong usage.
+
+    Args:
+        outputs: {option: the file that it names, or None}.
+        inputs: files that are not to be overwritten.
+        folder: of outputs; made if it is not there.
+    """
+    given = {option: path for option, path in outputs.items() if path is not None}
+    taken: Dict[object, str] = {_identity(path): path for path in inputs}
+    for option, path in given.items():
+        if not os.path.basename(path):
+            fail("%s %r is no name of a file (see --help)" % (option, path), status=2)
+        shown = "%s %s" % (option, path)
+        other = taken.setdefault(_identity(path), shown)
+        if other != shown:
+            fail("%s would overwrite %s; choose another name (see --help)" % (shown, other), status=2)
+    if folder == "":
+        fail("'' is no name of a folder (see --help)", status=2)
+    if folder is not None:
+        os.makedirs(folder, exist_ok=True)
+        _check_writable(os.path.join(folder, ""))
+    for path in given.values():
+        _check_writable(path)
+
+
+def _identity(path: str) -> object:
+    """What two names of one file have in common."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino
+
+
+def _check_writable(path: str) -> None:
+    """OSError that names `path` unless a file can be made beside it, to replace it; a name that ends in / is a folder's."""
+    place, name = os.path.split(path)
+    try:
+        if name and os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.NamedTemporaryFile(prefix=".%s." % name, dir=place or "."):
+            pass
+    except OSError as error:
+        error.filename = path
+        raise
+    if name and os.path.exists(path) and not os.path.isfile(path):
+        raise UserError("%s: is no regular file, so it cannot be replaced; choose another name" % path)
+
+
 def one_line(message: str) -> str:
     """`message` without line breaks and with what a terminal would obey or hide escaped; every kind of space is kept."""
-    line = re.sub("[ \t]*[\t\n\r\v\f]+[ \t]*", " ", _decoded(message).strip(_SPACE))
-    shown = (c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode() for c in line)
+    return printable(re.sub("[ \t]*[\t\n\r\v\f]+[ \t]*", " ", message.strip(_SPACE)))
+
+
+def printable(text: str) -> str:
+    """`text` with what a terminal would obey or hide escaped, line breaks too; every kind of space is kept."""
+    shown = (c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode() for c in _decoded(text))
     return "".join(shown)
 
 

@@ -212,12 +212,13 @@ class Window(NamedTuple):
 def windows_of(frames: int, rate: float, length: float, stride: float) -> List[Tuple[Window, int, int]]:
     """(window, its first frame, the frame after its last) of a video, one window of `length` seconds every `stride` seconds.
 
-    The last one ends with the video, so that its end is not lost; a video no longer than a window is one window.
+    The last one ends with the video, so that its end is not lost; a video no longer than a window is one window. Windows are
+    at least a frame long, and a frame apart.
 
     Args:
         frames, rate: of the video; frames per second.
     """
-    duration = frames / rate
+    duration, length, stride = frames / rate, max(length, 1 / rate), max(stride, 1 / rate)
     starts = [0.0]
     while starts[-1] + length < duration - 0.5 / rate:
         starts.append(min(starts[-1] + stride, duration - length))
@@ -229,9 +230,12 @@ def windows_of(frames: int, rate: float, length: float, stride: float) -> List[T
     return windows
 
 
-def windowed(path: str, length: float, stride: float, protocol: Protocol, dtype: str) -> Iterator[Tuple[Window, np.ndarray]]:
+def windowed(
+    path: str, length: float, stride: Optional[float], protocol: Protocol, dtype: str
+) -> Iterator[Tuple[Window, np.ndarray]]:
     """(window, its tensor [protocol.video_shape]) for each of windows_of() a video, which is decoded once.
 
+    A stride of None is half a window.
     The frames of a window are sampled as those of a clip. As many tensors exist at a time as windows overlap. Raises
     Corrupt, also after windows were yielded.
     """
@@ -240,12 +244,14 @@ def windowed(path: str, length: float, stride: float, protocol: Protocol, dtype:
     windows: List[Tuple[Window, List[int]]] = []
 
     def choose(count: int) -> List[int]:
-        for window, first, stop in windows_of(count, rate, length, stride):
+        for window, first, stop in windows_of(count, rate, length, stride or length / 2):
             windows.append((window, [first + index for index in frame_indices(stop - first, protocol)]))
         return sorted({index for _, indices in windows for index in indices})
 
     with strict(reencode(path)):
         rate = frame_rate(path)
+        if stride is not None and stride * rate < 0.99:
+            raise Corrupt("a stride of %g s is shorter than one of its frames, %.4f s; pass a longer --stride" % (stride, 1 / rate))
         begun: Dict[int, np.ndarray] = {}
         waiting = 0  # the first window that is not complete
         for index, frame in read_video(path, choose):

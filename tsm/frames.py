@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import shutil
-import sys
 import time
 import zlib
 from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -37,13 +36,14 @@ VIDEO_DECODER = "OpenCV " + cv2.__version__ if decord is None else "decord " + d
 JPEG_DECODER = "OpenCV " + cv2.__version__ if simplejpeg is None else "simplejpeg " + simplejpeg.__version__
 JPEG_QUALITY = 95  # of the frames that extract() makes
 MAX_ASPECT = 16  # long side / short side
-VIDEO_SUFFIXES = (".webm", ".mp4", ".avi", ".mkv")  # the dataset's own first
+VIDEO_SUFFIXES = (".webm", ".mp4", ".avi", ".mkv", ".mov", ".m4v")  # the dataset's own first
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _MAX_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])
 _DECODER_ERRORS = (cv2.error, RuntimeError, IndexError) + (
     () if decord is None else (decord.DECORDError, decord.DECORDLimitReachedError))
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MARKER_IN_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # ends a scan's data, unlike a stuffed zero or a restart marker
+_OURS = b"\0\0\0\x29free" + b"labels drawn in by TSM_predict.py"  # an MP4 box that players skip; it ends each output
 Frame = Tuple[int, np.ndarray]
 
 
@@ -277,6 +277,14 @@ def read_video(path: str, choose: Callable[[int], Sequence[int]], by_opencv: boo
     return (_read_by_opencv if by_opencv or decord is None else _read_by_decord)(name, choose)
 
 
+def _is_text(name: str) -> bool:
+    """Whether OpenCV can take a name: it crashes on one that is not UTF-8."""
+    try:
+        return bool(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
+
+
 def count_frames(path: str) -> int:
     """Number of frames in a video, each of which was decoded. For use in strict()."""
     counts: List[int] = []
@@ -408,10 +416,15 @@ def capture(source: Union[int, str]) -> Iterator[Tuple[float, np.ndarray]]:
     A stream that comes faster than it plays, as a file behind an http address does, is held to its own speed. Raises
     UserError if the source cannot be opened.
     """
+    what, opened = "camera %d" % source if isinstance(source, int) else source, None
+    if isinstance(source, str):
+        if not _is_text(source):
+            raise UserError("%s: is not UTF-8 text, which OpenCV needs" % source)
+        scheme, rest = source.split("://", 1)
+        source = scheme.lower() + "://" + rest  # FFmpeg knows no HTTP://
     with contextlib.suppress(Corrupt), strict():  # what OpenCV says of a camera that opens does not matter
         opened = cv2.VideoCapture(source)
-    if not opened.isOpened():
-        what = "camera %d" % source if isinstance(source, int) else source
+    if opened is None or not opened.isOpened():
         raise UserError("%s: cannot be opened; check the camera's number and permissions, or the address" % what)
     began = time.monotonic()
     while True:
@@ -436,32 +449,71 @@ class Caption(NamedTuple):
 
 
 def write_captions(path: str, output: str, captions: Sequence[Caption]) -> None:
-    """Copy a video to `output` (.mp4) with captions drawn in, frame by frame; whole or not at all. Raises Corrupt.
+    """Copy a video to `output` (.mp4) with captions drawn in, frame by frame; whole or not at all.
 
-    OpenCV draws ASCII alone, so other letters become question marks; sound is not copied.
+    OpenCV draws ASCII alone, so other letters become question marks; sound is not copied. Raises Corrupt, or UserError or
+    OSError where `output` cannot be written.
     """
-    part = part_name(output) + ".mp4"
-    writer = None
+    folder, name = os.path.split(output)
+    part = os.path.join(folder, ".%08x.part.mp4" % zlib.crc32(os.fsencode(name)))  # no longer than a name may be
+    writer, count = None, 0
     try:
         with strict(reencode(path)):
             rate = frame_rate(path)
             for index, frame in read_video(path, range):
-                height, width = frame.shape[:2]
-                if writer is None:
-                    writer = cv2.VideoWriter(part, cv2.VideoWriter.fourcc(*"mp4v"), rate, (width, height))
                 text = next((c.text for c in captions if c.start <= index / rate and (c.end is None or index / rate < c.end)), "")
                 image = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
                 _draw(image, text.encode("ascii", "replace").decode())
-                writer.write(image)
+                with _writing(output):
+                    writer = writer or _open_writer(part, rate, image)
+                    writer.write(image)
+                count = index + 1
+        with _writing(output):
+            if writer is not None:
+                writer.release()
+            if count_frames(part) != count:  # OpenCV does not tell that a disk is full
+                raise Corrupt("not all of it was written")
+        with open(part, "ab") as file:
+            file.write(_OURS)
+        os.replace(part, output)
+    except OSError as error:
+        error.filename = output
+        raise
     finally:
-        if writer is not None:
-            writer.release()
-        if writer is not None and sys.exc_info()[0] is None and os.path.exists(part):
-            os.replace(part, output)
-        elif os.path.exists(part):
+        with contextlib.suppress(Corrupt), strict():
+            if writer is not None:
+                writer.release()
+        with contextlib.suppress(OSError):
             os.remove(part)
-    if not os.path.exists(output):
-        raise UserError("%s: cannot be written; is the folder writable, and the disk not full?" % output)
+
+
+def has_captions(path: str) -> bool:
+    """Whether write_captions() made the file at `path`."""
+    if not os.path.isfile(path) or os.path.getsize(path) < len(_OURS):
+        return False
+    with open(path, "rb") as file:
+        file.seek(-len(_OURS), os.SEEK_END)
+        return file.read() == _OURS
+
+
+@contextlib.contextmanager
+def _writing(output: str) -> Iterator[None]:
+    """strict(), for what is said of the file that is written: UserError that names it."""
+    try:
+        with strict():
+            yield
+    except Corrupt:
+        raise UserError("%s: cannot be written whole; is the folder writable, and the disk not full?" % output)
+
+
+def _open_writer(part: str, rate: float, image: np.ndarray) -> "cv2.VideoWriter":
+    if not _is_text(part):
+        raise Corrupt("OpenCV takes UTF-8 alone")
+    rate = round(rate, 2 if rate < 600 else 1)  # MPEG-4 counts time in units of at least 1/65535 s
+    writer = cv2.VideoWriter(part, cv2.VideoWriter.fourcc(*"mp4v"), rate, (image.shape[1], image.shape[0]))
+    if not writer.isOpened():
+        raise Corrupt("cannot be opened")
+    return writer
 
 
 def _draw(image: np.ndarray, text: str) -> None:

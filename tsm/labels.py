@@ -34,7 +34,10 @@ def read_names(path: str) -> List[str]:
         value = json.loads(text)
     except (ValueError, RecursionError):
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        value = _numbered(lines) or lines
+        try:
+            value = _numbered(lines) or lines
+        except csv.Error:  # a cell beyond csv's limit
+            value = None
     if isinstance(value, dict):
         value = _in_order(value, path)
     if not isinstance(value, list) or not value or not all(isinstance(name, str) and name for name in value):

@@ -26,19 +26,19 @@ class Recent(NamedTuple):
 
 @contextlib.contextmanager
 def watching(source: Union[int, str], seconds: float, protocol: Protocol) -> Iterator[Callable[[float], Optional[Recent]]]:
-    """Read a source in a thread of its own, and keep no more than its newest `seconds`.
+    """Read a camera by its number, or an address, in a thread of its own, and keep no more than its newest `seconds`.
 
-    Yields a function: wait until the source has run past a time, then give the newest frames; None once the source has
-    ended and all of it was given. Frames are kept resized, so memory is bounded by the window; frames that arrive while
-    the caller computes push the oldest out, so an answer is never about the past.
+    Yields a function: wait until the source has run past a time, or ended, then give the newest frames; None once the source
+    has ended and its last frame was given. Frames are kept resized, so memory is bounded by the window; frames that arrive
+    while the caller computes push the oldest out, so an answer is never about the past.
 
-    Args:
-        source: a camera's number, or an address that OpenCV opens.
-    Raises: UserError if the source cannot be opened, or sends nothing for PATIENCE seconds.
+    Raises: UserError if it cannot be opened, ends without a frame, or sends nothing for PATIENCE seconds; Corrupt if its
+        frames are no pictures.
     """
     recent: Deque[Tuple[float, np.ndarray]] = collections.deque()
     arrived, stop = threading.Condition(), threading.Event()
     ended: List[Optional[Exception]] = []  # holds what ended the source once it has
+    given = -1.0  # the time of the newest frame that the caller had
 
     def read() -> None:
         failure: Optional[Exception] = None
@@ -54,15 +54,15 @@ def watching(source: Union[int, str], seconds: float, protocol: Protocol) -> Ite
                     return
         except Exception as error:  # raised again in the caller's thread
             failure = error
-        finally:
-            with arrived:
-                ended.append(failure)
-                arrived.notify_all()
+        with arrived:
+            ended.append(failure)
+            arrived.notify_all()
 
     def newest(after: float) -> Optional[Recent]:
+        nonlocal given
         limit = time.monotonic() + PATIENCE
         with arrived:
-            while not ended and (not recent or recent[-1][0] < after):
+            while not ended and not (recent and given < recent[-1][0] >= after):
                 seen = recent[-1][0] if recent else None
                 arrived.wait(1.0)
                 if recent and recent[-1][0] != seen:
@@ -71,10 +71,12 @@ def watching(source: Union[int, str], seconds: float, protocol: Protocol) -> Ite
                     raise UserError("%s: sends no frames; is it the right camera or address?" % source)
             if ended and ended[0] is not None:
                 raise ended[0]
-            if not recent or recent[-1][0] < after:
+            if not recent:
+                raise UserError("%s: ended without a frame; is it the right camera or address?" % source)
+            if recent[-1][0] <= given:
                 return None
-            times = [moment for moment, _ in recent]
-            return Recent([frame for _, frame in recent], times[0], times[-1])
+            given = recent[-1][0]
+            return Recent([frame for _, frame in recent], recent[0][0], given)
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()

@@ -1,23 +1,41 @@
 """What happens in videos: the inputs a user names, windows of long ones, the answers, and the files they are written to."""
 
+import argparse
 import contextlib
-import csv
 import glob
 import os
 import re
 from typing import Any, Dict, Generator, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
+from tqdm import tqdm
 
-from tsm.cli import Corrupt, UserError, warn
+from tsm.cli import Corrupt, UserError, check_outputs, complain, describe, fail, printable, warn
 from tsm.clips import Window, decoded, windowed
-from tsm.files import natural, replacing
-from tsm.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Caption, write_captions
+from tsm.files import natural, write_json, write_text
+from tsm.findings import write_csv
+from tsm.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Caption, has_captions, write_captions
 from tsm.gallery import strips_of
 from tsm.labels import Ranked
 from tsm.protocol import Protocol
 from tsm.samples import Clip
 from tsm.workers import unrolled
+
+
+class Input(NamedTuple):
+    """A video, folder of frames, address or camera; `error` says why it is none, if it is not."""
+
+    path: str
+    error: str = ""
+    camera: Optional[int] = None
+
+    @property
+    def is_live(self) -> bool:
+        return not self.error and (self.camera is not None or is_address(self.path))
+
+    @property
+    def is_file(self) -> bool:
+        return not self.error and not self.is_live
 
 
 class Answer(NamedTuple):
@@ -41,58 +59,114 @@ WHOLE = Window(None, None)
 
 def is_address(text: str) -> bool:
     """Whether an input is an address that OpenCV opens by itself (rtsp://…, http://…)."""
-    return re.match(r"[a-z][a-z0-9+.-]*://", text) is not None
+    return re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE) is not None
 
 
-def expand(inputs: Sequence[str]) -> List[str]:
+DEEPEST = 50  # lists within lists
+
+
+def expand(inputs: Sequence[str], within: Tuple[str, ...] = ()) -> List[Input]:
     """The videos, folders of frames and addresses that a command line's inputs stand for, in its order.
 
     Each input is one of: a video file; a folder, searched for videos by their suffix, recursively; a folder of frames; a
     quoted pattern (**, *, ?, []); @FILE, which has one input per line; an address. A path that does not exist is kept, so
-    that it is reported beside the others. Raises UserError for a folder, a pattern or a list with nothing in it.
+    that it is reported beside the others; so is, with its error, a folder, a pattern or a list that gives nothing.
+
+    Args:
+        within: the lists that the inputs are from, by their real paths.
     """
-    paths: List[str] = []
+    found: List[Input] = []
     for given in inputs:
-        if given.startswith("@"):
-            paths += _listed(given[1:])
+        if not given:
+            found.append(Input(given, "an empty name; give a video (is a variable of the command not set?)"))
+        elif given.startswith("@"):
+            found += _listed(given, within)
         elif is_address(given) or os.path.isfile(given):
-            paths.append(given)
+            found.append(Input(given))
         elif os.path.isdir(given):
-            paths += _inside(given)
+            found += _inside(given)
         elif glob.has_magic(given):
-            found = sorted(glob.glob(given, recursive=True), key=natural)
-            if not found:
-                raise UserError("%s: no file matches this pattern" % given)
-            paths += [path for one in found for path in (_inside(one) if os.path.isdir(one) else [one])]
+            matches = sorted(glob.glob(given, recursive=True), key=natural)
+            for one in matches:
+                found += _inside(one) if os.path.isdir(one) else [Input(one)]
+            if not matches:
+                found.append(Input(given, "no file matches this pattern"))
         else:
-            paths.append(given)
-    return paths
+            found.append(Input(given))
+    return found
 
 
-def _listed(path: str) -> List[str]:
-    """The inputs in a list, one per line; empty lines do not count."""
-    with open(path, "rb") as file:
-        lines = [os.fsdecode(line).strip() for line in file.read().splitlines()]
-    if not any(lines):
-        raise UserError("%s: no videos in it; it needs one path per line" % path)
-    for number, line in enumerate(lines, 1):
-        name, _, label = line.rpartition(" ")
-        if label.isdigit() and not os.path.exists(line) and not is_address(line):
-            raise UserError("%s, line %d: %s: is a list with labels; take them out, or pass it as --ann_file" % (path, number, line))
-    return expand([line for line in lines if line])
+def _listed(given: str, within: Tuple[str, ...]) -> List[Input]:
+    """The inputs in the list @FILE, one per line; empty lines do not count."""
+    path = given[1:]
+    real = os.path.realpath(path)
+    if real in within or len(within) >= DEEPEST:
+        return [Input(given, "is a list that names itself, by way of others perhaps; take that line out")]
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        remedy = "; a video of that name is given as ./%s" % given if os.path.exists(given) else ""
+        return [Input(given, describe(error) + remedy)]
+    data = data[3:] if data.startswith(b"\xef\xbb\xbf") else data
+    lines = [os.fsdecode(line.strip()) for line in data.splitlines() if line.strip()]
+    if not lines or b"\0" in data:
+        return [Input(given, "no videos in it; it needs one path per line, as text in UTF-8")]
+    labelled = [line for line in lines if _has_label(line)]
+    if len(labelled) == len(lines):
+        return [Input(given, "is a list with labels (%s); take them out, or pass it to TSM_stream.py --ann_file" % lines[0][:80])]
+    found: List[Input] = []
+    for line in lines:
+        found += expand([line], within + (real,))
+    return found
 
 
-def _inside(folder: str) -> List[str]:
-    """The videos under a folder, in natural order; else the folders of frames under it, itself included."""
-    videos, frames = [], []
-    for place, names, files in os.walk(folder):
-        names.sort(key=natural)
+def _has_label(line: str) -> bool:
+    return line.rpartition(" ")[2].isdigit() and " " in line and not is_address(line) and not os.path.exists(line)
+
+
+def _inside(folder: str) -> List[Input]:
+    """The videos under a folder, in natural order; else the folders of frames under it, itself included.
+
+    Links to folders are followed; a folder that is met again, by a link or in a loop, is passed over. A folder that cannot be
+    read is an input with an error.
+    """
+    videos, frames, unread = [], [], []
+    seen = {_file_of(folder)}
+
+    def refuse(error: OSError) -> None:
+        unread.append(Input(os.fsdecode(error.filename), (error.strerror or str(error)).lower()))
+
+    for place, names, files in os.walk(folder, onerror=refuse, followlinks=True):
+        fresh = []
+        for name in sorted(names, key=natural):
+            identity = _file_of(os.path.join(place, name))
+            if identity not in seen:
+                fresh.append(name)
+                seen.add(identity)
+        names[:] = fresh
         videos += [os.path.join(place, name) for name in sorted(files, key=natural) if name.lower().endswith(VIDEO_SUFFIXES)]
         if any(name.lower().endswith(IMAGE_SUFFIXES) for name in files):
             frames.append(place)
-    if not videos and not frames:
-        raise UserError("%s: no videos and no frames in it (%s)" % (folder, ", ".join(VIDEO_SUFFIXES + IMAGE_SUFFIXES)))
-    return videos or frames
+    if not videos and not frames and not unread:
+        return [Input(folder, "no videos and no frames in it (%s)" % ", ".join(VIDEO_SUFFIXES + IMAGE_SUFFIXES))]
+    return [Input(path) for path in videos or frames] + unread
+
+
+def _file_of(path: str) -> Tuple[int, int]:
+    """What tells a file from all others, under whatever name; (0, 0) where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
+
+
+def files_of(inputs: Iterable[Input]) -> List[str]:
+    """The files that inputs are read from: videos, and the frames in folders of frames."""
+    paths = [one.path for one in inputs if one.is_file]
+    return [file for path in paths for file in (
+        [entry.path for entry in os.scandir(path) if entry.name.lower().endswith(IMAGE_SUFFIXES)] if os.path.isdir(path) else [path])]
 
 
 def segments_of(answers: Sequence[Answer]) -> List[Segment]:
@@ -150,36 +224,64 @@ def as_cards(entry: Dict[str, Any]) -> Dict[str, Any]:
 COLUMNS = ("input", "start", "end", "rank", "label", "class_id", "probability", "error")
 
 
-def write_csv(path: str, entries: Iterable[Dict[str, Any]]) -> None:
-    """--csv: one row per input, window and rank, with COLUMNS as the heading; an input that failed is a row with its error."""
-    with replacing(path) as part, open(part, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for entry in entries:
-            if entry["error"]:
-                writer.writerow([entry["input"], "", "", "", "", "", "", entry["error"]])
-            for window in entry["windows"]:
-                for rank, ranked in enumerate(window["top"], 1):
-                    writer.writerow([entry["input"], window["start"], window["end"], rank, ranked["label"], ranked["class_id"],
-                                     "%.6f" % ranked["probability"], ""])
+def csv_rows(entries: Iterable[Dict[str, Any]]) -> Iterator[Sequence[Any]]:
+    """--csv: one row per input, window and rank, after COLUMNS as the heading; an input that failed is a row with its error."""
+    yield COLUMNS
+    for entry in entries:
+        if entry["error"]:
+            yield [entry["input"], "", "", "", "", "", "", entry["error"]]
+        for window in entry["windows"]:
+            for rank, ranked in enumerate(window["top"], 1):
+                yield [entry["input"], window["start"], window["end"], rank, ranked["label"], ranked["class_id"],
+                       "%.6f" % ranked["probability"], ""]
+
+
+def write_files(args: argparse.Namespace, facts: Dict[str, Any], views: int, entries: List[Dict[str, Any]]) -> None:
+    """--json, --csv and --html, of the entries of --json; `facts` are tsm.engine.about()'s."""
+    if args.json:
+        write_json(args.json, dict(facts, inputs=entries))
+    if args.csv:
+        write_csv(args.csv, csv_rows(entries))
+    if args.html:
+        from tsm.page import predict_page
+
+        write_text(args.html, predict_page({
+            "model": os.path.basename(args.model), "engine": facts["engine"], "precision": args.precision,
+            "views": "%d view%s of a video" % (views, "s" if views > 1 else ""),
+            "inputs": list(map(as_cards, entries))}, args.html))
 
 
 def in_words(ranked: Sequence[Ranked]) -> str:
     """Classes on one line, the most probable first: `0.9731  Closing something | 0.0102  Opening something`."""
-    return " | ".join("%.4f  %s" % (one.probability, one.label) for one in ranked)
+    return " | ".join("%.4f  %s" % (one.probability, printable(one.label)) for one in ranked)
 
 
 def lines_of(name: str, answers: Sequence[Answer], long: bool) -> Iterator[str]:
     """What is printed of an input: its name, then per segment, or per rank, probability and label."""
     if not answers:
         return
-    yield name
+    yield printable(name)
     if long:
         for segment in segments_of(answers):
-            yield "  %s - %s  %.4f  %s" % (clock(segment.start), clock(segment.end), segment.probability, segment.label)
+            yield "  %s - %s  %.4f  %s" % (clock(segment.start), clock(segment.end), segment.probability, printable(segment.label))
     else:
         for ranked in answers[0].ranked:
-            yield "  %.4f  %s" % (ranked.probability, ranked.label)
+            yield "  %.4f  %s" % (ranked.probability, printable(ranked.label))
+
+
+def show(name: str, answers: Sequence[Answer], failed: str, long: bool, annotated: str) -> Dict[str, Any]:
+    """Print an input's answers, and why it failed if it did, and write it annotated if that has a name; its entry for --json."""
+    for line in lines_of(name, answers, long):
+        tqdm.write(line)
+    if answers and not failed and annotated:
+        try:
+            annotate(annotated, name, answers, long)
+            tqdm.write("  wrote " + printable(annotated))
+        except (Corrupt, UserError, OSError) as error:
+            failed = describe(error) if isinstance(error, OSError) else str(error)
+    if failed:
+        complain("%s: %s" % (name or "''", failed))
+    return as_json(name, answers, failed or None, long)
 
 
 def in_order(results: Iterable[Tuple[int, Any]]) -> Iterator[Tuple[int, Any]]:
@@ -213,7 +315,7 @@ def tensors_of(
     def work(number: int) -> Iterator[Tuple[Window, np.ndarray]]:
         if os.path.isdir(paths[number]):
             raise Corrupt("is a folder of frames, which have no time; --window is for videos")
-        return windowed(paths[number], length, stride or length / 2, protocol, dtype)
+        return windowed(paths[number], length, stride, protocol, dtype)
 
     with contextlib.closing(unrolled(work, range(len(paths)))) as parts:
         for number, result in parts:
@@ -221,35 +323,46 @@ def tensors_of(
                 yield (number, WHOLE), result
                 continue
             window, video = result
-            if window.start == 0 and window.end < length:
-                warn("%s: is %.1f s long, shorter than a window of %g s; it is taken as one window" % (
-                    paths[number], window.end, length))
+            warn_if_short(paths[number], window, length)
             yield (number, window), video[None]
 
 
-def annotated_names(folder: str, paths: Sequence[str]) -> List[str]:
-    """Where each video goes with its labels drawn in: FOLDER/<name>.mp4, never onto an input, and no two to the same."""
-    def file_of(path: str) -> Tuple[int, int]:
-        found = os.stat(path)
-        return found.st_dev, found.st_ino
-
-    inputs = {file_of(path) for path in paths if os.path.exists(path)}
+def annotated_names(folder: str, paths: Sequence[str], inputs: Iterable[str]) -> List[str]:
+    """Where each video goes with its labels drawn in: FOLDER/<name>.mp4, no two to the same, and never onto another file than
+    an earlier run's output; if that is one of the `inputs`, not onto it either."""
+    read = {_file_of(path) for path in inputs}
     names: Dict[str, None] = {}
     for path in paths:
         stem, number = os.path.splitext(os.path.basename(path))[0], 1
         name = os.path.join(folder, stem + ".mp4")
-        while name in names or os.path.exists(name) and file_of(name) in inputs:
+        while name in names or os.path.lexists(name) and (_file_of(name) in read or not has_captions(name)):
             number += 1
             name = os.path.join(folder, "%s_%d.mp4" % (stem, number))
         names[name] = None
     return list(names)
 
 
+def check_paths(args: argparse.Namespace, inputs: Sequence[Input], int8_model: str) -> List[str]:
+    """Refuse, before any work, outputs that cannot be written or would overwrite an input; where --annotate writes each file."""
+    live = [one.path for one in inputs if one.is_live]
+    if args.annotate is not None and live:
+        fail("--annotate is for videos, not for %s (see --help)" % live[0], status=2)
+    read = [args.model, args.labels, int8_model] + [given[1:] for given in args.inputs if given.startswith("@")]
+    read = list(filter(None, read)) + files_of(inputs)
+    files = [one.path for one in inputs if one.is_file]
+    annotated = annotated_names(args.annotate, files, read) if args.annotate else [""] * len(files)
+    outputs = {"--json": args.json, "--csv": args.csv, "--html": args.html}
+    check_outputs(outputs, read + list(filter(None, annotated)), args.annotate)
+    return annotated
+
+
 def annotate(output: str, path: str, answers: Sequence[Answer], long: bool) -> None:
-    """Write a video with its labels drawn in. Raises Corrupt."""
+    """Write a video with its labels drawn in, into a folder that is there.
+
+    Raises Corrupt, UserError or OSError.
+    """
     if os.path.isdir(path):
         raise Corrupt("is a folder of frames; --annotate is for videos")
-    os.makedirs(os.path.dirname(output), exist_ok=True)
     if long:
         captions = [Caption(one.start, one.end, "%.2f %s" % (one.probability, one.label)) for one in segments_of(answers)]
         captions[-1] = captions[-1]._replace(end=None)
@@ -257,6 +370,12 @@ def annotate(output: str, path: str, answers: Sequence[Answer], long: bool) -> N
         best = answers[0].ranked[0]
         captions = [Caption(0.0, None, "%.2f %s" % (best.probability, best.label))]
     write_captions(path, output, captions)
+
+
+def warn_if_short(name: str, window: Window, length: float) -> None:
+    """Say so if all of a video is shorter than a window of `length` seconds."""
+    if window.end is not None and window.end < length:
+        warn("%s: is %.1f s long, shorter than a window of %g s; it is taken as one window" % (name, window.end, length))
 
 
 def clock(seconds: float) -> str:
