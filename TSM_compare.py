@@ -8,7 +8,8 @@
 A run is the work folder of run_all.sh, or a report.json. Two runs are joined by the names of their videos; videos that only
 one of them has are counted and left out. Printed: top-1 and top-5 of both, McNemar's exact test of the videos that only one of
 the two gets right, how far the probabilities are apart, the videos whose answer differs with both answers and their margins
-over the runner-up, and the classes that changed. --json, --csv and --page write the same to files.
+over the runner-up, and the classes that changed. --json, --csv and --page write the same to files. Runs that give a class's name
+different numbers are refused; names that are only spelt differently get a warning, and those of RUN_A are shown.
 
 --stages decodes, exports and computes --videos of the run's videos again and says, stage by stage, what it changes: decoding
 (decord against OpenCV), tensors (made again against the files), export (PyTorch against the exported graph), surgery, one
