@@ -19,6 +19,7 @@ from tsm.chunks import ATTEMPTS, SUITE, Chunk, Flight, Job, Unfit, examine, run_
 from tsm.cli import UserError, first_line, warn
 from tsm.journal import Piece
 from tsm.machine import cores
+from tsm.shape import is_index
 
 PATIENCE = 30  # seconds without any host that could do something
 RETRIES = 3  # by Ray itself on the same host, when a process dies
@@ -75,7 +76,7 @@ def connect(address: str) -> Any:
 def check_address(address: str) -> None:
     """UserError unless somebody listens at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not is_index(port) or int(port) > 65535:
         raise UserError("--ray %s: is neither auto nor local nor HOST:PORT" % address)
     try:
         socket.create_connection((host.strip("[]"), int(port)), 10).close()

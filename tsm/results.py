@@ -18,6 +18,7 @@ from tsm.shape import COUNT, PATH, TEXT, each, finite, is_index, maybe, named, p
 TIMES = ("NPU_compute_time", "H2D_latency", "D2H_latency")  # figures of a summary, each statistics()
 FIGURE = parts({"mean": finite()})  # what is shown of one
 WORKER = parts({"host": TEXT, "device": TEXT, "chunks": COUNT, "videos": COUNT, "seconds": finite(), "videos_per_second": finite()})
+LARGEST = 3.5e38  # of a score: float32's
 OWN = {  # what TSM_infer.py and TSM_chunked.py add to a summary and is read again
     "engine": maybe(TEXT), "workers": maybe(each(WORKER)), "views_agree": maybe(named(each(maybe(COUNT)))),
     "top1_agreement_with_fp32": maybe(parts({"same": COUNT, "videos": COUNT})),
@@ -138,8 +139,8 @@ def read_scores(path: str, classes: int) -> np.ndarray:
     if not scores.size or width != classes and (suffix != ".bin" or width % classes):
         raise UserError("%s: %d values in a row instead of %d class scores; is the model's output [batch, %d]?"
                         % (path, width, classes, classes))
-    if not np.isfinite(scores).all():
-        raise UserError("%s: a score is not finite; look for NaN or infinity in the input or the model" % path)
+    if not np.isfinite(scores).all() or np.abs(scores).max() > LARGEST:
+        raise UserError("%s: a score is not finite in float32; look for NaN or infinity in the input or the model" % path)
     return scores.reshape(-1, classes)
 
 
