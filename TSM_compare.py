@@ -8,13 +8,15 @@
 A run is the work folder of run_all.sh, or a report.json. Two runs are joined by the names of their videos; videos that only
 one of them has are counted and left out. Printed: top-1 and top-5 of both, McNemar's exact test of the videos that only one of
 the two gets right, how far the probabilities are apart, the videos whose answer differs with both answers and their margins
-over the runner-up, and the classes that changed. --json, --csv and --page write the same to files.
+over the runner-up, and the classes that changed. --json, --csv and --page write the same to files. Runs that give a class's name
+different numbers are refused; names that are only spelt differently get a warning, and those of RUN_A are shown.
 
 --stages decodes, exports and computes --videos of the run's videos again and says, stage by stage, what it changes: decoding
 (decord against OpenCV), tensors (made again against the files), export (PyTorch against the exported graph), surgery, one
 view (the form that runs on a CPU), device (the results against fp32 in ONNX Runtime), text (its decimals), fusion (score
-against prob), labels (does another numbering explain more?); and which is the first that departs. Where the files are is read
-from stages.json; the options name what is not there. Exit status: 0 also where a stage departs.
+against prob), labels (are labels and videos those of the list? does another numbering explain more?); and which is the first
+that departs. Where the files are is read from stages.json; the options name what is not there. Exit status: 0 also where a
+stage departs.
 
 --agreement N prints on how many of N videos the results have another top-1 than fp32, and the largest difference of a
 probability; TSM_report.py --agreement shows what --json wrote.
@@ -22,7 +24,7 @@ probability; TSM_report.py --agreement shows what --json wrote.
 
 import argparse
 import os
-from typing import Dict, Optional
+from typing import Any, Dict, List, Optional
 
 from tsm.cli import UserError, check_outputs, parser, positive, run
 from tsm.compare import LABELS, REPORT, SUMMARY, compare, flip_rows, load_run, text
@@ -90,9 +92,10 @@ def compare_two(args: argparse.Namespace) -> None:
 def walk_stages(args: argparse.Namespace) -> None:
     from tsm.blame import first_departure, read_chain, row_line, rows_as_json, walk
 
-    rows = []
-    print(row_line(None), flush=True)
+    rows: List[Any] = []
     for row in walk(read_chain(args.runs[0], paths_of(args)), args.videos):
+        if not rows:
+            print(row_line(None))
         rows.append(row)
         print(row_line(row), flush=True)
     print("\n" + first_departure(rows))

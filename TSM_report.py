@@ -31,7 +31,8 @@ from tsm.findings import Columns, columns_of, confusion_rows, findings, predicti
 from tsm.gallery import gallery, with_strips
 from tsm.labels import labels_in, read_labels
 from tsm.page import report_page
-from tsm.report import Model, as_text, collect, complete, read_model, read_report, text
+from tsm.report import Model, as_text, collect, complete, read_model, text
+from tsm.reread import read_report
 from tsm.results import read_results, read_summary, views_agree
 from tsm.samples import manifest_path, read_info, read_manifest
 

@@ -12,7 +12,7 @@ onnx = pytest.importorskip("onnx")
 from onnx import helper, numpy_helper  # noqa: E402
 
 from tsm import clips  # noqa: E402
-from tsm.blame import DEPARTS, SAME, UNCHECKED, first_departure, permutation, read_chain, walk  # noqa: E402
+from tsm.blame import DEPARTS, SAME, UNCHECKED, exported_from, first_departure, permutation, read_chain, walk  # noqa: E402
 from tsm.protocol import SSV2, frame_indices, fuse  # noqa: E402
 from tsm.results import write_result  # noqa: E402
 from tsm.samples import Clip  # noqa: E402
@@ -255,6 +255,74 @@ def test_bad_input_is_one_line(fails, work, tmp_path):
     assert "modify_onnx.py" in fails("TSM_compare.py", "--stages", ".", "--model", "tsm_bs1.onnx", cwd=work)
     (work / "stages.json").write_text('{"infer":')
     assert "stages.json" in fails("TSM_compare.py", "--stages", ".", cwd=work)
+
+
+def test_a_list_in_another_order_whose_labels_agree(work):
+    lines = (work / "list.txt").read_text().splitlines(True)
+    names, labels = zip(*(line.rsplit(" ", 1) for line in lines))
+    (work / "list.txt").write_text("".join("%s %s" % pair for pair in zip(names[1:] + names[:1], labels)))
+    stage, text = blamed(work)
+    assert stage == "labels" and "list.txt, line 1 is %s, and sample 0 was made of %s" % (names[1], names[0]) in text
+    (work / "list.txt").write_text("".join(lines[:-1]))
+    assert "is it the run's list?" in blamed(work)[1]
+
+
+def test_a_malformed_list_is_one_line_before_the_walk(run, work):
+    (work / "list.txt").write_text((work / "list.txt").read_text() + "no label\n")
+    done = run("TSM_compare.py", "--stages", ".", "--json", "rows.json", cwd=work)
+    assert done.returncode == 1 and done.stdout == "" and len(done.stderr.splitlines()) == 1
+    assert "list.txt, line %d" % (VIDEOS + 1) in done.stderr and not (work / "rows.json").exists()
+
+
+def test_a_run_of_one_video_has_no_warnings(run, repo, works, work):
+    (work / "list.txt").write_text((work / "list.txt").read_text().splitlines(True)[0])
+    shutil.rmtree(str(work / "sthv2"))
+    works("TSM_preprocess.py", "--data_root", repo / "demo/videos", "--ann_file", "list.txt", "--output_dir", "sthv2", "--batch_size",
+          1, cwd=work)
+    summary = json.loads((work / "inference_result/out_summary.json").read_text())
+    summary["filesinfo"] = {"0": summary["filesinfo"]["0"]}
+    (work / "inference_result/out_summary.json").write_text(json.dumps(summary))
+    done = run("TSM_compare.py", "--stages", ".", cwd=work)
+    assert done.returncode == 0 and done.stderr == "" and "no class has two videos" in done.stdout
+
+
+def test_files_of_two_runs_are_one_line(works, fails, work, demo_variants):
+    other, bytes_of = demo_variants
+    for option in ("--stages", "--agreement=1"):
+        assert "segments" in fails("TSM_compare.py", option, ".", "--model", other, cwd=work)
+        assert "float32, not uint8" in fails("TSM_compare.py", option, ".", "--model", bytes_of, cwd=work)
+    line = fails("TSM_compare.py", "--stages", ".", "--exported", "tsm_new_bs1.onnx", cwd=work)
+    assert "tsm_new_bs1.onnx" in line and "--exported" in line
+    info = (work / "sthv2/sthv2.info").read_text()
+    for text, words in ((info + "99 3\n", "sthv2.info: has sample 99, which"), (info.split("\n", 1)[1], "sthv2.json: has sample 0, which")):
+        (work / "sthv2/sthv2.info").write_text(text)
+        line = fails("TSM_compare.py", "--stages", ".", cwd=work)
+        assert words in line and "sthv2.info" in line and "sthv2.json" in line
+
+
+@pytest.fixture(scope="module")
+def demo_variants(works, thin_onnx, tmp_path_factory):
+    """The thin network modified under another protocol, and for uint8."""
+    folder = tmp_path_factory.mktemp("variants")
+    model = onnx.load(str(thin_onnx))
+    for entry in model.metadata_props:
+        if entry.key == "tsm.protocol":
+            entry.value = json.dumps(dict(json.loads(entry.value), segments=16, sampling="uniform"))
+    onnx.save(model, str(folder / "segments.onnx"))
+    works("modify_onnx.py", "-m1", thin_onnx.parent / "thin.onnx", "-m2", folder / "bytes.onnx", "-bs", 1, "--target", "cpu",
+          "--input_dtype", "uint8", cwd=folder)
+    return folder / "segments.onnx", folder / "bytes.onnx"
+
+
+@pytest.mark.parametrize("command, wanted", [
+    (["python3", "pytorch2onnx.py", "a/tsm.pth.tar", "--output-file", "x.onnx", "--softmax", "--shape", "1", "48", "3", "256", "256"],
+     ("", "a/tsm.pth.tar")),
+    (["python3", "/m/tools/deployment/pytorch2onnx.py", "c.py", "weights", "--output-file", "x.onnx"], ("c.py", "weights")),
+    (["python3", "pytorch2onnx.py", "--segments", "8", "--protocol", "p.json", "--shape", "1", "8", "--softmax", "2.pth"], ("", "2.pth")),
+    (["python3", "pytorch2onnx.py", "--output-file=x.onnx", "c.py", "--verify", "tsm.pt"], ("c.py", "tsm.pt")),
+    (["python3", "pytorch2onnx.py"], ("", "")), (["python3"], ("", "")), ([], ("", ""))])
+def test_the_checkpoint_is_the_export_s_positional_argument(command, wanted):
+    assert exported_from(command) == wanted
 
 
 def test_agreement_counts_flips_on_a_few_videos(works, work):

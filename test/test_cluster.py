@@ -297,7 +297,8 @@ def test_no_cluster_is_one_line(fails, fresh):
     line = fails("TSM_chunked.py", *arguments("--ray", "127.0.0.1:9"), cwd=fresh)
     assert "--ray 127.0.0.1:9: no cluster is reached" in line and "ray start --head" in line
     assert "Ray Client is not used" in fails("TSM_chunked.py", *arguments("--ray", "ray://x:1"), cwd=fresh)
-    assert "neither auto nor local nor HOST:PORT" in fails("TSM_chunked.py", *arguments("--ray", "here"), cwd=fresh)
+    for address in ("here", "here:\u00b2"):
+        assert "neither auto nor local nor HOST:PORT" in fails("TSM_chunked.py", *arguments("--ray", address), cwd=fresh)
 
 
 def job(folder, **changes):

@@ -127,6 +127,34 @@ def test_what_cannot_be_compared_is_one_line(fails, works, runs):
     assert "take one" in fails("TSM_compare.py", "--stages", "a", "b", cwd=runs, status=2)
 
 
+def test_a_damaged_report_of_results_that_are_gone_is_one_line(fails, runs):
+    shutil.rmtree(str(runs / "b/inference_result"))
+    found = json.loads((runs / "b/report.json").read_text())
+    for change in ({"arguments": {"info_path": "a\0b"}}, {"arguments": {"result_path": "\ud800"}}, {"fusion": float("nan")},
+                   {"names": ["one"]}, {"names": "text"}, {"protocol": dict(found["protocol"], classes=float("inf"))}):
+        (runs / "b/report.json").write_text(json.dumps(dict(found, **change)))
+        assert "b/report.json" in fails("TSM_compare.py", "a", "b", "--json", "c.json", cwd=runs) and not (runs / "c.json").exists()
+
+
+def test_runs_whose_classes_have_other_numbers_or_names(run, works, fails, runs):
+    found = json.loads((runs / "b/report.json").read_text())
+    (runs / "b/report.json").write_text(json.dumps(dict(found, names=["zero", "two", "one", "three", "<four>"])))
+    line = fails("TSM_compare.py", "a", "b", cwd=runs)
+    assert "class 1 is 'one' in a, and 'two' in b" in line and "number their classes differently" in line
+    (runs / "b/report.json").write_text(json.dumps(dict(found, names=["Zero", "one", "two", "3", "<four>"])))
+    done = run("TSM_compare.py", "a", "b", cwd=runs)
+    assert done.returncode == 0 and len(done.stderr.splitlines()) == 1
+    assert "class 0 is 'zero' in a, and 'Zero' in b (and 1 more)" in done.stderr
+    (runs / "b/report.json").write_text(json.dumps(dict(found, names=None)))
+    works("TSM_compare.py", "a", "b", cwd=runs)
+
+
+def test_a_report_of_other_classes_than_its_results_is_one_line(fails, runs):
+    scores, labels = scores_of(3, 7)
+    (runs / "b/report.json").write_text(as_text(report(classes=7, names=list("abcdefg"), scores=scores, labels=labels)))
+    assert "of 7 classes" in fails("TSM_compare.py", "a", "b", cwd=runs)
+
+
 def choose(n, k):
     return math.factorial(n) // math.factorial(k) // math.factorial(n - k)
 

@@ -1,6 +1,8 @@
 """The page: drawn from report.json alone, safe with any name, and looked at in a real browser."""
 
+import functools
 import json
+import random
 import re
 
 import numpy as np
@@ -8,13 +10,17 @@ import pytest
 
 pytest.importorskip("jinja2")
 from browser import CHROMIUM, browser
+from fuzz import FUZZ
 from made_up import report, scores_of
 
+from tsm.cli import UserError
+from tsm.compare import compare, load_run
 from tsm.findings import confidence, name_of, reverses
 from tsm.gallery import STRIP
 from tsm.labels import read_labels
 from tsm.page import as_json, compare_page, matrix, report_page
 from tsm.report import as_text
+from tsm.reread import read_report
 
 NASTY = ['<script>alert(1)</script>', '"><img src=x onerror=alert(2)>', "'; alert(3) //", "</script><b>", "{{ 7 * 7 }}",
          "\u202eright to left", "\u05e9\u05dc\u05d5\u05dd", "\U0001f600 emoji", "a\u2028line", "a & b", "<!--", "\0nul"]
@@ -284,8 +290,82 @@ def test_a_report_that_lacks_parts_is_one_line():
             report_page(made, "report.json")
 
 
+def places(value, path=()):
+    """The path of every value in a JSON value; of a list the first, second and last."""
+    yield path
+    items = value.items() if isinstance(value, dict) else ()
+    if isinstance(value, list):
+        items = [(number, value[number]) for number in sorted({0, min(1, len(value) - 1), len(value) - 1}) if value]
+    for key, item in items:
+        yield from places(item, path + (key,))
+
+
+def with_value(value, path, new):
+    """A copy of a JSON value with another value at a path."""
+    if not path:
+        return new
+    copy = list(value) if isinstance(value, list) else dict(value)
+    copy[path[0]] = with_value(value[path[0]], path[1:], new)
+    return copy
+
+
+def kind(value):
+    return float if isinstance(value, (int, float)) and not isinstance(value, bool) else type(value)
+
+
+LOOSE = {"arguments", "inference", "protocol", "format"}  # parts that hold more than is drawn, or are read apart
+
+
+@pytest.mark.filterwarnings("error")
+def test_every_value_of_a_report_is_looked_at(tmp_path):
+    """Whatever stands in place of any value: one clear line, and of another kind nothing is accepted where it is shown."""
+    compared = {"a": {"name": "a"}, "b": {"name": "b"}, "videos": 60, "top1": [0.5, 0.5], "flips": [],
+                "mcnemar": {"lost": 1, "gained": 1, "p": 1.0}}
+    made = report(classes=5, names=["one", "two", "three", "four", "five"])
+    made.update(compared=[compared], agreement={"videos": 8, "flips": 1, "largest_difference": 0.1}, published={
+        "source": "mmaction2", "data": "Jester", "videos": None, "top1_acc": 0.9, "top5_acc": None})
+    made["inference"]["tsm"] = {"engine": "one", "workers": [{"host": "a", "device": "cpu", "chunks": 1, "videos": 60, "seconds": 1.0,
+                                                              "videos_per_second": 60.0}]}
+    good, path = json.loads(as_text(made)), tmp_path / "report.json"
+    path.write_text(json.dumps(good))
+    run = load_run(str(path))
+    news = ["text", "\0", "\ud800", None, True, [], {}, [[1]], -1, 0, 5, 99999, 0.5, 1e300, 10 ** 400, float("nan"), float("inf")]
+    accepted = []
+    for place in places(good):
+        old = functools.reduce(lambda value, key: value[key], place, good)
+        for new in [old + old[:1], old[:-1]] if isinstance(old, list) and old else news:
+            path.write_text(json.dumps(with_value(good, place, new)))
+            try:
+                read_report(str(path))
+            except UserError as error:
+                assert "report.json" in str(error) and len(str(error)) < 500
+                continue
+            accepted.append((place, new))
+            assert place and (place[0] in LOOSE or kind(new) == kind(old) or new is None or old is None), accepted[-1]
+    for place, new in random.Random(0).sample(accepted, min(FUZZ // 3, len(accepted))):
+        path.write_text(json.dumps(with_value(good, place, new)))
+        try:
+            text = report_page(read_report(str(path)), str(path)) + compare_page(compare(load_run(str(path)), run), "c.html")
+        except UserError as error:
+            assert any(word in str(error) for word in ("report.json", "video", "class")) and len(str(error)) < 500
+        else:
+            assert not re.search(r">\s*-?(nan|inf)\b", text), (place, new)
+
+
+@pytest.mark.parametrize("path, new", [
+    (("findings", "videos", "rank", 0), float("nan")), (("findings", "videos", "video", 0), 5), (("findings", "videos", "label", 0), 99999),
+    (("findings", "videos", "margin"), [0.5]), (("names",), "text"), (("device", "name"), float("inf")), (("latency", "p50"), 10 ** 400)])
+def test_a_damaged_report_is_neither_drawn_nor_compared(fails, tmp_path, path, new):
+    good = json.loads(as_text(report(names=["name %d" % number for number in range(12)])))
+    (tmp_path / "good.json").write_text(json.dumps(good))
+    (tmp_path / "bad.json").write_text(json.dumps(with_value(good, path, new)))
+    assert "bad.json" in fails("TSM_report.py", "--redraw", "bad.json", cwd=tmp_path)
+    assert "bad.json" in fails("TSM_compare.py", "good.json", "bad.json", "--json", "c.json", cwd=tmp_path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bad.json", "good.json"]
+
+
 def test_two_runs_have_a_page(page, tmp_path):
-    from tsm.compare import Run, compare
+    from tsm.compare import Run
     from tsm.findings import columns_of
 
     runs = []

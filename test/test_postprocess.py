@@ -145,7 +145,7 @@ def _info(text):
 @pytest.mark.parametrize("damage", [
     _drop, _unlabelled, _unmeasured, _twice,
     _replace(lambda words: " ".join(["nan"] + words[1:])),
-    _replace(lambda words: " ".join(["inf"] + words[1:])),
+    _replace(lambda words: " ".join(["inf"] + words[1:])), _replace(lambda words: " ".join(["1e300"] + words[1:])),
     _replace(lambda words: " ".join(words[1:])),
     _replace(lambda words: " ".join(words + ["0"])),
     _replace(lambda words: " ".join(["zero"] + words[1:])),

@@ -250,8 +250,10 @@ def test_agreement_of_a_device_is_a_check(works, fails, left):
     (left / "agreement.json").write_text(json.dumps({"videos": 8, "flips": 1, "largest_difference": 0.02, "flipped": []}))
     works("TSM_report.py", *ARGS, "--device", "npu", "--agreement", "agreement.json", cwd=left)
     assert "7 of 8 videos" in checks(left)["agreement with fp32"]["text"]
-    (left / "agreement.json").write_text("{}")
-    assert "agreement.json" in fails("TSM_report.py", *ARGS, "--agreement", "agreement.json", cwd=left)
+    for text in ("{}", '{"videos": "8", "flips": 1, "largest_difference": 0}', '{"videos": 8, "flips": 1, "largest_difference": 1e999}',
+                 '{"videos": 8, "flips": 1, "largest_difference": NaN}', '{"videos": 8.5, "flips": 1, "largest_difference": 0}'):
+        (left / "agreement.json").write_text(text)
+        assert "agreement.json" in fails("TSM_report.py", *ARGS, "--agreement", "agreement.json", cwd=left)
 
 
 def test_film_strips_are_of_the_data(works, left, repo):
@@ -325,12 +327,50 @@ def test_votes_of_views_are_counted():
     assert views_agree(summary) == {0: 0, 1: 6, 2: 1, 3: 6} and views_agree({}) == {}
 
 
-@pytest.mark.parametrize("entry", [[], 3, {"views_agree": 3}, {"views_agree": {"0": 3, "x": [1]}}, {"top1_agreement_with_fp32": None}])
+@pytest.mark.parametrize("entry", [[], 3, {"views_agree": 3}, {"views_agree": {"0": 3, "x": [1]}}, {"top1_agreement_with_fp32": None},
+                                   {"top1_agreement_with_fp32": 3}, {"workers": [3]}, {"workers": 3, "engine": []},
+                                   {"views_agree": {"\u00b2": [1], "\u0663": [1]}}])
 def test_a_foreign_entry_in_the_summary_is_left_alone(works, left, entry):
     path = left / "inference_result/out_summary.json"
     path.write_text(json.dumps(dict(json.loads(path.read_text()), tsm=entry)))
     works("TSM_report.py", *ARGS, cwd=left)
     assert (left / "report.html").exists()
+
+
+@pytest.mark.parametrize("times", [[10 ** 30], ["1"], [True], [-1], 3])
+def test_times_that_are_none_are_left_out(works, left, times):
+    path = left / "inference_result/out_summary.json"
+    figures = {"NPU_compute_time": {"mean": "1"}, "H2D_latency": 3}
+    path.write_text(json.dumps(dict(json.loads(path.read_text()), npu_compute_time_list=times, **figures)))
+    works("TSM_report.py", *ARGS, cwd=left)
+    assert json.loads((left / "report.json").read_text())["latency"] is None
+
+
+@pytest.mark.parametrize("text", ["1.2.3", "9" * 400, "nan", ""])
+def test_a_throughput_that_is_no_number_is_one_line(fails, left, text):
+    (left / "perf/bs1.log").write_text("[INFO] throughput 1000*batchsize.mean(1)/NPU_compute_time.mean(250.0): %s\n" % text)
+    assert "bs1.log" in fails("TSM_report.py", *ARGS, cwd=left)
+    assert not (left / "report.json").exists()
+
+
+def test_an_input_file_whose_number_has_other_digits_is_named(fails, left):
+    path = left / "inference_result/out_summary.json"
+    for name in ("\u00b2.bin", "\u0663.bin", "a\0.bin", "\ud800.bin"):
+        summary = json.loads(path.read_text())
+        summary["filesinfo"]["0"]["infiles"] = [name]
+        path.write_text(json.dumps(summary))
+        assert "out_summary.json" in fails("TSM_report.py", *ARGS, cwd=left)
+
+
+def test_the_file_with_a_figure_that_is_not_finite_is_named(works, fails, left):
+    works("TSM_postprocess.py", *ARGS[:2], "--json", "accuracy.json", cwd=left)
+    text = (left / "accuracy.json").read_text()
+    for figure in ("NaN", "Infinity", "1e999", "1" + "0" * 400):
+        (left / "accuracy.json").write_text(text.replace("0.5", figure, 1))
+        assert "accuracy.json" in fails("TSM_report.py", *ARGS, "--accuracy", "accuracy.json", cwd=left)
+    (left / "stages.json").write_text('{"infer": {"seconds": NaN, "peak_mb": 1}}')
+    works("TSM_report.py", *ARGS, cwd=left)
+    assert json.loads((left / "report.json").read_text())["stages"] == {}
 
 
 def test_a_figure_that_is_not_finite_is_one_line(fails, left):

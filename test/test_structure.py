@@ -7,13 +7,13 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 LAYERS = [  # from the ground up; an import goes to the same layer or to a lower one
-    {"cli", "files", "machine", "npu", "stage"},
+    {"cli", "files", "machine", "npu", "shape", "stage"},
     {"protocol", "config", "labels", "zoo", "fetch"},
     {"samples", "annotations", "results", "accuracy", "tensors"},
     {"frames", "clips", "workers"},
     {"onnxfile", "graph", "checkpoint", "network", "facts", "lift", "proof"},
     {"offline", "int8", "engine", "journal", "stream", "chunks", "chips", "cluster", "live", "predict", "preprocess", "findings", "gallery",
-     "report", "compare", "blame", "page"},
+     "report", "reread", "compare", "blame", "page"},
 ]
 ONLY_IN = {"torch": {"checkpoint", "network"}, "cv2": {"frames", "clips"}, "ray": {"cluster"}}
 LONGEST_SCRIPT, LONGEST_FUNCTION = 190, 60  # lines

@@ -11,6 +11,7 @@ from tsm.files import read_json
 from tsm.protocol import SSV2
 from tsm.results import read_results
 from tsm.samples import manifest_path, read_info, read_manifest
+from tsm.shape import COUNT, SHARE, each, parts
 
 Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
@@ -26,6 +27,9 @@ class Accuracy(NamedTuple):
     top1_interval_95: Tuple[float, float]
     verdicts_on_ties: int
 
+
+FACTS = parts({"videos": COUNT, "skipped": COUNT, "top1_acc": SHARE, "top5_acc": SHARE, "mean_class_accuracy": SHARE,
+               "top1_interval_95": each(SHARE, 2, 2), "verdicts_on_ties": COUNT})  # an Accuracy in JSON
 
 def wilson(hits: int, total: int) -> Tuple[float, float]:
     """Wilson's 95 % score interval of hits / total."""
@@ -86,10 +90,8 @@ def read_accuracy(path: str) -> Accuracy:
     """The Accuracy that TSM_postprocess.py --json wrote to `path`."""
     facts = read_json(path)
     try:
-        low, high = facts["top1_interval_95"]
-        accuracy = Accuracy(**dict(facts, top1_interval_95=(low, high)))
-        if not all(isinstance(value, (int, float)) for value in accuracy[:5] + accuracy.top1_interval_95 + accuracy[6:]):
+        if FACTS(facts) is not None:
             raise TypeError
-    except (KeyError, TypeError, ValueError):
+        return Accuracy(**dict(facts, top1_interval_95=tuple(facts["top1_interval_95"])))
+    except TypeError:
         raise UserError("%s: not the accuracy.json of TSM_postprocess.py; run it with --json %s again" % (path, path))
-    return accuracy

@@ -90,12 +90,9 @@ def read_chain(folder: str, given: Dict[str, Optional[str]]) -> Chain:
     info_path = os.path.join(folder, LABELS)
     manifest = read_manifest(manifest_path(info_path))
     protocol = protocol_from(manifest["protocol"], manifest_path(info_path))
-    differs = differences(protocol, offline.tested_by)
-    if differs:
-        raise UserError("%s: the run's tensors are of another protocol than this model's (%s); name the run's own by --model"
-                        % (model, differs))
-    checkpoint = next((word for word in commands.get("export", [])[1:] if word.endswith((".pth", ".pt"))), "")
-    config = next((word for word in commands.get("export", [])[2:] if word.endswith(".py")), "")
+    labels = read_info(info_path, protocol.classes)
+    check_one_run(offline, manifest, labels, info_path)
+    config, checkpoint = exported_from(commands.get("export", []))
     return Chain(
         folder, known("data_root", lists, "--data_root"), known("ann_file", lists, "--ann_file"),
         given.get("checkpoint") or (os.path.join(folder, checkpoint) if checkpoint else ""),
@@ -103,7 +100,40 @@ def read_chain(folder: str, given: Dict[str, Optional[str]]) -> Chain:
         given.get("exported") or os.path.join(folder, "tsm_bs1.onnx"),
         known("", ("infer",), "--model", os.path.relpath(model, folder)),
         _option(commands.get("infer", []), "--precision") or "fp32", offline, protocol, manifest,
-        read_info(info_path, protocol.classes), os.path.join(folder, SUMMARY))
+        labels, os.path.join(folder, SUMMARY))
+
+
+def check_one_run(model: Offline, manifest: Dict[str, Any], labels: Dict[int, int], info_path: str) -> None:
+    """UserError unless the model takes the run's tensors, and labels and manifest are of the same samples."""
+    manifest_file = manifest_path(info_path)
+    differs = differences(protocol_from(manifest["protocol"], manifest_file), model.tested_by)
+    if not differs and manifest["protocol"]["dtype"] != model.dtype.name:
+        differs = "%s, not %s" % (manifest["protocol"]["dtype"], model.dtype.name)
+    if differs:
+        raise UserError("%s: the run's tensors are of another protocol than this model's (%s); name the run's own by --model"
+                        % (model.path, differs))
+    apart = set(labels) ^ {entry["id"] for entry in manifest["samples"]}
+    if apart:
+        first = min(apart)
+        here, there = (info_path, manifest_file) if first in labels else (manifest_file, info_path)
+        raise UserError("%s: has sample %d, which %s has not; are both of the same preprocessing? Run it again" % (here, first, there))
+
+
+def exported_from(command: Sequence[str]) -> Tuple[str, str]:
+    """(config, checkpoint) of a command of pytorch2onnx.py, ours or mmaction2's: its positional arguments; empty if it has none."""
+    script = next((place for place, word in enumerate(command) if os.path.basename(word) == "pytorch2onnx.py"), len(command))
+    paths: List[str] = []
+    flag = ""
+    for word in command[script + 1 :]:
+        if word.startswith("--"):
+            flag = word
+        elif flag == "--shape" and word.isdigit():
+            continue
+        elif flag in ("--output-file", "--opset-version", "--protocol", "--segments"):
+            flag = ""
+        else:
+            paths.append(word)
+    return (paths[0] if len(paths) > 1 else "", paths[-1]) if paths else ("", "")
 
 
 def _option(command: Sequence[str], flag: str) -> str:
@@ -118,8 +148,12 @@ def _option(command: Sequence[str], flag: str) -> str:
 
 def source_path(chain: Chain, index: int) -> str:
     """Where the video of a sample is; empty if the data root is not known."""
-    source = next(entry["source"] for entry in chain.manifest["samples"] if entry["id"] == index)
-    return os.path.join(chain.data_root, source) if chain.data_root else ""
+    return os.path.join(chain.data_root, sources(chain)[index]) if chain.data_root else ""
+
+
+def sources(chain: Chain) -> Dict[int, str]:
+    """The videos' names by index, as the manifest has them."""
+    return {entry["id"]: entry["source"] for entry in chain.manifest["samples"]}
 
 
 def made_again(chain: Chain, index: int, sample: Callable[[int, Protocol], List[int]] = frame_indices,
@@ -261,14 +295,21 @@ def by_export(chain: Chain, tensors: List[np.ndarray]) -> List[np.ndarray]:
     """Class scores of the views, [views, classes], of each tensor, by the exported graph."""
     from tsm.proof import take_scores
 
-    model = load(chain.exported)
-    take_scores(model, 1, chain.protocol.frames)
-    runner = session(model, chain.exported, arena=False)
-    name = runner.get_inputs()[0].name
+    model, wanted = load(chain.exported), (chain.protocol.views, chain.protocol.classes)
     try:
-        return [runner.run(None, {name: normalised(tensor, chain.protocol)[None]})[0] for tensor in tensors]
-    except Exception:  # the runtime's errors have no common base
-        raise UserError("%s: cannot run on one video" % chain.exported)
+        take_scores(model, 1, chain.protocol.frames)
+        runner = session(model, chain.exported, arena=False)
+        name = runner.get_inputs()[0].name
+        found = [runner.run(None, {name: normalised(tensor, chain.protocol)[None]})[0] for tensor in tensors]
+    except UserError:
+        raise
+    except Exception:  # a foreign graph can fail anywhere, and the runtime's errors have no common base
+        raise UserError("%s: cannot run on one video of this run; name the run's exported model by --exported" % chain.exported)
+    shapes = {np.shape(one) for one in found} - {wanted}
+    if shapes:
+        raise UserError("%s: gives %s class scores of a video, and an exported model %s, a row per view; name the run's by --exported"
+                        % (chain.exported, list(shapes.pop()), list(wanted)))
+    return found
 
 
 def check_export(chain: Chain, tensors: List[np.ndarray], exported: List[np.ndarray]) -> Row:
@@ -374,14 +415,34 @@ def overflow(chain: Chain, tensors: List[np.ndarray]) -> str:
     return ""
 
 
-def check_labels(chain: Chain) -> Row:
+def read_own_list(chain: Chain) -> List[Clip]:
+    """The clips of the run's list, whatever their labels; empty if the list is not there."""
+    if not chain.ann_file or not os.path.exists(chain.ann_file):
+        return []
+    return read_list(chain.ann_file, chain.protocol._replace(classes=10 ** 6), chain.data_root)
+
+
+def unlike_the_list(chain: Chain, listed: Sequence[Clip]) -> str:
+    """Where the run's labels or sources are not those of its list, in words; empty if they are, or no list is there."""
+    known = sources(chain)
+    for index in sorted(chain.labels) if listed else ():
+        if index >= len(listed):
+            return "%s has %d videos, and the run a sample %d; is it the run's list?" % (chain.ann_file, len(listed), index)
+        clip = listed[index]
+        if clip.label != chain.labels[index]:
+            return "%s, line %d says %d, and the info file says %d of sample %d; preprocess again" % (
+                chain.ann_file, clip.line, clip.label, chain.labels[index], index)
+        if clip.source != known[index]:
+            return "%s, line %d is %s, and sample %d was made of %s: the list is in another order; preprocess again" % (
+                chain.ann_file, clip.line, clip.source, index, known[index])
+    return ""
+
+
+def check_labels(chain: Chain, listed: Sequence[Clip]) -> Row:
     """Do the labels belong to the results: those of the list, or with an offset, or in another order?"""
-    if chain.ann_file and os.path.exists(chain.ann_file):
-        listed = read_list(chain.ann_file, chain.protocol._replace(classes=10 ** 6), chain.data_root)
-        for index, clip in enumerate(listed):
-            if index in chain.labels and clip.label != chain.labels[index]:
-                return Row("labels", DEPARTS, None, None, len(listed), "%s, line %d says %d, and the info file says %d of sample "
-                           "%d; preprocess again" % (chain.ann_file, clip.line, clip.label, chain.labels[index], index))
+    unlike = unlike_the_list(chain, listed)
+    if unlike:
+        return Row("labels", DEPARTS, None, None, len(listed), unlike)
     try:
         results = read_results(chain.result_path, chain.labels, chain.protocol.classes)
     except (UserError, FileNotFoundError):
@@ -396,10 +457,12 @@ def check_labels(chain: Chain) -> Row:
             return Row("labels", DEPARTS, None, None, len(order), "top-1 is %.4f as it is, and %.4f with all labels %s by one: "
                        "are they counted from %s?" % (right, other, "lowered" if offset > 0 else "raised", "1" if offset > 0 else "-1"))
     learnt, other = permutation(truth, answers)
-    if other > float((answers == truth)[learnt].mean()) + GAIN:
+    if learnt.any() and other > float((answers == truth)[learnt].mean()) + GAIN:
         return Row("labels", DEPARTS, None, None, len(order), "top-1 is %.4f as it is, and %.4f with the classes in another "
                    "order, found on the other half of the videos: are they numbered as the network was trained?" % (right, other))
-    return Row("labels", SAME, None, None, len(order), "top-1 is %.4f; no other numbering explains more" % right)
+    explains = "no other numbering explains more" if learnt.any() else "no class has two videos, so no other order can be learnt"
+    return Row("labels", SAME, None, None, len(order), "top-1 is %.4f; %s%s" % (
+        right, explains, "; labels and videos are those of the list" if listed else ""))
 
 
 def permutation(truth: np.ndarray, answers: np.ndarray) -> Tuple[np.ndarray, float]:
@@ -429,6 +492,7 @@ def missing_row(stage: str, path: str, what: str) -> Optional[Row]:
 
 def walk(chain: Chain, videos: int) -> Iterator[Row]:
     """The stages of a run in their order, each checked on `videos` of its videos; see DEPARTS."""
+    listed = read_own_list(chain)
     indices, networks = evenly(sorted(chain.labels), videos), Networks(chain)
     source = missing_row("", source_path(chain, indices[0]), "the folder of the videos (--data_root)")
     yield source._replace(stage="decoding") if source else check_decoding(chain, indices, networks)
@@ -445,7 +509,7 @@ def walk(chain: Chain, videos: int) -> Iterator[Row]:
                    "view by view against the modified graph")
     for row in check_device(chain, indices, tensors, networks):
         yield row
-    yield check_labels(chain)
+    yield check_labels(chain, listed)
 
 
 def first_departure(rows: Sequence[Row]) -> str:

@@ -5,15 +5,14 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 
 import numpy as np
 
-from tsm.cli import UserError
+from tsm.cli import UserError, warn
 from tsm.files import read_json
 from tsm.findings import Columns, columns_of, name_of
-from tsm.report import read_report
+from tsm.reread import AGREEMENT, read_report
 from tsm.results import read_results
 from tsm.samples import INFO, manifest_path, read_info, read_manifest
 
 SUMMARY, LABELS, REPORT = os.path.join("inference_result", "out_summary.json"), os.path.join("sthv2", INFO), "report.json"
-KEPT = ("video", "label", "answer", "probability", "truth", "rank", "margin")  # columns that a comparison needs
 Key = Tuple[str, int]  # a video's name, and which of the videos of this name
 
 
@@ -53,19 +52,13 @@ def load_run(path: str, info_path: str = "") -> Run:
         labels = read_info(info_path, classes)
         scores = read_results(result_path, labels, classes)
     except FileNotFoundError as error:
-        found = report.get("findings")
-        if not found:
+        if not report.get("findings"):
             raise UserError("%s: holds no results of single videos (%s is missing); give the work folder of a run, or its "
                             "report.json" % (path, error.filename))
-        try:
-            columns = {name: list(found["videos"][name]) for name in KEPT}
-            classes, names = int(report["protocol"]["classes"]), report["names"]
-            whole = len({len(column) for column in columns.values()}) == 1 and (names is None or len(names) == classes)
-        except (KeyError, TypeError, ValueError):
-            whole = False
-        if not whole:
-            raise UserError("%s: its report.json is damaged; make it again with TSM_report.py" % path)
-        return Run(os.path.normpath(path), about, names, classes, columns, None)
+        return Run(os.path.normpath(path), about, report["names"], report["protocol"]["classes"], report["findings"]["videos"], None)
+    if report and report["protocol"]["classes"] != classes:
+        raise UserError("%s: its report.json is of %d classes, and %s of %d; make the report again with TSM_report.py" % (
+            path, report["protocol"]["classes"], manifest_path(info_path), classes))
     columns = columns_of(scores, labels, {entry["id"]: entry["source"] for entry in manifest["samples"]})
     return Run(os.path.normpath(path), about, report.get("names"), classes, columns,
                np.stack([scores[index] for index in columns["id"]]))
@@ -93,14 +86,29 @@ def _keys(columns: Columns) -> Dict[Key, int]:
     return places
 
 
+def _check_names(a: Run, b: Run) -> None:
+    """UserError where a name stands for one class in a run and for another in the other; a warning where names are spelt otherwise."""
+    pairs = list(enumerate(zip(a.names or (), b.names or ())))
+    differs = {number: names for number, names in pairs if names[0] != names[1]}
+    if not differs:
+        return
+    number, names = min(differs.items())
+    first = "class %d is '%s' in %s, and '%s' in %s" % (number, names[0], a.name, names[1], b.name)
+    ours, theirs = ({names[side] for names in differs.values()} for side in (0, 1))
+    if ours & theirs:
+        raise UserError("%s: the runs number their classes differently; give both the same --labels and the same lists" % first)
+    warn("%s%s; the names of the first are shown" % (first, " (and %d more)" % (len(differs) - 1) if len(differs) > 1 else ""))
+
+
 def compare(a: Run, b: Run) -> Dict[str, Any]:
     """What differs between two runs, over the videos that both have, joined by their names; plain values for JSON.
 
-    Raises UserError where they have no video in common, or do not agree on the classes or on a video's label.
+    Raises UserError where they have no video in common, or do not agree on the classes, their order or a video's label.
     """
     if a.classes != b.classes:
         raise UserError("%s has %d classes, and %s has %d; these are runs of different networks" % (
             a.name, a.classes, b.name, b.classes))
+    _check_names(a, b)
     keys_a, keys_b = _keys(a.columns), _keys(b.columns)
     common = [key for key in keys_a if key in keys_b]
     if not common:
@@ -162,9 +170,7 @@ def _differences(a: Run, b: Run, pairs: Sequence[Tuple[int, int]]) -> Dict[str, 
 def read_agreement(path: str) -> Dict[str, Any]:
     """What TSM_compare.py --agreement wrote to `path` by --json."""
     found = read_json(path)
-    try:
-        int(found["videos"]), int(found["flips"]), float(found["largest_difference"])
-    except (KeyError, TypeError, ValueError):
+    if AGREEMENT(found) is not None:
         raise UserError("%s: not what TSM_compare.py --agreement writes; run it with --json %s again" % (path, path))
     return found
 

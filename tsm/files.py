@@ -5,6 +5,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 from typing import Any, Iterator, List, Tuple, Union
@@ -80,13 +81,25 @@ def write_json(path: str, value: Any, indent: int = 1) -> None:
 
 
 def read_json(path: str) -> Any:
-    """The JSON value in `path`. Raises UserError where it is not JSON in UTF-8."""
+    """The JSON value in `path`. Raises UserError where it is not JSON in UTF-8, or a number in it is not finite as a float."""
     with open(path, "rb") as file:
         raw = file.read()
     try:
-        return json.loads(raw.decode("utf-8"))
+        return json.loads(raw.decode("utf-8"), parse_constant=_finite, parse_float=_finite, parse_int=_finite_int)
     except (ValueError, RecursionError) as error:
         raise UserError("%s: not JSON (%s); make it again" % (path, error))
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("%s is not a finite number" % first_line(text, 40))
+    return value
+
+
+def _finite_int(text: str) -> int:
+    _finite(text)
+    return int(text)
 
 
 def read_npy(path: str) -> np.ndarray:
@@ -110,7 +123,8 @@ def sha256(path: str) -> str:
 
 def natural(name: str) -> List[Tuple[int, Union[int, str]]]:
     """Sort key: digits by value, letters without case (0, 1, 2, …, 10), the order ais_bench reads a folder in."""
-    return [(0, int(word)) if word.isdigit() else (1, word.lower()) for word in re.split("([0-9]+)", name)]
+    words = enumerate(re.split("([0-9]+)", name))  # every second one is a number
+    return [(0, int(word)) if place % 2 else (1, word.lower()) for place, word in words]
 
 
 @contextlib.contextmanager

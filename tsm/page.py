@@ -19,6 +19,7 @@ from tsm.findings import name_of
 from tsm.gallery import KINDS, STRIP
 from tsm.protocol import protocol_from
 from tsm.report import rows, time_split
+from tsm.reread import check_report
 from tsm.results import own_entry
 
 TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "templates")
@@ -38,7 +39,7 @@ def percent(share: float, digits: int = 1) -> str:
 
 def as_json(value: Any) -> str:
     """JSON that may stand inside a script element: no character in it can end the script or its lines."""
-    return re.sub("[<>&]", lambda found: "\\u%04x" % ord(found.group()), json.dumps(value, separators=(",", ":")))
+    return re.sub("[<>&]", lambda found: "\\u%04x" % ord(found.group()), json.dumps(value, separators=(",", ":"), allow_nan=False))
 
 
 def draw(template: str, title: str, where: str, values: Callable[[], Dict[str, Any]]) -> str:
@@ -56,13 +57,14 @@ def draw(template: str, title: str, where: str, values: Callable[[], Dict[str, A
     try:
         page = environment.get_template(template).render(
             values(), title=title, css=css, script=script, script_hash=Markup("sha256-" + digest), percent=percent)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError, jinja2.UndefinedError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, jinja2.UndefinedError) as error:
         raise UserError("%s: is damaged or of another version (%s); make it again" % (where, first_line(error)))
     return page.encode("utf-8", "backslashreplace").decode()  # a file's name may hold bytes that are not UTF-8
 
 
 def report_page(report: Dict[str, Any], where: str) -> str:
     """The page of a report, as report.json holds it; `where` names it in errors."""
+    check_report(report, where)
     return draw("report.html.j2", "TSM: " + subject(report), where, lambda: report_values(report))
 
 

@@ -14,12 +14,13 @@ from tsm.files import read_json
 from tsm.machine import processor_name
 from tsm.onnxfile import load, metadata, protocol_of
 from tsm.protocol import FUSIONS, PIPELINES, SSV2, differences, protocol_from
-from tsm.results import TIMES, own_entry, read_summary, throughput_in
+from tsm.results import FIGURE, TIMES, own_entry, read_summary, throughput_in
+from tsm.shape import TEXT, each, finite, parts
 
 FORMAT = 2  # of report.json; to be raised when what a key means changes
 LATENCY_BINS = 40
 PASS, FAIL, NOTE = "pass", "fail", "note"  # states of a check; a note is neither good nor bad
-
+STAGE = parts({"seconds": finite(), "peak_mb": finite()}, {"command": each(TEXT)})  # an entry of stages.json
 
 ATLAS_THROUGHPUT = {1: 20.77, 4: 18.41, 8: 17.67, 16: 17.12, 32: 17.36}  # videos/s by batch, the Ascend guide, Atlas 310P3
 
@@ -56,9 +57,7 @@ def read_stages(path: str) -> Dict[str, Any]:
         stages = read_json(path)
     except (UserError, FileNotFoundError):
         return {}
-    known = stages.items() if isinstance(stages, dict) else ()
-    return {name: entry for name, entry in known
-            if isinstance(entry, dict) and all(isinstance(entry.get(key), (int, float)) for key in ("seconds", "peak_mb"))}
+    return {name: entry for name, entry in (stages.items() if isinstance(stages, dict) else ()) if STAGE(entry) is None}
 
 
 def device_name(device: str, precision: str) -> str:
@@ -129,8 +128,7 @@ def collect(
         "published": published._asdict() if published else None,
         "checks": [check("published accuracy", state, comparison)],
         "throughput": {str(size): read_throughput(size) for size in perf_batches},
-        "inference": dict(((key, value) for key, value in summary.items() if key not in ("filesinfo", "npu_compute_time_list")),
-                          **_without_votes(summary)),
+        "inference": _without_lists(summary),
         "latency": latency(summary.get("npu_compute_time_list")),
         "model": model.facts,
         "protocol": manifest["protocol"],
@@ -140,10 +138,12 @@ def collect(
     }
 
 
-def _without_votes(summary: Dict[str, Any]) -> Dict[str, Any]:
-    """The summary's `tsm` entry, if it has one, less what the videos' columns hold."""
-    known = own_entry(summary)
-    return {"tsm": {key: value for key, value in known.items() if key != "views_agree"}} if known else {}
+def _without_lists(summary: Dict[str, Any]) -> Dict[str, Any]:
+    """The summary without its lists, which other parts of the report hold, and without figures that are none."""
+    left_out = ["filesinfo", "npu_compute_time_list", "tsm"] + [name for name in TIMES if FIGURE(summary.get(name)) is not None]
+    kept = {key: value for key, value in summary.items() if key not in left_out}
+    own = {key: value for key, value in own_entry(summary).items() if key != "views_agree"}
+    return dict(kept, tsm=own) if own else kept
 
 
 def complete(
@@ -168,7 +168,7 @@ def latency(times: Any) -> Optional[Dict[str, Any]]:
 
     The bins end at the 99.5th percentile; what is slower counts in the last one.
     """
-    if not isinstance(times, list) or not times or not all(isinstance(ms, (int, float)) and np.isfinite(ms) for ms in times):
+    if each(finite(0, 1e12), 1)(times) is not None:
         return None
     values = np.array(times, np.float64)
     low, high = float(values.min()), float(np.percentile(values, 99.5))
@@ -198,7 +198,7 @@ def _proved(model: Model) -> Dict[str, str]:
         proof = json.loads(model.facts["tsm.proof"])
         worst = max(float(entry["largest_difference"]) for entry in proof.values())
         held = all(entry["largest_difference"] <= entry["tolerance"] for entry in proof.values())
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return check("graph surgery", NOTE, "the model holds no proof that it is the exported network")
     return check("graph surgery", PASS if held else FAIL,
                  "largest difference of a probability to the exported network %.1e" % worst)
@@ -244,18 +244,6 @@ def as_text(report: Dict[str, Any]) -> str:
                                           for key, value in report.items())
     except ValueError:
         raise UserError("%s: a figure in it is not finite; run the inference again" % report["arguments"].get("result_path"))
-
-
-def read_report(path: str) -> Dict[str, Any]:
-    """A report.json of this format; UserError where it is something else, or of another version of the suite."""
-    report = read_json(path)
-    if not isinstance(report, dict) or "accuracy" not in report:
-        raise UserError("%s: not a report of TSM_report.py; make it again" % path)
-    parts = (report.get(key) for key in ("accuracy", "arguments", "device"))
-    if report.get("format") != FORMAT or "checks" not in report or not all(isinstance(part, dict) for part in parts):
-        raise UserError("%s: a report of another version of the suite (%s); make it again with TSM_report.py"
-                        % (path, report.get("version", "unknown")))
-    return report
 
 
 def time_split(report: Dict[str, Any]) -> List[List[Any]]:

@@ -13,8 +13,16 @@ import numpy as np
 
 from tsm.cli import UserError, first_line
 from tsm.files import read_json, read_npy, replacing, write_text
+from tsm.shape import COUNT, PATH, TEXT, each, finite, is_index, maybe, named, parts
 
 TIMES = ("NPU_compute_time", "H2D_latency", "D2H_latency")  # figures of a summary, each statistics()
+FIGURE = parts({"mean": finite()})  # what is shown of one
+WORKER = parts({"host": TEXT, "device": TEXT, "chunks": COUNT, "videos": COUNT, "seconds": finite(), "videos_per_second": finite()})
+LARGEST = 3.5e38  # of a score: float32's
+OWN = {  # what TSM_infer.py and TSM_chunked.py add to a summary and is read again
+    "engine": maybe(TEXT), "workers": maybe(each(WORKER)), "views_agree": maybe(named(each(maybe(COUNT)))),
+    "top1_agreement_with_fp32": maybe(parts({"same": COUNT, "videos": COUNT})),
+}
 
 
 def result_name(path: str) -> str:
@@ -80,7 +88,9 @@ def read_summary(path: str) -> Dict[str, Any]:
     summary = read_json(path)
     try:
         for entry in summary["filesinfo"].values():
-            os.fspath(entry["infiles"][0]), os.fspath(entry["outfiles"][0])
+            for name in (entry["infiles"][0], entry["outfiles"][0]):
+                if PATH(name) is not None:
+                    raise TypeError
             if len(entry["infiles"]) != 1 or len(entry["outfiles"]) != 1:
                 raise UserError("%s: %s has more than one input or output file; TSM has one of each"
                                 % (path, entry["infiles"][0]))
@@ -103,7 +113,7 @@ def throughput_line(batch: int, mean: float, throughput: float) -> str:
 
 def throughput_in(text: str) -> Optional[float]:
     """Videos per second from the last such line of what ais_bench or TSM_infer.py printed; None if there is none."""
-    found = re.findall(r"\[INFO\] throughput 1000\*batchsize.*: ([0-9.]+)\s*$", text, re.MULTILINE)
+    found = re.findall(r"\[INFO\] throughput 1000\*batchsize.*: ([0-9]{1,15}(?:\.[0-9]*)?)\s*$", text, re.MULTILINE)
     return float(found[-1]) if found else None
 
 
@@ -129,8 +139,8 @@ def read_scores(path: str, classes: int) -> np.ndarray:
     if not scores.size or width != classes and (suffix != ".bin" or width % classes):
         raise UserError("%s: %d values in a row instead of %d class scores; is the model's output [batch, %d]?"
                         % (path, width, classes, classes))
-    if not np.isfinite(scores).all():
-        raise UserError("%s: a score is not finite; look for NaN or infinity in the input or the model" % path)
+    if not np.isfinite(scores).all() or np.abs(scores).max() > LARGEST:
+        raise UserError("%s: a score is not finite in float32; look for NaN or infinity in the input or the model" % path)
     return scores.reshape(-1, classes)
 
 
@@ -146,7 +156,7 @@ def _results(path: str) -> Iterator[Tuple[int, str]]:
     for entry in read_summary(path)["filesinfo"].values():
         infile, outfile = entry["infiles"][0], entry["outfiles"][0]
         name = result_name(infile)
-        if not name.isdigit() or len(name) > 9:
+        if not is_index(name):
             raise UserError("%s: input file %s is not named by a sample's index, as in 0.bin" % (path, infile))
         beside = os.path.join(folder, os.path.basename(outfile))
         if folder and os.path.exists(beside):  # wherever the summary and its results were moved, or are looked at from
@@ -156,15 +166,16 @@ def _results(path: str) -> Iterator[Tuple[int, str]]:
 
 def views_agree(summary: Mapping[str, Any]) -> Dict[int, int]:
     """{index: how many of the video's views have its answer}, of the results of which the summary knows it."""
-    votes = own_entry(summary).get("views_agree")
-    return {int(name) * len(counts) + row: count for name, counts in (votes if isinstance(votes, dict) else {}).items()
-            if name.isdigit() and isinstance(counts, list) for row, count in enumerate(counts)}
+    votes = own_entry(summary).get("views_agree") or {}
+    return {int(name) * len(counts) + row: count for name, counts in votes.items() if is_index(name)
+            for row, count in enumerate(counts)}
 
 
 def own_entry(summary: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What TSM_infer.py adds to a summary under `tsm`; empty in one of ais_bench."""
+    """What TSM_infer.py adds to a summary under `tsm`, without what is of another kind (OWN); empty in one of ais_bench."""
     entry = summary.get("tsm")
-    return entry if isinstance(entry, dict) else {}
+    known = entry.items() if isinstance(entry, dict) else ()
+    return {name: value for name, value in known if name not in OWN or OWN[name](value) is None}
 
 
 def read_results(path: str, labels: Dict[int, int], classes: int) -> Dict[int, np.ndarray]:

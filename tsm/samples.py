@@ -198,7 +198,8 @@ def read_manifest(path: str) -> Dict[str, Any]:
                  and all(_is_sample(entry, protocol.nbytes(facts["dtype"])) for entry in manifest["samples"])
                  and all(isinstance(entry["line"], int) and _is_text(entry["source"], entry["reason"])
                          for entry in manifest["skipped"])
-                 and isinstance(manifest["versions"], dict) and isinstance(manifest["list"]["videos"], int))
+                 and isinstance(manifest["versions"], dict) and _is_text(*manifest["versions"].values())
+                 and isinstance(manifest["list"]["videos"], int))
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         right = False
     if not right:
