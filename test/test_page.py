@@ -248,9 +248,9 @@ def test_all_right_all_wrong_one_video(page, tmp_path, right, videos):
     assert "9 of the 12 have none" in text if videos == 8 else "11 of the 12 have none" in text
 
 
-def test_one_class_and_no_names():
-    scores, labels = {0: np.array([1.0])}, {0: 0}
-    assert "class 0" in report_page(report(classes=1, scores=scores, labels=labels), "report.json")
+def test_one_video_of_the_fewest_classes_and_no_names():
+    scores, labels = {0: np.array([0.75, 0.25])}, {0: 0}
+    assert "class 0" in report_page(report(classes=2, scores=scores, labels=labels), "report.json")
 
 
 def test_the_numbers_of_the_charts():
