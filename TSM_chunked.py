@@ -33,11 +33,11 @@ from typing import Any, Dict, Tuple
 
 from tsm import journal, stream
 from tsm.chips import check_space, chip_list, chips_here, on_chips
-from tsm.chunks import Job, chunk_option, chunk_size, facts_of, in_turn, job_of, missing_shards, opened, rounds, shard_of, share
+from tsm.chunks import Job, chunk_option, chunk_size, facts_of, in_turn, job_of, missing_shards, rounds, shard_of, share
 from tsm.cli import UserError, parser, run
-from tsm.engine import add_agreement, add_options
+from tsm.engine import add_agreement, add_options, network_of
 from tsm.files import locked
-from tsm.offline import Offline
+from tsm.offline import Offline, read_offline
 from tsm.protocol import read_protocol
 from tsm.samples import read_list, refuse
 
@@ -84,7 +84,7 @@ def carrier(args: argparse.Namespace, job: Job) -> Tuple[Any, int]:
         from tsm.cluster import most_chips, on_ray
 
         if args.precision == "int8":
-            opened(job)  # what is wrong with the file is said here, once, not by every host
+            network_of(read_offline(job.model), job.computing)  # what is wrong with the file is said here, once, not by every host
 
         return partial(on_ray, address=args.ray), most_chips(args.ray) if args.device == "npu" else 1
     if args.device == "cpu":

@@ -35,21 +35,9 @@ from tsm.clips import versions_of
 from tsm.files import locked
 from tsm.frames import Naming, add_naming
 from tsm.machine import cores, workers_that_fit
-from tsm.preprocess import Job, Made, check_space, invalidate, make, survey
+from tsm.preprocess import Job, check_space, invalidate, make, survey
 from tsm.protocol import Protocol, read_protocol
-from tsm.samples import (
-    BINS,
-    INFO,
-    MANIFEST,
-    Clip,
-    check_data_root,
-    check_readable,
-    manifest_of,
-    read_list,
-    refuse,
-    write_info,
-    write_manifest,
-)
+from tsm.samples import BINS, check_data_root, check_readable, print_skipped, publish, read_list, refuse
 
 
 def get_args() -> argparse.Namespace:
@@ -78,16 +66,6 @@ def span(text: str) -> slice:
     return slice(int(match.group(1)), int(match.group(2)))
 
 
-def publish(
-    job: Job, args: argparse.Namespace, clips: Dict[int, Clip], done: Dict[int, Made], corrupt: Dict[int, Corrupt]
-) -> None:
-    """Write the info file and, last of all, the manifest."""
-    checksums = {index: made.xxh3_128 for index, made in done.items()}
-    write_info(job.file(INFO), {index: clips[index].label for index in done})
-    write_manifest(job.file(MANIFEST), manifest_of(
-        args.ann_file, clips, job.protocol, job.dtype, versions_of(clips), checksums, corrupt))
-
-
 def preprocess(args: argparse.Namespace, protocol: Protocol) -> None:
     """Bring the output folder in line with the list."""
     clips = dict(enumerate(read_list(args.ann_file, protocol, args.data_root)))
@@ -114,9 +92,9 @@ def preprocess(args: argparse.Namespace, protocol: Protocol) -> None:
     seconds = make(job, keys, done, workers)
     if not args.range:  # a part of the list may turn out empty
         check_readable(args.ann_file, chosen, corrupt, len(done))
-    publish(job, args, clips, done, corrupt)
-    for index in sorted(corrupt):
-        print("skipped: line %d, %s: %s" % (chosen[index].line, chosen[index].source, corrupt[index]))
+    checksums = {index: made.xxh3_128 for index, made in done.items()}
+    publish(args.output_dir, args.ann_file, clips, protocol, args.dtype, versions_of(clips), checksums, corrupt)
+    print_skipped(clips, corrupt)
     made = len(done) - kept
     print("%d tensors of %.1f MB in %s: %d made, %d already right, %d skipped"
           % (len(done), job.nbytes / 1e6, job.file(BINS), made, kept, len(corrupt)))

@@ -11,7 +11,7 @@ from tsm.files import read_json
 from tsm.protocol import SSV2
 from tsm.results import read_results
 from tsm.samples import manifest_path, read_info, read_manifest
-from tsm.shape import COUNT, SHARE, each, parts
+from tsm.shape import COUNT, INTERVAL, SHARE, parts
 
 Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
@@ -29,7 +29,8 @@ class Accuracy(NamedTuple):
 
 
 FACTS = parts({"videos": COUNT, "skipped": COUNT, "top1_acc": SHARE, "top5_acc": SHARE, "mean_class_accuracy": SHARE,
-               "top1_interval_95": each(SHARE, 2, 2), "verdicts_on_ties": COUNT})  # an Accuracy in JSON
+               "top1_interval_95": INTERVAL, "verdicts_on_ties": COUNT})  # an Accuracy in JSON
+
 
 def wilson(hits: int, total: int) -> Tuple[float, float]:
     """Wilson's 95 % score interval of hits / total."""
@@ -89,9 +90,6 @@ def accuracy_from(scores: Mapping[int, np.ndarray], labels: Mapping[int, int], s
 def read_accuracy(path: str) -> Accuracy:
     """The Accuracy that TSM_postprocess.py --json wrote to `path`."""
     facts = read_json(path)
-    try:
-        if FACTS(facts) is not None:
-            raise TypeError
-        return Accuracy(**dict(facts, top1_interval_95=tuple(facts["top1_interval_95"])))
-    except TypeError:
+    if FACTS(facts) is not None or set(facts) != set(Accuracy._fields):
         raise UserError("%s: not the accuracy.json of TSM_postprocess.py; run it with --json %s again" % (path, path))
+    return Accuracy(**dict(facts, top1_interval_95=tuple(facts["top1_interval_95"])))

@@ -91,7 +91,7 @@ def read_chain(folder: str, given: Dict[str, Optional[str]]) -> Chain:
     manifest = read_manifest(manifest_path(info_path))
     protocol = protocol_from(manifest["protocol"], manifest_path(info_path))
     labels = read_info(info_path, protocol.classes)
-    check_one_run(offline, manifest, labels, info_path)
+    check_one_run(offline, protocol, manifest, labels, info_path)
     config, checkpoint = exported_from(commands.get("export", []))
     return Chain(
         folder, known("data_root", lists, "--data_root"), known("ann_file", lists, "--ann_file"),
@@ -103,10 +103,10 @@ def read_chain(folder: str, given: Dict[str, Optional[str]]) -> Chain:
         labels, os.path.join(folder, SUMMARY))
 
 
-def check_one_run(model: Offline, manifest: Dict[str, Any], labels: Dict[int, int], info_path: str) -> None:
-    """UserError unless the model takes the run's tensors, and labels and manifest are of the same samples."""
+def check_one_run(model: Offline, protocol: Protocol, manifest: Dict[str, Any], labels: Dict[int, int], info_path: str) -> None:
+    """UserError unless the model takes the run's tensors, which are of `protocol`, and labels and manifest are of the same samples."""
     manifest_file = manifest_path(info_path)
-    differs = differences(protocol_from(manifest["protocol"], manifest_file), model.tested_by)
+    differs = differences(protocol, model.tested_by)
     if not differs and manifest["protocol"]["dtype"] != model.dtype.name:
         differs = "%s, not %s" % (manifest["protocol"]["dtype"], model.dtype.name)
     if differs:

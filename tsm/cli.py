@@ -174,12 +174,12 @@ def check_outputs(outputs: Mapping[str, Optional[str]], inputs: Iterable[str], f
         folder: of outputs; made if it is not there.
     """
     given = {option: path for option, path in outputs.items() if path is not None}
-    taken: Dict[object, str] = {_identity(path): path for path in inputs}
+    taken: Dict[object, str] = {identity(path): path for path in inputs}
     for option, path in given.items():
         if not os.path.basename(path):
             fail("%s %r is no name of a file (see --help)" % (option, path), status=2)
         shown = "%s %s" % (option, path)
-        other = taken.setdefault(_identity(path), shown)
+        other = taken.setdefault(identity(path), shown)
         if other != shown:
             fail("%s would overwrite %s; choose another name (see --help)" % (shown, other), status=2)
     if folder == "":
@@ -191,8 +191,8 @@ def check_outputs(outputs: Mapping[str, Optional[str]], inputs: Iterable[str], f
         _check_writable(path)
 
 
-def _identity(path: str) -> object:
-    """What two names of one file have in common."""
+def identity(path: str) -> object:
+    """What all names of one file have in common, and no two files; a path that is not there is itself."""
     try:
         found = os.stat(path)
     except OSError:

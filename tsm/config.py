@@ -14,8 +14,7 @@ import warnings
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from tsm.cli import UserError
-from tsm.protocol import frame_template, not_colours, not_whole
-from tsm.protocol import shown as _short
+from tsm.protocol import frame_template, not_colours, not_whole, shown
 
 _LIMIT = 1 << 18  # characters of a config and its bases, items or characters of a value made of others
 _FILES = 100  # of a config, its bases counted as often as they are included
@@ -97,7 +96,7 @@ def facts(config: Dict[str, Any], where: str) -> Dict[str, Any]:
     found["average_clips"] = _first(config, where, ("model", "cls_head", "average_clips"), ("model", "test_cfg", "average_clips"),
                                     ("test_cfg", "average_clips"))
     if found["average_clips"] not in (None, "prob", "score"):
-        raise Unsupported("%s: average_clips = %s; prob and score are known" % (where, _short(found["average_clips"])))
+        raise Unsupported("%s: average_clips = %s; prob and score are known" % (where, shown(found["average_clips"])))
     for name in ("filename_tmpl", "start_index"):
         found[name] = _first(config, where, ("data", "test", name), ("test_dataloader", "dataset", name))
         wrong = "" if found[name] is None else not_whole(name, found[name]) if name == "start_index" else _no_template(found[name])
@@ -114,7 +113,7 @@ def _no_template(value: Any) -> str:
         frame_template(value if isinstance(value, str) else "")
         return ""
     except argparse.ArgumentTypeError:
-        return "%s; a file name with one number in it is needed, as img_{:05}.jpg" % _short(value)
+        return "%s; a file name with one number in it is needed, as img_{:05}.jpg" % shown(value)
 
 
 def _network(config: Dict[str, Any], where: str) -> Optional[str]:
@@ -124,7 +123,7 @@ def _network(config: Dict[str, Any], where: str) -> Optional[str]:
         return None
     known = {"MobileNetV2TSM": "TSM MobileNetV2", "MobileOneTSM": "TSM MobileOne", "ResNet3dSlowFast": "SlowFast"}
     if kind not in ("ResNetTSM", "ResNet"):
-        return known.get(_short(kind), "%s of mmaction2" % _short(kind))
+        return known.get(shown(kind), "%s of mmaction2" % shown(kind))
     depth = _number("depth", config, where, "model", "backbone", "depth")
     names = ("is_shift", "non_local", "temporal_pool", "shift_place")
     is_shift, non_local, temporal_pool, place = (_get(config, where, "model", "backbone", name) for name in names)
@@ -140,7 +139,7 @@ def _test_pipeline(config: Dict[str, Any], where: str) -> Dict[str, Any]:
     steps = _first(config, where, ("data", "test", "pipeline"), ("test_dataloader", "dataset", "pipeline"), ("test_pipeline",))
     found: Dict[str, Any] = {}
     if steps is not None and not isinstance(steps, (list, tuple)):
-        raise UserError("%s: its test pipeline is %s; a list of steps is needed" % (where, _short(steps)))
+        raise UserError("%s: its test pipeline is %s; a list of steps is needed" % (where, shown(steps)))
     if steps is not None:
         kinds: List[str] = []
         for step in steps:
@@ -159,7 +158,7 @@ def _test_pipeline(config: Dict[str, Any], where: str) -> Dict[str, Any]:
         for item in given if isinstance(given, list) else [given]:
             if isinstance(item, dict) and item.get("to_rgb"):
                 raise Unsupported("%s: %s has to_rgb = %s, which this suite does not know" % (
-                    where, ".".join(place), _short(item["to_rgb"])))
+                    where, ".".join(place), shown(item["to_rgb"])))
             if isinstance(item, dict) and "mean" in item and "std" in item:
                 found.setdefault("mean", _triple(item["mean"], where, "mean"))
                 found.setdefault("std", _triple(item["std"], where, "std"))
@@ -170,13 +169,13 @@ def _step(step: Any, before: Dict[str, Any], where: str) -> Dict[str, Any]:
     """What one step of a test pipeline decides."""
     _refuse_code(step, where)
     if not isinstance(step, dict):
-        raise UserError("%s: its test pipeline has the step %s, which is no dict(type=…)" % (where, _short(step)))
+        raise UserError("%s: its test pipeline has the step %s, which is no dict(type=…)" % (where, shown(step)))
     kind = step.get("type")
     _refuse_code(kind, where)
     if kind in _PASSED_OVER:
         return {}
     if not isinstance(kind, str) or kind not in _STEPS:
-        raise Unsupported("%s: its test pipeline has the step %s, which this suite does not know" % (where, _short(kind)))
+        raise Unsupported("%s: its test pipeline has the step %s, which this suite does not know" % (where, shown(kind)))
     given = {name: value for name, value in _LEFT_OUT.items() if name in _STEPS[kind]}
     for name, value in dict(given, **step).items():
         _refuse_code(value, where)
@@ -185,7 +184,7 @@ def _step(step: Any, before: Dict[str, Any], where: str) -> Dict[str, Any]:
             raise UserError("%s: the step %s of its test pipeline has no %s" % (where, kind, name))
         if name != "type" and known is not _ANY and (name not in _STEPS[kind] or value != known):
             raise Unsupported("%s: the step %s of its test pipeline has %s = %s%s, which this suite does not know"
-                              % (where, kind, name, _short(value), "" if name in step else " (as it is left out)"))
+                              % (where, kind, name, shown(value), "" if name in step else " (as it is left out)"))
     decides: Dict[str, Any] = {}
     if kind in ("SampleFrames", "DenseSampleFrames"):
         dense, twice = kind == "DenseSampleFrames", step.get("twice_sample", False)
@@ -209,7 +208,7 @@ def _step(step: Any, before: Dict[str, Any], where: str) -> Dict[str, Any]:
 
 
 def _words(step: Dict[str, Any]) -> str:
-    return ", ".join("%s=%s" % (name, _short(value)) for name, value in step.items() if name != "type")[:200]
+    return ", ".join("%s=%s" % (name, shown(value)) for name, value in step.items() if name != "type")[:200]
 
 
 def _sequence(value: Any) -> Sequence[Any]:

@@ -157,14 +157,20 @@ def computing_of(args: argparse.Namespace, model_path: str) -> Computing:
     return Computing(args.backend or default_backend(), args.precision, args.streams, int8)
 
 
-def open_engine(model: Offline, computing: Computing) -> Tuple[Engine, Dict[str, str]]:
-    """(the model compiled, what is known of its int8 file)."""
+def network_of(model: Offline, computing: Computing) -> Tuple[Any, Dict[str, str]]:
+    """(what is to be compiled of a model, what is known of its int8 file). Raises UserError if that file is not of the model."""
     network = one_view(model) if model.fusion else model.proto
     facts: Dict[str, str] = {}
     if computing.precision == "int8":
         if computing.backend != "openvino" or not model.fusion:
             raise UserError("--precision int8: needs OpenVINO and a model of modify_onnx.py; use fp32")
         network, facts = read_int8(computing.int8_model, network, model.path)
+    return network, facts
+
+
+def open_engine(model: Offline, computing: Computing) -> Tuple[Engine, Dict[str, str]]:
+    """(the model compiled, what is known of its int8 file)."""
+    network, facts = network_of(model, computing)
     streams = computing.streams or streams_for(model)
     return BACKENDS[computing.backend](network, model.path, computing.precision, streams), facts
 

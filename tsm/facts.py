@@ -15,7 +15,7 @@ from tsm import config as mmaction2_config
 from tsm import zoo
 from tsm.cli import UserError
 from tsm.files import sha256
-from tsm.protocol import FUSIONS, SSV2, Protocol, not_colours, not_whole, protocol_from, read_stated
+from tsm.protocol import FUSIONS, SSV2, Protocol, misfit, not_whole, protocol_from, read_stated
 
 _GUIDE = "TSM ResNet-50"  # the network of the Ascend guide
 _TAKEN = re.compile(r"TSM (ResNet-(50|101|152)|ResNet of [-\d]+ bottlenecks|MobileNetV2)")  # networks that this suite takes
@@ -188,10 +188,9 @@ def check_supported(facts: Facts, path: str) -> None:
         raise UserError("%s: is %s, %s, but %s; leave out what is wrong, or pass the config that it was trained with"
                         % (path, facts.network, said, "; ".join(facts.conflicts)))
     for name, value in p._asdict().items():
-        if name not in ("sampling", "crops"):
-            wrong = (not_colours if name in ("mean", "std") else not_whole)(name, value)
-            if wrong:
-                raise UserError("%s: %s by %s is %s" % (path, name, facts.origins[name], wrong))
+        wrong = misfit(name, value)
+        if wrong:
+            raise UserError("%s: %s by %s is %s" % (path, name, facts.origins[name], wrong))
     if p.size > p.short_side:
         raise UserError("%s: is tested on crops of %d pixels (%s), more than the short side of %d that frames are resized to (%s)"
                         % (path, p.size, facts.origins["size"], p.short_side, facts.origins["short_side"]))

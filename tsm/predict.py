@@ -10,7 +10,7 @@ from typing import Any, Dict, Generator, Iterable, Iterator, List, NamedTuple, O
 import numpy as np
 from tqdm import tqdm
 
-from tsm.cli import Corrupt, UserError, check_outputs, complain, describe, fail, printable, warn
+from tsm.cli import Corrupt, UserError, check_outputs, complain, describe, fail, identity, printable, warn
 from tsm.clips import Window, decoded, windowed
 from tsm.files import natural, write_json, write_text
 from tsm.findings import write_csv
@@ -132,7 +132,7 @@ def _inside(folder: str) -> List[Input]:
     read is an input with an error.
     """
     videos, frames, unread = [], [], []
-    seen = {_file_of(folder)}
+    seen = {identity(folder)}
 
     def refuse(error: OSError) -> None:
         unread.append(Input(os.fsdecode(error.filename), (error.strerror or str(error)).lower()))
@@ -140,10 +140,10 @@ def _inside(folder: str) -> List[Input]:
     for place, names, files in os.walk(folder, onerror=refuse, followlinks=True):
         fresh = []
         for name in sorted(names, key=natural):
-            identity = _file_of(os.path.join(place, name))
-            if identity not in seen:
+            found = identity(os.path.join(place, name))
+            if found not in seen:
                 fresh.append(name)
-                seen.add(identity)
+                seen.add(found)
         names[:] = fresh
         videos += [os.path.join(place, name) for name in sorted(files, key=natural) if name.lower().endswith(VIDEO_SUFFIXES)]
         if any(name.lower().endswith(IMAGE_SUFFIXES) for name in files):
@@ -151,15 +151,6 @@ def _inside(folder: str) -> List[Input]:
     if not videos and not frames and not unread:
         return [Input(folder, "no videos and no frames in it (%s)" % ", ".join(VIDEO_SUFFIXES + IMAGE_SUFFIXES))]
     return [Input(path) for path in videos or frames] + unread
-
-
-def _file_of(path: str) -> Tuple[int, int]:
-    """What tells a file from all others, under whatever name; (0, 0) where there is none."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return 0, 0
-    return found.st_dev, found.st_ino
 
 
 def files_of(inputs: Iterable[Input]) -> List[str]:
@@ -330,12 +321,12 @@ def tensors_of(
 def annotated_names(folder: str, paths: Sequence[str], inputs: Iterable[str]) -> List[str]:
     """Where each video goes with its labels drawn in: FOLDER/<name>.mp4, no two to the same, and never onto another file than
     an earlier run's output; if that is one of the `inputs`, not onto it either."""
-    read = {_file_of(path) for path in inputs}
+    read = {identity(path) for path in inputs}
     names: Dict[str, None] = {}
     for path in paths:
         stem, number = os.path.splitext(os.path.basename(path))[0], 1
         name = os.path.join(folder, stem + ".mp4")
-        while name in names or os.path.lexists(name) and (_file_of(name) in read or not has_captions(name)):
+        while name in names or os.path.lexists(name) and (identity(name) in read or not has_captions(name)):
             number += 1
             name = os.path.join(folder, "%s_%d.mp4" % (stem, number))
         names[name] = None

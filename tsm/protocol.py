@@ -101,6 +101,14 @@ def not_colours(name: str, value: Any) -> str:
     return "" if fits else "%s; three numbers from %g to %g are needed, one a colour" % (shown(value), least, most)
 
 
+def misfit(name: str, value: Any) -> str:
+    """The same of the fact of a protocol called `name`."""
+    known: Mapping[str, int] = {"sampling": SAMPLINGS, "crops": CROPS}.get(name, {})
+    if not known:
+        return (not_colours if name in COLOURS else not_whole)(name, value)
+    return "" if isinstance(value, str) and value in known else "%s; one of %s is needed" % (shown(value), ", ".join(known))
+
+
 def shown(value: Any) -> str:
     """A value of a file in a few characters."""
     return value[:60] if isinstance(value, str) else reprlib.repr(value)
@@ -137,11 +145,7 @@ def protocol_from(facts: Mapping[str, Any], where: str) -> Protocol:
     values: List[Any] = []
     for name in Protocol._fields:
         value = facts.get(name)
-        if name in ("sampling", "crops"):
-            known = SAMPLINGS if name == "sampling" else CROPS
-            wrong = "" if isinstance(value, str) and value in known else "%s; one of %s is needed" % (shown(value), ", ".join(known))
-        else:
-            wrong = (not_colours if name in ("mean", "std") else not_whole)(name, value)
+        wrong = misfit(name, value)
         if wrong:
             raise UserError("%s: its protocol has %s = %s; make it again" % (where, name, wrong))
         values.append(tuple(value) if isinstance(value, list) else value)

@@ -9,9 +9,8 @@ from tsm.gallery import KINDS
 from tsm.protocol import FUSIONS, protocol_from
 from tsm.report import FAIL, FORMAT, NOTE, PASS, STAGE
 from tsm.results import FIGURE, OWN, TIMES
-from tsm.shape import ANY, COUNT, FLAG, MOST, PATH, SHARE, TEXT, Check, among, each, finite, is_index, maybe, named, parts, whole
+from tsm.shape import ANY, COUNT, FLAG, INTERVAL, MOST, PATH, SHARE, TEXT, Check, among, each, finite, is_index, maybe, named, parts, whole
 
-INTERVAL = each(SHARE, 2, 2)
 AGREEMENT = parts({"videos": COUNT, "flips": COUNT, "largest_difference": finite()})  # as TSM_compare.py --agreement writes it
 RUN = parts({"name": TEXT})
 COMPARED = parts({"a": RUN, "b": RUN, "videos": COUNT, "top1": INTERVAL, "flips": each(ANY),

@@ -108,6 +108,21 @@ def check_data_root(data_root: str) -> None:
         raise UserError("%s: no such folder; --data_root is the folder that the list's paths start from" % data_root)
 
 
+def publish(
+    folder: str, ann_file: str, clips: Mapping[int, Clip], protocol: Protocol, dtype: str, versions: Mapping[str, str],
+    checksums: Mapping[int, str], skipped: Mapping[int, object],
+) -> None:
+    """Write the info file and, last, the manifest of a list to a folder; the arguments are manifest_of()'s."""
+    write_info(os.path.join(folder, INFO), {index: clips[index].label for index in checksums})
+    write_manifest(os.path.join(folder, MANIFEST), manifest_of(ann_file, clips, protocol, dtype, versions, checksums, skipped))
+
+
+def print_skipped(clips: Mapping[int, Clip], skipped: Mapping[int, object]) -> None:
+    """Print a line for each clip that was left out."""
+    for index in sorted(skipped):
+        print("skipped: line %d, %s: %s" % (clips[index].line, clips[index].source, skipped[index]))
+
+
 def read_info(path: str, classes: int) -> Dict[int, int]:
     """sthv2.info -> {index: label}. One line per video, `<index> <label>`; raises UserError naming file and line."""
     labels: Dict[int, int] = {}

@@ -69,6 +69,9 @@ def each(check: Check, least: int = 0, most: float = float("inf")) -> Check:
     return of_list
 
 
+INTERVAL = each(SHARE, 2, 2)  # its two ends
+
+
 def named(check: Check, key: Callable[[str], bool] = lambda name: True) -> Check:
     """An object of any names that `key` takes, whose values `check` takes."""
     def of_object(value: Any) -> Optional[str]:

@@ -21,19 +21,7 @@ from tsm.machine import cores
 from tsm.offline import Offline
 from tsm.protocol import Protocol
 from tsm.results import TIMES, joined, read_scores, summarise, throughput_line, write_summary
-from tsm.samples import (
-    BINS,
-    INFO,
-    MANIFEST,
-    Clip,
-    check_data_root,
-    check_readable,
-    checksum,
-    manifest_of,
-    read_list,
-    write_info,
-    write_manifest,
-)
+from tsm.samples import BINS, Clip, check_data_root, check_readable, checksum, print_skipped, publish, read_list
 
 
 def add_inputs(cli: argparse.ArgumentParser) -> None:
@@ -156,16 +144,14 @@ def finish(
     remove_others(work, found.done)
     consolidate(work, found)
     checksums = {index: one.checksum for index, one in sorted(found.done.items())}
-    write_info(os.path.join(work.output_dir, INFO), {index: work.clips[index].label for index in checksums})
-    write_manifest(os.path.join(work.output_dir, MANIFEST), manifest_of(
-        ann_file, work.clips, work.source.protocol, work.source.dtype, versions_of(work.clips), checksums, found.corrupt))
+    publish(work.output_dir, ann_file, work.clips, work.source.protocol, work.source.dtype, versions_of(work.clips), checksums,
+            found.corrupt)
     summary = summary_of(work, found, os.path.join(work.output_dir, BINS), args, throughput)
     print(throughput_line(1, summary[TIMES[0]]["mean"], summary["throughput"]))
     agree = {str(index): [one.views_agree] for index, one in sorted(found.done.items())}
     known = None not in [counts[0] for counts in agree.values()]
     write_summary(work.folder, dict(summary, tsm=dict(facts, views_agree=agree if known else None)))
-    for index in sorted(found.corrupt):
-        print("skipped: line %d, %s: %s" % (work.clips[index].line, work.clips[index].source, found.corrupt[index]))
+    print_skipped(work.clips, found.corrupt)
 
 
 def summary_of(
