@@ -219,7 +219,14 @@ REFUSED = {
     "TSN ResNet-50 of 174 classes": lambda state: wrapped(state, "backbone", ".conv.net.", ".conv."),
     "TSM ResNet-50 with non-local blocks": lambda state: dict(
         wrapped(state, "backbone.layer2.0.", "layer2.0.", "layer2.0.block."), **zeros(
-            backbone__layer2__0__non_local_block__g__weight=(4, 8, 1, 1))),
+            backbone__layer2__0__non_local_block__g__0__conv__weight=(4, 8, 1, 1, 1))),
+    "TSM ResNet-50 with non-local blocks of 174 classes": lambda state: {
+        key.replace("backbone.", "base_model."): value for key, value in dict(
+            wrapped(state, "backbone.layer3.", "layer3.0.", "layer3.0.block."), **zeros(
+                backbone__layer3__0__nl__g__0__weight=(4, 8, 1, 1, 1))).items()},
+    "a network of 3-dimensional convolutions (I3D, SlowOnly or the like)": lambda state: zeros(
+        backbone__conv1__conv__weight=(64, 3, 5, 7, 7), backbone__layer2__0__conv1__conv__weight=(64, 64, 1, 1, 1),
+        backbone__layer2__0__non_local_block__g__conv__weight=(4, 8, 1, 1, 1)),
     "TSM ResNet-50 with temporal pooling": lambda state: wrapped(state, "backbone.layer2.", "layer2.", "layer2.net."),
     "TSM ResNet-50 on 10 channels (optical flow)": lambda state: dict(
         state, **zeros(backbone__conv1__conv__weight=(8, 10, 7, 7))),

@@ -253,7 +253,7 @@ def _network(state: Mapping[str, Any]) -> str:
         return shifted + "MobileOne"
     if has(r"^backbone\.features\.\d+\.conv\.|^backbone\.layer\d\.\d+\.conv\.\d"):
         return shifted + "MobileNetV2"
-    if any(len(value.shape) == 5 for value in state.values()):
+    if any(len(value.shape) == 5 and ".non_local_block." not in key for key, value in state.items()):
         return "a network of 3-dimensional convolutions (I3D, SlowOnly or the like)"
     if stem is None or len(stem.shape) != 4 or not any(_BLOCK.match(key) for key in state):
         images = [words for pattern, words in _IMAGES if has(pattern)] if stem is None else []
