@@ -6,6 +6,11 @@
 The thin network (one eighth of the channels) sits inside the full one: each of its channels takes a place in the same
 shift group (shifted ahead, shifted back, still), every other channel is zero throughout, so the two networks give the
 same class scores up to float error. What runs is the full network with the full cost.
+
+    python3 demo/expand.py --output tsm_still.pth --still     # the same weights as if nothing were shifted
+
+puts all of them among the channels that stay: what the thin network computes without its shift, and so a run with real
+failures, to compare with the demo's.
 """
 
 import argparse
@@ -32,26 +37,30 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--output", required=True, metavar="FILE", help="the checkpoint to write, e.g. tsm_demo.pth")
     cli.add_argument("--thin", default=os.path.join(HERE, "tsm_thin.pth"), metavar="FILE", help="the thin weights "
                      "(default: those of the demo)")
+    cli.add_argument("--still", action="store_true", help="without the effect of the shift")
     return cli.parse_args()
 
 
-def places(thin: int, full: int) -> np.ndarray:
-    """Where `thin` channels go among `full` ones: int64 [thin]; each into its own shift group, the order kept."""
-    if thin == full:
-        return np.arange(thin)  # kernels, classes, colours
+def places(thin: int, full: int, still: bool) -> np.ndarray:
+    """Where `thin` channels go among `full` ones: int64 [thin], the order kept; each into its own shift group, or, if `still`,
+    all of them among the channels that stay."""
     here, there, channel = thin // SSV2.shift_div, full // SSV2.shift_div, np.arange(thin)
+    if thin == full:
+        return channel  # kernels, classes, colours
+    if still:
+        return channel + 2 * there
     group = np.minimum(channel // here, 2)  # 0: takes the next frame's value, 1: the previous one's, 2: stays
     return channel + group * (there - here)
 
 
-def expand(thin):
-    """State dict of a thin TSM -> that of the full TSM with the same function."""
+def expand(thin, still=False):
+    """State dict of a thin TSM -> that of the full TSM with the same function, or with that of the thin one without its shift."""
     from tsm.network import TSM
 
     full = TSM(SSV2).state_dict()
     for key, value in full.items():
         value.fill_(1 if key.endswith("running_var") else 0)  # an unused channel: (0 - 0) / 1 * 0 + 0
-        index = [places(have, want) for have, want in zip(thin[key].shape, value.shape)]
+        index = [places(have, want, still) for have, want in zip(thin[key].shape, value.shape)]
         value.numpy()[np.ix_(*index) if index else ...] = thin[key].numpy()
     return full
 
@@ -60,7 +69,7 @@ def main() -> None:
     args = get_args()
     from tsm import checkpoint
 
-    state = expand(checkpoint.load(args.thin)[0])
+    state = expand(checkpoint.load(args.thin)[0], args.still)
     checkpoint.save(args.output, state, {"source": "the demo's thin TSM, expanded", "config": CONFIG})
 
 

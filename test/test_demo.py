@@ -76,7 +76,9 @@ def test_a_pair_differs_only_in_the_direction_of_time(demo):
         assert np.array_equal(forwards, backwards[::-1]) and not np.array_equal(forwards[0], forwards[-1])
 
 
-def test_the_expanded_network_is_the_thin_one(demo):
+@pytest.mark.parametrize("still", [False, True])
+def test_the_expanded_network_is_the_thin_one(demo, still):
+    """With its shift, or without: of 8 to 256 channels, a shift_div of 1024 shifts none."""
     import torch
     from expand import expand
 
@@ -84,9 +86,9 @@ def test_the_expanded_network_is_the_thin_one(demo):
     from tsm.network import TSM
 
     state, _ = load(str(demo / "tsm_thin.pth"))
-    thin, full = TSM(width=8).eval(), TSM().eval()
+    thin, full = TSM(SSV2._replace(shift_div=1024) if still else SSV2, width=8).eval(), TSM().eval()
     thin.load_state_dict(state)
-    full.load_state_dict(expand(state))
+    full.load_state_dict(expand(state, still))
     torch.manual_seed(0)
     videos = torch.randn(1, 16, 3, 64, 64)
     with torch.no_grad():

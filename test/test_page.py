@@ -273,6 +273,7 @@ def test_time_reversed_pairs_are_known_by_their_words(names):
     assert other("Moving something up") == "Moving something down"
     assert other("Pushing something from left to right") == "Pushing something from right to left"
     assert other("Putting something into something") == "Taking something out of something"
+    assert other("Uncovering something") == "Covering something with something"
     assert names.index("Poking something so it slightly moves") not in backwards
     assert all(backwards[backwards[number]] == number for number in backwards) and reverses(None) == {}
     scores, labels = flat(False)

@@ -19,7 +19,8 @@ MATRIX = 12  # classes of the small confusion matrix
 HISTOGRAM, RELIABILITY, COVERAGE = 20, 15, 50  # bins of the probability, bins of ECE, points of the coverage curve
 DIGITS = 6  # of a probability, as in the result files
 SWAPS = (("left", "right"), ("up", "down"), ("upwards", "downwards"), ("opening", "closing"), ("open", "close"),
-         ("folding", "unfolding"), ("covering", "uncovering"), ("in", "out"), ("putting", "taking"), ("put", "take"),
+         ("folding", "unfolding"), ("covering", "uncovering"), ("covering something with something", "uncovering something"),
+         ("burying something in", "digging something out of"), ("in", "out"), ("putting", "taking"), ("put", "take"),
          ("into", "out of"), ("closer to", "away from"), ("towards", "away from"), ("approaching", "moving away from"))
 
 
