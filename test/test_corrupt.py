@@ -8,7 +8,9 @@ import random
 import re
 import shutil
 import signal
+import struct
 import time
+import zlib
 
 import cv2
 import numpy as np
@@ -88,6 +90,21 @@ def test_frames(fails, works, tmp_path, harm, words):
     harm(tmp_path / "root/bad/img_00004.jpg")
     arguments = ["--data_root", "root", "--ann_file", "list.txt", "--dtype", "uint8", "--num_worker", 2]
     check(fails, works, tmp_path, arguments, 2, "bad", words)
+
+
+def test_a_picture_of_too_many_pixels_is_not_decoded(fails, tmp_path):
+    """A whole PNG of 25 kB that would take 600 MB."""
+    (tmp_path / "root/huge").mkdir(parents=True)
+    for number in range(1, 9):
+        cv2.imwrite(str(tmp_path / "root/huge" / ("img_%05d.png" % number)), np.zeros((54, 96, 3), np.uint8))
+    width, height = 20000, 10000
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)),
+             (b"IDAT", zlib.compress(bytes(1 + width // 8) * height)), (b"IEND", b"")]
+    (tmp_path / "root/huge/img_00004.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts))
+    (tmp_path / "list.txt").write_text("huge 8 1\n")
+    said = fails("TSM_preprocess.py", "--data_root", "root", "--ann_file", "list.txt", "--filename_tmpl", "img_%05d.png", cwd=tmp_path)
+    assert "list.txt, line 1: huge: img_00004.png: cannot be decoded" in said
 
 
 @pytest.mark.parametrize("data, words", [

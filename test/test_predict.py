@@ -16,9 +16,9 @@ import pytest
 
 pytest.importorskip("onnx")
 from tsm import live
+from tsm.captions import Caption, has_captions, write_captions
 from tsm.cli import UserError
 from tsm.clips import Window, strip, strips, windows_of
-from tsm.frames import Caption, has_captions, write_captions
 from tsm.labels import Ranked, labels_in, read_labels, top
 from tsm.predict import Answer, clock, expand, in_order, segments_of
 from tsm.protocol import SSV2

@@ -10,12 +10,12 @@ LAYERS = [  # from the ground up; an import goes to the same layer or to a lower
     {"cli", "files", "machine", "npu", "shape", "stage"},
     {"protocol", "config", "labels", "zoo", "fetch"},
     {"samples", "annotations", "results", "accuracy", "tensors"},
-    {"frames", "clips", "workers"},
+    {"frames", "captions", "clips", "workers"},
     {"onnxfile", "graph", "checkpoint", "network", "facts", "lift", "proof"},
     {"offline", "int8", "engine", "journal", "stream", "chunks", "chips", "cluster", "live", "predict", "preprocess", "findings", "gallery",
      "report", "reread", "compare", "blame", "page"},
 ]
-ONLY_IN = {"torch": {"checkpoint", "network"}, "cv2": {"frames", "clips"}, "ray": {"cluster"}}
+ONLY_IN = {"torch": {"checkpoint", "network"}, "cv2": {"frames", "captions", "clips", "live"}, "ray": {"cluster"}}
 LONGEST_SCRIPT, LONGEST_FUNCTION = 190, 60  # lines
 
 SCRIPTS = sorted(path for path in REPO.glob("*.py"))

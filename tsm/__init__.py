@@ -4,6 +4,9 @@ One rule holds the suite together: a script, bench/ and demo/ import nothing of 
 
 Nothing phones home. Every script passes through here before it imports a library that would; so do the commands of
 run_all.sh, which tsm/stage.py starts with this environment.
+
+A picture whose header claims more pixels than any frame has is refused by OpenCV before it takes the memory; that limit too
+is read when its library is imported.
 """
 
 import os
@@ -14,5 +17,6 @@ __version__ = "1.0.0"
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime 1.29 and newer; see Privacy.md in its package
 os.environ["NNCF_CI"] = "1"  # NNCF reports nothing where this is set
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))
 _modules: Dict[str, Any] = sys.modules  # OpenVINO has no such variable; without this package it reports nothing
 _modules.setdefault("openvino_telemetry", None)  # importing it raises ImportError, as where it is not installed

@@ -6,11 +6,12 @@ import threading
 import time
 from typing import Callable, Deque, Iterator, List, NamedTuple, Optional, Tuple, Union
 
+import cv2
 import numpy as np
 
-from tsm.cli import UserError
+from tsm.cli import Corrupt, UserError
 from tsm.clips import resized
-from tsm.frames import capture
+from tsm.frames import check_size, is_text, strict
 from tsm.protocol import Protocol
 
 PATIENCE = 15.0  # seconds without a frame before a source counts as dead
@@ -22,6 +23,36 @@ class Recent(NamedTuple):
     frames: List[np.ndarray]
     start: float
     end: float
+
+
+def capture(source: Union[int, str]) -> Iterator[Tuple[float, np.ndarray]]:
+    """(seconds since the first frame, frame RGB uint8 [H, W, 3]) of a camera or stream, as it runs.
+
+    A stream that comes faster than it plays, as a file behind an http address does, is held to its own speed. Raises
+    UserError if the source cannot be opened.
+    """
+    what, opened = "camera %d" % source if isinstance(source, int) else source, None
+    if isinstance(source, str):
+        if not is_text(source):
+            raise UserError("%s: is not UTF-8 text, which OpenCV needs" % source)
+        scheme, rest = source.split("://", 1)
+        source = scheme.lower() + "://" + rest  # FFmpeg knows no HTTP://
+    with contextlib.suppress(Corrupt), strict():  # what OpenCV says of a camera that opens does not matter
+        opened = cv2.VideoCapture(source)
+    if opened is None or not opened.isOpened():
+        raise UserError("%s: cannot be opened; check the camera's number and permissions, or the address" % what)
+    began = time.monotonic()
+    while True:
+        read, frame = opened.read()
+        if not read:
+            opened.release()
+            return
+        moment = time.monotonic() - began
+        plays = opened.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        if isinstance(source, str) and plays > moment:
+            time.sleep(min(plays - moment, 1.0))
+            moment = plays
+        yield moment, cv2.cvtColor(check_size(frame), cv2.COLOR_BGR2RGB)
 
 
 @contextlib.contextmanager

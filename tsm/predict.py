@@ -10,11 +10,12 @@ from typing import Any, Dict, Generator, Iterable, Iterator, List, NamedTuple, O
 import numpy as np
 from tqdm import tqdm
 
+from tsm.captions import Caption, has_captions, write_captions
 from tsm.cli import Corrupt, UserError, check_outputs, complain, describe, fail, identity, printable, warn
 from tsm.clips import Window, decoded, windowed
 from tsm.files import natural, write_json, write_text
 from tsm.findings import write_csv
-from tsm.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Caption, has_captions, write_captions
+from tsm.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from tsm.gallery import strips_of
 from tsm.labels import Ranked
 from tsm.protocol import Protocol
