@@ -153,10 +153,10 @@ def main() -> None:
         print("the centre view alone: 1/%d of the cost, less accurate than all views" % protocol.views, flush=True)
         protocol = Protocol(**dict(protocol._asdict(), **CENTRE_VIEW))
         model = model._replace(protocol=protocol)
-    engine, int8 = open_engine(model, computing)
     entries = {number: predict.show(one.path, [], one.error, False, "") for number, one in enumerate(inputs) if one.error}
     live = [number for number, one in enumerate(inputs) if one.is_live]
     files = [number for number, one in enumerate(inputs) if one.is_file]
+    engine, int8 = open_engine(model, computing, listed=len(files) > 1 or bool(files and args.window))
     interrupted = False
     try:
         found = predict_files(args, model, protocol, engine, names, [inputs[number].path for number in files], annotated)

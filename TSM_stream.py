@@ -44,7 +44,7 @@ def process(args: argparse.Namespace, work: journal.Work, model: Offline, comput
     if args.on_error == "fail":
         refuse(args.ann_file, work.clips, found.corrupt)
     kept, left = len(found.done), len(found.keys)
-    engine, int8 = open_engine(model, computing)
+    engine, int8 = open_engine(model, computing, listed=True)
     print("[INFO] %s on %d threads, %s, %s views at a time, fused by %s" % (
         engine.name, cores(), args.precision, engine.streams, model.fusion), flush=True)
     results = stream.compute_list(work, engine, model, found, args.num_worker or cores())

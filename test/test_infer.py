@@ -166,10 +166,10 @@ def _flip(path):
     (lambda bins: _flip(bins / "1.bin"), "1.bin"),
     (lambda bins: (bins.parent / "sthv2.json").write_text("{}"), "sthv2.json"),
 ])
-def test_tampered_tensors_are_named(fails, tensors, demo_new_onnx, tmp_path, damage, named):
+def test_tampered_tensors_are_named(fails, tensors, thin_onnx, tmp_path, damage, named):
     shutil.copytree(str(tensors / "sthv2"), str(tmp_path / "sthv2"))
     damage(tmp_path / "sthv2/preprocess_bin")
-    assert named in fails("TSM_infer.py", "-m", demo_new_onnx, "-i", "sthv2/preprocess_bin", "-o", "res", "--output_dirname",
+    assert named in fails("TSM_infer.py", "-m", thin_onnx, "-i", "sthv2/preprocess_bin", "-o", "res", "--output_dirname",
                           "out", cwd=tmp_path)
     assert not (tmp_path / "res/out_summary.json").exists()
 

@@ -44,15 +44,15 @@ def bare(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def demo(repo, works, demo_checkpoint, tmp_path_factory):
-    """Arguments for run_all.sh: the first clips of the demo."""
+def demo(repo, works, tmp_path_factory):
+    """Arguments for run_all.sh: the first clips of the demo, and its thin network."""
     folder = tmp_path_factory.mktemp("demo")
     annotations = str(repo / "demo" / "annotations" / "something-something-v2-")
     works("TSM_dataset.py", "--annotations", annotations + "validation.json", "--labels", annotations + "labels.json",
           "--videos", repo / "demo" / "videos", cwd=folder)
     lines = (folder / "sthv2_val_list_videos.txt").read_text().splitlines(True)
     (folder / "list.txt").write_text("".join(lines[:CLIPS]))
-    return ["--data_root", repo / "demo" / "videos", "--ann_file", folder / "list.txt", "--checkpoint", demo_checkpoint,
+    return ["--data_root", repo / "demo" / "videos", "--ann_file", folder / "list.txt", "--checkpoint", repo / "demo" / "tsm_thin.pth",
             "--exporter", "builtin"]
 
 
@@ -67,11 +67,11 @@ def probabilities_in(work):
 
 
 @pytest.fixture(scope="module")
-def on_cpu(works, demo, demo_new_onnx, tmp_path_factory):
+def on_cpu(works, demo, thin_onnx, tmp_path_factory):
     """(probabilities, accuracy) of the CPU's scripts."""
     folder = tmp_path_factory.mktemp("cpu")
     works("TSM_preprocess.py", *demo[:4], cwd=folder)
-    works("TSM_infer.py", "--model", demo_new_onnx, "--input", "sthv2/preprocess_bin", "--output", "inference_result",
+    works("TSM_infer.py", "--model", thin_onnx, "--input", "sthv2/preprocess_bin", "--output", "inference_result",
           "--output_dirname", "out", "--outfmt", "TXT", "--warmup_count", 0, cwd=folder)
     works("TSM_postprocess.py", "--result_path=inference_result/out_summary.json", "--info_path=sthv2/sthv2.info", "--json",
           "accuracy.json", cwd=folder)

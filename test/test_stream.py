@@ -6,11 +6,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
+from tsm.cli import Corrupt
+from tsm.engine import Engine, score
+from tsm.protocol import SSV2
+
 CLIPS = 5
 TIMES = ("NPU_compute_time", "H2D_latency", "D2H_latency", "throughput", "npu_compute_time_list", "pid", "args")
 
@@ -42,6 +50,34 @@ def files(folder):
     found["files"] = [(entry["infiles"][0].replace("./", ""), entry["outfiles"]) for entry in summary["filesinfo"].values()]
     assert set(TIMES) <= set(summary) and summary["NPU_compute_time"]["count"] == len(summary["filesinfo"])
     return found
+
+
+def test_no_stream_is_idle_between_two_videos():
+    """Two streams and videos of three views, where a view ends only once it has run beside another: even the last of a video
+    has the first of the next beside it."""
+    protocol = SSV2._replace(size=4, short_side=4, classes=3, sampling="uniform")
+    pool, slots, running, beside = ThreadPoolExecutor(2), threading.Semaphore(2), [], threading.Barrier(2)
+
+    def submit(view, take):
+        def work():
+            beside.wait(timeout=60)
+            take(np.full((protocol.segments, protocol.classes), view.flat[0]))
+            slots.release()
+
+        slots.acquire()
+        running.append(pool.submit(work))
+
+    def videos():
+        for number in range(5):
+            yield number, Corrupt("no video") if number == 2 else np.full((1,) + protocol.video_shape, number, np.float32)
+
+    engine = Engine("none", 2, submit, lambda: [one.result() for one in running])
+    began = time.perf_counter()
+    found = list(score(engine, SimpleNamespace(protocol=protocol, fusion="prob"), videos()))
+    seconds = time.perf_counter() - began
+    assert [key for key, _, _, _ in found] == list(range(5)) and isinstance(found[2][1], Corrupt)
+    assert all(np.allclose(result, 1 / 3) for key, result, _, _ in found if key != 2)
+    assert 0 < sum(computing + waited for _, _, computing, waited in found) <= 1000 * seconds
 
 
 def test_it_leaves_what_the_two_scripts_leave_but_the_tensors(works, setting):

@@ -321,8 +321,9 @@ def check_export(chain: Chain, tensors: List[np.ndarray], exported: List[np.ndar
     differs = differences(facts.protocol, chain.protocol)
     if differs:
         return Row("export", DEPARTS, None, None, 0, "the checkpoint's protocol is not the run's: " + differs)
-    ours = [scores(net, normalised(tensor, chain.protocol)[None]) for tensor in tensors]
     views, fusion = chain.protocol.views, str(chain.model.fusion)
+    by_view = (views,) + chain.protocol.view_shape
+    ours = [np.concatenate([scores(net, view[None]) for view in normalised(tensor, chain.protocol).reshape(by_view)]) for tensor in tensors]
     return compared("export", [fuse(one, views, fusion)[0] for one in exported], [fuse(one, views, fusion)[0] for one in ours],
                     EXACT, "the exported graph against PyTorch")
 

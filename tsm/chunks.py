@@ -203,7 +203,7 @@ def opened(job: Job) -> Any:
     if key not in _opened:
         _opened.clear()
         model = read_offline(job.model)
-        engine, int8 = open_engine(model, job.computing)
+        engine, int8 = open_engine(model, job.computing, listed=True)
         _opened[key] = engine, model, about(engine, model, job.computing.precision, int8)
     return _opened[key]
 

@@ -8,9 +8,10 @@ import argparse
 import contextlib
 import threading
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from typing import Any, Callable, Dict, Generator, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Deque, Dict, Generator, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -94,7 +95,7 @@ def onnxruntime_engine(network: Any, path: str, precision: str, streams: int) ->
     opened = session(network, path, threads=max(1, cores() // streams))
     name, pool = opened.get_inputs()[0].name, ThreadPoolExecutor(streams)
     slots = threading.Semaphore(2 * streams)
-    pending: List[Any] = []
+    pending: Deque[Any] = deque()
 
     def submit(x: np.ndarray, take: Take) -> None:
         def compute() -> None:
@@ -103,12 +104,14 @@ def onnxruntime_engine(network: Any, path: str, precision: str, streams: int) ->
             finally:
                 slots.release()
 
+        while pending and pending[0].done():
+            pending.popleft().result()
         slots.acquire()  # no more views in memory than can be worked on
         pending.append(pool.submit(compute))
 
     def wait() -> None:
         while pending:
-            pending.pop().result()
+            pending.popleft().result()
 
     return Engine("ONNX Runtime " + onnxruntime.__version__, streams, submit, wait)
 
@@ -121,9 +124,12 @@ def even_streams(views: int, most: int) -> int:
     return max(count for count in range(1, most + 1) if views % count == 0)
 
 
-def streams_for(model: Offline) -> int:
-    """Views computed at a time by default: one per core, evened out over a batch's views; 1 for a model that runs whole."""
-    return even_streams(model.protocol.views * model.batch, cores()) if model.protocol else 1
+def streams_for(model: Offline, listed: bool = False) -> int:
+    """Views computed at a time by default: one per core, evened out over a batch's views unless one video follows another
+    (`listed`, see score()); 1 for a model that runs whole."""
+    if model.protocol is None:
+        return 1
+    return cores() if listed else even_streams(model.protocol.views * model.batch, cores())
 
 
 class Computing(NamedTuple):
@@ -168,10 +174,10 @@ def network_of(model: Offline, computing: Computing) -> Tuple[Any, Dict[str, str
     return network, facts
 
 
-def open_engine(model: Offline, computing: Computing) -> Tuple[Engine, Dict[str, str]]:
-    """(the model compiled, what is known of its int8 file)."""
+def open_engine(model: Offline, computing: Computing, listed: bool = False) -> Tuple[Engine, Dict[str, str]]:
+    """(the model compiled, what is known of its int8 file); `listed` as in streams_for()."""
     network, facts = network_of(model, computing)
-    streams = computing.streams or streams_for(model)
+    streams = computing.streams or streams_for(model, listed)
     return BACKENDS[computing.backend](network, model.path, computing.precision, streams), facts
 
 
@@ -267,11 +273,23 @@ def _run(
     return outputs, time.perf_counter() - start, waited
 
 
+class _Begun(NamedTuple):
+    """A video whose views were submitted: `results` gets its result and the moment of its end."""
+
+    key: Any
+    results: List[Tuple[Any, float]]
+    arrived: float
+    waited: float  # seconds
+
+
 def score(
     engine: Engine, model: Offline, videos: Generator[Tuple[Any, Any], None, None],
     voted: Optional[Callable[[Any, int], None]] = None,
 ) -> Iterator[Tuple[Any, Any, float, float]]:
-    """Compute videos as they come; of each (key, result, ms of computing, ms that it was waited for).
+    """Compute videos as they come; of each, in their order, (key, result, ms of computing, ms that the engine had nothing to do).
+
+    A video is begun while the one before it runs, so that no stream is idle between them. It is computed from when it came, or
+    when the one before it was done if that was later, to its end; so all these times add up to those on a clock.
 
     Args:
         videos: (key, samples [1, frames, 3, size, size]), or (key, an exception), which is passed on as the result. They
@@ -284,20 +302,35 @@ def score(
             for video in videos:
                 yield lambda video=video: video  # type: ignore[misc]
 
-    ahead = reading_ahead(jobs())
-    while True:
-        asked = time.perf_counter()
-        key, samples = next(ahead, (None, None))
-        arrived = time.perf_counter()
-        if samples is None:
-            return
+    begun: Deque[_Begun] = deque()
+    ended = 0.0
+
+    def begin(key: Any, samples: Any, asked: float) -> None:
+        arrived, results = time.perf_counter(), []  # type: Tuple[float, List[Tuple[Any, float]]]
+        ends = [one.results[0][1] for one in begun if one.results]
+        idle = len(ends) == len(begun)
+        begun.append(_Begun(key, results, arrived, max(0.0, arrived - max([asked] + ends)) if idle else 0.0))
         if isinstance(samples, Exception):
-            yield key, samples, 0.0, 1000 * (arrived - asked)
-            continue
-        outputs: List[np.ndarray] = []
-        compute(engine, model, samples, outputs.append, voted and (lambda votes: voted(key, int(votes[0]))))  # type: ignore[misc]
+            results.append((samples, arrived))
+        else:
+            compute(engine, model, samples, lambda output: results.append((output[0], time.perf_counter())),
+                    voted and (lambda votes: voted(key, int(votes[0]))))  # type: ignore[misc]
+
+    def done() -> Iterator[Tuple[Any, Any, float, float]]:
+        nonlocal ended
+        while begun and begun[0].results:
+            key, ((result, end),), arrived, waited = begun.popleft()
+            if not isinstance(result, Exception) and not np.isfinite(result).all():
+                raise UserError("%s: its scores are not finite; look for NaN or infinity in the model's weights" % (key,))
+            seconds, ended = max(0.0, end - max(arrived, ended)), max(ended, end)
+            yield key, result, 1000 * seconds, 1000 * waited
+
+    ahead, asked = reading_ahead(jobs()), time.perf_counter()
+    try:
+        for key, samples in ahead:
+            begin(key, samples, asked)
+            yield from done()
+            asked = time.perf_counter()
+    finally:
         engine.wait()
-        seconds = time.perf_counter() - arrived
-        if not np.isfinite(outputs[0]).all():
-            raise UserError("%s: its scores are not finite; look for NaN or infinity in the model's weights" % (key,))
-        yield key, outputs[0][0], 1000 * seconds, 1000 * (arrived - asked)
+    yield from done()

@@ -82,10 +82,9 @@ def write_json(path: str, value: Any, indent: int = 1) -> None:
 
 def read_json(path: str) -> Any:
     """The JSON value in `path`. Raises UserError where it is not JSON in UTF-8, or a number in it is not finite as a float."""
-    with open(path, "rb") as file:
-        raw = file.read()
+    text = read_text(path)
     try:
-        return json.loads(raw.decode("utf-8"), parse_constant=_finite, parse_float=_finite, parse_int=_finite_int)
+        return json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_finite_int)
     except (ValueError, RecursionError) as error:
         raise UserError("%s: not JSON (%s); make it again" % (path, error))
 

@@ -6,7 +6,6 @@ configs/recognition/tsm and the classes it names.
 """
 
 import argparse
-import json
 import re
 import reprlib
 from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
@@ -14,7 +13,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 import numpy as np
 
 from tsm.cli import UserError, positive
-from tsm.files import read_text
+from tsm.files import read_json
 
 SAMPLINGS = {"uniform": 1, "twice": 2, "dense": 10}  # name: samples per video
 CROPS = {"centre": 1, "three": 3, "ten": 10}  # name: crops per frame
@@ -165,11 +164,7 @@ def read_protocol(path: str) -> Protocol:
 
 def read_stated(path: str) -> Dict[str, Any]:
     """All that such a file holds; of it, the protocol is not checked yet."""
-    text = read_text(path)
-    try:
-        facts = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError("%s: not JSON (%s); make it again" % (path, error))
+    facts = read_json(path)
     if not isinstance(facts, dict):
         raise UserError("%s: not a JSON object; make it with TSM_checkpoint.py" % path)
     return facts

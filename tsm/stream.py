@@ -114,7 +114,7 @@ def agreement_with_fp32(
     chosen = sorted(found.done)[: args.agreement]
     if computing.precision == "fp32" or not chosen:
         return {}
-    engine, _ = open_engine(model, computing._replace(precision="fp32"))
+    engine, _ = open_engine(model, computing._replace(precision="fp32"), listed=True)
     videos = videos_of(work.source, {index: work.clips[index] for index in chosen}, args.num_worker or cores(), {})
     same = [int(output.argmax() == read_scores(work.result(index), work.source.protocol.classes)[0].argmax())
             for index, output, _, _ in score(engine, model, videos) if not isinstance(output, Exception)]
