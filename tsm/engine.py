@@ -289,7 +289,7 @@ def score(
     """Compute videos as they come; of each, in their order, (key, result, ms of computing, ms that the engine had nothing to do).
 
     A video is begun while the one before it runs, so that no stream is idle between them. It is computed from when it came, or
-    when the one before it was done if that was later, to its end; so all these times add up to those on a clock.
+    when the one before it was done if that was later, to its end; so these times add up to what a clock shows.
 
     Args:
         videos: (key, samples [1, frames, 3, size, size]), or (key, an exception), which is passed on as the result. They
@@ -306,7 +306,8 @@ def score(
     ended = 0.0
 
     def begin(key: Any, samples: Any, asked: float) -> None:
-        arrived, results = time.perf_counter(), []  # type: Tuple[float, List[Tuple[Any, float]]]
+        arrived = time.perf_counter()
+        results: List[Tuple[Any, float]] = []
         ends = [one.results[0][1] for one in begun if one.results]
         idle = len(ends) == len(begun)
         begun.append(_Begun(key, results, arrived, max(0.0, arrived - max([asked] + ends)) if idle else 0.0))
