@@ -147,8 +147,8 @@ def add_options(cli: argparse.ArgumentParser) -> None:
     cli.add_argument("--precision", choices=("fp32", "bf16", "int8"), default="fp32", help="what it computes in; bf16 needs "
                      "a processor that has it, int8 TSM_quantise.py's file, both OpenVINO (default: %(default)s)")
     cli.add_argument("--int8_model", metavar="FILE", help="TSM_quantise.py's file (default: tsm_int8.xml beside the model)")
-    cli.add_argument("--streams", type=positive, metavar="N", help="views computed at a time (default: one per core, "
-                     "evened out over a batch's views)")
+    cli.add_argument("--streams", type=positive, metavar="N", help="views computed at a time (default: one per core; "
+                     "of a batch that runs by itself, evened out over its views)")
 
 
 def add_agreement(cli: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from typing import Any, Iterator, List, Tuple, Union
+from typing import Any, Dict, Iterator, List, Tuple, Union
 
 import numpy as np
 
@@ -80,11 +80,13 @@ def write_json(path: str, value: Any, indent: int = 1) -> None:
     write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
-def read_json(path: str) -> Any:
-    """The JSON value in `path`. Raises UserError where it is not JSON in UTF-8, or a number in it is not finite as a float."""
+def read_json(path: str, finite: bool = True) -> Any:
+    """The JSON value in `path`. Raises UserError where it is not JSON in UTF-8, or, if `finite`, a number in it is not finite as
+    a float; a caller that says where in the file such a number is passes False and looks itself."""
     text = read_text(path)
+    hooks: Dict[str, Any] = dict(parse_constant=_finite, parse_float=_finite, parse_int=_finite_int) if finite else {}
     try:
-        return json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_finite_int)
+        return json.loads(text, **hooks)
     except (ValueError, RecursionError) as error:
         raise UserError("%s: not JSON (%s); make it again" % (path, error))
 
