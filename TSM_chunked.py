@@ -112,7 +112,7 @@ def carry_out(args: argparse.Namespace, work: journal.Work, job: Job, found: jou
         for chunks in rounds(args.chunk, work, job, found, at_once):
             if job.device == "npu" and not args.ray:
                 check_space(job, chunks, at_once)
-            print("[INFO] to do: %d videos in %d chunks" % (sum(len(chunk.keys) for chunk in chunks), len(chunks)), flush=True)
+            print("[INFO] to do: %d videos, chunks: %d" % (sum(len(chunk.keys) for chunk in chunks), len(chunks)), flush=True)
             with contextlib.closing(carry(job, chunks, flight)) as pieces:
                 for _, piece in pieces:
                     log.keep(piece)
@@ -150,10 +150,11 @@ def conclude(args: argparse.Namespace, work: journal.Work, job: Job, found: jour
 def do_shard(args: argparse.Namespace, work: journal.Work, job: Job) -> None:
     """Do one share of the list, with a journal of its own."""
     mine = shard_of(len(work.clips), *args.shard)
-    folder = journal.shard_folder(work, args.shard)
-    with locked(folder):
-        found = journal.survey(work, mine)
-        carry_out(args, work, job._replace(shard=args.shard), found, folder)
+    with journal.held(work, shared=True):
+        folder = journal.shard_folder(work, args.shard)
+        with locked(folder):
+            found = journal.survey(work, mine)
+            carry_out(args, work, job._replace(shard=args.shard), found, folder)
     show(found, work, len(mine))
 
 
@@ -166,13 +167,14 @@ def main() -> None:
     stream.check_places(args)
     work, job, model = job_of(args)
     if args.status:
-        show(journal.survey(work), work, len(work.clips))
+        mine = shard_of(len(work.clips), *args.shard or (0, 1))
+        show(journal.survey(work, mine, closing=True), work, len(mine))
         return
     if args.shard:
         do_shard(args, work, job)
     if args.merge or not args.shard:
         with journal.held(work):
-            found = journal.survey(work)
+            found = journal.survey(work, closing=args.merge)
             kept = len(found.done)
             if not args.merge:
                 carry_out(args, work, job, found, work.folder)

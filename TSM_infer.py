@@ -27,7 +27,7 @@ from typing import Callable, Dict, List, Tuple
 
 import numpy as np
 
-from tsm.cli import non_negative, parser, positive, run
+from tsm.cli import folder_name, non_negative, parser, positive, run
 from tsm.engine import Computing, Engine, about, add_agreement, add_options, computing_of, has_bf16, infer, open_engine
 from tsm.machine import cores, peak_memory
 from tsm.offline import Offline, read_offline
@@ -44,7 +44,7 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--input", "-i", metavar="PATHS", help="files (comma-separated) or one folder; without it the model "
                      "runs on zeros, for its speed")
     cli.add_argument("--output", "-o", metavar="DIR", help="where results go; without it none are written")
-    cli.add_argument("--output_dirname", metavar="NAME", help="their folder inside --output (default: a time stamp)")
+    cli.add_argument("--output_dirname", type=folder_name, metavar="NAME", help="their folder inside --output (default: a time stamp)")
     cli.add_argument("--outfmt", choices=("NPY", "BIN", "TXT"), default="BIN", help="default: %(default)s")
     cli.add_argument("--loop", "-l", type=positive, metavar="N", help="computes each batch N times (default: 1; without "
                      "--input, as often as makes about %d videos)" % SYNTHETIC_VIDEOS)

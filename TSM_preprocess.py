@@ -34,17 +34,18 @@ from tsm.cli import Corrupt, UserError, parser, positive, run
 from tsm.clips import versions_of
 from tsm.files import locked
 from tsm.frames import Naming, add_naming
+from tsm.layout import BINS, PREPROCESSED
 from tsm.machine import cores, workers_that_fit
 from tsm.preprocess import Job, check_space, invalidate, make, survey
 from tsm.protocol import Protocol, read_protocol
-from tsm.samples import BINS, check_data_root, check_readable, print_skipped, publish, read_list, refuse
+from tsm.samples import check_data_root, check_readable, print_skipped, publish, read_list, refuse
 
 
 def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
     cli.add_argument("--data_root", required=True, metavar="DIR", help="the folder that the list's paths start from")
     cli.add_argument("--ann_file", required=True, metavar="FILE", help="the list, as TSM_dataset.py makes it")
-    cli.add_argument("--output_dir", default="sthv2", metavar="OUT", help="default: %(default)s")
+    cli.add_argument("--output_dir", default=PREPROCESSED, metavar="OUT", help="default: %(default)s")
     cli.add_argument("--batch_size", type=positive, default=1, metavar="B", help="accepted as in the guide: one file per "
                      "clip serves every batch size")
     cli.add_argument("--num_worker", type=positive, default=cores(), metavar="N", help="processes (default: one per core)")

@@ -55,7 +55,7 @@ misuse() { echo "run_all.sh: error: $* (see --help)" >&2; exit 2; }
 fail() { echo "run_all.sh: error: $*" >&2; exit 1; }
 warn() { echo "run_all.sh: warning: $*" >&2; }
 
-suite=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+suite=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
 batch='' data_root='' ann_file='' checkpoint='' on_error=fail dtype=float32 num_worker='' chunk=auto
 device=auto fusion='' precision=fp32 backend='' exporter=auto chip='' loop='' perf_batches='' work_dir=$suite
 stream='' devices='' ray='' labels='' filename_tmpl='' start_index='' config='' segments='' protocol='' agreement='' gallery=''
@@ -67,7 +67,7 @@ while [ $# -gt 0 ]; do
     --data_root | --ann_file | --labels | --filename_tmpl | --start_index | --checkpoint | --config | --segments | --on-error | \
         --dtype | --num_worker | --chunk | --devices | --ray | --device | --fusion | --precision | --backend | --exporter | --chip | \
         --loop | --perf_batches | --agreement | --gallery | --work_dir)
-        [ $# -ge 2 ] || misuse "$1 wants a value"
+        [ -n "${2:-}" ] || misuse "$1 wants a value"
         name=${1#--}
         printf -v "${name//-/_}" %s "$2"
         shift 2
@@ -76,13 +76,14 @@ while [ $# -gt 0 ]; do
     *) [ -z "$batch" ] || misuse "one batch size, not $batch and $1"; batch=$1; shift ;;
     esac
 done
-count='^[1-9][0-9]{0,6}$'
+count='^[1-9][0-9]{0,6}$' counts='^[1-9][0-9]{0,6}(,[1-9][0-9]{0,6})*$'
 one_of() { local name=$1 value=$2; shift 2; case " $* " in *" $value "*) ;; *) misuse "$name $value: choose from $*" ;; esac; }
 [ -n "$batch" ] || misuse "BATCH_SIZE is missing, as in ./run_all.sh 1"
 perf_batches=${perf_batches:-$batch}
-for value in "$batch" "${num_worker:-1}" "${loop:-1}" "${segments:-1}" ${perf_batches//,/ }; do
+for value in "$batch" "${num_worker:-1}" "${loop:-1}" "${segments:-1}"; do
     [[ $value =~ $count ]] || misuse "$value is not a whole number above 0"
 done
+[[ $perf_batches =~ $counts ]] || misuse "--perf_batches $perf_batches: whole numbers above 0, as in 1,4,8"
 for value in "${agreement:-0}" "${gallery:-0}"; do
     [[ $value =~ ^[0-9]{1,6}$ ]] || misuse "$value is not a whole number; --agreement and --gallery take one"
 done
@@ -105,6 +106,10 @@ one_of --exporter "$exporter" auto builtin mmaction2
 [ -z "$devices" ] || [ -z "$ray" ] || misuse "--devices are this host's, --ray's are a cluster's; leave out one of them"
 [ -z "$devices$ray" ] || [ "$chunk" != 0 ] || misuse "--chunk 0 is all at once here; leave it out with --devices and --ray"
 [[ $devices =~ ^([0-9]{1,3}(,[0-9]{1,3})*)?$ ]] || misuse "--devices $devices: a list of chips, as in 0,1"
+for value in ${devices//,/ }; do
+    [[ ,${devices//,/,,}, != *",$value,"*",$value,"* ]] || misuse "--devices $devices: names chip $value twice"
+done
+[[ $ray =~ ^(|auto|local|[^/]+:[0-9]{1,5})$ ]] || misuse "--ray $ray: auto, local or HOST:PORT"
 case $checkpoint in
 '' | official | http://* | https://*) ;;
 tsm_*-*) ;;  # a file, or a name of TSM_checkpoint.py --list, which tells
@@ -115,7 +120,8 @@ esac
 absolute() { case $1 in '' | /* | official | http://* | https://*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 data_root=$(absolute "$data_root") ann_file=$(absolute "$ann_file")
 [ ! -f "$checkpoint" ] || checkpoint=$(absolute "$checkpoint")
-labels=$(absolute "$labels") config=$(absolute "$config")
+labels=$(absolute "$labels") config=$(absolute "$config") work_dir=$(absolute "$work_dir")
+case ${PYTHON:-} in */*) PYTHON=$(absolute "$PYTHON") ;; esac
 MMACTION2=$(absolute "${MMACTION2:-}") set_env=$(absolute "${ASCEND_SET_ENV:-}")
 
 # The device: CANN's tools decide, and the hardware has a say. Tests put ASCEND_SYSROOT before the system's folders.
@@ -171,6 +177,8 @@ elif [ -z "${PYTHON:-}" ]; then
     . "$suite/.venv/bin/activate"
     echo "environment: . ${s}.venv/bin/activate"
 fi
+[ -z "$ray" ] || "$python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("ray"))' ||
+    fail "--ray $ray: $python has no Ray (Python 3.10 or newer); run $python -m pip install -r $suite/requirements-cluster.txt"
 [ $device = npu ] || bench=("$python" "${s}TSM_infer.py") model=tsm_new_bs suffix=onnx target=cpu
 
 # The exporter: mmaction2's own if it is at hand.
@@ -207,19 +215,20 @@ if [ -z "$checkpoint" ]; then
         "$python" "${s}demo/expand.py" --output "$checkpoint"
 else
     stage checkpoint "The checkpoint" --tee checkpoint.txt -- "$python" "${s}TSM_checkpoint.py" "$checkpoint" \
-        ${config:+--config "$config"} ${segments:+--segments "$segments"}
+        ${config:+--config "$config"} ${segments:+--segments "$segments"} ${labels:+--labels "$labels"}
     found() { sed -n "s/^$1: \(.*\)/\1/p" checkpoint.txt; }  # a fact that it printed
-    without_origin() { found "$1" | sed 's/ ([^(]*)$//'; }
+    without_origin() { found "$1" | sed 's/ (.*//'; }
     checkpoint=$(found checkpoint) protocol=$(found protocol) shape=$(found shape)
     network=$(without_origin network)
     fusion=${fusion:-$(without_origin fusion)}
-    filename_tmpl=${filename_tmpl:-$(without_origin filename_tmpl)}
-    start_index=${start_index:-$(without_origin start_index)}
+    filename_tmpl=${filename_tmpl:-$(found filename_tmpl)}
+    start_index=${start_index:-$(found start_index)}
 fi
 if [ -z "$data_root" ]; then
     data_root=${s}demo/videos ann_file=sthv2_val_list_videos.txt
     annotations=${s}demo/annotations/something-something-v2
-    stage lists "Lists of the demo clips" --in "$data_root" --in "$annotations-validation.json" --out "$ann_file" -- \
+    stage lists "Lists of the demo clips" --in "$data_root" --in "$annotations-validation.json" \
+        --in "$annotations-labels.json" --out "$ann_file" -- \
         "$python" "${s}TSM_dataset.py" --annotations "$annotations-validation.json" \
         --labels "$annotations-labels.json" --videos "$data_root"
     labels=${labels:-$annotations-labels.json}
@@ -263,7 +272,8 @@ for bs in $(printf '%s\n' "$batch" $perf_batches | sort -nu); do
     [ -z "$protocol" ] || modify+=(--protocol "$protocol")
     [ "$dtype" = float32 ] || modify+=(--input_dtype "$dtype")
     [ -z "$labels" ] || modify+=(--labels "$labels")
-    stage "surgery_bs$bs" "Graph surgery, batch $bs" --in "$source" --out "tsm_new_bs$bs.onnx" -- "${modify[@]}"
+    stage "surgery_bs$bs" "Graph surgery, batch $bs" --in "$source" ${labels:+--in "$labels"} ${protocol:+--in "$protocol"} \
+        --out "tsm_new_bs$bs.onnx" -- "${modify[@]}"
     [ "$source" != tsm_bs1.onnx ] || source=tsm_new_bs$bs.onnx
     [ $device = cpu ] || stage "atc_bs$bs" "ATC, batch $bs" --in "tsm_new_bs$bs.onnx" --out "tsm_bs$bs.om" -- \
         atc --model="tsm_new_bs$bs.onnx" --framework=5 --output="tsm_bs$bs" --input_format=ND --log=error \

@@ -7,7 +7,7 @@
 # BASE_PYTHON=/path/to/python makes .venv from that interpreter instead of python3.
 set -euo pipefail
 unset CDPATH
-cd "$(dirname "${BASH_SOURCE[0]}")"
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 fail() { echo "setup.sh: error: $*" >&2; exit 1; }
 
 base=${BASE_PYTHON:-python3}

@@ -15,10 +15,14 @@ import pytest
 from clips import arguments, listed, results
 
 pytest.importorskip("onnx")
-from tsm.chips import run_command, scratch_of
+from tsm.chips import infer, run_command, scratch_of
 from tsm.chunks import Chunk, Job, chunk_size, missing_shards, plan, rate_in, shard_of
+from tsm.cli import UserError
 from tsm.files import locked
-from tsm.journal import JOURNAL, Done, Piece, Record, Survey, Work, appending, busy_seconds, journal_line, read_journal, workers_of
+from tsm.frames import IMG
+from tsm.journal import JOURNAL, Done, Piece, Record, Source, Survey, Work, appending, busy_seconds, journal_line, read_journal, workers_of
+from tsm.protocol import SSV2
+from tsm.samples import Clip, manifest_of, write_manifest
 
 CLIPS, CHUNK = 5, 2
 POST = ("--result_path", "res/out_summary.json", "--info_path", "sthv2/sthv2.info", "--json", "-")
@@ -49,7 +53,7 @@ def records(folder):
 
 def test_chunks_give_what_a_streamed_run_gives_and_are_not_done_twice(works, setting, expected):
     out = works("TSM_chunked.py", *arguments("--chunk", CHUNK), cwd=setting)
-    assert "to do: 5 videos in 3 chunks" in out and "5 made, 0 already right" in out
+    assert "to do: 5 videos, chunks: 3" in out and "5 made, 0 already right" in out
     assert same(setting, expected) and len(records(setting)) == 3
     manifest = (setting / "sthv2/sthv2.json").read_bytes()
     summary = json.loads((setting / "res/out_summary.json").read_text())
@@ -68,7 +72,7 @@ def test_chunks_give_what_a_streamed_run_gives_and_are_not_done_twice(works, set
 def test_the_automatic_size_is_measured_on_a_sample_that_counts(works, thin_onnx, tmp_path):
     folder = listed(tmp_path / "run", thin_onnx, 10)
     out = works("TSM_chunked.py", *arguments("--chunk", "auto"), cwd=folder)
-    assert "to do: 8 videos in 1 chunks" in out and "to do: 2 videos in 1 chunks" in out and "10 made" in out
+    assert "to do: 8 videos, chunks: 1" in out and "to do: 2 videos, chunks: 1" in out and "10 made" in out
 
 
 def test_killed_at_any_moment_it_goes_on(repo, works, setting, expected):
@@ -287,8 +291,41 @@ def test_what_a_command_says_may_be_in_any_encoding():
 
 
 def test_shards_on_one_host_keep_their_tensors_apart():
-    job = Job(None, "", "basis", "npu", "", None, None, "", {}, {})
-    assert len({scratch_of(job._replace(shard=shard)) for shard in ((0, 1), (0, 2), (1, 2))}) == 3
+    job = Job(None, "", "basis", "npu", "", None, None, "", {}, {}, "/res/out")
+    others = [job._replace(results="/res/other")] + [job._replace(shard=shard) for shard in ((0, 1), (0, 2), (1, 2))]
+    assert len(set(map(scratch_of, others))) == 4
+
+
+def test_tensors_of_other_videos_are_not_taken_for_the_chunk_s(tmp_path):
+    """As where two runs came to make theirs in one folder."""
+    (tmp_path / "list.txt").write_text("")
+    clips = {0: Clip(1, "a.webm", None, 0), 1: Clip(2, "b.webm", None, 1)}
+    job = Job(Source("", IMG, SSV2, "float32"), "list.txt", "basis", "npu", "m.om", None, None, "", {}, {}, "")
+    for sources, says in (({0: "a.webm", 1: "c.webm"}, "b.webm"), ({0: "a.webm"}, "b.webm"), ({5: "a.webm"}, "a.webm")):
+        made = {index: Clip(index + 1, source, None, 0) for index, source in sources.items()}
+        manifest = manifest_of(str(tmp_path / "list.txt"), made, SSV2, "float32", {}, dict.fromkeys(made, "0" * 32), {})
+        write_manifest(str(tmp_path / "sthv2.json"), manifest)
+        with pytest.raises(UserError, match="holds no tensor of %s; let no other run use this folder" % says):
+            infer(job, Chunk(0, 2, clips, {}), str(tmp_path), "0", [])
+
+
+def test_a_run_waits_for_no_shard_and_no_shard_for_a_run(works, fails, setting):
+    works("TSM_chunked.py", *arguments("--shard", "0/2"), cwd=setting)
+    before = sorted(path.name for path in (setting / "res/out").iterdir())
+    with locked(str(setting / "res/out"), shared=True):  # as while another shard is at work
+        for script, more in (("TSM_chunked.py", ()), ("TSM_chunked.py", ("--merge",)), ("TSM_stream.py", ())):
+            assert "out: another run is at work in this folder" in fails(script, *arguments(*more), cwd=setting)
+        assert sorted(path.name for path in (setting / "res/out").iterdir()) == before
+        works("TSM_chunked.py", *arguments("--shard", "1/2"), cwd=setting)
+    with locked(str(setting / "res/out")):
+        assert "out: another run is at work in this folder" in fails("TSM_chunked.py", *arguments("--shard", "0/2"), cwd=setting)
+    assert "0 made, %d already right" % CLIPS in works("TSM_chunked.py", *arguments("--merge"), cwd=setting)
+
+
+def test_the_status_of_a_shard_is_its_own(works, setting):
+    works("TSM_chunked.py", *arguments("--shard", "0/2"), cwd=setting)
+    out = works("TSM_chunked.py", *arguments("--shard", "1/2", "--status"), cwd=setting)
+    assert "0 of %d videos are done, 0 cannot be read, %d are to do" % ((len(shard_of(CLIPS, 1, 2)),) * 2) in out
 
 
 @pytest.mark.parametrize("videos, dtype, size", [

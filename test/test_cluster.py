@@ -345,7 +345,7 @@ def job(folder, **changes):
     model = folder / "m.onnx"
     model.write_bytes(b"model")
     made = Job(Source(str(folder), None, None, "float32"), "", "", "cpu", str(model), Computing("onnxruntime", "fp32", None, ""), None,
-               "", {str(model): sha256(str(model))}, versions("cpu", "onnxruntime"))
+               "", {str(model): sha256(str(model))}, versions("cpu", "onnxruntime"), str(folder / "res"))
     return made._replace(**changes)
 
 

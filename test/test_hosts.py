@@ -256,6 +256,19 @@ def test_the_libraries_are_told_before_they_are_imported(quiet, repo):
     assert done.stdout == "1 None\n"
 
 
+def test_a_closed_standard_output_is_no_fault(repo, tmp_path):
+    command = "'%s' '%s' --list >&-" % (sys.executable, repo / "TSM_checkpoint.py")
+    done = subprocess.run(["sh", "-c", command], cwd=str(tmp_path), stderr=subprocess.PIPE, universal_newlines=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("error, says", [("KeyboardInterrupt", "-c: error: interrupted\n"), ("ValueError", "Traceback")])
+def test_an_interruption_while_libraries_are_imported_is_one_line(repo, tmp_path, error, says):
+    done = subprocess.run([sys.executable, "-c", "import tsm; raise %s" % error], cwd=str(repo), stderr=subprocess.PIPE,
+                          universal_newlines=True)
+    assert done.returncode and done.stderr.startswith(says) and (error == "ValueError") == (done.stderr.count("\n") > 1)
+
+
 def test_every_script_passes_through_tsm_first(repo):
     """So that the variables are set: no script of ours imports a library that reports before it imports tsm."""
     for name in scripts(repo):

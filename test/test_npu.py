@@ -37,7 +37,7 @@ def atlas(standins):
 def bare(tmp_path_factory):
     """An environment with the usual tools on its PATH, and nothing of Ascend's."""
     folder = tmp_path_factory.mktemp("bin")
-    for tool in ("bash", "cat", "dirname", "flock", "mkdir", "sort"):
+    for tool in ("bash", "cat", "dirname", "flock", "mkdir", "readlink", "sort"):
         (folder / tool).symlink_to(shutil.which(tool))
     return {"PATH": str(folder), "PYTHONPATH": "", "PYTHON": sys.executable, "ASCEND_SET_ENV": "/nowhere/set_env.sh",
             "ASCEND_SYSROOT": "/nowhere", "HOME": "/nowhere"}

@@ -158,7 +158,10 @@ def test_both_readmes_have_the_same_commands(repo):
     ((1, "--devices", "0", "--ray", "auto"), "--devices"), ((1, "--device", "cpu", "--devices", "0"), "--devices is for an NPU"),
     ((1, "--devices", "0,x"), "--devices 0,x"), ((1, "--ray", "auto", "--chunk", "0"), "--chunk 0"),
     ((1, "--stream", "--device", "npu"), "--stream"),
-    ((1, "--data_root", "."), "go together"), ((1, "--perf_batches", "1,x"), "x is not"), ((1, "--chunk", "-1"), "--chunk"),
+    ((1, "--data_root", "."), "go together"), ((1, "--chunk", "-1"), "--chunk"),
+    ((1, "--perf_batches", "1,x"), "--perf_batches 1,x"), ((1, "--perf_batches", ","), "--perf_batches ,"),
+    ((1, "--data_root", "", "--ann_file", ""), "--data_root wants a value"), ((1, "--ann_file="), "--ann_file wants a value"),
+    ((1, "--devices", "0,3,0"), "chip 0 twice"), ((1, "--ray", "nonsense"), "--ray nonsense"), ((1, "--ray", "http://x:1"), "--ray http"),
     ((1, "--agreement", "-1"), "-1 is not"), ((1, "--gallery", "many"), "many is not"),
     ((1, "--backend", "tensorrt"), "--backend tensorrt"), ((1, "--num_worker", "0"), "0 is not"),
     ((1, "--backend", "onnxruntime", "--precision", "int8"), "--precision int8 needs --backend openvino"),
@@ -311,6 +314,24 @@ def test_the_page_has_film_strips_and_an_agreement_as_asked_for(wired, tmp_path)
     _, calls = wired(1, *OWN, "--precision", "int8", "--agreement", 0, "--gallery", 0)
     assert called(calls, "TSM_report.py")[0][-2:] == ["--gallery", "0"]
     assert called(calls, "TSM_infer.py")[0][:4] == ["--precision", "int8", "--agreement", "0"]
+
+
+def test_names_that_changed_are_put_into_the_model_again(wired, tmp_path):
+    (tmp_path / "labels.txt").write_text("one\n")
+    for text, made in (("one\n", 1), ("one\n", 0), ("two\n", 1)):
+        (tmp_path / "labels.txt").write_text(text)
+        done, calls = wired(1, *OWN, "--labels", "labels.txt")
+        assert done.returncode == 0 and len(called(calls, "modify_onnx.py")) == made, done.stderr
+
+
+def test_paths_are_the_caller_s_whatever_they_look_like(wired, tmp_path):
+    (tmp_path / "link to it").symlink_to(tmp_path / "suite/run_all.sh")
+    done = subprocess.run(
+        ["./link to it", "1", *OWN, "--device", "cpu", "--exporter", "builtin", "--work_dir", "-"], cwd=str(tmp_path),
+        env=dict(os.environ, PYTHON=os.path.relpath(sys.executable, str(tmp_path)), OLDPWD=str(tmp_path / "root")),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "-/stages.json").exists() and not os.listdir(str(tmp_path / "root"))
 
 
 def test_the_demo_s_checkpoint_comes_first_and_needs_no_examination(wired):

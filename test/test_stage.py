@@ -4,7 +4,10 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -105,6 +108,20 @@ def test_a_killed_command_is_said_to_be_killed_and_what_it_had_used(command, sta
     assert 60 < int(used.group(1)) < 200
 
 
+def test_it_ends_with_the_shell_that_started_it_and_so_does_its_command(repo, tmp_path):
+    command = "%s %s it -- sh -c 'echo $$ >pid; exec sleep 1000'; true" % (sys.executable, repo / "tsm/stage.py")
+    shell = subprocess.Popen(["bash", "-c", command], cwd=str(tmp_path), stdout=subprocess.DEVNULL, start_new_session=True)
+    limit = time.monotonic() + 60
+    while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
+        assert time.monotonic() < limit and shell.poll() is None
+    shell.terminate()
+    shell.wait()
+    place = Path("/proc") / (tmp_path / "pid").read_text().strip()
+    while place.exists() and b"sleep" in (place / "cmdline").read_bytes():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
 def test_a_tee_that_cannot_be_written_is_named(run, tmp_path):
     done = run("tsm/stage.py", "copy", "--tee", "missing/log", "--", sys.executable, "-c", "print(1)", cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "missing/log: No such file" in done.stderr
@@ -119,7 +136,7 @@ def test_a_stage_follows_what_its_script_imports_and_nothing_else(run, repo, tmp
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    for name in ("__init__", "stage", "cli", "files"):
+    for name in ("__init__", "stage", "cli", "files", "layout", "machine"):
         shutil.copy(str(repo / "tsm" / (name + ".py")), str(tmp_path / "tsm"))
 
     def stage():

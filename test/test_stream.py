@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from clips import clip_of
 
 pytest.importorskip("onnx")
 from tsm.cli import Corrupt
@@ -127,6 +128,27 @@ def test_killed_at_any_moment_it_continues(repo, works, setting):
             assert not (setting / "res/out_summary.json").exists() and not (setting / "sthv2/sthv2.json").exists()
     works("TSM_stream.py", *ARGS, cwd=setting)
     assert files(setting) == expected and not list(setting.rglob("*.part"))
+
+
+def test_nothing_is_removed_but_what_the_run_made(fails, works, setting):
+    (setting / "res/own").mkdir(parents=True)
+    (setting / "res/own/file").write_text("mine")
+    for name in ("", ".", "/", "..", "out/../.."):
+        assert "argument --output_dirname: %r names no folder of its own" % name in fails(
+            "TSM_stream.py", *ARGS, "--output_dirname", name, cwd=setting, status=2)
+    works("TSM_stream.py", *ARGS, "--output_dirname", "out//", cwd=setting)
+    assert (setting / "res/own/file").read_text() == "mine"
+    assert (setting / "res/out_summary.json").exists() and len(list((setting / "res/out").glob("*.txt"))) == CLIPS
+
+
+def test_a_clip_that_was_mended_is_read_again(fails, works, setting):
+    clip_of("landscape", 40, str(setting / "videos/frames"))
+    (setting / "list.txt").write_text("frames 40 1\n")
+    second = setting / "videos/frames/img_00002.jpg"  # which no sample takes
+    second.rename(setting / "kept.jpg")
+    assert "img_00002.jpg is missing" in fails("TSM_stream.py", *ARGS, cwd=setting)
+    (setting / "kept.jpg").rename(second)
+    assert "1 made, 0 already right, 0 skipped" in works("TSM_stream.py", *ARGS, cwd=setting)
 
 
 def test_unreadable_videos_end_the_run_or_are_left_out(fails, works, setting):

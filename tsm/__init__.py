@@ -7,6 +7,8 @@ run_all.sh, which tsm/stage.py starts with this environment.
 
 A picture whose header claims more pixels than any frame has is refused by OpenCV before it takes the memory; that limit too
 is read when its library is imported.
+
+A script that is interrupted while it still imports libraries ends in one line, as it does later (tsm.cli.run).
 """
 
 import os
@@ -20,3 +22,13 @@ os.environ["NNCF_CI"] = "1"  # NNCF reports nothing where this is set
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))
 _modules: Dict[str, Any] = sys.modules  # OpenVINO has no such variable; without this package it reports nothing
 _modules.setdefault("openvino_telemetry", None)  # importing it raises ImportError, as where it is not installed
+
+
+def _end(kind: Any, error: Any, trace: Any) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.stderr.write("%s: error: interrupted\n" % os.path.basename(sys.argv[0]))
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _end

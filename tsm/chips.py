@@ -5,6 +5,7 @@ One process of ais_bench per chip: given several devices, its versions differ in
 
 import argparse
 import contextlib
+import glob
 import hashlib
 import os
 import re
@@ -25,10 +26,11 @@ from tsm.chunks import ATTEMPTS, SUITE, Chunk, Flight, Job, check_clips
 from tsm.cli import UserError, first_line, warn
 from tsm.files import read_npy, write_json
 from tsm.journal import Piece, Scored
+from tsm.layout import BINS, MANIFEST, PROTOCOL
 from tsm.machine import cores, die_with_parent
 from tsm.npu import devices, listing, the_chip
 from tsm.results import TIMES, read_summary, summary_path
-from tsm.samples import BINS, MANIFEST, read_manifest
+from tsm.samples import read_manifest
 
 
 class Failed(Exception):
@@ -52,15 +54,23 @@ def chips_here() -> List[int]:
 
 
 def scratch_of(job: Job) -> str:
-    """The folder for the tensors of this job, of a name that a later process of the same job and shard finds again."""
-    digest = hashlib.sha256(repr((job.basis, job.shard)).encode()).hexdigest()[:12]
-    return os.path.join(job.scratch or tempfile.gettempdir(), ".tsm_%d_%s" % (os.getuid(), digest))
+    """What the folders for the tensors of this job begin with: a later process of the same job and shard finds them by it, and no
+    other run has the same, whose results go elsewhere."""
+    digest = hashlib.sha256(repr((job.basis, job.results, job.shard)).encode()).hexdigest()[:12]
+    return os.path.join(job.scratch or tempfile.gettempdir(), ".tsm_%d_%s_" % (os.getuid(), digest))
+
+
+def remove_scratch(job: Job) -> None:
+    """Remove the tensors of this job, of a run that was killed or of this one."""
+    for folder in glob.glob(glob.escape(scratch_of(job)) + "*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def scratch_folder(job: Job, chunk: Chunk) -> Iterator[str]:
-    """An empty folder for a chunk's tensors, removed at the end; a killed process leaves it, and the next one empties it."""
-    folder = os.path.join(scratch_of(job), "%d_%d" % (chunk.start, chunk.stop))
+    """An empty folder for a chunk's tensors, removed at the end. A killed process leaves it, and who does the same chunk next on
+    this host empties it."""
+    folder = scratch_of(job) + "%d_%d" % (chunk.start, chunk.stop)
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder, 0o750)
     try:
@@ -86,7 +96,7 @@ def run_command(words: Sequence[str], running: List[Any]) -> Tuple[int, str]:
 
 def preprocess(job: Job, chunk: Chunk, folder: str, running: List[Any]) -> None:
     """Make the tensors of a chunk in `folder`, by TSM_preprocess.py."""
-    protocol = os.path.join(folder, "protocol.json")
+    protocol = os.path.join(folder, PROTOCOL)
     write_json(protocol, job.source.protocol._asdict())
     words = [sys.executable, os.path.join(SUITE, "TSM_preprocess.py"), "--data_root", job.source.data_root, "--ann_file",
              job.ann_file, "--filename_tmpl", job.source.naming.template, "--start_index", str(job.source.naming.start),
@@ -105,6 +115,11 @@ def infer(job: Job, chunk: Chunk, folder: str, chip: str, running: List[Any]) ->
     lines = {clip.line: index for index, clip in chunk.clips.items()}
     skipped = {lines[entry["line"]]: entry["reason"] for entry in manifest["skipped"] if entry["line"] in lines}
     samples = {entry["id"]: entry["xxh3_128"] for entry in manifest["samples"]}
+    made_of = {entry["id"]: entry["source"] for entry in manifest["samples"]}
+    others = [index for index, clip in chunk.clips.items() if index not in skipped and made_of.get(index) != clip.source]
+    if others:
+        raise UserError("%s: holds no tensor of %s; let no other run use this folder, by another --scratch"
+                        % (folder, chunk.clips[others[0]].source))
     began, results = time.time(), os.path.join(folder, "out")
     scored, times, figures = [], [], {}
     if samples:
@@ -222,7 +237,7 @@ def on_chips(job: Job, chunks: Sequence[Chunk], flight: Flight, chips: Sequence[
                 preprocess(job, chunk, folder, running)
             return infer_somewhere(job, chunk, folder, pool, running)._replace(began=began)
 
-    shutil.rmtree(scratch_of(job), ignore_errors=True)  # of a run that was killed
+    remove_scratch(job)
     threads = ThreadPoolExecutor(len(chips) + 1)
     futures = {threads.submit(carry, chunk): chunk for chunk in chunks}
     try:
@@ -237,7 +252,7 @@ def on_chips(job: Job, chunks: Sequence[Chunk], flight: Flight, chips: Sequence[
         for process in list(running):
             process.kill()
         threads.shutdown()
-        shutil.rmtree(scratch_of(job), ignore_errors=True)
+        remove_scratch(job)
 
 
 def check_space(job: Job, chunks: Sequence[Chunk], at_once: int) -> None:

@@ -48,8 +48,9 @@ class Job(NamedTuple):
     computing: Computing
     num_worker: Optional[int]  # None: one per core of the host
     scratch: str  # where an NPU's tensors go; empty: the host's folder for temporary files
-    digests: Dict[str, str]  # {file: SHA-256}, of the model, its int8 file, and on an NPU the list
+    digests: Dict[str, str]  # {file: SHA-256} of what a host must have: the model, its int8 file, and on an NPU the list
     versions: Dict[str, str]
+    results: str  # the folder that results go to, which no other run has at the same time
     shard: Tuple[int, int] = (0, 1)  # which share of the list: two of them on one host keep their tensors apart
 
 
@@ -84,10 +85,10 @@ def job_of(args: argparse.Namespace) -> Tuple[Work, Job, Optional[Offline]]:
     work = stream.work_of(args, protocol, dtype, digests, computing)
     scratch, ann_file = args.scratch or ("" if args.ray else args.output_dir), os.path.abspath(args.ann_file)
     if args.device == "npu":
-        digests[ann_file] = sha256(ann_file)
+        digests = dict(digests, **{ann_file: sha256(ann_file)})  # for the hosts; a result depends on its own line alone
     job = Job(work.source._replace(data_root=os.path.abspath(args.data_root)), ann_file, work.basis, args.device,
               path, computing, args.num_worker, os.path.abspath(scratch) if scratch else "", digests,
-              versions(args.device, computing.backend))
+              versions(args.device, computing.backend), os.path.abspath(work.folder))
     return work, job, model
 
 

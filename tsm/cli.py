@@ -64,6 +64,14 @@ def camera_number(text: str) -> int:
     return value
 
 
+def folder_name(text: str) -> str:
+    """argparse type: a folder inside another one, without slashes at its end."""
+    name = os.path.normpath(text) if text else ""
+    if name in ("", ".", "/") or os.path.basename(name) == "..":
+        raise argparse.ArgumentTypeError("%r names no folder of its own inside --output; the default is one" % text)
+    return name
+
+
 def seconds(text: str) -> float:
     """argparse type: a time above 0, of at most MOST_SECONDS."""
     value = positive_number(text)
@@ -98,7 +106,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     use_utf8()
     try:
         main()
-        sys.stdout.flush()
+        if sys.stdout:  # None where it is closed
+            sys.stdout.flush()
     except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:

@@ -129,8 +129,8 @@ def natural(name: str) -> List[Tuple[int, Union[int, str]]]:
 
 
 @contextlib.contextmanager
-def locked(folder: str) -> Iterator[None]:
-    """Hold `folder` for this process; raises UserError at once where another run holds it.
+def locked(folder: str, shared: bool = False) -> Iterator[None]:
+    """Hold `folder` for this process, or with others that share it; raises UserError at once where another run holds it.
 
     The lock is on the file .lock in the folder (flock), which is empty and stays: the lock ends with the process. It is
     opened for writing, which NFS wants. A file system without locks gets a warning, and the run goes on.
@@ -138,7 +138,7 @@ def locked(folder: str) -> Iterator[None]:
     descriptor = _open_lock(folder)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise UserError("%s: another run is at work in this folder; wait for it or choose another" % folder)

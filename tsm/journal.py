@@ -19,9 +19,10 @@ from tsm.cli import Corrupt
 from tsm.clips import fingerprint
 from tsm.files import locked, write_text
 from tsm.frames import Naming
+from tsm.layout import INFO, MANIFEST
 from tsm.protocol import Protocol
 from tsm.results import result_path, summary_path, write_result
-from tsm.samples import INFO, MANIFEST, Clip, checksum
+from tsm.samples import Clip, checksum
 
 JOURNAL = ".journal"  # in the folder of results
 SHARD = r"\.shard_(\d+)_of_(\d+)"  # a folder beside it, with the journal of a process that did a share of the list
@@ -146,11 +147,17 @@ def read_journal(path: str) -> List[Record]:
     return records
 
 
+def shard_folders(folder: str) -> Dict[str, Tuple[int, int]]:
+    """{folder: (I, N)} of the shares of the list that were ever worked at, in a folder of results."""
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    matches = [re.match(SHARD + "$", name) for name in names]
+    return {os.path.join(folder, match.group()): (int(match.group(1)), int(match.group(2))) for match in matches if match}
+
+
 def journals(folder: str) -> List[str]:
     """The journals of a folder of results: its own, and those of shards."""
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    paths = [os.path.join(folder, name) for name in names if re.match(SHARD + "$", name)] + [folder]
-    return [path for path in (os.path.join(place, JOURNAL) for place in paths) if os.path.exists(path)]
+    paths = [os.path.join(place, JOURNAL) for place in [*shard_folders(folder), folder]]
+    return list(filter(os.path.exists, paths))
 
 
 def file_checksum(path: str) -> Optional[str]:
@@ -162,8 +169,12 @@ def file_checksum(path: str) -> Optional[str]:
         return None
 
 
-def survey(work: Work, chosen: Optional[Iterable[int]] = None) -> Survey:
-    """How far the list is, or the `chosen` indices of it: what the journals say, as far as videos and results are as they were."""
+def survey(work: Work, chosen: Optional[Iterable[int]] = None, closing: bool = False) -> Survey:
+    """How far the list is, or the `chosen` indices of it: what the journals say, as far as videos and results are as they were.
+
+    A clip that could not be read is to be done again, as it may have been mended where its key does not show it (a frame that
+    was not sampled, a right that was given); unless the list is `closing`, and what each clip's reader last said holds.
+    """
     clips = work.clips if chosen is None else {index: work.clips[index] for index in chosen}
     keys, corrupt = keys_of(work.source, clips, work.basis)
     left = dict(keys)
@@ -173,7 +184,7 @@ def survey(work: Work, chosen: Optional[Iterable[int]] = None) -> Survey:
         for record in read_journal(path):
             right = [one.number in left and left[one.number] == one.key and file_checksum(work.result(one.number)) == one.result
                      for one in record.done]
-            skipped = [one for one in record.skipped if one[0] in left and left[one[0]] == one[1]]
+            skipped = [one for one in record.skipped if closing and one[0] in left and left[one[0]] == one[1]]
             kept = [one for one, holds in zip(record.done, right) if holds]
             done.update((one.number, one) for one in kept)
             corrupt.update((number, Corrupt(reason)) for number, _, reason in skipped)
@@ -190,31 +201,28 @@ def survey(work: Work, chosen: Optional[Iterable[int]] = None) -> Survey:
 def shards(folder: str) -> Dict[int, List[int]]:
     """{N: the shards of N that were ever worked at} in a folder of results."""
     found: Dict[int, List[int]] = {}
-    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
-        match = re.match(SHARD + "$", name)
-        if match:
-            found.setdefault(int(match.group(2)), []).append(int(match.group(1)))
+    for number, count in shard_folders(folder).values():
+        found.setdefault(count, []).append(number)
     return found
 
 
 @contextlib.contextmanager
-def held(work: Work) -> Iterator[None]:
-    """Make the two folders and hold them for this process, as tsm.files.locked() does."""
+def held(work: Work, shared: bool = False) -> Iterator[None]:
+    """Make the two folders and hold them for this process, as tsm.files.locked() does; shards share them."""
     folders: Dict[str, str] = {}
     for folder in (work.output_dir, work.folder):
         os.makedirs(folder, exist_ok=True)
         folders.setdefault(os.path.realpath(folder), folder)
     with contextlib.ExitStack() as locks:
         for folder in folders.values():
-            locks.enter_context(locked(folder))
+            locks.enter_context(locked(folder, shared))
         yield
 
 
 def shard_folder(work: Work, shard: Tuple[int, int]) -> str:
     """The folder, which is made, of the journal of a share of the list."""
     folder = os.path.join(work.folder, ".shard_%d_of_%d" % shard)
-    for path in (work.output_dir, folder):
-        os.makedirs(path, exist_ok=True)
+    os.makedirs(folder, exist_ok=True)
     return folder
 
 
@@ -278,10 +286,8 @@ def appending(work: Work, found: Survey, folder: str) -> Iterator[Log]:
 def consolidate(work: Work, found: Survey) -> None:
     """Make one journal of what is right in all of them."""
     write_text(os.path.join(work.folder, JOURNAL), "".join(map(journal_line, found.records)))
-    for path in journals(work.folder):
-        folder = os.path.dirname(path)
-        if folder != work.folder:
-            shutil.rmtree(folder, ignore_errors=True)  # over NFS, a file that another host has open comes back under another name
+    for folder in shard_folders(work.folder):
+        shutil.rmtree(folder, ignore_errors=True)  # over NFS, a file that another host has open comes back under another name
 
 
 def busy_seconds(records: Iterable[Record]) -> float:

@@ -21,13 +21,13 @@ from typing import Iterator, List, Optional, Tuple
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from tsm.cli import UserError, parser, run
+from tsm.layout import COMPILED, RESULTS, TENSORS
 
 PATIENCE = 60  # seconds that npu-smi may take
 NAME_IT = "name the chip, as in --chip 310P3"
 IN_A_CONTAINER = ("in a container, mount the devices (/dev/davinci*, /dev/davinci_manager, /dev/devmm_svm, /dev/hisi_hdc) and "
                   "the driver (/usr/local/Ascend/driver, /usr/local/dcmi); or " + NAME_IT)
-MODELS, RESULTS = "tsm_bs*.om", ("inference_result", "inference_result/out")
-TENSORS = "sthv2/preprocess_bin"
+OUTPUTS = os.path.dirname(RESULTS), RESULTS
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -52,7 +52,7 @@ def prepare(folder: str) -> None:
     be changed.
     """
     for path in _given_to_ais_bench(folder):
-        refused = OTHERS_WRITE | stat.S_IRWXO if os.path.relpath(path, folder) in RESULTS else OTHERS_WRITE
+        refused = OTHERS_WRITE | stat.S_IRWXO if os.path.relpath(path, folder) in OUTPUTS else OTHERS_WRITE
         if os.path.islink(path):
             raise UserError("%s: is a symbolic link, which ais_bench refuses; move what it points to here" % path)
         found = os.stat(path)
@@ -69,9 +69,7 @@ def prepare(folder: str) -> None:
 
 def _given_to_ais_bench(folder: str) -> Iterator[str]:
     base = glob.escape(folder)
-    for pattern in (MODELS,) + RESULTS:
-        yield from glob.glob(os.path.join(base, pattern))
-    for pattern in (TENSORS, os.path.join(TENSORS, "*.bin")):
+    for pattern in (COMPILED, *OUTPUTS, TENSORS, os.path.join(TENSORS, "*.bin")):
         yield from glob.glob(os.path.join(base, pattern))
 
 

@@ -13,8 +13,9 @@ from tsm.cli import Corrupt, UserError
 from tsm.clips import basis, fill, fingerprint, table_for
 from tsm.files import replacing, write_text
 from tsm.frames import Naming
+from tsm.layout import BINS, INFO, MANIFEST
 from tsm.protocol import Protocol
-from tsm.samples import BINS, INFO, MANIFEST, Clip, checksum
+from tsm.samples import Clip, checksum
 from tsm.workers import each
 
 JOURNAL = ".journal"  # in the output folder: a line per tensor that was made

@@ -10,10 +10,9 @@ import xxhash
 from tsm import __version__
 from tsm.cli import Corrupt, UserError
 from tsm.files import read_json, sha256, write_json, write_text
+from tsm.layout import BINS, INFO, MANIFEST
 from tsm.protocol import Protocol, protocol_from
 
-INFO, MANIFEST = "sthv2.info", "sthv2.json"  # names in a preprocessing folder, whatever the dataset (the guide's)
-BINS = "preprocess_bin"  # its folder of tensors
 Item = TypeVar("Item")
 
 

@@ -28,8 +28,9 @@ sys.path.insert(0, SUITE)
 
 from tsm.cli import UserError, fail, parser, run  # noqa: E402
 from tsm.files import read_json, sha256, write_json  # noqa: E402
+from tsm.layout import STAGES  # noqa: E402
+from tsm.machine import die_with_parent  # noqa: E402
 
-STATE = "stages.json"
 KILLED = 128 + signal.SIGKILL  # as a shell gives it
 
 
@@ -100,7 +101,7 @@ def code(command: List[str]) -> str:
 def read_state() -> Dict[str, Any]:
     """What stages.json knows to be done; nothing if it is missing or damaged."""
     try:
-        state = read_json(STATE)
+        state = read_json(STAGES)
     except (UserError, FileNotFoundError):
         return {}
     return {name: entry for name, entry in state.items() if isinstance(entry, dict)} if isinstance(state, dict) else {}
@@ -143,6 +144,7 @@ def is_done(before: Dict[str, Any], known: Dict[str, Any], outputs: List[str]) -
 
 def main() -> None:
     args = get_args()
+    die_with_parent(signal.SIGTERM)  # run_all.sh, ended by a signal that reaches it alone, leaves nothing at work
     print("\n== %s" % (args.title or args.name))
     print("$ " + " ".join(shlex.quote(word) for word in args.command), flush=True)
     known = {
@@ -170,7 +172,7 @@ def main() -> None:
         seconds=round(time.time() - start, 3),
         peak_mb=peak_mb(),
     )
-    write_json(STATE, dict(read_state(), **{args.name: entry}))
+    write_json(STAGES, dict(read_state(), **{args.name: entry}))
 
 
 if __name__ == "__main__":

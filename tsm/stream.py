@@ -10,18 +10,19 @@ import time
 from typing import Any, Dict, Generator, Iterator, Mapping, Optional, Sequence, Tuple
 
 from tsm import __version__
-from tsm.cli import Corrupt, positive
+from tsm.cli import Corrupt, folder_name, positive
 from tsm.clips import basis, decoded, versions_of
 from tsm.engine import Computing, Engine, open_engine, score
 from tsm.files import check_place, sha256
 from tsm.frames import Naming, add_naming
 from tsm.int8 import weights_file
 from tsm.journal import REVISION, Done, Piece, Scored, Source, Survey, Work, appending, consolidate, tensor_name, unfinish
+from tsm.layout import BINS, PREPROCESSED
 from tsm.machine import cores
 from tsm.offline import Offline
 from tsm.protocol import Protocol
 from tsm.results import TIMES, joined, read_scores, summarise, throughput_line, write_summary
-from tsm.samples import BINS, Clip, check_data_root, check_readable, checksum, print_skipped, publish, read_list
+from tsm.samples import Clip, check_data_root, check_readable, checksum, print_skipped, publish, read_list
 
 
 def add_inputs(cli: argparse.ArgumentParser) -> None:
@@ -30,9 +31,10 @@ def add_inputs(cli: argparse.ArgumentParser) -> None:
     cli.add_argument("--ann_file", required=True, metavar="FILE", help="the list, as TSM_dataset.py makes it")
     cli.add_argument("--data_root", required=True, metavar="DIR", help="the folder that the list's paths start from")
     cli.add_argument("--output", "-o", required=True, metavar="DIR", help="where results go")
-    cli.add_argument("--output_dirname", default="out", metavar="NAME", help="their folder inside --output (default: out)")
+    cli.add_argument("--output_dirname", type=folder_name, default="out", metavar="NAME", help="their folder inside --output "
+                     "(default: %(default)s)")
     cli.add_argument("--outfmt", choices=("NPY", "BIN", "TXT"), default="BIN", help="default: %(default)s")
-    cli.add_argument("--output_dir", default="sthv2", metavar="OUT", help="where the info file and the manifest go (default: "
+    cli.add_argument("--output_dir", default=PREPROCESSED, metavar="OUT", help="where the info file and the manifest go (default: "
                      "%(default)s)")
     cli.add_argument("--num_worker", type=positive, metavar="N", help="processes that decode (default: one per core)")
     cli.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="what an unreadable clip does (default: "
@@ -47,7 +49,7 @@ def check_places(args: argparse.Namespace) -> None:
 
 
 def digests_of(model: str, int8: str = "") -> Dict[str, str]:
-    """{file: SHA-256} of the files that decide what is computed: the model, and where it has one its int8 file."""
+    """{file: SHA-256} of the files that decide what is computed: the model first, then where it has one its int8 file."""
     files = [model] + [path for path in ((int8, weights_file(int8)) if int8 else ()) if os.path.exists(path)]
     return {path: sha256(path) for path in files}
 
@@ -55,7 +57,7 @@ def digests_of(model: str, int8: str = "") -> Dict[str, str]:
 def work_of(
     args: argparse.Namespace, protocol: Protocol, dtype: str, digests: Mapping[str, str], computing: Computing
 ) -> Work:
-    """The work that the options of add_inputs() describe, of the model files with these digests."""
+    """The work that the options of add_inputs() describe, of the model files with these digests, as digests_of() gives them."""
     source = Source(args.data_root, Naming(args.filename_tmpl, args.start_index), protocol, dtype)
     clips = dict(enumerate(read_list(args.ann_file, protocol, args.data_root)))
     model, *int8 = digests.values()
