@@ -27,9 +27,10 @@ import os
 from typing import Any, Dict, List, Optional
 
 from tsm.cli import UserError, check_outputs, parser, positive, run
-from tsm.compare import LABELS, REPORT, SUMMARY, compare, flip_rows, load_run, text
+from tsm.compare import compare, flip_rows, load_run, text
 from tsm.files import write_json, write_text
 from tsm.findings import write_csv
+from tsm.layout import LABELS, REPORT, STAGES, SUMMARY
 from tsm.samples import manifest_path
 
 PATHS = ("data_root", "ann_file", "checkpoint", "exported", "model")
@@ -58,7 +59,7 @@ def get_args() -> argparse.Namespace:
         cli.error("%d runs given; %s" % (len(args.runs), "--stages and --agreement take one" if alone else "give two"))
     if alone and (args.csv or args.page):
         cli.error("--csv and --page: of two runs")
-    kept = (REPORT, "stages.json", SUMMARY, LABELS, manifest_path(LABELS))
+    kept = (REPORT, STAGES, SUMMARY, LABELS, manifest_path(LABELS))
     inputs = args.runs + [os.path.join(run, name) for run in args.runs for name in kept]
     inputs += filter(None, (getattr(args, name) for name in PATHS))
     check_outputs({"--json": args.json, "--csv": args.csv, "--page": args.page}, inputs)

@@ -12,7 +12,7 @@ report.html is one file that needs no network: named checks, the failures, the m
 the probabilities can be trusted, speed and memory. With --data_root it shows film strips of --gallery videos of each kind,
 which are frames of the data: mind its licence before you pass the page on. The page is drawn from report.json alone:
 
-    python3 TSM_report.py --redraw report.json
+    python3 TSM_report.py --redraw report.json [--gallery 0]
 
 Published accuracies belong to a file, a test and a fusion: they are shown only for the checkpoint that they were published of
 (by its SHA-256; TSM_checkpoint.py --list), tested and fused alike, and compared only if as many videos were measured.
@@ -25,11 +25,12 @@ from typing import Any, Dict, List, Optional
 
 from tsm.accuracy import accuracy_from, read_accuracy
 from tsm.cli import UserError, check_outputs, non_negative, parser, positive, run, warn
-from tsm.compare import REPORT, compare, load_run, read_agreement
+from tsm.compare import compare, load_run, read_agreement
 from tsm.files import sha256, write_text
 from tsm.findings import Columns, columns_of, confusion_rows, findings, prediction_rows, write_csv
 from tsm.gallery import gallery, with_strips
 from tsm.labels import labels_in, read_labels
+from tsm.layout import CONFUSION, PREDICTIONS, REPORT, STAGES
 from tsm.page import report_page
 from tsm.report import Model, as_text, collect, complete, read_model, text
 from tsm.reread import read_report
@@ -37,7 +38,8 @@ from tsm.results import read_results, read_summary, views_agree
 from tsm.samples import manifest_path, read_info, read_manifest
 
 NEEDED = ("result_path", "info_path", "model", "batch_size")
-TABLES = ("predictions.csv", "confusion.csv")  # beside the report
+GALLERY = 12  # videos of each kind
+TABLES = (PREDICTIONS, CONFUSION)  # beside the report
 
 
 def get_args() -> argparse.Namespace:
@@ -54,18 +56,21 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--precision", default="fp32", help="what the CPU computed in (default: fp32)")
     cli.add_argument("--labels", metavar="FILE", help="names of the classes (default: those in the model; else numbers)")
     cli.add_argument("--data_root", metavar="DIR", help="folder of the videos or frames, for the film strips (default: none)")
-    cli.add_argument("--gallery", type=non_negative, default=12, metavar="N", help="videos of each kind that are shown: "
-                     "failures, near misses, successes; 0: none (default: %(default)s)")
+    cli.add_argument("--gallery", type=non_negative, metavar="N", help="videos of each kind that are shown: failures, near misses, "
+                     "successes; 0: none (default: %d; with --redraw, as many as the report holds)" % GALLERY)
     cli.add_argument("--agreement", metavar="FILE", help="what TSM_compare.py --agreement wrote by --json")
     cli.add_argument("--against", action="append", default=[], metavar="RUN", help="also compare with another run, a work "
                      "folder or a report.json (may be repeated)")
-    cli.add_argument("--output", default="report.json", metavar="FILE", help="the report; the page and the tables go beside it "
-                     "(default: report.json)")
+    cli.add_argument("--output", default=REPORT, metavar="FILE", help="the report; the page and the tables go beside it "
+                     "(default: %(default)s)")
     cli.add_argument("--redraw", metavar="FILE", help="draw the page of a report.json again, and nothing else")
     args = cli.parse_args()
     missing = ["--" + name for name in NEEDED if getattr(args, name) is None]
     if missing and not args.redraw:
         cli.error("the following arguments are required: " + ", ".join(missing))
+    others = ["--" + name for name in vars(args) if getattr(args, name) != cli.get_default(name) and name not in ("redraw", "gallery")]
+    if args.redraw and others:
+        cli.error("--redraw goes with --gallery and nothing else; leave out " + ", ".join(others))
     check_outputs(outputs_of(args), filter(None, inputs_of(args)))
     return args
 
@@ -83,7 +88,7 @@ def inputs_of(args: argparse.Namespace) -> List[Optional[str]]:
     if args.redraw:
         return [args.redraw]
     return [args.result_path, args.info_path, manifest_path(args.info_path), args.model, args.accuracy, args.checkpoint, args.labels,
-            args.agreement, "stages.json"] + [os.path.join(other, REPORT) if os.path.isdir(other) else other for other in args.against]
+            args.agreement, STAGES] + [os.path.join(other, REPORT) if os.path.isdir(other) else other for other in args.against]
 
 
 def names_of(args: argparse.Namespace, model: Model) -> Optional[List[str]]:
@@ -119,6 +124,13 @@ def page_of(path: str) -> str:
     return os.path.splitext(path)[0] + ".html"
 
 
+def with_fewer(report: Dict[str, Any], most: Optional[int]) -> Dict[str, Any]:
+    """A report with at most `most` videos of each kind in its gallery; None: all that it has."""
+    if report["findings"] and most is not None:
+        report["findings"]["gallery"] = {kind: entries[:most] for kind, entries in report["findings"]["gallery"].items()}
+    return report
+
+
 def draw(path: str, report: Dict[str, Any]) -> None:
     """Write the page of the report at `path` beside it."""
     page = page_of(path)
@@ -129,7 +141,7 @@ def draw(path: str, report: Dict[str, Any]) -> None:
 def main() -> None:
     args = get_args()
     if args.redraw:
-        return draw(args.redraw, read_report(args.redraw))
+        return draw(args.redraw, with_fewer(read_report(args.redraw), args.gallery))
     model, manifest = read_model(args.model), read_manifest(manifest_path(args.info_path))
     classes, sources = manifest["protocol"]["classes"], {entry["id"]: entry["source"] for entry in manifest["samples"]}
     if classes != model.protocol["classes"]:
@@ -142,7 +154,8 @@ def main() -> None:
     if scores:
         votes = views_agree(read_summary(args.result_path))
         found = findings(columns_of(scores, labels, sources, votes), classes, names)
-        found["gallery"] = with_strips(gallery(found["videos"], args.gallery), scores, found["videos"], args.data_root)
+        most = GALLERY if args.gallery is None else args.gallery
+        found["gallery"] = with_strips(gallery(found["videos"], most), scores, found["videos"], args.data_root)
     report = collect(
         given or accuracy_from(scores or {}, labels, skipped), model, args.result_path, manifest, args.device, args.precision,
         args.batch_size, args.perf_batches, sha256(args.checkpoint) if args.checkpoint else None, vars(args))

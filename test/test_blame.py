@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 
@@ -64,6 +65,11 @@ def blamed(folder):
     return None, None
 
 
+def tensors_row(folder):
+    """What is said of the tensors of samples 0 and 6."""
+    return next(row for row in walk(read_chain(str(folder), {}), 2) if row.stage == "tensors")
+
+
 def rewrite_tensors(folder, change):
     """Change every tensor, given as float32 [crops, samples, segments, 3, size, size]."""
     for path in (folder / "sthv2/preprocess_bin").iterdir():
@@ -85,6 +91,25 @@ def test_a_wrong_order_of_crops(work):
     rewrite_tensors(work, lambda video: video[[2, 0, 1]])
     stage, text = blamed(work)
     assert stage == "tensors" and "the crops are in the order 3, 1, 2" in text
+
+
+def test_a_tensor_that_holds_no_numbers_is_told_wherever_it_is(work):
+    first = work / "sthv2/preprocess_bin/0.bin"
+    data = np.fromfile(str(first), np.float32)
+    first.unlink()
+    (data * np.float32("nan")).tofile(str(first))
+    assert tensors_row(work).state == DEPARTS
+
+
+def test_another_way_of_resizing_departs_and_files_that_are_gone_are_counted(work, monkeypatch):
+    resize = cv2.resize
+    monkeypatch.setattr(cv2, "resize", lambda *args, **options: resize(*args, **dict(options, interpolation=cv2.INTER_CUBIC)))
+    row = tensors_row(work)
+    assert row.state == DEPARTS and "pixels differ by 0." in row.text
+    monkeypatch.undo()
+    (work / "sthv2/preprocess_bin/6.bin").unlink()
+    row = tensors_row(work)
+    assert row.state == SAME and row.videos == 1 and "equal; the files of 1 more are gone" in row.text
 
 
 def test_bgr_for_rgb(work):
@@ -209,11 +234,12 @@ def test_results_of_the_other_fusion(works, work):
     assert stage == "fusion" and "the results are fused by prob, and the model says score" in text
 
 
-def test_text_of_one_decimal(work):
+@pytest.mark.parametrize("digits", [1, 2, 3])
+def test_text_of_few_decimals(work, digits):
     for path in (work / "inference_result/out").iterdir():
-        path.write_text(" ".join("%.1f" % float(word) for word in path.read_text().split()) + "\n")
-    rows = {row.stage: row for row in walk(read_chain(str(work), {}), TRIED)}
-    assert rows["text"].state == DEPARTS and "1 decimals" in rows["text"].text
+        path.write_text(" ".join("%.*f" % (digits, float(word)) for word in path.read_text().split()) + "\n")
+    stage, text = blamed(work)
+    assert stage == "text" and "decimals: %d" % digits in text
 
 
 @pytest.mark.parametrize("named", ["from 1", "another order", "says"])

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from made_up import report, scores_of
 
-from tsm.compare import mcnemar
+from tsm.compare import chance, mcnemar
 from tsm.protocol import SSV2
 from tsm.report import as_text
 from tsm.results import summarise
@@ -91,6 +91,30 @@ def test_results_are_those_beside_the_summary_wherever_one_stands(works, runs):
     assert "top-1  A 0.7500   B 0.5000" in there
 
 
+def test_a_run_that_moved_is_not_mistaken_for_the_one_in_its_place(works, fails, runs):
+    made = json.loads((runs / "a/report.json").read_text())
+    made["arguments"] = {"result_path": str(runs / "a/inference_result/out_summary.json"), "info_path": str(runs / "a/sthv2/sthv2.info")}
+    (runs / "a/report.json").write_text(json.dumps(made))
+    before = works("TSM_compare.py", "a", "b", cwd=runs)
+    (runs / "a").rename(runs / "old")
+    shutil.copytree(str(runs / "b"), str(runs / "a"))
+    assert works("TSM_compare.py", "old", "b", cwd=runs).splitlines()[1:] == before.splitlines()[1:]
+    shutil.rmtree(str(runs / "old/inference_result"))
+    shutil.rmtree(str(runs / "old/sthv2"))
+    line = fails("TSM_compare.py", "old", "b", cwd=runs)
+    assert "old: its report.json says top-1 0.8000, and " in line and "gives 0.6667" in line
+
+
+def test_names_cannot_command_the_terminal_and_what_is_cut_is_counted(works, tmp_path):
+    names = ["\x1b[31mred\nline %d" % number for number in range(30)]
+    for run, answers in (("a", range(30)), ("b", [0] * 30)):
+        work(tmp_path / run, {index: [float(answer == number) for number in range(30)] for index, answer in enumerate(answers)},
+             {index: index for index in range(30)}, classes=30, names=names)
+    out = works("TSM_compare.py", "a", "b", cwd=tmp_path)
+    assert "\x1b" not in out and "\\x1b[31mred\\nline 4" in out
+    assert "and 9 more: --csv or --page has them all" in out and "and 9 more: --json or --page has them all" in out
+
+
 def test_equal_runs_do_not_differ(works, runs):
     out = works("TSM_compare.py", "a", "a", cwd=runs)
     assert "0 answers differ" in out and "largest difference 0.000000" in out and "p = 1.000" in out
@@ -157,6 +181,10 @@ def test_a_report_of_other_classes_than_its_results_is_one_line(fails, runs):
 
 def choose(n, k):
     return math.factorial(n) // math.factorial(k) // math.factorial(n - k)
+
+
+def test_a_chance_too_small_for_a_float_is_not_called_none():
+    assert chance(mcnemar(1100, 0)) == "p < 1e-300" and chance(mcnemar(900, 0)) == "p = 2.4e-271" and chance(1.0) == "p = 1.000"
 
 
 def test_mcnemar_is_the_binomial_test():

@@ -101,7 +101,7 @@ def test_equal_reports_give_equal_bytes_and_the_file_is_enough():
     assert len(first.encode()) < 300_000 and not re.search(r"https?://", first)
 
 
-def test_a_page_of_24777_videos_opens_quickly_and_works(page, large):
+def test_a_page_of_24777_videos_opens_quickly_and_works(page, large, names):
     assert large.stat().st_size < 5_000_000
     page.size(1400)
     seconds = min(page.open(large) for _ in range(3))
@@ -116,6 +116,18 @@ def test_a_page_of_24777_videos_opens_quickly_and_works(page, large):
     assert [float(text.rstrip("\u202f%")) for text in column(page, 2)] == sorted(shares, reverse=True)
     type_into(page, "input[data-filters=class-table]", "left RIGHT pushing")
     assert sorted(column(page, 0)) == ["Pushing something from left to right", "Pushing something from right to left"]
+
+    rank = "#video-table th:nth-child(5)"
+    for order in (1, -1):  # over all videos, not only those that are shown, and whatever is typed after
+        page.js("document.querySelector('%s button').click()" % rank)
+        type_into(page, "#video-search", "pushing something")
+        found = json.loads(page.js("JSON.stringify(Array.from(document.querySelectorAll('#video-table td:nth-child(5)'),"
+                                   "c => c.textContent))"))
+        made = report(24777, 174, names)["findings"]["videos"]
+        ranks = sorted((rank for rank, *classes in zip(made["rank"], made["label"], made["answer"]) if rank > 1 and any(
+            "pushing something" in names[number].lower() for number in classes)), key=lambda rank: order * rank)
+        assert [int(text) for text in found] == ranks[:25] and 1 < ranks[0] != ranks[-1]
+    assert page.js("document.querySelector('%s').getAttribute('aria-sort')" % rank) == "descending"
 
     type_into(page, "#video-search", "70123.webm")
     page.js("var c = document.querySelector('#only-wrong'); c.checked = false; c.dispatchEvent(new Event('change'))")
@@ -262,6 +274,7 @@ def test_the_numbers_of_the_charts():
     cells = matrix({"classes": [4, 7], "counts": [[900, 1, 0], [64, 3, 0], [0, 0, 5]]})
     assert [cell["heat"] for cell in cells[1]["cells"]] == [5, 0, 0] and cells[0]["cells"][1]["heat"] == 1
     assert [row["number"] for row in cells] == [4, 7, None]
+    assert [[cell["right"] for cell in row["cells"]] for row in cells] == [[True, False, False], [False, True, False], [False] * 3]
 
 
 def test_time_reversed_pairs_are_known_by_their_words(names):
@@ -276,6 +289,7 @@ def test_time_reversed_pairs_are_known_by_their_words(names):
     assert other("Uncovering something") == "Covering something with something"
     assert names.index("Poking something so it slightly moves") not in backwards
     assert all(backwards[backwards[number]] == number for number in backwards) and reverses(None) == {}
+    assert reverses(["Thumb Up", "Thumb Down", "Turning Hand Clockwise", "Turning Hand Counterclockwise"]) == {2: 3, 3: 2}
     scores, labels = flat(False)
     made = report(classes=3, names=["Opening a box", "Closing a box", "Holding a box"],
                   scores={index: row[:3] for index, row in scores.items()}, labels=labels)

@@ -133,6 +133,7 @@ def test_every_published_file_has_its_own_figure_under_its_own_test(row):
     around = Accuracy(found.videos or 19000, 0, found.top1_acc, 1.0, 0.5, (found.top1_acc - 0.01, found.top1_acc + 0.01), 0)
     assert ("lies within" if found.videos else "not compared") in verdict(around, found, why)[1]
     assert "not compared" in verdict(around._replace(videos=40), found, why)[1]
+    assert "not compared" in verdict(around._replace(videos=around.videos - 1000, skipped=1000), found, why)[1]
     if row.file != zoo.OFFICIAL:
         assert "fused by score" in published_of("score", protocol._asdict(), row.digest + "0" * 56)[1]
     other = protocol._replace(crops="ten" if protocol.crops != "ten" else "three")
@@ -184,6 +185,16 @@ def test_the_page_is_drawn_from_the_report_alone_and_again_the_same(works, left,
     assert "report.html" in works("TSM_report.py", "--redraw", "report.json", cwd=apart)
     assert sorted(os.listdir(str(apart))) == ["report.html", "report.json"]
     assert (apart / "report.html").read_bytes() == (left / "report.html").read_bytes()
+
+
+def test_a_page_that_is_drawn_again_leaves_the_gallery_out_if_asked_to(works, fails, left):
+    works("TSM_report.py", *ARGS, cwd=left)
+    assert '<article class="card">' in (left / "report.html").read_text()
+    works("TSM_report.py", "--redraw", "report.json", "--gallery", 0, cwd=left)
+    page = (left / "report.html").read_text()
+    assert '<article class="card">' not in page and "No video was chosen: --gallery is 0." in page
+    line = fails("TSM_report.py", "--redraw", "report.json", "--labels", "x", "--output", "y", cwd=left, status=2)
+    assert "leave out --labels, --output" in line
 
 
 def test_a_label_file_that_is_missing_leaves_numbers(run, works, fails, left):

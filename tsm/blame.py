@@ -12,13 +12,13 @@ import numpy as np
 
 from tsm import clips
 from tsm.cli import Corrupt, UserError
-from tsm.compare import LABELS, SUMMARY
 from tsm.files import natural, read_json
+from tsm.layout import BINS, EXPORTED, LABELS, MODIFIED, STAGES, SUMMARY
 from tsm.offline import Offline, one_view, read_offline
 from tsm.onnxfile import load, session
 from tsm.protocol import FUSIONS, Protocol, differences, frame_indices, fuse, protocol_from
 from tsm.results import read_results, read_summary
-from tsm.samples import BINS, Clip, checksum, evenly, manifest_path, read_info, read_list, read_manifest
+from tsm.samples import Clip, checksum, evenly, manifest_path, read_info, read_list, read_manifest
 from tsm.tensors import read_tensor
 
 SAME, DEPARTS, UNCHECKED = "same", "DEPARTS", "not checked"
@@ -26,6 +26,7 @@ EXACT = 1e-4  # largest difference of a probability between two computations in 
 ROUGH = {"fp32": 1e-3}  # between what was computed on the device and fp32, by precision
 ROUGHEST = 0.1  # of bf16, int8 and an NPU's fp16
 LEVELS = 1.0  # mean difference of pixels, of 0..255, above which tensors are not the same
+ROUNDING = 0.05  # the same where the decoders are those that made the tensors: only the processor may be another
 DECODED = 4.0  # the same between two decoders, which convert colours in their own ways
 GAIN = 0.2  # of top-1, by which another numbering of the labels has to explain more than the given one
 FP16_MOST = 65504.0
@@ -69,7 +70,7 @@ def read_chain(folder: str, given: Dict[str, Optional[str]]) -> Chain:
     Raises: UserError, or OSError, for a folder without a modified model, labels or a manifest.
     """
     try:
-        stages = read_json(os.path.join(folder, "stages.json"))
+        stages = read_json(os.path.join(folder, STAGES))
         commands = {name: [str(word) for word in entry["command"]] for name, entry in stages.items()}
     except (FileNotFoundError, KeyError, TypeError, AttributeError):
         commands = {}
@@ -82,10 +83,10 @@ def read_chain(folder: str, given: Dict[str, Optional[str]]) -> Chain:
         return os.path.join(folder, path) if path else ""
 
     lists = ("preprocess", "infer", "quantise")
-    models = sorted(glob.glob(os.path.join(folder, "tsm_new_bs*.onnx")), key=natural)
+    models = sorted(glob.glob(os.path.join(folder, MODIFIED)), key=natural)
     model = known("model", ("report",), "--model") or next(iter(models), "")
     if not model:
-        raise UserError("%s: no tsm_new_bs*.onnx in it; give the work folder of a run, or --model FILE" % folder)
+        raise UserError("%s: no %s in it; give the work folder of a run, or --model FILE" % (folder, MODIFIED))
     offline = read_offline(model)
     info_path = os.path.join(folder, LABELS)
     manifest = read_manifest(manifest_path(info_path))
@@ -97,7 +98,7 @@ def read_chain(folder: str, given: Dict[str, Optional[str]]) -> Chain:
         folder, known("data_root", lists, "--data_root"), known("ann_file", lists, "--ann_file"),
         given.get("checkpoint") or (os.path.join(folder, checkpoint) if checkpoint else ""),
         os.path.join(folder, config) if config else "",
-        given.get("exported") or os.path.join(folder, "tsm_bs1.onnx"),
+        given.get("exported") or os.path.join(folder, EXPORTED),
         known("", ("infer",), "--model", os.path.relpath(model, folder)),
         _option(commands.get("infer", []), "--precision") or "fp32", offline, protocol, manifest,
         labels, os.path.join(folder, SUMMARY))
@@ -249,20 +250,24 @@ def check_decoding(chain: Chain, indices: List[int], networks: Networks) -> Row:
 
 def check_tensors(chain: Chain, indices: List[int], networks: Networks) -> Row:
     """The files of tensors against the same videos made again."""
-    if not os.path.exists(tensor_file(chain, indices[0])):
-        return Row("tensors", UNCHECKED, None, None, 0, "the run kept no tensors")
+    kept = [index for index in indices if os.path.exists(tensor_file(chain, index))]
+    if not kept:
+        return Row("tensors", UNCHECKED, None, None, 0, "the run kept no tensors of these videos")
+    here, there = clips.versions(), chain.manifest["versions"]
+    most = ROUNDING if all(here.get(name) == there[name] for name in set(there) - {"tsm"}) else LEVELS
     worst, reason = 0.0, ""
-    files, again = [tensor_of(chain, index) for index in indices], [made_again(chain, index) for index in indices]
-    for index, file, made in zip(indices, files, again):
+    files, again = [tensor_of(chain, index) for index in kept], [made_again(chain, index) for index in kept]
+    for index, file, made in zip(kept, files, again):
         pixels, wanted = as_pixels(file, chain.protocol), as_pixels(made, chain.protocol)
-        levels = float(np.abs(pixels - wanted).mean())
-        if not levels <= worst:
-            worst = levels
-        if not levels <= LEVELS and not reason:
+        levels = float(np.nan_to_num(np.abs(pixels - wanted).mean(), nan=np.inf))
+        worst = max(worst, levels)
+        if levels > most and not reason:
             reason = explain_pixels(chain, index, pixels, wanted)
     row = compared("tensors", [networks.answer(file) for file in files], [networks.answer(made) for made in again], float("inf"))
     text = "equal" if worst == 0 else "pixels differ by %.2f levels of 255 on average%s" % (worst, reason)
-    return row._replace(state=SAME if worst <= LEVELS else DEPARTS, text=text)
+    if len(kept) < len(indices):
+        text += "; the files of %d more are gone" % (len(indices) - len(kept))
+    return row._replace(state=SAME if worst <= most else DEPARTS, text=text)
 
 
 def explain_pixels(chain: Chain, index: int, pixels: np.ndarray, wanted: np.ndarray) -> str:
@@ -356,7 +361,8 @@ def check_device(chain: Chain, indices: List[int], tensors: List[np.ndarray], ne
     except UserError as error:
         return [Row("device", DEPARTS, None, None, 0, "%s%s" % (error, overflow(chain, tensors))),
                 Row("text", UNCHECKED, None, None, 0, "the results cannot be read"), fusion]
-    given = [results[index] for index in indices]
+    given, digits = [results[index] for index in indices], decimals(chain)
+    most += 0 if digits is None else 0.5 * 10**-digits  # what the text may add is told by the next row
     device = compared("device", given, expected, most, "the results against fp32 in ONNX Runtime")
     if device.state == DEPARTS:
         swapped = compared("fusion", given, other, most, "the results are fused by %s, and the model says %s" % (
@@ -366,18 +372,24 @@ def check_device(chain: Chain, indices: List[int], tensors: List[np.ndarray], ne
             fusion = fusion._replace(state=DEPARTS, text=swapped.text)
         else:
             device = device._replace(text=device.text + explain_results(chain, indices, expected, results, tensors, most))
-    return [device, check_text(chain, expected), fusion]
+    return [device, check_text(digits, expected), fusion]
 
 
-def check_text(chain: Chain, expected: List[np.ndarray]) -> Row:
-    """What rounding to the digits of the result files changes."""
+def decimals(chain: Chain) -> Optional[int]:
+    """How many decimals the result files have; None where they are binary."""
     files = [entry["outfiles"][0] for entry in read_summary(chain.result_path)["filesinfo"].values()]
     if not files[0].lower().endswith(".txt"):
-        return Row("text", SAME, 0.0, 0, len(expected), "the results are kept in binary")
+        return None
     path = os.path.join(chain.result_path[: -len("_summary.json")], os.path.basename(files[0]))
     with open(path if os.path.exists(path) else files[0], encoding="ascii", errors="replace") as file:
-        digits = max([len(found) for found in re.findall(r"\.(\d+)", file.read(1 << 16))] + [0])
-    row = compared("text", [answer.round(digits) for answer in expected], expected, 1e-6, "%d decimals" % digits)
+        return max([len(found) for found in re.findall(r"\.(\d+)", file.read(1 << 16))] + [0])
+
+
+def check_text(digits: Optional[int], expected: List[np.ndarray]) -> Row:
+    """What rounding to the decimals of the result files changes."""
+    if digits is None:
+        return Row("text", SAME, 0.0, 0, len(expected), "the results are kept in binary")
+    row = compared("text", [answer.round(digits) for answer in expected], expected, 1e-6, "decimals: %d" % digits)
     return row if row.flips else row._replace(text=row.text + ", no answer hangs on them")
 
 
@@ -452,11 +464,11 @@ def check_labels(chain: Chain, listed: Sequence[Clip]) -> Row:
     truth = np.array([chain.labels[index] for index in order])
     answers = np.array([int(results[index].argmax()) for index in order])
     right = float((answers == truth).mean())
-    for offset in (1, -1):
+    for offset, words in ((1, "lowered by one: are they counted from 1?"), (-1, "raised by one: was one taken from each?")):
         other = float((answers == truth - offset).mean())
         if other > right + GAIN:
-            return Row("labels", DEPARTS, None, None, len(order), "top-1 is %.4f as it is, and %.4f with all labels %s by one: "
-                       "are they counted from %s?" % (right, other, "lowered" if offset > 0 else "raised", "1" if offset > 0 else "-1"))
+            return Row("labels", DEPARTS, None, None, len(order), "top-1 is %.4f as it is, and %.4f with all labels %s" % (
+                right, other, words))
     learnt, other = permutation(truth, answers)
     if learnt.any() and other > float((answers == truth)[learnt].mean()) + GAIN:
         return Row("labels", DEPARTS, None, None, len(order), "top-1 is %.4f as it is, and %.4f with the classes in another "

@@ -5,14 +5,16 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 
 import numpy as np
 
-from tsm.cli import UserError, warn
+from tsm.accuracy import accuracy_from
+from tsm.cli import UserError, printable, warn
 from tsm.files import read_json
 from tsm.findings import Columns, columns_of, name_of
+from tsm.layout import LABELS, REPORT, SUMMARY
 from tsm.reread import AGREEMENT, read_report
 from tsm.results import read_results
-from tsm.samples import INFO, manifest_path, read_info, read_manifest
+from tsm.samples import manifest_path, read_info, read_manifest
 
-SUMMARY, LABELS, REPORT = os.path.join("inference_result", "out_summary.json"), os.path.join("sthv2", INFO), "report.json"
+LEAST = 1e-300  # a p value below it is not told from 0
 Key = Tuple[str, int]  # a video's name, and which of the videos of this name
 
 
@@ -42,8 +44,8 @@ def load_run(path: str, info_path: str = "") -> Run:
         if given == path or os.path.exists(given):
             report = read_report(given)
         arguments = report.get("arguments") or {}
-        result_path = os.path.join(folder, str(arguments.get("result_path") or SUMMARY))
-        info_path = os.path.join(folder, str(arguments.get("info_path") or LABELS))
+        result_path = _moved_with(folder, str(arguments.get("result_path") or SUMMARY))
+        info_path = _moved_with(folder, str(arguments.get("info_path") or LABELS))
     about = {"fusion": report.get("fusion"), "device": (report.get("device") or {}).get("name"),
              "precision": (report.get("device") or {}).get("precision")}
     try:
@@ -59,9 +61,20 @@ def load_run(path: str, info_path: str = "") -> Run:
     if report and report["protocol"]["classes"] != classes:
         raise UserError("%s: its report.json is of %d classes, and %s of %d; make the report again with TSM_report.py" % (
             path, report["protocol"]["classes"], manifest_path(info_path), classes))
+    counted = accuracy_from(scores, labels, len(manifest["skipped"]))
+    if report and counted.top1_acc != report["accuracy"]["top1_acc"]:
+        raise UserError("%s: its report.json says top-1 %.4f, and %s gives %.4f; make the report again with TSM_report.py" % (
+            path, report["accuracy"]["top1_acc"], result_path, counted.top1_acc))
     columns = columns_of(scores, labels, {entry["id"]: entry["source"] for entry in manifest["samples"]})
     return Run(os.path.normpath(path), about, report.get("names"), classes, columns,
                np.stack([scores[index] for index in columns["id"]]))
+
+
+def _moved_with(folder: str, path: str) -> str:
+    """Where a file of a report now is: its path from the report's folder, or what the folder took along of it when it moved."""
+    parts = path.split(os.sep)
+    tails = [os.path.join(folder, *parts[start:]) for start in range(len(parts))]
+    return next(filter(os.path.exists, tails), os.path.join(folder, path))
 
 
 def mcnemar(one: int, other: int) -> float:
@@ -177,24 +190,26 @@ def read_agreement(path: str) -> Dict[str, Any]:
 
 def chance(p: float) -> str:
     """A p value in words."""
-    return "p %s" % ("= %.3f" % p if p >= 0.001 else "= %.1e" % p)
+    return "p = %.3f" % p if p >= 0.001 else "p = %.1e" % p if p > LEAST else "p < %.0e" % LEAST
 
 
 def text(found: Dict[str, Any], most: int = 20) -> str:
     """A comparison for a terminal, with at most `most` of the flipped videos and of the classes."""
-    names, (lost, gained) = found["names"], (found["mcnemar"]["lost"], found["mcnemar"]["gained"])
+    lost, gained = found["mcnemar"]["lost"], found["mcnemar"]["gained"]
+    names = found["names"] and [printable(name) for name in found["names"]]
     only = ", ".join("%d only in %s" % (found["only_" + side], side.upper()) for side in "ab" if found["only_" + side])
-    lines = ["A  %s" % found["a"]["name"], "B  %s" % found["b"]["name"],
+    lines = ["A  " + printable(found["a"]["name"]), "B  " + printable(found["b"]["name"]),
              "%d videos in both%s" % (found["videos"], "; not compared: " + only if only else "")]
     for key, title in (("top1", "top-1"), ("top5", "top-5")):
         lines.append("%s  A %.4f   B %.4f   difference %+.4f" % (
             title, found[key][0], found[key][1], found[key][1] - found[key][0]))
     lines.append("right in A alone %d, in B alone %d: McNemar's exact test %s" % (lost, gained, chance(found["mcnemar"]["p"])))
+    apart = found["probability"]
     lines.append("probability of %s: largest difference %.6f (%s), mean %.2e" % (
-        found["probability"]["of"], found["probability"]["largest"], found["probability"]["video"], found["probability"]["mean"]))
+        apart["of"], apart["largest"], printable(apart["video"]), apart["mean"]))
     lines.append("%d answers differ%s" % (len(found["flips"]), ":" if found["flips"] else ""))
     for flip in found["flips"][:most]:
-        lines.append("  %-6s %s: %s" % (flip["kind"], flip["video"], name_of(flip["label"], names)))
+        lines.append("  %-6s %s: %s" % (flip["kind"], printable(flip["video"]), name_of(flip["label"], names)))
         lines += ["         %s  %.4f (margin %.4f)  %s" % (side.upper(), flip[side]["probability"], flip[side]["margin"],
                                                           name_of(flip[side]["answer"], names)) for side in "ab"]
     if len(found["flips"]) > most:
@@ -203,6 +218,8 @@ def text(found: Dict[str, Any], most: int = 20) -> str:
         lines.append("classes that changed, right of their videos in A and B:")
         lines += ["  %3d -> %3d of %-4d %s" % (row["right_a"], row["right_b"], row["videos"], name_of(row["class"], names))
                   for row in found["classes"][:most]]
+    if len(found["classes"]) > most:
+        lines.append("  and %d more: --json or --page has them all" % (len(found["classes"]) - most))
     return "\n".join(lines)
 
 

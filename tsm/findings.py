@@ -21,7 +21,9 @@ DIGITS = 6  # of a probability, as in the result files
 SWAPS = (("left", "right"), ("up", "down"), ("upwards", "downwards"), ("opening", "closing"), ("open", "close"),
          ("folding", "unfolding"), ("covering", "uncovering"), ("covering something with something", "uncovering something"),
          ("burying something in", "digging something out of"), ("in", "out"), ("putting", "taking"), ("put", "take"),
-         ("into", "out of"), ("closer to", "away from"), ("towards", "away from"), ("approaching", "moving away from"))
+         ("into", "out of"), ("closer to", "away from"), ("towards", "away from"), ("approaching", "moving away from"),
+         ("clockwise", "counterclockwise"), ("forward", "backward"))
+POSES = ("thumb up", "thumb down")  # of Jester: whichever way they are played, they stay what they are
 
 
 def columns_of(scores: Mapping[int, np.ndarray], labels: Mapping[int, int], sources: Mapping[int, str],
@@ -129,6 +131,7 @@ def reverses(names: Optional[Sequence[str]]) -> Dict[int, int]:
     """{class: the class of the same action played backwards}, for the names that say so by their words: "… up" and "… down",
     "opening" and "closing", "from left to right" and "from right to left" (SWAPS). Both directions are in it."""
     plain = {" ".join(name.lower().split()): number for number, name in enumerate(names or ())}
+    plain = {name: number for name, number in plain.items() if name not in POSES}
     found: Dict[int, int] = {}
     for name, number in plain.items():
         for other in _swapped(" %s " % name):

@@ -105,7 +105,7 @@ def report_values(report: Dict[str, Any]) -> Dict[str, Any]:
         "split": [(what, ms, ms / total) for what, ms in split],
         "stages": [(name, entry["seconds"], entry["seconds"] / longest, entry["peak_mb"])
                    for name, entry in report["stages"].items()],
-        "facts": facts(report), "commands": commands(report), "charts": {},
+        "facts": facts(report), "commands": commands(report), "charts": {}, "chance": chance,
     }
     if found:
         values.update(found_values(found, names))
@@ -135,6 +135,7 @@ def found_values(found: Dict[str, Any], names: Optional[Sequence[str]]) -> Dict[
     data.update({key: [round(value, 3) for value in videos[key]] for key in ("probability", "margin")})
     return {
         "cards": cards, "pictures": any(entry["strip"] for card in cards for entry in card[3]),
+        "problems": any(entry["problem"] for card in cards for entry in card[3]),
         "wrong": sum(rank > 1 for rank in videos["rank"]), "seen": seen, "unseen": len(found["classes"]) - len(seen),
         "any_reversed": any(pair["reversed"] for pair in found["pairs"]), "matrix": matrix(found["matrix"]),
         "data": Markup(as_json(data)),
@@ -148,7 +149,7 @@ def matrix(small: Dict[str, Any]) -> List[Dict[str, Any]]:
     wrong = [count for place, row in enumerate(small["counts"]) for other, count in enumerate(row) if place != other]
     most = max(wrong + [1]).bit_length()
     return [{"letter": "other" if number is None else chr(ord("A") + place), "number": number, "cells": [
-        {"count": count, "right": place == other,
+        {"count": count, "right": place == other and number is not None,
          "heat": 0 if place == other or not count else max(1, -(-HEATS * count.bit_length() // most))}
         for other, count in enumerate(row)]} for place, (number, row) in enumerate(zip(numbers, small["counts"]))]
 
@@ -210,6 +211,11 @@ def axes(x_ticks: Sequence[Tuple[float, str]], y_ticks: Sequence[Tuple[float, st
     return parts + [words(across(share), HEIGHT - 5, text) for share, text in x_ticks]
 
 
+def dot(x: float, y: float, radius: float) -> str:
+    """A dot at shares of the sides."""
+    return '<circle class="fill" cx="%.1f" cy="%.1f" r="%.1f"/>' % (across(x), upwards(y), radius)
+
+
 FIFTHS = [(number / 4, "%.2g" % (number / 4)) for number in range(5)]
 PERCENTS = [(number / 4, "%d" % (25 * number)) for number in range(5)]
 
@@ -228,8 +234,7 @@ def confidence_charts(facts: Dict[str, Any]) -> Dict[str, Any]:
                 bars.append(box(x, top, width, bottom - top, kind))
     points = [(row["probability"], row["right"], row["videos"]) for row in facts["reliability"]]
     largest = max(count for _, _, count in points)
-    dots = ['<circle class="fill" cx="%.1f" cy="%.1f" r="%.1f"/>' % (across(p), upwards(share), 2 + 4 * (count / largest) ** 0.5)
-            for p, share, count in points]
+    dots = [dot(p, share, 2 + 4 * (count / largest) ** 0.5) for p, share, count in points]
     curve = facts["coverage"]
     floor = min(0.75, int(4 * min(share for _, share in curve)) / 4)
     ticks = [(number / 4, "%g" % (100 * (floor + (1 - floor) * number / 4))) for number in range(5)]
@@ -240,7 +245,8 @@ def confidence_charts(facts: Dict[str, Any]) -> Dict[str, Any]:
             path([(across(0), upwards(0)), (across(1), upwards(1))], "dash"),
             path([(across(p), upwards(share)) for p, share, _ in points], "line")] + dots)),
         "coverage": svg(WIDTH, HEIGHT, "Accuracy of the most certain videos", *(axes(PERCENTS, ticks) + [
-            path([(across(part), upwards((share - floor) / (1 - floor))) for part, share in curve], "line")])),
+            path([(across(part), upwards((share - floor) / (1 - floor))) for part, share in curve], "line"),
+            dot(curve[-1][0], (curve[-1][1] - floor) / (1 - floor), 3)])),
     }
 
 
@@ -248,7 +254,7 @@ def latency_chart(facts: Dict[str, Any]) -> Any:
     """Histogram of the batches' times with p50, p90 and p99."""
     low, high, most = facts["low"], facts["high"], max(facts["bins"])
     step = 1 / len(facts["bins"])
-    parts = axes([(share, "%.0f" % (low + share * (high - low))) for share in (0, 0.5, 1)], [(0, "0"), (1, "%d" % most)])
+    parts = axes([(share, "%.4g" % (low + share * (high - low))) for share in (0, 0.5, 1)], [(0, "0"), (1, "%d" % most)])
     for place, count in enumerate(facts["bins"]):
         if count:
             parts.append(box(across(place * step) + 0.5, upwards(count / most), across(step) - across(0) - 1,

@@ -7,8 +7,11 @@
     var cell = row.cells[column];
     return cell.dataset.value === undefined ? cell.textContent.trim().toLowerCase() : Number(cell.dataset.value);
   }
-  document.querySelectorAll("table.sortable").forEach(function (table) {
-    var heads = table.tHead.rows[0].cells, body = table.tBodies[0];
+  function inOrder(pairs, up) { // of [key, what it is the key of]
+    return pairs.sort(function (a, b) { return (a[0] < b[0] ? -1 : a[0] > b[0] ? 1 : 0) * (up ? 1 : -1); });
+  }
+  function onHeadings(table, sort) { // a click on a heading calls sort(column, up)
+    var heads = table.tHead.rows[0].cells;
     Array.prototype.forEach.call(heads, function (head, column) {
       var button = document.createElement("button");
       button.type = "button";
@@ -16,12 +19,17 @@
       head.appendChild(button);
       button.addEventListener("click", function () {
         var up = head.getAttribute("aria-sort") !== "ascending";
-        var rows = Array.prototype.map.call(body.rows, function (row) { return [key(row, column), row]; });
-        rows.sort(function (a, b) { return (a[0] < b[0] ? -1 : a[0] > b[0] ? 1 : 0) * (up ? 1 : -1); });
         Array.prototype.forEach.call(heads, function (other) { other.removeAttribute("aria-sort"); });
         head.setAttribute("aria-sort", up ? "ascending" : "descending");
-        rows.forEach(function (pair) { body.appendChild(pair[1]); });
+        sort(column, up);
       });
+    });
+  }
+  document.querySelectorAll("table.sortable:not(#video-table)").forEach(function (table) {
+    var body = table.tBodies[0];
+    onHeadings(table, function (column, up) {
+      var rows = Array.prototype.map.call(body.rows, function (row) { return [key(row, column), row]; });
+      inOrder(rows, up).forEach(function (pair) { body.appendChild(pair[1]); });
     });
   });
   function words(text) { return text.toLowerCase().split(/\s+/).filter(Boolean); }
@@ -39,8 +47,13 @@
   var search = document.getElementById("video-search");
   if (!search) { return; }
   var data = JSON.parse(document.getElementById("videos-data").textContent), most = 25;
-  var body = document.getElementById("video-table").tBodies[0], count = document.getElementById("video-count");
+  var table = document.getElementById("video-table"), body = table.tBodies[0], count = document.getElementById("video-count");
   var lower = data.names.map(function (name) { return name.toLowerCase(); });
+  var order = data.video.map(function (video, i) { return i; });
+  var columns = [ // what the videos are sorted by
+    function (i) { return data.video[i].toLowerCase(); }, function (i) { return lower[data.label[i]]; },
+    function (i) { return lower[data.answer[i]]; }, function (i) { return data.probability[i]; },
+    function (i) { return data.rank[i]; }, function (i) { return data.margin[i]; }];
   function cell(row, text, kind) {
     var made = row.insertCell(), inner = document.createElement("bdi");
     inner.textContent = text;
@@ -50,11 +63,11 @@
   function show() {
     var wanted = words(search.value), wrong = document.getElementById("only-wrong").checked, found = 0;
     body.textContent = "";
-    for (var i = 0; i < data.video.length; i++) {
-      if (wrong && data.rank[i] === 1) { continue; }
-      if (!has(data.video[i].toLowerCase() + "\n" + lower[data.label[i]] + "\n" + lower[data.answer[i]], wanted)) { continue; }
+    order.forEach(function (i) {
+      if (wrong && data.rank[i] === 1) { return; }
+      if (!has(data.video[i].toLowerCase() + "\n" + lower[data.label[i]] + "\n" + lower[data.answer[i]], wanted)) { return; }
       found += 1;
-      if (found > most) { continue; }
+      if (found > most) { return; }
       var row = body.insertRow();
       cell(row, data.video[i], "file");
       cell(row, data.names[data.label[i]], "name");
@@ -62,9 +75,13 @@
       cell(row, data.probability[i].toFixed(3), "n");
       cell(row, String(data.rank[i]), "n");
       cell(row, data.margin[i].toFixed(3), "n");
-    }
+    });
     count.textContent = found + (found === 1 ? " video" : " videos") + (found > most ? "; the first " + most + " are shown" : "");
   }
+  onHeadings(table, function (column, up) {
+    order = inOrder(order.map(function (i) { return [columns[column](i), i]; }), up).map(function (pair) { return pair[1]; });
+    show();
+  });
   search.addEventListener("input", show);
   document.getElementById("only-wrong").addEventListener("change", show);
   show();
