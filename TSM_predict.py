@@ -16,7 +16,7 @@ sixth of the cost, somewhat less accurate (mmaction2 publishes 59.11 against 61.
 
 Names come from the model (modify_onnx.py --labels) or from --labels FILE. An input that cannot be read is one line on
 stderr and an `error` in the JSON; the others go on; exit status 1 if any failed. Ctrl-C over files writes what was found so
-far to --json, --csv and --html, and ends with 130; over a camera or an address it is the usual end.
+far to --json, --csv and --html, and ends with 130; over a camera or an address it is the usual end of the run.
 
 Limits: the network knows a closed set of classes: it gives one of them for any video, also for one that shows none of
 them, and its probability does not tell. It was trained on trimmed clips of a few seconds that show one action; windows
@@ -24,7 +24,6 @@ of a long video cut actions in two, so read segments as hints.
 """
 
 import argparse
-import contextlib
 import itertools
 import sys
 from typing import Any, Dict, Iterator, List, Optional, Tuple
@@ -32,7 +31,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 from tqdm import tqdm
 
 from tsm import predict
-from tsm.cli import Corrupt, UserError, camera_number, complain, fail, parser, positive, printable, run, seconds, warn
+from tsm.cli import Corrupt, camera_number, complain, fail, parser, positive, printable, run, seconds, warn
 from tsm.clips import Window, as_video
 from tsm.engine import Engine, about, add_options, computing_of, open_engine, score
 from tsm.labels import labels_in, read_labels, top
@@ -55,21 +54,19 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--window", type=seconds, metavar="S", help="seconds per window of a long video or a camera "
                      "(default: the whole video; %g for a camera)" % LIVE_WINDOW)
     cli.add_argument("--stride", type=seconds, metavar="S", help="seconds from one window to the next (default: half "
-                     "a window)")
+                     "a window), or from one decision about a camera or an address to the next")
     cli.add_argument("--json", metavar="FILE", help="also write the answers to FILE")
     cli.add_argument("--csv", metavar="FILE", help="also write them as rows: video, window, rank, label, probability")
     cli.add_argument("--html", metavar="FILE", help="also write a page to look at, with a film strip of each video or segment; it "
                      "holds frames of the videos")
     cli.add_argument("--annotate", metavar="DIR", help="also write each video with its label drawn in, as DIR/<name>.mp4, "
-                     "or <name>_2.mp4 where that is another file")
+                     "or <name>_2.mp4 where that is another file; folders and patterns pass over such videos")
     cli.add_argument("--num_worker", type=positive, default=cores(), metavar="N", help="processes that decode (default: one "
                      "per core)")
     add_options(cli)
     args = cli.parse_args()
     if bool(args.inputs) == (args.camera is not None):
         cli.error("give videos, or --camera N")
-    if args.stride and not args.window and args.camera is None:
-        cli.error("--stride needs --window")
     return args
 
 
@@ -113,15 +110,18 @@ def predict_files(
 def watch(
     args: argparse.Namespace, model: Offline, protocol: Protocol, engine: Engine, names: Optional[List[str]],
     source: predict.Input,
-) -> Dict[str, Any]:
-    """Predict the newest window of a camera or stream, once every stride, until it ends or Ctrl-C; its entry for --json."""
+) -> Tuple[Dict[str, Any], bool]:
+    """Predict the newest window of a camera or stream, once every stride, until it ends or Ctrl-C.
+
+    Returns: (its entry for --json, whether Ctrl-C ended it)
+    """
     window = args.window or LIVE_WINDOW
     stride = args.stride or window / 2
     answers: List[predict.Answer] = []
-    name, failed = source.path, ""
+    name, failed, ended = source.path, "", False
     print(printable(name), flush=True)
-    with contextlib.suppress(KeyboardInterrupt), watching(name if source.camera is None else source.camera, window, protocol) as newest:
-        try:
+    try:
+        with watching(name if source.camera is None else source.camera, window, protocol) as newest:
             recent = newest(window)
             while recent is not None:
                 if not answers:
@@ -131,21 +131,24 @@ def watch(
                     answers.append(predict.Answer(Window(recent.start, recent.end), top(output, names, args.top)))
                 print("  %s  %s" % (predict.clock(recent.end), predict.in_words(answers[-1].ranked)), flush=True)
                 recent = newest(recent.end + stride)
-        except (UserError, Corrupt) as error:
-            failed = str(error)
-            complain(failed if isinstance(error, UserError) else "%s: %s" % (name, failed))
+    except Corrupt as error:
+        failed = str(error)
+        complain("%s: %s" % (name, failed))
+    except KeyboardInterrupt:
+        ended = True
     if len(answers) > 1:
         print("\n".join(predict.lines_of("in all", answers, True)))
-    return predict.as_json(name, answers, failed or None, True)
+    return predict.as_json(name, answers, failed or None, True), ended
 
 
 def main() -> None:
     args = get_args()
-    inputs = predict.expand(args.inputs)
+    lists: List[str] = []
+    inputs = predict.expand(args.inputs, lists=lists)
     if args.camera is not None:
         inputs = [predict.Input("camera %d" % args.camera, camera=args.camera)]
     computing = computing_of(args, args.model)
-    annotated = predict.check_paths(args, inputs, computing.int8_model)
+    annotated = predict.check_paths(args, inputs, lists, computing.int8_model)
     model = read_offline(args.model)
     protocol = model.tested_by
     names = label_names(args, model, protocol)
@@ -163,13 +166,18 @@ def main() -> None:
         for entry, number in zip(found, files):
             entries[number] = entry
         for number in live:
-            entries[number] = watch(args, model, protocol, engine, names, inputs[number])
+            entries[number], ended = watch(args, model, protocol, engine, names, inputs[number])
+            if ended:
+                break
     except KeyboardInterrupt:
         interrupted = True
     finally:  # an error loses nothing that was found
         if entries:
             facts = dict(about(engine, model, args.precision, int8), labels=names is not None)
             predict.write_files(args, facts, protocol.views, [entries[number] for number in sorted(entries)])
+    left = [inputs[number].path for number in live if number not in entries]
+    if left and not interrupted:
+        warn("%s: not watched, for the run was ended before (%d of %d inputs)" % (left[0], len(left), len(inputs)))
     if interrupted:
         fail("interrupted after %d of %d inputs; the same command begins with the first again" % (len(entries), len(inputs)), 130)
     if any(entry["error"] for entry in entries.values()):

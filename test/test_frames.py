@@ -13,7 +13,7 @@ from fuzz import FUZZ, damaged
 
 from tsm import frames as frames_module
 from tsm.cli import Corrupt
-from tsm.frames import decode_picture, strict
+from tsm.frames import decode_picture, naming_in, strict
 
 PHOTO = cv2.imread(str(DATA / "landscape_00.jpg"))
 SAMPLINGS = ("411", "420", "422", "440", "444")
@@ -178,3 +178,18 @@ def test_a_folder_of_other_things_says_what_it_holds(fails, tmp_path):
     for name in ("a.jpg", "b7.png"):
         (tmp_path / "root/clip" / name).write_bytes(b"x")
     assert "it holds 2 pictures, the first a.jpg" in fails("TSM_preprocess.py", *arguments, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("names, says", [
+    (["1.jpg", "2.jpg", "3.jpg", "5.jpg"], "4.jpg is missing"), (["img_%05d.jpg" % n for n in (7, 8, 10)], "img_00009.jpg is missing"),
+    (["1.jpg", "2.jpeg", "3.jpg"], "2.jpeg is called otherwise than 1.jpg"), (["1.jpg", "2.jpg", "3.JPG"], "3.JPG is called otherwise"),
+    (["x.jpg"], "x.jpg has no number"), (["1.jpg", "2.jpg", "cover.jpg"], "cover.jpg has no number"),
+    (["01.jpg", "1.jpg", "02.jpg"], "has the number of"), (["001.jpg", "02.jpg", "003.jpg"], "02.jpg has other digits than 001.jpg"),
+    (["a%1.jpg", "a%2.jpg"], "a%1.jpg has a % before its number"), (["notes.txt"], "it holds none"),
+])
+def test_what_is_odd_among_frames_is_named(tmp_path, names, says):
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(Corrupt, match="numbered in one way without a gap") as error:
+        naming_in(str(tmp_path))
+    assert says in str(error.value)

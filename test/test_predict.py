@@ -15,10 +15,14 @@ import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
+from tsm import clips as clips_module
+from tsm import frames as frames_module
 from tsm import live
-from tsm.captions import Caption, has_captions, write_captions
-from tsm.cli import UserError
-from tsm.clips import Window, strip, strips, windows_of
+from tsm import predict as predict_module
+from tsm.captions import Caption, has_captions, retime, write_captions
+from tsm.cli import Corrupt
+from tsm.clips import Window, as_video, resized, strip, strips, windowed, windows_of
+from tsm.frames import Timeline, read_video, strict, timeline
 from tsm.labels import Ranked, labels_in, read_labels, top
 from tsm.predict import Answer, clock, expand, in_order, segments_of
 from tsm.protocol import SSV2
@@ -286,7 +290,7 @@ def test_usage_errors_exit_2(fails, tmp_path, args):
 
 def test_windows_end_with_the_video_and_never_leave_it():
     for frames, rate, length, stride in ((180, 20, 4, 2), (181, 20, 4, 2), (7, 25, 4, 2), (100, 10, 1, 5), (1, 30, 2, 1)):
-        windows = windows_of(frames, rate, length, stride)
+        windows = windows_of(frames, Timeline(rate), length, stride)
         assert windows[0][1] == 0 and windows[-1][2] == frames
         assert all(0 <= first < stop <= frames for _, first, stop in windows)
         assert windows[-1][0].end == round(frames / rate, 3)
@@ -441,7 +445,7 @@ def test_a_source_without_a_frame_is_an_error_and_no_frame_is_given_twice(monkey
         monkeypatch.setattr(live, "capture", lambda source: ((moment, frame) for moment in moments))
         with live.watching("x://y", 0.15, SSV2) as newest:
             if not moments:
-                with pytest.raises(UserError, match="ended without a frame"):
+                with pytest.raises(Corrupt, match="ended without a frame"):
                     newest(1.0)
             else:
                 assert tuple(newest(5.0))[1:] == (0.1, 0.2) and newest(0.2 + 1e-20) is None
@@ -506,7 +510,7 @@ def test_strides_and_windows_of_any_length_end(predict, tmp_path):
     assert done.returncode == 1 and "shorter than one of its frames, 0.0500 s" in done.stderr and done.stderr.count("\n") == 1
     done = predict("--window", 1e6, "--json", "out.json", "v.mp4", cwd=tmp_path)
     assert len(entries(done, tmp_path)[0]["windows"]) == 1 and "shorter than a window" in done.stderr
-    assert len(windows_of(20, 20, 1e-9, 1e-20)) == 20
+    assert len(windows_of(20, Timeline(20), 1e-9, 1e-20)) == 20
 
 
 def test_a_camera_or_address_that_opencv_cannot_take_is_one_line(predict, tmp_path):
@@ -536,3 +540,308 @@ def test_ctrl_c_over_files_keeps_what_was_found(repo, thin_onnx, clips):
     assert process.returncode == 130 and "Traceback" not in errors and "begins with the first again" in errors, errors
     found = json.loads((folder / "out.json").read_text())["inputs"]
     assert 2 <= len(found) < 303 and not any(entry["error"] for entry in found) and "z299" not in (folder / "out.csv").read_text()
+
+
+def times_of(path):
+    """When OpenCV says that each frame of a video is shown, in seconds."""
+    capture, times = cv2.VideoCapture(str(path)), []
+    while capture.grab():
+        times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+    return times
+
+
+def greys(path, count, rate=10):
+    """An MP4 of even greys, frame n of brightness 4 n."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, (64, 48))
+    for number in range(count):
+        writer.write(np.full((48, 64, 3), 4 * number, np.uint8))
+    writer.release()
+
+
+@pytest.fixture
+def paused(tmp_path):
+    """A video of 60 frames whose frame 29 is shown for 20 s, the others for 0.1 s; (its path, when each starts and the end)."""
+    greys(tmp_path / "paused.mp4", 60)
+    starts = np.array([0.1 * number + (19.9 if number > 29 else 0) for number in range(61)])
+    retime(str(tmp_path / "paused.mp4"), starts)
+    return tmp_path / "paused.mp4", starts
+
+
+@pytest.mark.parametrize("by_opencv", [False, True])
+def test_seconds_are_those_of_the_frames_own_timestamps(monkeypatch, paused, by_opencv):
+    path, starts = paused
+    if by_opencv:
+        monkeypatch.setattr(frames_module, "decord", None)
+    with strict():
+        times = timeline(str(path))
+    assert np.allclose(times.starts, starts, atol=0.002) and times.rate == pytest.approx(10, rel=0.01)
+    windows = {window: (first, stop) for window, first, stop in windows_of(60, times, 2, 2)}
+    assert windows[Window(0.0, 2.0)] == (0, 20) and windows[Window(10.0, 12.0)] == (29, 30)
+    assert windows[Window(22.0, 24.0)] == (29, 41)
+    assert list(windows)[-1].end == pytest.approx(25.9, abs=0.01) and list(windows.values())[-1][1] == 60
+    pictures = [cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE).mean() for jpeg in strips(
+        str(path), [Window(0.0, 2.0), Window(5.0, 15.0), Window(23.9, 25.9)])]
+    assert pictures == pytest.approx([4 * 9.5, 4 * 29, 4 * 49.5], abs=7)
+
+
+def test_a_constant_rate_is_taken_as_it_was_whatever_its_timestamps_round_to(repo):
+    for path in [str(repo / "test/data/video_a.webm"), str(repo / "test/data/kinds/open_gop.avi"), str(repo / "test/data/kinds/whole.mp4")]:
+        with strict():
+            assert timeline(path) == Timeline(12.0)
+
+
+def test_segments_of_a_variable_rate_tell_when_it_happens(predict, paused):
+    path, _ = paused
+    done = predict("--window", 2, "--stride", 2, "--json", "out.json", "--annotate", "drawn", path.name, cwd=path.parent)
+    entry = entries(done, path.parent)[0]
+    assert entry["segments"][-1]["end"] == pytest.approx(25.9, abs=0.01) and len(entry["windows"]) == 13
+    assert times_of(path.parent / "drawn/paused.mp4") == pytest.approx(times_of(path), abs=0.001)
+
+
+@pytest.mark.parametrize("gaps", [[0.04], [0.03, 0.07, 0.5], [0.001, 0.2], [0.1] * 19 + [30.0]])
+def test_an_annotated_copy_keeps_the_pace(tmp_path, gaps):
+    greys(tmp_path / "v.mp4", 40)
+    starts = np.append(0, np.cumsum(np.resize(gaps, 40)))
+    retime(str(tmp_path / "v.mp4"), starts)
+    write_captions(str(tmp_path / "v.mp4"), str(tmp_path / "o.mp4"), [Caption(0.0, None, "label")])
+    assert times_of(tmp_path / "o.mp4") == pytest.approx(starts[:-1], abs=0.002) and has_captions(str(tmp_path / "o.mp4"))
+    with strict():
+        both = [timeline(str(tmp_path / name)) for name in ("v.mp4", "o.mp4")]
+    assert both[0].start(40) == pytest.approx(starts[-1], abs=0.05) == both[1].start(40)
+
+
+@pytest.mark.parametrize("length, stride", [(1.0, None), (2.0, 0.1), (1.3, 0.35), (0.5, 2.0), (50.0, 1.0)])
+def test_windows_hold_the_frames_of_a_clip_of_their_own(tmp_path, length, stride):
+    video(tmp_path / "v.mp4", 4.3)
+    with strict():
+        every = [resized(frame, SSV2) for _, frame in read_video(str(tmp_path / "v.mp4"), range)]
+    found = list(windowed(str(tmp_path / "v.mp4"), length, stride, SSV2, "uint8"))
+    expected = windows_of(len(every), Timeline(20.0), length, stride or length / 2)
+    assert [window for window, _ in found] == [window for window, _, _ in expected]
+    for (_, tensor), (_, first, stop) in zip(found, expected):
+        assert np.array_equal(tensor, as_video(every[first:stop], SSV2, "uint8"))
+
+
+def test_windows_beyond_the_memory_are_their_own_error(monkeypatch, tmp_path):
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        video(tmp_path / name, 3)
+    paths, whole = [str(tmp_path / name) for name in ("a.mp4", "b.mp4", "c.mp4")], windowed
+
+    def results(length=2.0):
+        return {(number, str(found) if isinstance(found, Exception) else "")
+                for (number, _), found in predict_module.tensors_of(paths, length, None, SSV2, "uint8", 1)}
+
+    def fails(path, *args):
+        for number, one in enumerate(whole(path, *args)):
+            if path == paths[1] and number == 1:
+                raise MemoryError
+            if path == paths[0] and number == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield one
+
+    monkeypatch.setattr(predict_module, "windowed", fails)
+    said = dict(sorted(results()))
+    assert "killed" in said[0] and "needs more memory than there is; pass a shorter --window" in said[1] and said[2] == ""
+    monkeypatch.setattr(predict_module, "windowed", whole)
+    monkeypatch.setattr(clips_module, "ALWAYS_ROOM", 0)
+    monkeypatch.setattr(clips_module, "free_memory", lambda: 6e6)
+    assert {said for _, said in results(0.1)} == {""}
+    said = {said for _, said in results()}
+    assert len(said) == 1 and "a window's frames take 0.0 GB, more than half of the free memory" in said.pop()
+
+
+def test_a_clip_beyond_the_memory_is_its_own_error(monkeypatch, tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        video(tmp_path / name, 1)
+    whole = clips_module.fill
+
+    def fails(path, *args):
+        if path.endswith("a.mp4"):
+            raise MemoryError
+        whole(path, *args)
+
+    monkeypatch.setattr(clips_module, "fill", fails)
+    paths = [str(tmp_path / name) for name in ("a.mp4", "b.mp4")]
+    found = {number: result for (number, _), result in predict_module.tensors_of(paths, None, None, SSV2, "uint8", 2)}
+    assert isinstance(found[0], Corrupt) and "more memory than there is" in str(found[0]) and found[1].shape == (1,) + SSV2.video_shape
+
+
+class Clock:
+    """Stands in for the module time, so that nobody waits."""
+
+    def __init__(self):
+        self.now, self.slept = 0.0, []
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+class Source:
+    """Stands in for cv2.VideoCapture: `frames` of 100 per second, as they come or all at once, whose timestamps leap once."""
+
+    def __init__(self, clock, leap=0.0, frames=60, length=0, comes=True):
+        self.clock, self.leap, self.frames, self.length, self.comes, self.number = clock, leap, frames, length, comes, 0
+
+    def isOpened(self):
+        return True
+
+    def read(self):
+        if self.comes:
+            self.clock.now = max(self.clock.now, self.number / 100)
+        self.number += 1
+        return self.number <= self.frames, np.zeros((48, 64, 3), np.uint8)
+
+    def get(self, name):
+        stamp = 1000 * (self.number / 100 + (self.leap if self.number > 10 else 0))
+        return {cv2.CAP_PROP_POS_MSEC: stamp, cv2.CAP_PROP_FRAME_COUNT: self.length}[name]
+
+    def release(self):
+        pass
+
+
+@pytest.fixture
+def still(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr(live, "time", made)
+    return made
+
+
+@pytest.mark.parametrize("address", ["rtsp://x/y", "http://x/y"])
+@pytest.mark.parametrize("length", [0, 60, -9.2e18])
+@pytest.mark.parametrize("leap", [60.0, -60.0, 1e9])
+def test_a_leap_of_timestamps_is_taken_once(monkeypatch, still, address, length, leap):
+    monkeypatch.setattr(live.cv2, "VideoCapture", lambda source: Source(still, leap, length=length))
+    moments = [moment for moment, _ in live.capture(address)]
+    assert moments == sorted(moments) and len(moments) == 60 and moments[-1] < 1 and sum(still.slept) < 1
+
+
+@pytest.mark.parametrize("length", [300, 0])
+@pytest.mark.parametrize("address, held", [("http://x/y", True), ("RTSP://x/y", False)])
+def test_a_recording_is_held_to_its_speed_and_a_pushed_stream_is_not(monkeypatch, still, length, address, held):
+    monkeypatch.setattr(live.cv2, "VideoCapture", lambda source: Source(still, frames=150, length=length, comes=False))
+    moments = [moment for moment, _ in live.capture(address)]
+    assert still.now == (pytest.approx(1.49, abs=0.02) if held else 0) and moments[-1] == pytest.approx(still.now)
+
+
+def test_the_frames_of_a_long_window_are_bounded(monkeypatch):
+    monkeypatch.setattr(live, "MOST_FRAMES", 50)
+    monkeypatch.setattr(live, "capture", lambda source: ((number / 100, np.zeros((48, 64, 3), np.uint8)) for number in range(1000)))
+    with live.watching("x://y", 5.0, SSV2) as newest:
+        recent = newest(100.0)
+    assert 45 <= len(recent.frames) <= 52 and recent.end == 9.99 and recent.start >= 4.99
+
+
+@pytest.fixture
+def answering(tmp_path):
+    """answering(code) -> the address of a server on this machine that runs `code` with each connection `c` that it accepts."""
+    servers = []
+
+    def answering(code):
+        program = ("import socket, sys, time; s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen(9); kept = []\n"
+                   "print(s.getsockname()[1], flush=True)\nwhile True:\n c = s.accept()[0]; kept.append(c); " + code)
+        servers.append(subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, universal_newlines=True))
+        return "127.0.0.1:%d/v.mp4" % int(servers[-1].stdout.readline())
+
+    yield answering
+    for server in servers:
+        server.kill()
+        server.wait()
+
+
+def test_an_address_that_never_answers_is_one_line(run, thin_onnx, repo, answering, tmp_path):
+    """Two of them, one after the other, with a short patience."""
+    place = answering("pass")
+    (tmp_path / "impatient.py").write_text(
+        "import runpy, sys\nsys.path.insert(0, %r)\nimport tsm.live\ntsm.live.PATIENCE = 1.0\nsys.argv[0] = %r\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n" % (str(repo), str(repo / "TSM_predict.py")))
+    done = run(tmp_path / "impatient.py", "--model", thin_onnx, *QUICK, "--labels",
+               repo / "demo/annotations/something-something-v2-labels.json", "--json", "out.json", "http://" + place, "rtsp://" + place,
+               cwd=tmp_path, env=DIRECT)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1 and len(lines) == 2 and all("sends no frames" in line for line in lines), done.stderr
+    for entry in json.loads((tmp_path / "out.json").read_text())["inputs"]:
+        assert entry["error"].startswith("sends no frames")
+
+
+def test_what_libraries_say_of_a_stream_is_not_shown(predict, answering, tmp_path):
+    video(tmp_path / "v.mp4", 1)
+    place = answering("c.recv(9999); c.sendall(b'HTTP/1.0 200 OK\\r\\nContent-Length: 99999\\r\\n\\r\\n'); "
+                      "c.sendall(open(%r, 'rb').read()); c.close(); kept.clear()" % str(tmp_path / "v.mp4"))
+    done = predict("--window", 0.5, "http://" + place, cwd=tmp_path, env=DIRECT)
+    assert done.returncode == 0 and done.stderr == "" and "in all" in done.stdout, done.stderr
+
+
+def test_ctrl_c_over_the_first_of_two_addresses_ends_the_run(repo, thin_onnx, served, tmp_path):
+    command = [sys.executable, str(repo / "TSM_predict.py"), "--model", str(thin_onnx), "--stride", "0.5", "--json", "out.json", "--labels",
+               str(repo / "demo/annotations/something-something-v2-labels.json"), served, served + "?2"] + list(QUICK)
+    process = subprocess.Popen(command, cwd=str(tmp_path), env=dict(os.environ, **DIRECT), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, universal_newlines=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    process.stdout.readline()
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "?2" not in output and errors.count("\n") == 1 and "?2: not watched" in errors, errors
+    assert [entry["input"] for entry in json.loads((tmp_path / "out.json").read_text())["inputs"]] == [served]
+
+
+def test_a_stride_by_itself_is_for_what_is_watched(fails, tmp_path):
+    given = ("TSM_predict.py", "--model", "m.onnx", "--stride", 1)
+    assert "x.mp4 is none" in fails(*given, "http://127.0.0.1:9/v", "x.mp4", cwd=tmp_path, status=2)
+    assert "m.onnx" in fails(*given, "rtsp://127.0.0.1:9/v", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("args, says", [
+    (("--precision", "int8", "--json", "tsm_int8.bin"), "tsm_int8.bin"), (("--precision", "int8", "--csv", "tsm_int8.xml"), "tsm_int8.xml"),
+    (("--precision", "int8", "--int8_model", "deep/q.xml", "--html", "deep/q.bin"), "deep/q.bin"),
+    (("--json", "inner.txt", "@outer.txt"), "inner.txt"), (("--csv", "outer.txt", "@outer.txt"), "outer.txt"),
+    (("--json", "./deep/../x.mp4", "@outer.txt"), "x.mp4"),
+])
+def test_all_that_is_read_is_protected(fails, tmp_path, args, says):
+    (tmp_path / "deep").mkdir()
+    for name in ("x.mp4", "m.onnx", "tsm_int8.xml", "tsm_int8.bin", "deep/q.xml", "deep/q.bin"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "outer.txt").write_text("@inner.txt\n")
+    (tmp_path / "inner.txt").write_text("x.mp4\n")
+    line = fails("TSM_predict.py", "--model", "m.onnx", *args, "x.mp4", cwd=tmp_path, status=2)
+    assert "would overwrite " + says in line
+
+
+def test_what_was_annotated_is_no_input_of_a_search(predict, clips):
+    folder, truth = clips
+    for given in ("clips", "clips/**", "clips", "clips/*"):
+        done = predict("--annotate", "clips", given, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert len(list((folder / "clips").iterdir())) == 6 and done.stdout.count("wrote ") == 3
+    assert done.stderr.count("\n") == 1 and "clips/*: 3 of its videos are passed over" in done.stderr
+    drawn = "clips/%s.mp4" % min(truth)[:-5]
+    done = predict("--json", "out.json", drawn, cwd=folder)
+    assert len(entries(done, folder)) == 1 and done.stderr == ""
+    for name in truth:
+        (folder / "clips" / name).unlink()
+    done = predict("clips", cwd=folder)
+    assert done.returncode == 1 and "clips: no other videos and no frames in it" in done.stderr, done.stderr
+
+
+def test_a_picture_is_told_from_a_video(predict, tmp_path):
+    for name in ("photo.jpg", "photo.png", "photo.bmp", "photo.webp"):
+        cv2.imwrite(str(tmp_path / name), np.full((48, 64, 3), 90, np.uint8))
+    (tmp_path / "photo.jpg").rename(tmp_path / "renamed.mp4")
+    (tmp_path / "no.jpeg").write_text("no picture at all")
+    names = ["photo.png", "photo.bmp", "photo.webp", "renamed.mp4", "no.jpeg"]
+    for window in ((), ("--window", 1)):
+        done = predict(*names, *window, cwd=tmp_path)
+        assert done.returncode == 1 and done.stderr.count("is a picture, not a video; give the folder that its frames are in") == 5
+        assert done.stderr.count("\n") == 5, done.stderr
+
+
+@pytest.mark.parametrize("name", ["file:z.mp4", "a:b.mp4", "http:x.mp4", "-x:y.mp4", "concat:a|b.mp4"])
+def test_names_that_look_like_addresses_are_files(predict, tmp_path, name):
+    video(tmp_path / name, 1)
+    args = ("--window", 0.5, "--annotate", "o:ut", "--html", "o.html", "--json", "out.json", "--", name)
+    done = predict(*args, cwd=tmp_path)
+    assert len(entries(done, tmp_path)) == 1 and frames_in(tmp_path / "o:ut" / name) == 20

@@ -7,9 +7,10 @@ import hashlib
 import json
 import mmap
 import os
+from bisect import bisect_left, bisect_right
 from collections import deque
 from contextlib import closing
-from typing import Any, Callable, Dict, Generator, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, TypeVar, Union
+from typing import Any, Callable, Deque, Dict, Generator, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, TypeVar, Union
 
 import cv2
 import numpy as np
@@ -21,20 +22,22 @@ from tsm.frames import (
     VIDEO_DECODER,
     Frame,
     Naming,
+    Timeline,
     check_folder_of_frames,
-    frame_rate,
     naming_in,
     read_frames,
     read_video,
     reencode,
     strict,
+    timeline,
 )
-from tsm.machine import workers_that_fit
+from tsm.machine import free_memory, workers_that_fit
 from tsm.protocol import CROPS, Protocol, crop_boxes, frame_indices
 from tsm.samples import Clip
 from tsm.workers import each
 
 REVISION = 2  # to be raised with any change of frames.py, clips.py or protocol.py that changes a tensor: they are made again
+ALWAYS_ROOM = 1 << 28  # bytes that the frames of a window may take however full the memory seems
 
 
 def versions() -> Dict[str, str]:
@@ -137,8 +140,13 @@ def fill(path: str, clip: Clip, protocol: Protocol, table: Optional[np.ndarray],
 
 def as_video(frames: Sequence[np.ndarray], protocol: Protocol, dtype: str) -> np.ndarray:
     """The tensor [protocol.video_shape] of a clip whose frames, RGB uint8 [H, W, 3] after resized(), are all in memory."""
-    out, indices = np.empty(protocol.video_shape, dtype), frame_indices(len(frames), protocol)
-    table = table_for(dtype, protocol)
+    return _assembled(frames, frame_indices(len(frames), protocol), protocol, dtype, table_for(dtype, protocol))
+
+
+def _assembled(frames: Union[Sequence[np.ndarray], Mapping[int, np.ndarray]], indices: Sequence[int], protocol: Protocol, dtype: str,
+               table: Optional[np.ndarray]) -> np.ndarray:
+    """The tensor [protocol.video_shape] of the frames at `indices`, RGB uint8 [H, W, 3] after resized()."""
+    out = np.empty(protocol.video_shape, dtype)
     for index in sorted(set(indices)):
         place_frame(frames[index], index, indices, False, protocol, table, out)
     return out
@@ -149,13 +157,14 @@ Key = TypeVar("Key")
 
 def decoded(
     clips: Union[Sequence[Clip], Mapping[Key, Clip]], data_root: str, protocol: Protocol, dtype: str, count: int,
-    naming: Optional[Naming] = IMG,
+    naming: Optional[Naming] = IMG, no_room: str = "",
 ) -> Generator[Tuple[Key, Union[np.ndarray, Corrupt]], None, None]:
     """(index or key in `clips`, tensor [protocol.video_shape] of `dtype` or the Corrupt that says why not), in any order.
 
     Decoded in `count` processes, or as many as the memory holds tensors for, in memory: a tensor more than processes exists
     beside those that the caller keeps, and decoding waits while the caller does. Close the iterator (contextlib.closing) to
-    end the processes at once.
+    end the processes at once. A clip that the memory does not hold ends the work with a MemoryError, unless `no_room` says
+    what its Corrupt is to say.
     """
     chosen: Mapping[Any, Clip] = clips if isinstance(clips, Mapping) else dict(enumerate(clips))
     table, nbytes = table_for(dtype, protocol), protocol.nbytes(dtype)
@@ -166,7 +175,12 @@ def decoded(
 
     def work(item: Tuple[Any, int]) -> None:
         key, place = item
-        fill(os.path.join(data_root, chosen[key].source), chosen[key], protocol, table, places[place], naming)
+        try:
+            fill(os.path.join(data_root, chosen[key].source), chosen[key], protocol, table, places[place], naming)
+        except MemoryError:
+            if no_room:
+                raise Corrupt(no_room)
+            raise
 
     items = ((key, free.popleft()) for key in chosen)
     with closing(each(work, items, min(count, max(1, len(chosen))))) as results:
@@ -209,23 +223,27 @@ class Window(NamedTuple):
     end: Optional[float]
 
 
-def windows_of(frames: int, rate: float, length: float, stride: float) -> List[Tuple[Window, int, int]]:
+def windows_of(frames: int, times: Timeline, length: float, stride: float) -> List[Tuple[Window, int, int]]:
     """(window, its first frame, the frame after its last) of a video, one window of `length` seconds every `stride` seconds.
 
     The last one ends with the video, so that its end is not lost; a video no longer than a window is one window. Windows are
     at least a frame long, and a frame apart.
 
     Args:
-        frames, rate: of the video; frames per second.
+        frames, times: of the video.
     """
-    duration, length, stride = frames / rate, max(length, 1 / rate), max(stride, 1 / rate)
+    rate = times.rate
+    duration, length, stride = times.start(frames), max(length, 1 / rate), max(stride, 1 / rate)
     starts = [0.0]
     while starts[-1] + length < duration - 0.5 / rate:
         starts.append(min(starts[-1] + stride, duration - length))
     windows = []
     for start in starts:
-        first = min(int(round(start * rate)), frames - 1)
-        stop = min(max(first + 1, int(round((start + length) * rate))), frames)
+        if times.starts is None:
+            first = min(int(round(start * rate)), frames - 1)
+            stop = min(max(first + 1, int(round((start + length) * rate))), frames)
+        else:
+            first, stop = times.shown(start, start + length)
         windows.append((Window(round(start, 3), round(min(start + length, duration), 3)), first, stop))
     return windows
 
@@ -236,36 +254,48 @@ def windowed(
     """(window, its tensor [protocol.video_shape]) for each of windows_of() a video, which is decoded once.
 
     A stride of None is half a window.
-    The frames of a window are sampled as those of a clip. As many tensors exist at a time as windows overlap. Raises
-    Corrupt, also after windows were yielded.
+    The frames of a window are sampled as those of a clip. One tensor exists at a time, beside the frames, after the resize,
+    that windows which are not complete were sampled from. Raises Corrupt, also after windows were yielded, and before the
+    video is decoded if those frames would take more memory than there is.
     """
     cv2.setNumThreads(1)
     table = table_for(dtype, protocol)
-    windows: List[Tuple[Window, List[int]]] = []
+    windows: Deque[Tuple[Window, List[int], int]] = deque()  # and the first frame that it and those after it need
+    most = 0  # frames that are kept at a time
 
     def choose(count: int) -> List[int]:
-        for window, first, stop in windows_of(count, rate, length, stride or length / 2):
-            windows.append((window, [first + index for index in frame_indices(stop - first, protocol)]))
-        return sorted({index for _, indices in windows for index in indices})
+        nonlocal most
+        needed = count
+        for window, first, stop in reversed(windows_of(count, times, length, stride or length / 2)):
+            indices = [first + index for index in frame_indices(stop - first, protocol)]
+            needed = min(needed, min(indices))
+            windows.appendleft((window, indices, needed))
+        wanted = sorted({index for _, indices, _ in windows for index in indices})
+        most = max(bisect_right(wanted, max(indices)) - bisect_left(wanted, needed) for _, indices, needed in windows)
+        return wanted
 
     with strict(reencode(path)):
-        rate = frame_rate(path)
-        if stride is not None and stride * rate < 0.99:
-            raise Corrupt("a stride of %g s is shorter than one of its frames, %.4f s; pass a longer --stride" % (stride, 1 / rate))
-        begun: Dict[int, np.ndarray] = {}
-        waiting = 0  # the first window that is not complete
-        for index, frame in read_video(path, choose):
-            image = resized(frame, protocol)
-            for number in range(waiting, len(windows)):
-                indices = windows[number][1]
-                if min(indices) > index:
-                    break
-                if index in indices:
-                    place_frame(image, index, indices, False, protocol, table,
-                                begun.setdefault(number, np.empty(protocol.video_shape, dtype)))
-            while waiting < len(windows) and max(windows[waiting][1]) <= index:
-                yield windows[waiting][0], begun.pop(waiting)
-                waiting += 1
+        times = timeline(path)
+        if stride is not None and stride * times.rate < 0.99:
+            raise Corrupt("a stride of %g s is shorter than one of its frames, %.4f s; pass a longer --stride"
+                          % (stride, 1 / times.rate))
+        kept: Dict[int, np.ndarray] = {}
+        for number, (index, frame) in enumerate(read_video(path, choose)):
+            kept[index] = resized(frame, protocol)
+            if not number:
+                _check_room(most * kept[index].nbytes)
+            while windows and max(windows[0][1]) <= index:
+                window, indices, _ = windows.popleft()
+                yield window, _assembled(kept, indices, protocol, dtype, table)
+                for passed in [one for one in kept if not windows or one < windows[0][2]]:
+                    del kept[passed]
+
+
+def _check_room(nbytes: int) -> None:
+    """Corrupt where the frames of a window take so many bytes that the free memory may not hold them."""
+    if nbytes > max(free_memory() / 2, ALWAYS_ROOM):
+        raise Corrupt("a window's frames take %.1f GB, more than half of the free memory; pass a shorter --window or a longer --stride"
+                      % (nbytes / 1e9))
 
 
 STRIP_FRAMES, STRIP_HEIGHT, STRIP_QUALITY = 8, 112, 70  # of a film strip: frames, pixels, JPEG's scale
@@ -296,13 +326,18 @@ def strips(path: str, windows: Sequence[Window]) -> Iterator[bytes]:
 
     def choose(count: int) -> List[int]:
         for window in windows:
-            first = 0 if window.start is None else min(int(window.start * rate), count - 1)
-            stop = count if window.end is None else min(max(int(round(window.end * rate)), first + 1), count)
+            if window.start is None or window.end is None:
+                first, stop = 0, count
+            elif times.starts is None:
+                first = min(int(window.start * times.rate), count - 1)
+                stop = min(max(int(round(window.end * times.rate)), first + 1), count)
+            else:
+                first, stop = times.shown(window.start, window.end)
             wanted.append([first + index for index in frame_indices(stop - first, _STRIP)])
         return sorted({index for indices in wanted for index in indices})
 
     with strict(reencode(path)):
-        rate = frame_rate(path) if any(window.end is not None for window in windows) else 0.0
+        times = timeline(path) if any(window.end is not None for window in windows) else Timeline(0.0)
         small: Dict[int, np.ndarray] = {}
         for index, frame in read_video(path, choose):
             small[index] = _strip_frame(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))

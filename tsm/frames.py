@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from tsm.cli import Corrupt, non_negative
-from tsm.files import part_name
+from tsm.files import natural, part_name
 from tsm.protocol import frame_template
 
 try:
@@ -38,6 +38,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _MAX_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])
 _DECODER_ERRORS = (cv2.error, RuntimeError, IndexError) + (
     () if decord is None else (decord.DECORDError, decord.DECORDLimitReachedError))
+_PICTURE = "is a picture, not a video; give the folder that its frames are in"
+_NUMBERED = re.compile(r"(.*?)(\d+)(\.\w+)$")  # a frame's name: before its number, the number, after it
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MARKER_IN_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # ends a scan's data, unlike a stuffed zero or a restart marker
 Frame = Tuple[int, np.ndarray]
@@ -67,7 +69,12 @@ def add_naming(cli: argparse.ArgumentParser) -> None:
 
 def reencode(path: str) -> str:
     """The remedy for a video that plays elsewhere and cannot be read here: a command that writes it in a plain form."""
-    return "; if it plays elsewhere, re-encode it: ffmpeg -i %s -an -c:v libx264 -crf 10 NEW.mp4" % shlex.quote(path)
+    return "; if it plays elsewhere, re-encode it: ffmpeg -i %s -an -c:v libx264 -crf 10 NEW.mp4" % shlex.quote(as_file(path))
+
+
+def as_file(path: str) -> str:
+    """The path as FFmpeg takes it for a file's: `a:b.mp4` by itself is an address of the protocol `a`."""
+    return os.path.join(".", path) if ":" in path else path
 
 
 @contextlib.contextmanager
@@ -85,7 +92,9 @@ def strict(remedy: str = "") -> Iterator[None]:
         failed = False
         try:
             yield
-        except _DECODER_ERRORS:  # their words are about the decoder's own code
+        except _DECODER_ERRORS as error:  # their words are about the decoder's own code
+            if getattr(error, "code", 0) == -4:  # OpenCV's StsNoMem
+                raise MemoryError
             failed = True
         said = b""
         with contextlib.suppress(BlockingIOError):
@@ -140,17 +149,19 @@ def check_folder_of_frames(folder: str, count: int, naming: Naming) -> None:
 def naming_in(folder: str) -> Tuple[Naming, int]:
     """How a folder's frames are called, and how many there are; Corrupt unless they are numbered in one way, without a gap."""
     try:
-        found = _naming_of(os.listdir(folder))
+        files = os.listdir(folder)
     except OSError as error:
         raise Corrupt((error.strerror or str(error)).lower())
+    found = _naming_of(files)
     if found is None:
-        raise Corrupt("its pictures are not numbered in one way without a gap, as img_00001.jpg, img_00002.jpg, … are")
+        raise Corrupt("its pictures are not numbered in one way without a gap, as img_00001.jpg, img_00002.jpg, … are: "
+                      + _odd_among(sorted(filter(_is_picture, files), key=natural)))
     return found
 
 
 def _naming_of(files: Sequence[str]) -> Optional[Tuple[Naming, int]]:
     """How the pictures among `files` are called, and how many; None unless they are numbered in one way, without a gap."""
-    pictures = [re.match(r"(.*?)(\d+)(\.\w+)$", name) for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
+    pictures = [_NUMBERED.match(name) for name in files if _is_picture(name)]
     if not pictures or not all(pictures):
         return None
     before, digits, after = min((match.groups() for match in pictures if match), key=lambda parts: int(parts[1]))
@@ -161,6 +172,34 @@ def _naming_of(files: Sequence[str]) -> Optional[Tuple[Naming, int]]:
     if {naming.name(index) for index in range(len(pictures))} != {match.group() for match in pictures if match}:
         return None
     return naming, len(pictures)
+
+
+def _odd_among(pictures: Sequence[str]) -> str:
+    """What keeps the names of pictures, in natural order, from being numbered in one way without a gap: the first such name."""
+    if not pictures:
+        return "it holds none"
+    parts = {name: match.groups() for name, match in ((name, _NUMBERED.match(name)) for name in pictures) if match}
+    for name in pictures:
+        if name not in parts:
+            return "%s has no number before its suffix" % name
+        if "%" in parts[name][0]:
+            return "%s has a %% before its number" % name
+    styles = [(before, after) for before, _, after in parts.values()]
+    usual = max(styles, key=styles.count)
+    for name, style in zip(pictures, styles):
+        if style != usual:
+            return "%s is called otherwise than %s" % (name, pictures[styles.index(usual)])
+    first = parts[pictures[0]][1]
+    naming = Naming(usual[0] + ("%%0%dd" % len(first) if len(first) > 1 else "%d") + usual[1], int(first))
+    index, name = next((index, name) for index, name in enumerate(pictures) if name != naming.name(index))
+    number = int(parts[name][1]) - naming.start
+    if number > index:
+        return "%s is missing" % naming.name(index)
+    return "%s has %s" % (name, "the number of " + pictures[index - 1] if number < index else "other digits than " + pictures[0])
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def read_frames(folder: str, indices: Sequence[int], naming: Naming) -> Iterator[Frame]:
@@ -262,15 +301,20 @@ def read_video(path: str, choose: Callable[[int], Sequence[int]], by_opencv: boo
     Frames are decoded from the first on and counted. Seeking would save little and is wrong after a key frame that earlier
     frames depend on (open GOPs): decoders then drop or make up frames, some without a word.
     """
+    name = _checked(path)
+    return (_read_by_opencv if by_opencv or decord is None else _read_by_decord)(name, choose)
+
+
+def _checked(path: str) -> str:
+    """The path as decoders take it; raises Corrupt where there is nothing for them to read."""
     if not os.path.isfile(path):
         raise Corrupt("is no file")
     if not os.path.getsize(path):
         raise Corrupt("is empty")
     try:
-        name = os.fsencode(path).decode("utf-8")  # whatever the locale, decoders take UTF-8
+        return as_file(os.fsencode(path).decode("utf-8"))  # whatever the locale, decoders take UTF-8
     except UnicodeDecodeError:
         raise Corrupt("its name is not UTF-8 text, which video decoders need; rename it")
-    return (_read_by_opencv if by_opencv or decord is None else _read_by_decord)(name, choose)
 
 
 def is_text(name: str) -> bool:
@@ -294,12 +338,69 @@ def count_frames(path: str) -> int:
     return counts[-1]
 
 
-def frame_rate(path: str) -> float:
-    """Frames per second of a video, on average. For use in strict()."""
-    rate = cv2.VideoCapture(path).get(cv2.CAP_PROP_FPS) if decord is None else _open_by_decord(path).get_avg_fps()
-    if not 0 < rate < 1000:
+class Timeline(NamedTuple):
+    """When the frames of a video are shown, in seconds from the first one's start.
+
+    `rate` is in frames per second: the average where frame i is shown at i / rate, and `starts` is then None. Of a variable
+    rate it is the usual one, and `starts`, float64 [frames + 1], has when each frame is shown and when the last one ends.
+    """
+
+    rate: float
+    starts: Optional[np.ndarray] = None
+
+    def start(self, index: int) -> float:
+        """When a frame is shown."""
+        return index / self.rate if self.starts is None else float(self.starts[index])
+
+    def shown(self, start: float, end: float) -> Tuple[int, int]:
+        """(the first frame that is shown from `start` to `end`, the one after the last), of a variable rate; at least one frame.
+
+        To the nearest: what half a usual frame shows of a frame at either end does not count.
+        """
+        assert self.starts is not None
+        starts, slack = self.starts[:-1], 0.5 / self.rate
+        first = max(0, int(np.searchsorted(starts, start + slack, "right")) - 1)
+        return first, max(first + 1, int(np.searchsorted(starts, end - slack)))
+
+
+def timeline(path: str) -> Timeline:
+    """The times of a video's frames, by its own timestamps. For use in strict().
+
+    By decord from its index; OpenCV has to decode the video for them once more. Frames that are all within half a frame of a
+    constant rate are taken to be of that rate, as are those of a file without timestamps, such as an AVI's. Raises Corrupt
+    where a file has neither.
+    """
+    name = _checked(path)
+    rate, starts, end = _times_by_opencv(name) if decord is None else _times_by_decord(name)
+    gaps = np.diff(starts)
+    known = len(starts) > 0 and starts[0] > -1e6 and bool((gaps > 0).all())  # below that decord says that it does not know
+    if 0 < rate < 1000 and not (known and _leaves(rate, starts, end)):
+        return Timeline(rate)
+    usual = float(np.median(gaps)) if len(gaps) else end - starts[0] if known else 0.0
+    if not known or usual <= 0:
         raise Corrupt("does not say how many frames it has per second" + reencode(path))
-    return float(rate)
+    return Timeline(1 / usual, np.append(starts, end if end > starts[-1] else starts[-1] + usual) - starts[0])
+
+
+def _leaves(rate: float, starts: np.ndarray, end: float) -> bool:
+    """Whether frames that start, and end, at these times leave a constant rate: by half a frame, or the last one by a whole."""
+    places = (starts - starts[0]) * rate - np.arange(len(starts))
+    return bool(np.abs(places).max() > 0.5 or (end - starts[0]) * rate > len(starts) + 1)
+
+
+def _times_by_decord(name: str) -> Tuple[float, np.ndarray, float]:
+    """(frames per second on average, when each frame starts, when the last one ends), in seconds, as they are in the file."""
+    reader = _open_by_decord(name)
+    starts, ends = reader.get_frame_timestamp(range(len(reader))).astype(np.float64).T
+    cut = int(np.count_nonzero((starts < 0) & (starts > -1e6)))  # frames that an edit list cuts, as in _read_by_decord()
+    return float(reader.get_avg_fps()), starts[cut:], float(ends.max()) if len(ends) else 0.0
+
+
+def _times_by_opencv(name: str) -> Tuple[float, np.ndarray, float]:
+    capture, starts = cv2.VideoCapture(name), []
+    while capture.grab():
+        starts.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+    return float(capture.get(cv2.CAP_PROP_FPS)), np.array(starts), 0.0
 
 
 def _open_by_decord(path: str) -> "decord.VideoReader":
@@ -312,10 +413,19 @@ def _open_by_decord(path: str) -> "decord.VideoReader":
     try:
         return decord.VideoReader(path, num_threads=1, fault_tol=1e-9)  # not one frame may be repeated for want of another
     except _DECODER_ERRORS + (AssertionError,) as error:
+        if _holds_picture(path):
+            raise Corrupt(_PICTURE)
         if "duration" in str(error):
             raise Corrupt("its header gives no duration: it is a live recording, or damaged; remux it: ffmpeg -i %s -c copy "
                           "NEW%s, or NEW.mp4" % (shlex.quote(path), os.path.splitext(path)[1]))
         raise Corrupt("cannot be opened as a video" + reencode(path))
+
+
+def _holds_picture(path: str) -> bool:
+    """Whether a file is one still picture, by its first bytes or its name."""
+    with open(path.encode(), "rb") as file:
+        animated = file.read(4) == b"GIF8" or path.lower().endswith((".mjpg", ".mjpeg"))
+    return not animated and (_is_picture(path) or cv2.haveImageReader(path))
 
 
 def _read_by_decord(path: str, choose: Callable[[int], Sequence[int]]) -> Iterator[Frame]:
@@ -353,6 +463,8 @@ def _has_more(reader: "decord.VideoReader") -> bool:
 
 
 def _read_by_opencv(path: str, choose: Callable[[int], Sequence[int]]) -> Iterator[Frame]:
+    if _holds_picture(path):
+        raise Corrupt(_PICTURE)
     capture = cv2.VideoCapture(path)
     count = 0  # counted, not asked for: the container's own figure is an estimate
     while capture.grab():

@@ -17,6 +17,7 @@ from tsm.files import natural, write_json, write_text
 from tsm.findings import write_csv
 from tsm.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from tsm.gallery import strips_of
+from tsm.int8 import weights_file
 from tsm.labels import Ranked
 from tsm.protocol import Protocol
 from tsm.samples import Clip
@@ -66,41 +67,55 @@ def is_address(text: str) -> bool:
 DEEPEST = 50  # lists within lists
 
 
-def expand(inputs: Sequence[str], within: Tuple[str, ...] = ()) -> List[Input]:
+def expand(inputs: Sequence[str], within: Tuple[str, ...] = (), lists: Optional[List[str]] = None) -> List[Input]:
     """The videos, folders of frames and addresses that a command line's inputs stand for, in its order.
 
     Each input is one of: a video file; a folder, searched for videos by their suffix, recursively; a folder of frames; a
     quoted pattern (**, *, ?, []); @FILE, which has one input per line; an address. A path that does not exist is kept, so
-    that it is reported beside the others; so is, with its error, a folder, a pattern or a list that gives nothing.
+    that it is reported beside the others; so is, with its error, a folder, a pattern or a list that gives nothing. What an
+    earlier run drew labels into is no input of a folder or a pattern; a warning says so.
 
     Args:
         within: the lists that the inputs are from, by their real paths.
+        lists: the files of lists are added to it, also those within lists.
     """
     found: List[Input] = []
     for given in inputs:
         if not given:
             found.append(Input(given, "an empty name; give a video (is a variable of the command not set?)"))
         elif given.startswith("@"):
-            found += _listed(given, within)
+            found += _listed(given, within, lists)
         elif is_address(given) or os.path.isfile(given):
             found.append(Input(given))
         elif os.path.isdir(given):
             found += _inside(given)
         elif glob.has_magic(given):
             matches = sorted(glob.glob(given, recursive=True), key=natural)
-            for one in matches:
-                found += _inside(one) if os.path.isdir(one) else [Input(one)]
-            if not matches:
-                found.append(Input(given, "no file matches this pattern"))
+            kept = _without_ours(given, matches)
+            matched = [new for one in kept for new in (_inside(one) if os.path.isdir(one) else [Input(one)])]
+            found += dict.fromkeys(matched)  # ** finds a folder beside what is in it
+            if not kept:
+                found.append(Input(given, "no other file matches this pattern" if matches else "no file matches this pattern"))
         else:
             found.append(Input(given))
     return found
 
 
-def _listed(given: str, within: Tuple[str, ...]) -> List[Input]:
+def _without_ours(given: str, paths: List[str]) -> List[str]:
+    """The paths that a search of `given` found, less those that an earlier run drew labels into, of which a warning tells."""
+    ours = set(filter(has_captions, paths))
+    if ours:
+        warn("%s: %d of its videos %s passed over, whose labels an earlier run drew in, the first %s; an input that names one is taken"
+             % (given, len(ours), "is" if len(ours) == 1 else "are", next(path for path in paths if path in ours)))
+    return [path for path in paths if path not in ours]
+
+
+def _listed(given: str, within: Tuple[str, ...], lists: Optional[List[str]]) -> List[Input]:
     """The inputs in the list @FILE, one per line; empty lines do not count."""
     path = given[1:]
     real = os.path.realpath(path)
+    if lists is not None:
+        lists.append(path)
     if real in within or len(within) >= DEEPEST:
         return [Input(given, "is a list that names itself, by way of others perhaps; take that line out")]
     try:
@@ -118,7 +133,7 @@ def _listed(given: str, within: Tuple[str, ...]) -> List[Input]:
         return [Input(given, "is a list with labels (%s); take them out, or pass it to TSM_stream.py --ann_file" % lines[0][:80])]
     found: List[Input] = []
     for line in lines:
-        found += expand([line], within + (real,))
+        found += expand([line], within + (real,), lists)
     return found
 
 
@@ -149,16 +164,22 @@ def _inside(folder: str) -> List[Input]:
         videos += [os.path.join(place, name) for name in sorted(files, key=natural) if name.lower().endswith(VIDEO_SUFFIXES)]
         if any(name.lower().endswith(IMAGE_SUFFIXES) for name in files):
             frames.append(place)
-    if not videos and not frames and not unread:
-        return [Input(folder, "no videos and no frames in it (%s)" % ", ".join(VIDEO_SUFFIXES + IMAGE_SUFFIXES))]
-    return [Input(path) for path in videos or frames] + unread
+    kept = _without_ours(folder, videos)
+    if not kept and not frames and not unread:
+        return [Input(folder, "no %svideos and no frames in it (%s)"
+                      % ("other " if videos else "", ", ".join(VIDEO_SUFFIXES + IMAGE_SUFFIXES)))]
+    return [Input(path) for path in kept or frames] + unread
 
 
 def files_of(inputs: Iterable[Input]) -> List[str]:
-    """The files that inputs are read from: videos, and the frames in folders of frames."""
-    paths = [one.path for one in inputs if one.is_file]
-    return [file for path in paths for file in (
-        [entry.path for entry in os.scandir(path) if entry.name.lower().endswith(IMAGE_SUFFIXES)] if os.path.isdir(path) else [path])]
+    """The files that inputs are read from, also in vain: videos, and the frames in folders of frames."""
+    found: List[str] = []
+    for one in inputs:
+        if one.is_file and os.path.isdir(one.path):
+            found += [entry.path for entry in os.scandir(one.path) if entry.name.lower().endswith(IMAGE_SUFFIXES)]
+        elif one.is_file:
+            found.append(one.path)
+    return found
 
 
 def segments_of(answers: Sequence[Answer]) -> List[Segment]:
@@ -287,6 +308,9 @@ def in_order(results: Iterable[Tuple[int, Any]]) -> Iterator[Tuple[int, Any]]:
             wanted += 1
 
 
+SMALLER = "pass a shorter --window or a longer --stride"
+
+
 def tensors_of(
     paths: Sequence[str], length: Optional[float], stride: Optional[float], protocol: Protocol, dtype: str, workers: int
 ) -> Generator[Tuple[Tuple[int, Window], Union[np.ndarray, Corrupt]], None, None]:
@@ -298,25 +322,36 @@ def tensors_of(
     if length is None:
         clips = [Clip(0, path, 0 if os.path.isdir(path) else None, 0) for path in paths]
         results: Generator[Tuple[int, Any], None, None] = decoded(
-            clips, "", protocol, dtype, min(workers, max(1, len(clips))), None)
+            clips, "", protocol, dtype, min(workers, max(1, len(clips))), None,
+            "it needs more memory than there is; pass a smaller --num_worker")
         with contextlib.closing(results):
             for number, video in results:
                 yield (number, WHOLE), video if isinstance(video, Corrupt) else video[None]
         return
 
-    def work(number: int) -> Iterator[Tuple[Window, np.ndarray]]:
-        if os.path.isdir(paths[number]):
-            raise Corrupt("is a folder of frames, which have no time; --window is for videos")
-        return windowed(paths[number], length, stride, protocol, dtype)
+    for number, path in enumerate(paths):
+        try:
+            with contextlib.closing(unrolled(lambda path: _windows(path, length, stride, protocol, dtype), [path])) as parts:
+                for _, result in parts:
+                    if isinstance(result, Corrupt):
+                        yield (number, WHOLE), result
+                    else:
+                        warn_if_short(path, result[0], length)
+                        yield (number, result[0]), result[1][None]
+        except UserError:  # its process was killed; the next has its own
+            yield (number, WHOLE), Corrupt("the process that decodes it was killed, perhaps for want of memory; " + SMALLER)
 
-    with contextlib.closing(unrolled(work, range(len(paths)))) as parts:
-        for number, result in parts:
-            if isinstance(result, Corrupt):
-                yield (number, WHOLE), result
-                continue
-            window, video = result
-            warn_if_short(paths[number], window, length)
-            yield (number, window), video[None]
+
+def _windows(
+    path: str, length: float, stride: Optional[float], protocol: Protocol, dtype: str
+) -> Iterator[Tuple[Window, np.ndarray]]:
+    """windowed(), of which a want of memory is the input's own error."""
+    if os.path.isdir(path):
+        raise Corrupt("is a folder of frames, which have no time; --window is for videos")
+    try:
+        yield from windowed(path, length, stride, protocol, dtype)
+    except MemoryError:
+        raise Corrupt("it needs more memory than there is; " + SMALLER)
 
 
 def annotated_names(folder: str, paths: Sequence[str], inputs: Iterable[str]) -> List[str]:
@@ -334,14 +369,18 @@ def annotated_names(folder: str, paths: Sequence[str], inputs: Iterable[str]) ->
     return list(names)
 
 
-def check_paths(args: argparse.Namespace, inputs: Sequence[Input], int8_model: str) -> List[str]:
-    """Refuse, before any work, outputs that cannot be written or would overwrite an input; where --annotate writes each file."""
+def check_paths(args: argparse.Namespace, inputs: Sequence[Input], lists: List[str], int8_model: str) -> List[str]:
+    """Refuse, before any work, options that do not fit the inputs, outputs that cannot be written and those that would overwrite
+    what is read: inputs, `lists` of them, the model; where --annotate writes each file."""
     live = [one.path for one in inputs if one.is_live]
+    files = [one.path for one in inputs if one.is_file]
     if args.annotate is not None and live:
         fail("--annotate is for videos, not for %s (see --help)" % live[0], status=2)
-    read = [args.model, args.labels, int8_model] + [given[1:] for given in args.inputs if given.startswith("@")]
-    read = list(filter(None, read)) + files_of(inputs)
-    files = [one.path for one in inputs if one.is_file]
+    if args.stride and not args.window and (files or not live):
+        fail("--stride needs --window, but for a camera or an address%s (see --help)"
+             % ("; %s is none" % files[0] if files else ""), status=2)
+    weights = weights_file(int8_model) if int8_model.endswith(".xml") else ""
+    read = list(filter(None, [args.model, args.labels, int8_model, weights] + lists)) + files_of(inputs)
     annotated = annotated_names(args.annotate, files, read) if args.annotate else [""] * len(files)
     outputs = {"--json": args.json, "--csv": args.csv, "--html": args.html}
     check_outputs(outputs, read + list(filter(None, annotated)), args.annotate)
