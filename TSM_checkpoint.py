@@ -12,8 +12,11 @@ shift_div and the test from --segments, --config (an mmaction2 config, which is 
 keeps in the checkpoint, the table of published files (--list; a file belongs to its row if its SHA-256 begins with the digest
 in its name), and the file's name, in this order, or else they are Something-Something V2's, which is said. Two sources that
 contradict each other on network, classes, segments or shift_div are an error that names both, but that --config overrides the
-kept config; of the rest the first counts. What does not count is said, and so is a kept config that is broken.
-Nothing in the file runs.
+kept config, and that a name (…1x1x16…, …_segment16…) counts only where no other source tells the segments, as people give
+published names to files of their own; a config that tells no segments but has a test pipeline gives as many as that samples. Of
+the rest the first counts. What does not count is said in a note, and so is a kept config that is broken. Nothing in the file runs.
+
+--labels checks that a file of label names has as many as the network has classes, before any work is done with them.
 
 Where the protocol is not Something-Something V2's it is written to protocol.json, for --protocol of TSM_preprocess.py,
 pytorch2onnx.py and modify_onnx.py; else nothing is to be passed on.
@@ -31,12 +34,12 @@ import os
 from typing import Any
 
 from tsm import zoo
-from tsm.cli import UserError, one_line, parser, run
+from tsm.cli import UserError, check_outputs, one_line, parser, run
 from tsm.fetch import BY_HAND, fetch, local_path
 from tsm.files import sha256, write_json
+from tsm.labels import read_labels
+from tsm.layout import PROTOCOL
 from tsm.protocol import SSV2, read_protocol, segments
-
-PROTOCOL = "protocol.json"
 
 
 def get_args() -> argparse.Namespace:
@@ -45,6 +48,7 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--list", action="store_true", help="print the table of published checkpoints")
     cli.add_argument("--config", default="", metavar="FILE", help="the mmaction2 config that it was trained with, .py")
     cli.add_argument("--segments", type=segments, metavar="N", help="frames of a view, where nothing else says it")
+    cli.add_argument("--labels", metavar="FILE", help="names of the classes, to check that they are as many as the network has")
     cli.add_argument("--protocol", metavar="FILE", help="write the protocol to FILE, whatever it is (default: to %s in "
                      "--output_dir, where it is not Something-Something V2's)" % PROTOCOL)
     cli.add_argument("--output_dir", default=".", metavar="DIR", help="where a fetched file and %s go (default: here)" % PROTOCOL)
@@ -66,13 +70,16 @@ def address_of(what: str) -> str:
 
 
 def tell(found: Any, where: str) -> None:
-    """What the checkpoint is, a line a fact; run_all.sh reads `checkpoint`, `protocol`, `fusion` and the others by these names."""
+    """What the checkpoint is, a line a fact, which run_all.sh reads by its name: `name: value (where it is from)`, where no value
+    holds " (", or `name: value` for what may hold anything (checkpoint, shape, filename_tmpl, start_index, protocol)."""
     from tsm import facts
 
     digest = sha256(where)
     print("checkpoint: %s\nsha256: %s" % (where, digest))
     for what, value, origin in facts.table(found):
         print("%s: %s (%s)" % (what, one_line(value), one_line(origin)))
+    for what, value in found.frames.items():
+        print("%s: %s" % (what, value))
     print("shape: %s" % " ".join(map(str, (1,) + found.protocol.video_shape)))
     row = zoo.by_sha256(digest)
     if row and row.top1 is not None:
@@ -107,6 +114,8 @@ def main() -> None:
         return
     if not url and not os.path.exists(where):
         raise UserError("%s: no such file, nor a name of --list; check the path" % where)
+    given = [path for path in (where, args.config, args.labels) if path]
+    check_outputs({"--protocol": args.protocol}, given, None if args.output_dir == os.curdir else args.output_dir)
     fresh = fetch(url, where) if url else False
     from tsm import checkpoint, facts
     from tsm.network import network_of
@@ -122,6 +131,8 @@ def main() -> None:
     tell(found, where)
     facts.check_supported(found, where)
     network_of(state, where, found.protocol, found.width)
+    if args.labels:
+        read_labels(args.labels, found.protocol.classes)
     hand_on(found, args)
 
 

@@ -1,11 +1,15 @@
 """TSM_checkpoint.py: fetching from a server on this machine (whole, resumed, wrong, moved, refused); what it says of a file."""
 
+import gzip
 import hashlib
 import http.server
 import io
+import pickle
 import re
 import threading
+import zipfile
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -243,6 +247,12 @@ REFUSED = {
         backbone__conv1__weight=(64, 3, 7, 7), neck__lateral__weight=(1, 1, 1, 1), rpn_head__conv__weight=(1, 1, 1, 1),
         roi_head__bbox_head__fc_cls__weight=(81, 1024)),
     "a transformer": lambda state: zeros(patch_embed__proj__weight=(8, 3, 16, 16), blocks__0__attn__qkv__weight=(24, 8)),
+    "TIN": lambda state: {key.replace(".conv1.conv.net.", ".conv1.conv.net2."): value for key, value in state.items()},
+    "TANet": lambda state: dict(state, **zeros(backbone__layer1__0__tam__G__0__weight=(16, 8))),
+    "TRN": lambda state: dict(state, **zeros(cls_head__consensus__classifier__1__weight=(8, 8))),
+    "SSN": lambda state: dict(state, **zeros(cls_head__activity_fc__weight=(8, 8))),
+    "a network with a neck": lambda state: dict(state, **zeros(neck__lateral_convs__0__weight=(8, 8))),
+    "a network on skeletons": lambda state: zeros(backbone__st_gcn_networks__0__gcn__conv__weight=(4, 3, 1, 1)),
     "no network that this suite knows (its first weight is a.weight)": lambda state: zeros(a__weight=(64, 64, 1, 1)),
     "no network that this suite knows (its first weight is backbone.conv1.conv.weight)": lambda state: zeros(
         backbone__conv1__conv__weight=(), backbone__layer1__0__conv1__conv__weight=(8, 8, 1, 1), cls_head__fc_cls__weight=()),
@@ -264,17 +274,34 @@ def test_every_network_of_the_family_is_taken(thin, tmp_path, words):
 
 @pytest.mark.parametrize("words", sorted(REFUSED))
 def test_another_network_is_named_and_refused(thin, tmp_path, words):
-    found = facts_in(tmp_path, REFUSED[words](thin), EIGHT)
     with pytest.raises(UserError) as raised:
-        check_supported(found, "a.pth")
+        facts_in(tmp_path, REFUSED[words](thin), EIGHT)
     line = str(raised.value)
     assert line.startswith("a.pth: is " + words) and "this suite takes TSM on ResNets of bottlenecks" in line and "\n" not in line
 
 
 def test_classes_are_said_only_where_they_are_known(tmp_path):
     with pytest.raises(UserError) as raised:
-        check_supported(facts_in(tmp_path, REFUSED["SlowFast"]({}), ""), "a.pth")
+        facts_in(tmp_path, REFUSED["SlowFast"]({}), "")
     assert str(raised.value).startswith("a.pth: is SlowFast; ")
+
+
+@pytest.mark.parametrize("kept, says", [
+    ("model = dict(type='BMN')\ntest_pipeline = [dict(type='LoadLocalizationFeature')]", "the config in its meta says BMN of mmaction2"),
+    ("model = dict(type='SkeletonGCN', backbone=dict(type='STGCN'))", "the config in its meta says ST-GCN"), ("model = (", ""),
+    (EIGHT.replace("depth=50", "depth=f()"), ""),
+])
+def test_what_weights_do_not_tell_a_config_may(tmp_path, kept, says):
+    with pytest.raises(UserError) as raised:
+        facts_in(tmp_path, zeros(x__weight=(4, 4)), kept)
+    expected = "a.pth: is no network that this suite knows (its first weight is x.weight); " + (says + "; " if says else "")
+    assert str(raised.value).startswith(expected + "this suite takes TSM")
+
+
+def test_of_a_refused_network_no_facts_are_told(run, tmp_path):
+    torch.save(zeros(encoder__layer__0__attention__self__query__weight=(4, 4)), str(tmp_path / "bert.pth"))
+    done = run("TSM_checkpoint.py", "bert.pth", cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout == "" and "bert.pth: is a transformer; this suite takes" in done.stderr
 
 
 def test_types_and_shapes_of_weights_are_named(thin):
@@ -312,6 +339,11 @@ def test_where_the_segments_are_from(thin, path, meta, segments, expected, origi
     ({}, EIGHT.replace("174", "400"), None, ["174 classes", "c.py says 400 classes"]),
     ({}, EIGHT.replace("depth=50", "depth=101"), None, ["TSM ResNet-50", "c.py says TSM ResNet-101"]),
     ({}, CONFIG % (" num_segments=8,", " num_segments=16,"), None, ["c.py averages 16 of 8 segments"]),
+    ({}, CONFIG % ("", " num_segments=16,"), None, ["c.py averages 16 of 8 segments"]),
+    ({}, CONFIG % (" num_segments=16,", ""), None, ["c.py averages 8 of 16 segments"]),
+    ({}, EIGHT.replace("depth=50", "is_shift=False, depth=50"), None, ["TSM ResNet-50", "c.py says TSN ResNet-50"]),
+    ({}, "model = dict(type='BMN')\ntest_pipeline = [dict(type='X')]", None, ["TSM ResNet-50", "c.py says BMN of mmaction2"]),
+    ({}, EIGHT.replace("50", "101") + "test_pipeline = [dict(type='X')]", None, ["TSM ResNet-50", "c.py says TSM ResNet-101"]),
 ])
 def test_what_contradicts_itself_names_both(thin, tmp_path, monkeypatch, meta, config, segments, says):
     monkeypatch.chdir(tmp_path)
@@ -337,6 +369,33 @@ def test_the_test_is_that_of_the_config(thin):
 
 PIPELINE = ("test_pipeline = [dict(type='SampleFrames', clip_len=1, num_clips=8, test_mode=True), dict(type='Resize', scale=(-1, 256)), "
             "dict(type='CenterCrop', crop_size=224), dict(type='Normalize', mean=[1, 2, 3], std=[4, 5, 6])]\n")
+
+
+@pytest.mark.parametrize("path, meta, segments, expected, origin", [
+    ("a.pth", {}, None, 12, "the frames that c.py samples"), ("a.pth", {}, 12, 12, "--segments"),
+    ("tsm_1x1x12.pth", {}, None, 12, "its file's name"), ("tsm_1x1x8.pth", {}, None, "c.py samples 12 frames for 8 segments", ""),
+    ("a.pth", {"config": EIGHT}, None, "c.py samples 12 frames for 8 segments", ""),
+])
+def test_a_config_that_holds_only_a_test_pipeline(thin, tmp_path, monkeypatch, path, meta, segments, expected, origin):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.py").write_text(PIPELINE.replace("num_clips=8", "num_clips=12"))
+    found = facts(thin, path, meta, config="c.py", segments=segments)
+    if origin:
+        check_supported(found, path)
+        assert (found.protocol.segments, found.origins["segments"], found.notes) == (expected, origin, [])
+    else:
+        with pytest.raises(UserError, match=expected):
+            check_supported(found, path)
+
+
+@pytest.mark.parametrize("meta, segments, says", [
+    ({"config": EIGHT}, None, "the config in its meta says 8"), ({}, 8, "--segments says 8"), ({"config": SIXTEEN}, None, ""),
+    ({}, 16, "")])
+def test_a_name_that_says_other_segments_is_a_note(thin, meta, segments, says):
+    found = facts(thin, "tsm_r50_1x1x16.pth", meta, segments=segments)
+    check_supported(found, "tsm_r50_1x1x16.pth")
+    notes = ["note: the name of tsm_r50_1x1x16.pth says 16 segments, but %s; the latter counts" % says] if says else []
+    assert found.notes == notes
 
 
 @pytest.mark.parametrize("kept, note", [
@@ -422,3 +481,59 @@ def test_the_command_line_of_all_that(works, fails, thin, tmp_path):
     assert "none.py: no such config" in fails("TSM_checkpoint.py", "own.pth", "--config", "none.py", cwd=tmp_path)
     assert "--segments" in fails("TSM_checkpoint.py", "own.pth", "--segments", 0, cwd=tmp_path, status=2)
     assert names(tmp_path) == ["c.py", "own.pth", "sixteen.pth"]
+
+
+OTHER_FILES = {  # what a file is: its bytes
+    "an empty file; fetch it again": b"", "a web page; fetch the file itself": b"\n<!doctype html>\n<html>",
+    "a pointer of Git LFS; fetch": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n",
+    "a safetensors file; load it with": (2).to_bytes(8, "little") + b"{}", "a compressed file; unpack it": gzip.compress(b"x" * 99),
+    "a tar archive; unpack it": b"a.pth".ljust(257, b"\0") + b"ustar".ljust(400, b"\0"),
+    "an ONNX model; pass the checkpoint": b"\x08\x07\x12\x07pytorch",
+    "a pickle that torch.save() did not write": pickle.dumps({"a.weight": np.zeros(3)}, 4),
+    "a pickle that torch.save() did not write (of": pickle.dumps({"a.weight": np.zeros(3)}, 0),
+    "a text file; pass the checkpoint": b"model = dict(type='Recognizer2D')\n", "a NumPy array; make": b"\x93NUMPY\x01\x00",
+}
+
+
+@pytest.mark.parametrize("what", sorted(OTHER_FILES))
+def test_files_that_are_no_checkpoint_are_told_what_they_are(tmp_path, what):
+    (tmp_path / "a.pth").write_bytes(OTHER_FILES[what])
+    with pytest.raises(UserError) as raised:
+        load(str(tmp_path / "a.pth"))
+    assert "a.pth: not a PyTorch checkpoint, but " + what in str(raised.value)
+
+
+def test_archives_that_are_no_checkpoint_are_told_what_they_are(tmp_path):
+    np.savez(str(tmp_path / "a.npz"), a=np.zeros(2))
+    with zipfile.ZipFile(str(tmp_path / "a.zip"), "w") as archive:
+        archive.writestr("a.pth", b"x")
+    for name, what in (("a.npz", "NumPy arrays"), ("a.zip", "an archive of other files")):
+        with pytest.raises(UserError, match="%s: not a PyTorch checkpoint, but %s" % (name, what)):
+            load(str(tmp_path / name))
+
+
+def test_labels_and_the_folder_are_looked_at_first(works, fails, thin, tmp_path):
+    torch.save({"meta": {"cfg": SIXTEEN}, "state_dict": thin}, str(tmp_path / "own.pth"))
+    (tmp_path / "names").write_text("".join("name %d\n" % number for number in range(174)))
+    (tmp_path / "few").write_text("one\ntwo\n")
+    said = works("TSM_checkpoint.py", "own.pth", "--labels", "names", "--output_dir", "new/folder", cwd=tmp_path)
+    assert "protocol: new/folder/protocol.json" in said and (tmp_path / "new/folder/protocol.json").exists()
+    assert "few: names 2 classes, the model has 174" in fails("TSM_checkpoint.py", "own.pth", "--labels", "few", cwd=tmp_path)
+    assert "none: No such file" in fails("TSM_checkpoint.py", "own.pth", "--labels", "none", cwd=tmp_path)
+    assert "names" in fails("TSM_checkpoint.py", "own.pth", "--output_dir", "names", cwd=tmp_path)
+    assert "would overwrite" in fails("TSM_checkpoint.py", "own.pth", "--protocol", "own.pth", cwd=tmp_path, status=2)
+    assert names(tmp_path) == ["few", "names", "new", "own.pth"]
+
+
+def test_values_and_their_origins_can_be_told_apart(works, thin, tmp_path):
+    """Whatever brackets are in a config's path or in the names of frames."""
+    torch.save(thin, str(tmp_path / "own.pth"))
+    (tmp_path / "my (old) (a)").mkdir()
+    (tmp_path / "my (old) (a)" / "c (1).py").write_text(
+        EIGHT + PIPELINE + "data = dict(test=dict(pipeline=test_pipeline, filename_tmpl='frame ({:010}) (b).jpg', start_index=0))")
+    said = works("TSM_checkpoint.py", "own.pth", "--config", "my (old) (a)/c (1).py", cwd=tmp_path).splitlines()
+    found = {line.split(": ", 1)[0]: line.split(": ", 1)[1] for line in said if not line.startswith("note: ")}
+    values = {name: value.split(" (")[0] for name, value in found.items()}
+    assert found["filename_tmpl"] == "frame ({:010}) (b).jpg" and found["start_index"] == "0"
+    assert (values["network"], values["fusion"], values["segments"]) == ("TSM ResNet-50", "prob", "8")
+    assert values["frames named by"] == "filename_tmpl, start_index" and "my (old) (a)/c (1).py" in found["segments"]

@@ -7,8 +7,8 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 LAYERS = [  # from the ground up; an import goes to the same layer or to a lower one
-    {"cli", "files", "machine", "npu", "shape", "stage"},
-    {"protocol", "config", "labels", "zoo", "fetch"},
+    {"cli", "files", "layout", "machine", "npu", "shape", "stage"},
+    {"protocol", "pyconfig", "config", "labels", "zoo", "fetch"},
     {"samples", "annotations", "results", "accuracy", "tensors"},
     {"frames", "captions", "clips", "workers"},
     {"onnxfile", "graph", "checkpoint", "network", "facts", "lift", "proof"},

@@ -33,10 +33,22 @@ _STORAGES = {  # torch's storage classes: the values' type as numpy writes it, b
     "QUInt8Storage": "u1", "QInt32Storage": "i4", "QUInt4x2Storage": "u1", "QUInt2x4Storage": "u1",
 }
 _PARTS = (  # of a network, those that tell detectors and the like included; what else a state dict holds is no part of it
-    "backbone", "neck", "cls_head", "base_model", "new_fc", "rpn_head", "roi_head", "bbox_head", "mask_head", "keypoint_head",
+    "backbone", "neck", "cls_head", "base_model", "new_fc", "consensus", "rpn_head", "roi_head", "bbox_head", "mask_head", "keypoint_head",
     "decode_head",
 )
 _MOBILENET_BLOCKS = (1, 2, 3, 4, 3, 3, 1)  # per stage of MobileNetV2
+_STARTS = tuple((re.compile(start, re.DOTALL), what, remedy) for start, what, remedy in (  # of files of other kinds
+    (rb"$", "an empty file", "fetch it again"),
+    (rb"\s*<(!doctype|!DOCTYPE|html|HTML|head)", "a web page", "fetch the file itself, by the page's own link for downloads"),
+    (rb"version https://git-lfs", "a pointer of Git LFS", "fetch the file that it stands for (git lfs pull)"),
+    (rb".{4}\0{4}\{", "a safetensors file", "load it with safetensors.torch.load_file() and torch.save() what that gives"),
+    (rb"\x1f\x8b|BZh\d|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "a compressed file", "unpack it (gunzip, bunzip2, unxz, …)"),
+    (rb".{257}ustar", "a tar archive", "unpack it (tar -xf) and pass the checkpoint in it"),
+    (rb"\x08[\x01-\x1f][\x12\x1a\x22\x2a\x32\x3a\x42]", "an ONNX model", "pass the checkpoint that it was exported from"),
+    (rb"\x89HDF", "an HDF5 file, as Keras writes", "pass a checkpoint of PyTorch"),
+    (rb"\x93NUMPY", "a NumPy array", "make a dict of tensors of it and torch.save() that"),
+    (rb"[\t\n\r\x20-\x7e]{24,}", "a text file", "pass the checkpoint, .pth"),
+))
 _EMA = re.compile(r"(?:^|[/._-])ema", re.IGNORECASE)  # a moving average's copy of the weights
 _PLAIN = (str, int, float, type(None))
 
@@ -66,6 +78,10 @@ class _Values(NamedTuple):
     stride: Any
 
 
+class _Other(Exception):
+    """The file is of another kind: (what it is, the remedy)."""
+
+
 class _Damaged(Exception):
     """The file is not what it says it is; the text says how."""
 
@@ -82,10 +98,10 @@ def load(path: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
     Raises: UserError where the file is no checkpoint, is damaged, or has no weights that can be read without code.
     """
     with open(path, "rb") as file:
+        start = file.read(512)
+        file.seek(0)
         try:
-            magic = file.read(len(_ZIP_MAGIC))
-            file.seek(0)
-            root, read = (_open_zip if magic == _ZIP_MAGIC else _open_legacy)(file)
+            root, read = (_open_zip if start.startswith(_ZIP_MAGIC) else _open_legacy)(file)
             whole = _state_in(root, path)
             state = _network_part(whole)
             foreign = ["%s, made by %s" % (key, value.name) for key, value in state.items() if isinstance(value, Foreign)]
@@ -98,13 +114,16 @@ def load(path: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
                 raise UserError("%s: no state_dict in it; pass a checkpoint of TSM" % path)
         except (UserError, MemoryError):
             raise
-        except _Damaged as error:
-            raise UserError("%s: not a PyTorch checkpoint, or a damaged one (%s); fetch it again" % (path, error))
+        except _Other as error:
+            raise UserError("%s: not a PyTorch checkpoint, but %s; %s" % ((path,) + error.args))
         except Exception as error:  # zipfile, pickletools and nonsense in a pickle raise almost anything
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a place before the file's start
                 error.filename = path
                 raise
-            raise UserError("%s: not a PyTorch checkpoint, or a damaged one; fetch it again" % path)
+            if _kind(start):
+                raise UserError("%s: not a PyTorch checkpoint, but %s; %s" % ((path,) + _kind(start)))
+            why = " (%s)" % error if isinstance(error, _Damaged) else ""
+            raise UserError("%s: not a PyTorch checkpoint, or a damaged one%s; fetch it again" % (path, why))
     beside = root.get("meta") if isinstance(root, dict) else None
     mits = {"naming": "MIT"} if any(re.match(r"(.*\.)?base_model\.", key) for key in whole) else {}
     return tensors, dict(dict(_plain(root), **_plain(beside)), **mits)
@@ -114,6 +133,11 @@ def save(path: str, state: Dict[str, Tensor], meta: Dict[str, Any]) -> None:
     """Write a checkpoint in mmaction2's form; equal bytes for equal weights and meta, whatever its name."""
     with replacing(path) as part, open(part, "wb") as file:  # a path would put its name into the file
         torch.save({"state_dict": state, "meta": meta}, file)
+
+
+def _kind(start: bytes) -> Any:
+    """(what a file is, the remedy) by its first bytes; None for one that they do not tell."""
+    return next(((what, remedy) for pattern, what, remedy in _STARTS if pattern.match(start)), None)
 
 
 Read = Callable[[_Storage], np.ndarray]  # a whole storage -> its values
@@ -127,8 +151,13 @@ def _open_zip(file: BinaryIO) -> Tuple[Any, Read]:
         for info in records.values():
             del info.CRC
     pickles = [name for name in records if name.split("/")[1:] == ["data.pkl"]]
+    parts = {name.split("/")[-1] for name in records}
+    if "constants.pkl" in parts:
+        raise _Other("a model of TorchScript", "save the state_dict() of the model that it was made from and pass that")
     if len(pickles) != 1:
-        raise _Damaged("no data.pkl in it")
+        numpy = any(part.endswith(".npy") for part in parts)
+        raise _Other("NumPy arrays (.npz)" if numpy else "an archive of other files (zip)",
+                     "make a dict of tensors of them and torch.save() that" if numpy else "unpack it and pass the checkpoint in it")
     folder = pickles[0][: -len("data.pkl")]
 
     def record(name: str) -> bytearray:
@@ -154,7 +183,8 @@ def _open_legacy(file: BinaryIO) -> Tuple[Any, Read]:
     """A file of torch before 1.6: magic number, version, system, the object, the storages' keys, then their values."""
     stream = _Bounded(file)
     if _unpickle(stream, {}) != _LEGACY_MAGIC:
-        raise _Damaged("no such magic number")
+        raise _Other("a pickle that torch.save() did not write (of NumPy arrays or the like)",
+                     "make a dict of tensors of it and torch.save() that")
     _unpickle(stream, {})
     order = "<" if _unpickle(stream, {})["little_endian"] else ">"
     known: Dict[str, _Storage] = {}

@@ -1,18 +1,20 @@
 """What a checkpoint is: its network, read from its weights, and how it is to be tested, from whatever says so.
 
 The number of segments, shift_div and the test leave no trace in the weights. They come from a flag, a config file, the
-config that mmaction2 keeps in a checkpoint's meta, the table of published files, the file's name, and only then from the
-default, in this order. What two of them say differently of the network is an error, unless a config that is given overrides
-the one in meta; of the test, the first counts and a note says so. Names of weights: mmaction2 0.24.1, models/backbones
-(resnet_tsm, mobilenet_v2_tsm, …).
+config that mmaction2 keeps in a checkpoint's meta, the table of published files, the file's name, the frames that a test
+pipeline samples, and only then from the default, in this order. What two of them say differently of the network is an error,
+unless a config that is given overrides the one in meta; where a name, which people reuse, or what is said of the test differs
+from an earlier source, a note says so. Networks that are not taken are refused before anything else is read. Names of weights:
+mmaction2 0.24.1, models/backbones (resnet_tsm, mobilenet_v2_tsm, …).
 """
 
+import contextlib
 import os
 import re
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from tsm import config as mmaction2_config
-from tsm import zoo
+from tsm import pyconfig, zoo
 from tsm.cli import UserError
 from tsm.files import sha256
 from tsm.protocol import FUSIONS, SSV2, Protocol, misfit, not_whole, protocol_from, read_stated
@@ -32,6 +34,9 @@ _OTHERS = (  # networks of other families, by what their weights are called
     (r"(^|\.)(rpn|roi|bbox|mask|keypoint)_head\.", "a detector"), (r"(^|\.)decode_head\.", "a network that segments images"),
     (r"^backbone\.(slow|fast)_path\.", "SlowFast"),
     (r"(^|[._])(attn|attentions?|self_attn|self_attention|transformer)[._]", "a transformer"),
+    (r"\.conv1\.conv\.net2\.", "TIN"), (r"\.tam\.", "TANet"), (r"(^|\.)consensus\.", "TRN"),
+    (r"\.(st_)?gcn(_networks|s)?\.", "a network on skeletons (ST-GCN or the like)"),
+    (r"^cls_head\.(activity|completeness)_fc\.", "SSN"), (r"^neck\.", "a network with a neck (TPN or the like)"),
 )
 _IMAGES = (  # likewise, those of single images, if nothing else is known of them
     (r"^(backbone\.)?layer\d\.\d+\.conv\d\.weight", "a ResNet of single images, as torchvision's or timm's"),
@@ -64,11 +69,12 @@ def facts_of(
         config: path of an mmaction2 config, or empty.
         segments: frames of a view, where the user says so.
         stated: path of what TSM_checkpoint.py found out before, protocol.json, or empty.
-    Raises: UserError where a config or that file is missing or not understood, a number of segments is out of bounds, or nothing
-        says how many a file of MIT's has.
+    Raises: UserError, saying what the file is, where this suite does not take its network; where a config or that file is missing
+        or not understood, a number of segments is out of bounds, or nothing says how many a file of MIT's has.
     """
     weights = weights_say(state)
-    said, notes = _said(path, meta, config, segments, stated)
+    _check_taken(path, weights, meta, config)
+    said, notes = _said(path, meta, config, segments, stated, weights["network"])
     default = dict(SSV2._asdict(), average_clips="", network="", width=0)
     sources = [("its weights", weights)] + said + [(_DEFAULT, default)]
     chosen: Dict[str, Any] = {}
@@ -93,7 +99,7 @@ def facts_of(
     unsure, more = _of_other_frames([(where, facts) for where, facts in said if where != _META or not (config or stated)],
                                     chosen["segments"], origins["segments"], stated)
     if origins["segments"] == _DEFAULT:
-        if meta.get("naming") == "MIT" and _TAKEN.fullmatch(chosen["network"]):
+        if meta.get("naming") == "MIT":
             raise UserError("%s: is %s, and nothing says of how many segments; pass --segments N, as it was trained with"
                             % (path, chosen["network"]))
         more.append("note: nothing says how many segments %s has; taken as %d; --segments N says otherwise"
@@ -118,7 +124,7 @@ def _of_other_frames(
     conflicts: List[str] = []
     notes: List[str] = []
     for where, facts in said:
-        wanted: Any = facts.get("segments")
+        wanted: Any = facts.get("segments", segments)
         sampled, averaged = facts.get("sampled", wanted), facts.get("head_segments", wanted)
         if averaged != wanted:
             conflicts.append("%s averages %s of %s segments" % (where, averaged, wanted))
@@ -131,10 +137,27 @@ def _of_other_frames(
     return conflicts, notes
 
 
+def _check_taken(path: str, weights: Mapping[str, Any], meta: Mapping[str, Any], config: str) -> None:
+    """Raise UserError, saying what the checkpoint at `path` is by its weights and by its configs, where this suite does not take it."""
+    if _TAKEN.fullmatch(weights["network"]):
+        return
+    words = weights["network"] + (" of %d classes" % weights["classes"] if "classes" in weights else "")
+    kept = meta.get("config") or meta.get("cfg")
+    configs: List[Tuple[str, Callable[[], Dict[str, Any]]]] = []
+    configs += [(config, lambda: pyconfig.read(config))] if config else []
+    configs += [(_META, lambda: pyconfig.parse(str(kept), _META))] if isinstance(kept, str) else []
+    for where, read in configs:
+        with contextlib.suppress(UserError):  # what the weights are counts
+            named = mmaction2_config.network_in(read(), where)
+            words += "; %s says %s" % (where, named) if named not in (None, weights["network"]) else ""
+    raise UserError("%s: is %s; this suite takes TSM on ResNets of bottlenecks (ResNet-50, -101, -152, …) and on MobileNetV2"
+                    % (path, words))
+
+
 def _said(
-    path: str, meta: Mapping[str, Any], config: str, segments: Optional[int], stated: str
+    path: str, meta: Mapping[str, Any], config: str, segments: Optional[int], stated: str, network: str
 ) -> Tuple[List[Tuple[str, Dict[str, Any]]], List[str]]:
-    """([(source, what it says)], notes) of all sources but the weights, the one that decides first."""
+    """([(source, what it says)], notes) of all sources but the weights of `network`, the one that decides first."""
     said: List[Tuple[str, Dict[str, Any]]] = [("--segments", {} if segments is None else {"segments": segments})]
     if segments is not None and not_whole("segments", segments):
         raise UserError("--segments %s" % not_whole("segments", segments))
@@ -143,24 +166,33 @@ def _said(
         others = {name: given[name] for name in ("network", "average_clips") if isinstance(given.get(name), str) and given[name]}
         said.append((stated, dict(protocol_from(given, stated)._asdict(), **others)))
     if config:
-        read = mmaction2_config.facts(mmaction2_config.read(config), config)
+        read = mmaction2_config.facts(pyconfig.read(config), config, network)
         if not read:
             raise UserError("%s: says nothing of a network or its test; pass the config that it was trained with" % config)
         said.append((config, read))
-    kept, broken = _kept_config(meta, "%s: %s" % (path, _META), bool(config or stated))
+    kept, broken = _kept_config(meta, "%s: %s" % (path, _META), bool(config or stated), network)
     said.append((_META, kept))
     row, notes = _row_of(path)
     notes = broken + notes
     if row:
         said.append((_PUBLISHED, zoo.facts(row)))
-    if not any("segments" in facts for _, facts in said[1:]):
-        found = re.search(r"(?:_segment|1x1x)(\d+)(?!\d)", os.path.basename(path))
-        named = int(found.group(1)) if found else 0
-        wrong = not_whole("segments", named) if named else ""
-        if wrong and segments is None:
-            raise UserError("%s: its name says that its segments are %s; pass --segments N" % (path, wrong))
-        said.append(("its file's name", {"segments": named} if named and not wrong else {}))
-    return said, notes
+    more, beside = _of_segments(path, said)
+    return said + more, notes + beside
+
+
+def _of_segments(path: str, said: List[Tuple[str, Dict[str, Any]]]) -> Tuple[List[Tuple[str, Dict[str, Any]]], List[str]]:
+    """([(source, what it says)], notes) of what tells the segments where `said` does not: the file's name, then a test pipeline."""
+    known = [(where, facts["segments"]) for where, facts in said if "segments" in facts]
+    found = re.search(r"(?:_segment|1x1x)(\d+)(?!\d)", os.path.basename(path))
+    named = int(found.group(1)) if found else 0
+    wrong = not_whole("segments", named) if named else ""
+    if known:
+        note = "note: the name of %s says %d segments, but %s says %d; the latter counts"
+        return [], [note % (path, named, *known[0])] if named not in (0, known[0][1]) else []
+    if wrong:
+        raise UserError("%s: its name says that its segments are %s; pass --segments N" % (path, wrong))
+    sampled = [("the frames that %s samples" % where, {"segments": facts["sampled"]}) for where, facts in said if "sampled" in facts]
+    return ([("its file's name", {"segments": named})] if named else sampled[:1]), []
 
 
 def _row_of(path: str) -> Tuple[Optional[zoo.Row], List[str]]:
@@ -176,16 +208,12 @@ def _row_of(path: str) -> Tuple[Optional[zoo.Row], List[str]]:
 
 
 def check_supported(facts: Facts, path: str) -> None:
-    """Raise UserError, saying what the checkpoint at `path` is, where this suite does not take it or its sources disagree."""
+    """Raise UserError, saying what the checkpoint at `path` is, where its sources disagree or give what no test has."""
     p = facts.protocol
-    if not _TAKEN.fullmatch(facts.network):
-        classes = "" if facts.origins["classes"] == _DEFAULT else " of %d classes" % p.classes
-        raise UserError("%s: is %s%s; this suite takes TSM on ResNets of bottlenecks (ResNet-50, -101, -152, …) and on MobileNetV2"
-                        % (path, facts.network, classes))
     if facts.conflicts:
-        said = ", ".join("%s by %s" % (_words(name, getattr(p, name)), facts.origins[name])
-                         for name in ("classes", "segments", "shift_div"))
-        raise UserError("%s: is %s, %s, but %s; leave out what is wrong, or pass the config that it was trained with"
+        said = "".join(", %s by %s" % (_words(name, getattr(p, name)), facts.origins[name])
+                       for name in ("classes", "segments", "shift_div") if facts.origins[name] != _DEFAULT)
+        raise UserError("%s: is %s%s, but %s; leave out what is wrong, or pass the config that it was trained with"
                         % (path, facts.network, said, "; ".join(facts.conflicts)))
     for name, value in p._asdict().items():
         wrong = misfit(name, value)
@@ -209,7 +237,7 @@ def as_json(facts: Facts) -> Dict[str, Any]:
 
 
 def table(facts: Facts) -> List[Tuple[str, str, str]]:
-    """(what, its value in words, where it is from) for a reader."""
+    """(what, its value in words, where it is from) for a reader; no value holds " (", which divides it from where it is from."""
     p, origins = facts.protocol, facts.origins
     tested = sorted({origins[name] for name in ("sampling", "crops", "short_side", "size")})
     found = [
@@ -220,7 +248,8 @@ def table(facts: Facts) -> List[Tuple[str, str, str]]:
          ", ".join(sorted({origins["mean"], origins["std"]}))),
         ("fusion",) + fusion_of(facts),
     ]
-    return found + [(name, str(value), origins[name]) for name, value in facts.frames.items()]
+    named = sorted({origins[name] for name in facts.frames})
+    return found + ([("frames named by", ", ".join(facts.frames), ", ".join(named))] if named else [])
 
 
 def test_in_words(protocol: Protocol) -> str:
@@ -271,16 +300,16 @@ def _network(state: Mapping[str, Any]) -> str:
     return ("TSM " if has(r"\.net\.(?!\d+\.)") else "TSN ") + name + "".join(extras)
 
 
-def _kept_config(meta: Mapping[str, Any], where: str, overridden: bool) -> Tuple[Dict[str, Any], List[str]]:
+def _kept_config(meta: Mapping[str, Any], where: str, overridden: bool, network: str) -> Tuple[Dict[str, Any], List[str]]:
     """(the facts of the config whose text a checkpoint's meta holds, notes): none of one that is broken.
 
     Raises: UserError where that config asks for what this suite does not do, unless it is overridden.
     """
     text = meta.get("config") or meta.get("cfg")
     try:
-        return mmaction2_config.facts(mmaction2_config.parse(text, where), where) if isinstance(text, str) else {}, []
+        return mmaction2_config.facts(pyconfig.parse(text, where), where, network) if isinstance(text, str) else {}, []
     except UserError as error:
-        if isinstance(error, mmaction2_config.Unsupported) and not overridden:
+        if isinstance(error, pyconfig.Unsupported) and not overridden:
             raise UserError("%s; or pass a config of yours, which overrides it" % error)
         return {}, ["note: %s; nothing is taken from that config" % error]
 

@@ -126,8 +126,8 @@ def frame_template(text: str) -> str:
 
     img_%05d.jpg, img_{:05}.jpg and img_{:05d}.jpg are one.
     """
-    braces = re.match(r"([^{}%]*)\{:?(?:0(\d))?d?\}([^{}%]*)$", text)
-    percent = re.match(r"([^{}%]*)%(?:0(\d))?d([^{}%]*)$", text)
+    braces = re.match(r"([^{}%]*)\{0?(?::(?:0(\d{1,2}))?d?)?\}([^{}%]*)$", text)
+    percent = re.match(r"([^{}%]*)%(?:0(\d{1,2}))?d([^{}%]*)$", text)
     match = braces or percent
     if not match or "/" in text or "\0" in text:
         raise argparse.ArgumentTypeError("%r is not a file name with one number in it, as in img_%%05d.jpg or img_{:05}.jpg"

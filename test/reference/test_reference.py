@@ -132,10 +132,11 @@ def test_tensors_of_the_demo(works, tell, demo_list, tmp_path):
 
 @pytest.mark.parametrize("path", sorted(Path(CONFIG).parent.glob("*.py")), ids=lambda path: path.stem)
 def test_facts_of_every_tsm_config(path):
-    """What tsm.config reads, without running it, is what mmcv's Config gives."""
+    """What tsm.pyconfig reads, without running it, is what mmcv's Config gives."""
     from tsm import config as ours
+    from tsm import pyconfig
 
-    theirs, found = mmcv.Config.fromfile(str(path)), ours.facts(ours.read(str(path)), str(path))
+    theirs, found = mmcv.Config.fromfile(str(path)), ours.facts(pyconfig.read(str(path)), str(path))
     backbone, head, test = theirs.model.backbone, theirs.model.cls_head, theirs.data.test
     steps = {step.type: step for step in test.pipeline}
     sampler = steps.get("SampleFrames") or steps["DenseSampleFrames"]
