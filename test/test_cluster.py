@@ -9,10 +9,11 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import processes
 import pytest
 from clips import arguments, listed, results
+from processes import children_of, command_of
 
 from tsm.chunks import Chunk, Job, Unfit, check_clips, examine, in_turn, versions
 from tsm.cli import UserError
@@ -121,23 +122,14 @@ def ended(process):
 
 def workers_of(node):
     """Process ids of a node's workers, also of one that has not named itself ray::… yet; its raylet has other children as well."""
-    found = []
-    for process in node.all_processes["raylet"]:
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # one that has ended meanwhile
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                command = (folder / "cmdline").read_bytes()
-                if parent == process.process.pid and (command.startswith(b"ray::") or b"default_worker.py" in command):
-                    found.append(int(folder.name))
-    return found
+    found = [child for process in node.all_processes["raylet"] for child in children_of(process.process.pid)]
+    return [child for child in found if command_of(child).startswith(b"ray::") or b"default_worker.py" in command_of(child)]
 
 
 @contextlib.contextmanager
 def standing_still(*nodes):
     """Nodes that live, as far as Ray's head can tell, and get on with nothing: the list lasts until another node has had its turn."""
-    limit = time.monotonic() + LONGEST
-    while not all(workers_of(node) for node in nodes):  # one that the driver has just seen starts its first
-        assert time.monotonic() < limit
+    processes.wait_for(lambda: all(map(workers_of, nodes)), LONGEST)  # one that the driver has just seen starts its first
     workers = [worker for node in nodes for worker in workers_of(node)]
     for worker in workers:
         os.kill(worker, signal.SIGSTOP)

@@ -117,13 +117,12 @@ def test_a_page_of_24777_videos_opens_quickly_and_works(page, large, names):
     type_into(page, "input[data-filters=class-table]", "left RIGHT pushing")
     assert sorted(column(page, 0)) == ["Pushing something from left to right", "Pushing something from right to left"]
 
-    rank = "#video-table th:nth-child(5)"
+    rank, made = "#video-table th:nth-child(5)", report(24777, 174, names)["findings"]["videos"]
     for order in (1, -1):  # over all videos, not only those that are shown, and whatever is typed after
         page.js("document.querySelector('%s button').click()" % rank)
         type_into(page, "#video-search", "pushing something")
         found = json.loads(page.js("JSON.stringify(Array.from(document.querySelectorAll('#video-table td:nth-child(5)'),"
                                    "c => c.textContent))"))
-        made = report(24777, 174, names)["findings"]["videos"]
         ranks = sorted((rank for rank, *classes in zip(made["rank"], made["label"], made["answer"]) if rank > 1 and any(
             "pushing something" in names[number].lower() for number in classes)), key=lambda rank: order * rank)
         assert [int(text) for text in found] == ranks[:25] and 1 < ranks[0] != ranks[-1]

@@ -16,6 +16,7 @@ import time
 
 import pytest
 from clips import VIDEOS, clip_of, contents, linked, times
+from processes import children_of, wait_for
 
 from tsm.files import locked
 
@@ -45,20 +46,6 @@ def counts(stdout):
     return tuple(int(number) for number in re.search(r"(\d+) made, (\d+) already right, (\d+) skipped", stdout).groups())
 
 
-def workers_of(pid):
-    """Processes whose parent is `pid`."""
-    with contextlib.suppress(OSError), open("/proc/%d/task/%d/children" % (pid, pid)) as file:
-        return [int(word) for word in file.read().split()]
-    return []
-
-
-def wait_for(condition, seconds=30.0):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "it did not happen within %d s" % seconds
-        time.sleep(0.002)
-
-
 def finished(output_dir):
     """{tensor: time of change} of the tensors that the journal knows to be right."""
     there = times(output_dir)
@@ -79,7 +66,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(works, start, tmp_pa
         try:
             process.wait(chance.uniform(0.3, 1.0) * duration)
         except subprocess.TimeoutExpired:
-            children = workers_of(process.pid)
+            children = children_of(process.pid)
             process.kill()
             kills += 1
             wait_for(lambda: not any(os.path.exists("/proc/%d" % child) for child in children))
@@ -158,7 +145,7 @@ def test_interrupted_it_leaves_no_worker_and_goes_on(works, start, tmp_path, num
     root, ann_file = linked(tmp_path, 120)
     process = start(*arguments(root, ann_file))
     wait_for(lambda: (tmp_path / "out/preprocess_bin").exists() and len(times(tmp_path / "out")) > 3)
-    children = workers_of(process.pid)
+    children = children_of(process.pid)
     process.send_signal(number)
     errors = process.communicate(timeout=30)[1].splitlines()
     assert process.returncode == status
@@ -174,7 +161,7 @@ def test_a_killed_worker_ends_the_run_in_one_line(start, tmp_path):
     process = start(*arguments(root, ann_file))
     wait_for(lambda: (tmp_path / "out/preprocess_bin").exists() and len(times(tmp_path / "out")) > 3)
     while process.poll() is None:  # until one dies at work: who dies between two clips is replaced
-        for worker in workers_of(process.pid):
+        for worker in children_of(process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
         time.sleep(0.01)

@@ -114,12 +114,10 @@ def infer(job: Job, chunk: Chunk, folder: str, chip: str, running: List[Any]) ->
     manifest = read_manifest(os.path.join(folder, MANIFEST))
     lines = {clip.line: index for index, clip in chunk.clips.items()}
     skipped = {lines[entry["line"]]: entry["reason"] for entry in manifest["skipped"] if entry["line"] in lines}
-    samples = {entry["id"]: entry["xxh3_128"] for entry in manifest["samples"]}
-    made_of = {entry["id"]: entry["source"] for entry in manifest["samples"]}
-    others = [index for index, clip in chunk.clips.items() if index not in skipped and made_of.get(index) != clip.source]
-    if others:
-        raise UserError("%s: holds no tensor of %s; let no other run use this folder, by another --scratch"
-                        % (folder, chunk.clips[others[0]].source))
+    samples = {entry["id"]: entry for entry in manifest["samples"]}
+    for index, clip in chunk.clips.items():
+        if index not in skipped and samples.get(index, {}).get("source") != clip.source:
+            raise UserError("%s: holds no tensor of %s; let no other run use this folder, by another --scratch" % (folder, clip.source))
     began, results = time.time(), os.path.join(folder, "out")
     scored, times, figures = [], [], {}
     if samples:
@@ -135,7 +133,7 @@ def infer(job: Job, chunk: Chunk, folder: str, chip: str, running: List[Any]) ->
             raise Failed("ais_bench's summary has no npu_compute_time_list of numbers")
         figures = {key: summary[key] for key in TIMES[1:] if key in summary}
         for index in sorted(set(samples) & set(chunk.clips)):
-            scored.append(Scored(index, scores_of(os.path.join(results, "%d_0.npy" % index), job), samples[index], None))
+            scored.append(Scored(index, scores_of(os.path.join(results, "%d_0.npy" % index), job), samples[index]["xxh3_128"], None))
     return Piece(socket.gethostname(), "chip " + chip, began, time.time(), scored, skipped, times, {"engine": "ais_bench"}, figures)
 
 

@@ -14,7 +14,7 @@ import platform
 import re
 import socket
 import time
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -245,7 +245,7 @@ def shard_of(videos: int, number: int, count: int) -> range:
     return range(number * videos // count, (number + 1) * videos // count)
 
 
-def missing_shards(found: Survey, videos: int, shards: Mapping[int, Any]) -> List[str]:
+def missing_shards(found: Survey, videos: int, shards: Iterable[int]) -> List[str]:
     """Which shares of the list have videos left, in words, by the numbers of shares that were ever worked at."""
     words = []
     for count in sorted(shards):

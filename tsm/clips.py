@@ -37,6 +37,7 @@ from tsm.samples import Clip
 from tsm.workers import each
 
 REVISION = 2  # to be raised with any change of frames.py, clips.py or protocol.py that changes a tensor: they are made again
+SMALLER = "pass a shorter --window or a longer --stride"  # where windows take too much memory
 ALWAYS_ROOM = 1 << 28  # bytes that the frames of a window may take however full the memory seems
 
 
@@ -294,8 +295,7 @@ def windowed(
 def _check_room(nbytes: int) -> None:
     """Corrupt where the frames of a window take so many bytes that the free memory may not hold them."""
     if nbytes > max(free_memory() / 2, ALWAYS_ROOM):
-        raise Corrupt("a window's frames take %.1f GB, more than half of the free memory; pass a shorter --window or a longer --stride"
-                      % (nbytes / 1e9))
+        raise Corrupt("a window's frames take %.1f GB, more than half of the free memory; %s" % (nbytes / 1e9, SMALLER))
 
 
 STRIP_FRAMES, STRIP_HEIGHT, STRIP_QUALITY = 8, 112, 70  # of a film strip: frames, pixels, JPEG's scale

@@ -69,8 +69,6 @@ _RANKS = {  # of the steps that have an order
 _NEEDED = ("SampleFrames or DenseSampleFrames", "Resize", "CenterCrop, ThreeCrop or TenCrop")  # by their rank
 
 
-
-
 def facts(config: Dict[str, Any], where: str, network: str = "") -> Dict[str, Any]:
     """What a config says of a network and its test; facts that it is silent about are left out.
 
@@ -147,22 +145,27 @@ def _type_at(config: Any, *keys: str) -> Any:
     return kind if kind is None or isinstance(kind, str) else shown(kind)
 
 
+def _wanted(known: Dict[str, Any], name: str) -> Any:
+    """What an option may be: see _fits(); `**` stands for the names that a table does not hold."""
+    return known.get(name, known.get("**", ()))
+
+
 def _fits(value: Any, wanted: Any) -> bool:
     """Is a value one of `wanted`, or is that _ANY? Lists are as tuples; a dict in `wanted` stands for the dicts whose values fit
-    its own, where `**` stands for the names that it does not hold."""
+    its own, as a table of options."""
     if wanted is _ANY:
         return True
     refuse_code(value)
     value = tuple(value) if isinstance(value, list) else _kind(value)
     return any(
-        isinstance(value, dict) and all(_fits(item, one.get(name, one.get("**", ()))) for name, item in value.items())
+        isinstance(value, dict) and all(_fits(item, _wanted(one, name)) for name, item in value.items())
         if isinstance(one, dict) else value == one for one in wanted)
 
 
 def _check_options(options: Any, known: Dict[str, Any], where: str, what: str) -> None:
     """Raise Unsupported for the first of the options that does not fit."""
     for name, value in options.items() if isinstance(options, dict) else ():
-        if not _fits(value, known.get(name, known.get("**", ()))):
+        if not _fits(value, _wanted(known, name)):
             raise Unsupported("%s: %s has %s = %s, which this suite does not know" % (where, what, shown(name), shown(value)))
 
 
@@ -285,7 +288,7 @@ def _step(step: Any, before: Dict[str, Any], where: str) -> Dict[str, Any]:
             refuse_code(value)
         if name not in step and value is None:
             raise UserError("%s: the step %s of its test pipeline has no %s" % (where, kind, name))
-        if not _fits(value, known.get(name, known.get("**", ()))):
+        if not _fits(value, _wanted(known, name)):
             raise Unsupported("%s: the step %s of its test pipeline has %s = %s%s, which this suite does not know"
                               % (where, kind, name, shown(value), "" if name in step else " (as it is left out)"))
     decides = _decided(kind, step, where)

@@ -142,10 +142,10 @@ def _check_taken(path: str, weights: Mapping[str, Any], meta: Mapping[str, Any],
     if _TAKEN.fullmatch(weights["network"]):
         return
     words = weights["network"] + (" of %d classes" % weights["classes"] if "classes" in weights else "")
-    kept = meta.get("config") or meta.get("cfg")
+    kept = _kept_text(meta)
     configs: List[Tuple[str, Callable[[], Dict[str, Any]]]] = []
     configs += [(config, lambda: pyconfig.read(config))] if config else []
-    configs += [(_META, lambda: pyconfig.parse(str(kept), _META))] if isinstance(kept, str) else []
+    configs += [(_META, lambda: pyconfig.parse(kept, _META))] if kept else []
     for where, read in configs:
         with contextlib.suppress(UserError):  # what the weights are counts
             named = mmaction2_config.network_in(read(), where)
@@ -300,14 +300,20 @@ def _network(state: Mapping[str, Any]) -> str:
     return ("TSM " if has(r"\.net\.(?!\d+\.)") else "TSN ") + name + "".join(extras)
 
 
+def _kept_text(meta: Mapping[str, Any]) -> str:
+    """The text of the config in a checkpoint's meta, by mmaction2's names of it, 0.x's and 1.x's; empty where there is none."""
+    text = meta.get("config") or meta.get("cfg")
+    return text if isinstance(text, str) else ""
+
+
 def _kept_config(meta: Mapping[str, Any], where: str, overridden: bool, network: str) -> Tuple[Dict[str, Any], List[str]]:
     """(the facts of the config whose text a checkpoint's meta holds, notes): none of one that is broken.
 
     Raises: UserError where that config asks for what this suite does not do, unless it is overridden.
     """
-    text = meta.get("config") or meta.get("cfg")
+    text = _kept_text(meta)
     try:
-        return mmaction2_config.facts(pyconfig.parse(text, where), where, network) if isinstance(text, str) else {}, []
+        return mmaction2_config.facts(pyconfig.parse(text, where), where, network) if text else {}, []
     except UserError as error:
         if isinstance(error, pyconfig.Unsupported) and not overridden:
             raise UserError("%s; or pass a config of yours, which overrides it" % error)

@@ -38,6 +38,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _MAX_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])
 _DECODER_ERRORS = (cv2.error, RuntimeError, IndexError) + (
     () if decord is None else (decord.DECORDError, decord.DECORDLimitReachedError))
+_UNKNOWN = -1e6  # seconds; decord's -1e14 and below say that it does not know when a frame starts
 _PICTURE = "is a picture, not a video; give the folder that its frames are in"
 _NUMBERED = re.compile(r"(.*?)(\d+)(\.\w+)$")  # a frame's name: before its number, the number, after it
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -137,7 +138,7 @@ def check_folder_of_frames(folder: str, count: int, naming: Naming) -> None:
                       % (naming.name(0) if not there else min(wanted - there, default=naming.name(0)), number, found.name(0),
                          found.name(number - 1), " ".join(flags)))
     if not there:
-        pictures = sorted(name for name in files if name.lower().endswith(IMAGE_SUFFIXES))
+        pictures = sorted(filter(is_picture, files))
         raise Corrupt("%s is missing; it holds %s; --filename_tmpl and --start_index say how frames are called"
                       % (naming.name(0), "%d pictures, the first %s" % (len(pictures), pictures[0]) if pictures
                          else "no pictures"))
@@ -155,13 +156,13 @@ def naming_in(folder: str) -> Tuple[Naming, int]:
     found = _naming_of(files)
     if found is None:
         raise Corrupt("its pictures are not numbered in one way without a gap, as img_00001.jpg, img_00002.jpg, … are: "
-                      + _odd_among(sorted(filter(_is_picture, files), key=natural)))
+                      + _odd_among(sorted(filter(is_picture, files), key=natural)))
     return found
 
 
 def _naming_of(files: Sequence[str]) -> Optional[Tuple[Naming, int]]:
     """How the pictures among `files` are called, and how many; None unless they are numbered in one way, without a gap."""
-    pictures = [_NUMBERED.match(name) for name in files if _is_picture(name)]
+    pictures = [_NUMBERED.match(name) for name in files if is_picture(name)]
     if not pictures or not all(pictures):
         return None
     before, digits, after = min((match.groups() for match in pictures if match), key=lambda parts: int(parts[1]))
@@ -198,7 +199,8 @@ def _odd_among(pictures: Sequence[str]) -> str:
     return "%s has %s" % (name, "the number of " + pictures[index - 1] if number < index else "other digits than " + pictures[0])
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Whether a file is a frame by its name."""
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
@@ -373,7 +375,7 @@ def timeline(path: str) -> Timeline:
     name = _checked(path)
     rate, starts, end = _times_by_opencv(name) if decord is None else _times_by_decord(name)
     gaps = np.diff(starts)
-    known = len(starts) > 0 and starts[0] > -1e6 and bool((gaps > 0).all())  # below that decord says that it does not know
+    known = len(starts) > 0 and starts[0] > _UNKNOWN and bool((gaps > 0).all())
     if 0 < rate < 1000 and not (known and _leaves(rate, starts, end)):
         return Timeline(rate)
     usual = float(np.median(gaps)) if len(gaps) else end - starts[0] if known else 0.0
@@ -392,8 +394,12 @@ def _times_by_decord(name: str) -> Tuple[float, np.ndarray, float]:
     """(frames per second on average, when each frame starts, when the last one ends), in seconds, as they are in the file."""
     reader = _open_by_decord(name)
     starts, ends = reader.get_frame_timestamp(range(len(reader))).astype(np.float64).T
-    cut = int(np.count_nonzero((starts < 0) & (starts > -1e6)))  # frames that an edit list cuts, as in _read_by_decord()
-    return float(reader.get_avg_fps()), starts[cut:], float(ends.max()) if len(ends) else 0.0
+    return float(reader.get_avg_fps()), starts[_cut(starts) :], float(ends.max()) if len(ends) else 0.0
+
+
+def _cut(starts: np.ndarray) -> int:
+    """How many frames at the beginning an edit list cuts, by when decord says that each frame starts."""
+    return int(np.count_nonzero((starts < 0) & (starts > _UNKNOWN)))
 
 
 def _times_by_opencv(name: str) -> Tuple[float, np.ndarray, float]:
@@ -425,13 +431,12 @@ def _holds_picture(path: str) -> bool:
     """Whether a file is one still picture, by its first bytes or its name."""
     with open(path.encode(), "rb") as file:
         animated = file.read(4) == b"GIF8" or path.lower().endswith((".mjpg", ".mjpeg"))
-    return not animated and (_is_picture(path) or cv2.haveImageReader(path))
+    return not animated and (is_picture(path) or cv2.haveImageReader(path))
 
 
 def _read_by_decord(path: str, choose: Callable[[int], Sequence[int]]) -> Iterator[Frame]:
     reader = _open_by_decord(path)
-    starts = reader.get_frame_timestamp(range(len(reader)))[:, 0]
-    cut = int(np.count_nonzero((starts < 0) & (starts > -1e6)))  # frames that an edit list cuts; -1e14 and below: not known
+    cut = _cut(reader.get_frame_timestamp(range(len(reader)))[:, 0])
     count, place = len(reader) - cut, 0
     if count < 1:
         raise Corrupt("has no frames")

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import zlib
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, TextIO, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Set, TextIO, Tuple
 
 import numpy as np
 
@@ -198,12 +198,9 @@ def survey(work: Work, chosen: Optional[Iterable[int]] = None, closing: bool = F
     return Survey(records, done, left, corrupt)
 
 
-def shards(folder: str) -> Dict[int, List[int]]:
-    """{N: the shards of N that were ever worked at} in a folder of results."""
-    found: Dict[int, List[int]] = {}
-    for number, count in shard_folders(folder).values():
-        found.setdefault(count, []).append(number)
-    return found
+def shards(folder: str) -> Set[int]:
+    """The numbers of shares into which the list of a folder of results was ever divided."""
+    return {count for _, count in shard_folders(folder).values()}
 
 
 @contextlib.contextmanager

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from tsm.captions import Caption, has_captions, write_captions
 from tsm.cli import Corrupt, UserError, check_outputs, complain, describe, fail, identity, printable, warn
-from tsm.clips import Window, decoded, windowed
+from tsm.clips import SMALLER, Window, decoded, windowed
 from tsm.files import natural, write_json, write_text
 from tsm.findings import write_csv
-from tsm.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from tsm.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_picture
 from tsm.gallery import strips_of
 from tsm.int8 import weights_file
 from tsm.labels import Ranked
@@ -162,7 +162,7 @@ def _inside(folder: str) -> List[Input]:
                 seen.add(found)
         names[:] = fresh
         videos += [os.path.join(place, name) for name in sorted(files, key=natural) if name.lower().endswith(VIDEO_SUFFIXES)]
-        if any(name.lower().endswith(IMAGE_SUFFIXES) for name in files):
+        if any(map(is_picture, files)):
             frames.append(place)
     kept = _without_ours(folder, videos)
     if not kept and not frames and not unread:
@@ -176,7 +176,7 @@ def files_of(inputs: Iterable[Input]) -> List[str]:
     found: List[str] = []
     for one in inputs:
         if one.is_file and os.path.isdir(one.path):
-            found += [entry.path for entry in os.scandir(one.path) if entry.name.lower().endswith(IMAGE_SUFFIXES)]
+            found += [entry.path for entry in os.scandir(one.path) if is_picture(entry.name)]
         elif one.is_file:
             found.append(one.path)
     return found
@@ -306,9 +306,6 @@ def in_order(results: Iterable[Tuple[int, Any]]) -> Iterator[Tuple[int, Any]]:
         while wanted in early:
             yield wanted, early.pop(wanted)
             wanted += 1
-
-
-SMALLER = "pass a shorter --window or a longer --stride"
 
 
 def tensors_of(
