@@ -21,7 +21,7 @@ def command_of(pid):
     return b""
 
 
-def wait_for(condition, seconds=30.0):
+def wait_for(condition, seconds=300.0):
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, "it did not happen within %d s" % seconds

@@ -4,7 +4,6 @@ import hashlib
 import json
 import subprocess
 import sys
-import time
 
 import cv2
 import numpy as np
@@ -128,11 +127,8 @@ def test_each_distinct_frame_is_decoded_and_resized_once(monkeypatch, tmp_path, 
     assert calls.count("decode_picture") == calls.count("resize") == distinct
 
 
-def test_it_starts_within_a_second_and_without_torch(repo):
-    program = "import sys; sys.path.insert(0, %r); import TSM_preprocess; sys.exit('torch' in sys.modules)" % str(repo)
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", program], check=True)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 1.0
+def test_it_starts_without_what_takes_seconds_to_import(repo):
+    program = ("import sys; sys.path.insert(0, %r); import TSM_preprocess; "
+               "sys.exit(' '.join({'torch', 'onnx', 'onnxruntime', 'openvino', 'nncf', 'ray'} & set(sys.modules)) or 0)" % str(repo))
+    done = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == 0, done.stderr
