@@ -1,4 +1,4 @@
-"""What the tests share: running a script as a user does, and the full-size model, made once per session."""
+"""What the tests share: running a script as a user does, and models, made once per session."""
 
 import os
 import subprocess
@@ -68,20 +68,6 @@ def demo_checkpoint(works, model_dir):
     """The demo's checkpoint of the full-size network."""
     works("demo/expand.py", "--output", "tsm_demo.pth", cwd=model_dir)
     return model_dir / "tsm_demo.pth"
-
-
-@pytest.fixture(scope="session")
-def demo_onnx(works, model_dir, demo_checkpoint):
-    """tsm_bs1.onnx, as exported from the demo's checkpoint."""
-    works("pytorch2onnx.py", demo_checkpoint, "--output-file", "tsm_bs1.onnx", "--shape", 1, 48, 3, 256, 256, cwd=model_dir)
-    return model_dir / "tsm_bs1.onnx"
-
-
-@pytest.fixture(scope="session")
-def demo_new_onnx(works, model_dir, demo_onnx):
-    """tsm_new_bs1.onnx, the same after graph surgery for a CPU."""
-    works("modify_onnx.py", "-m1", demo_onnx, "-m2", "tsm_new_bs1.onnx", "-bs", 1, "--target", "cpu", cwd=model_dir)
-    return model_dir / "tsm_new_bs1.onnx"
 
 
 @pytest.fixture(scope="session")

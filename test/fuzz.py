@@ -6,7 +6,7 @@ TSM_FUZZ=2000 (./test/run.sh --full) runs the fuzz tests in full size.
 import os
 import re
 
-FUZZ = int(os.environ.get("TSM_FUZZ", 150))  # damaged files of each kind
+FUZZ = int(os.environ.get("TSM_FUZZ", 80))  # damaged files of each kind
 
 
 def damaged(data, chance):

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from tsm import checkpoint  # noqa: E402
 from tsm.cli import UserError  # noqa: E402
 from tsm.network import TSM, load  # noqa: E402
-from tsm.protocol import SSV2, fuse, shifted  # noqa: E402
+from tsm.protocol import CENTRE_VIEW, SSV2, fuse, shifted  # noqa: E402
 
 CONFIG = """model = dict(backbone=dict(type='ResNetTSM', depth=50, num_segments=8, shift_div=8),
              cls_head=dict(type='TSMHead', num_classes=%d))
@@ -140,7 +140,7 @@ def test_the_demo_checkpoint_has_mmaction2s_form(demo_checkpoint):
 
 
 def test_the_full_network_is_the_same_in_every_runtime(works, tmp_path):
-    """Random full-size weights: PyTorch, exported, modified (both targets), ONNX Runtime, OpenVINO; every class, 1e-5."""
+    """Random full-size weights and one view: PyTorch, exported, modified (both targets), ONNX Runtime, OpenVINO; every class, 1e-5."""
     import onnxruntime
 
     torch.manual_seed(3)
@@ -151,12 +151,13 @@ def test_the_full_network_is_the_same_in_every_runtime(works, tmp_path):
             module.running_var.uniform_(0.5, 1.5)
     torch.save(net.state_dict(), str(tmp_path / "random.pth"))
     (tmp_path / "config.py").write_text(CONFIG % 174)
-    works("pytorch2onnx.py", "config.py", "random.pth", "--output-file=tsm_bs1.onnx", "--softmax", "--shape", 1, 48, 3, 256, 256,
-          cwd=tmp_path)
-    videos = np.random.RandomState(4).standard_normal((1, 48, 3, 256, 256)).astype(np.float32)
+    protocol, given = SSV2._replace(**CENTRE_VIEW), ("--protocol", "protocol.json")
+    (tmp_path / "protocol.json").write_text(json.dumps(protocol._asdict()))
+    works("pytorch2onnx.py", "config.py", "random.pth", "--output-file=tsm_bs1.onnx", "--softmax", *given, cwd=tmp_path)
+    videos = np.random.RandomState(4).standard_normal((1,) + protocol.video_shape).astype(np.float32)
     with torch.no_grad():
         views = net(torch.from_numpy(videos))
-    expected = {"exported": torch.softmax(views, 1).numpy(), "fused": fuse(views.numpy(), SSV2.views, "score")}
+    expected = {"exported": torch.softmax(views, 1).numpy(), "fused": fuse(views.numpy(), protocol.views, "score")}
 
     def onnx_runtime(name):
         session = onnxruntime.InferenceSession(str(tmp_path / name), providers=["CPUExecutionProvider"])
@@ -164,7 +165,7 @@ def test_the_full_network_is_the_same_in_every_runtime(works, tmp_path):
 
     assert np.abs(onnx_runtime("tsm_bs1.onnx") - expected["exported"]).max() <= 1e-5
     for target in ("ascend", "cpu"):
-        works("modify_onnx.py", "-m1", "tsm_bs1.onnx", "-m2", target + ".onnx", "-bs", 1, "--target", target, cwd=tmp_path)
+        works("modify_onnx.py", "-m1", "tsm_bs1.onnx", "-m2", target + ".onnx", "-bs", 1, "--target", target, *given, cwd=tmp_path)
         assert np.abs(onnx_runtime(target + ".onnx") - expected["fused"]).max() <= 1e-5
     (tmp_path / "in").mkdir()
     videos.tofile(str(tmp_path / "in/0.bin"))

@@ -126,7 +126,7 @@ def model(repo, tmp_path_factory):
 
 @pytest.mark.parametrize("work, which", [(surgery, 0), (infer, 1)])
 def test_models(model, tmp_path, work, which):
-    data, count = model[which], FUZZ // 4
+    data, count = model[which], FUZZ // 2
 
     def damage(chance):
         spot = chance.choice((STRUCTURE, STRUCTURE, len(data)))

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import traced
@@ -187,20 +188,27 @@ def scripts(repo):
             and 'if __name__ == "__main__"' in (repo / name).read_text(encoding="utf-8")]
 
 
+def side_by_side(work, items):
+    """(item, work(item)) of each, as many at a time as there are processors."""
+    with ThreadPoolExecutor(cores()) as pool:
+        return list(zip(items, pool.map(work, items)))
+
+
 @pytest.mark.parametrize("name", sorted(LOCALES))
 def test_help_in_every_locale(name, repo, locales):
     found = scripts(repo)
     assert len(found) > 10
-    for script in found:
-        done = in_locale(name, locales, repo / script, "--help")
+    for script, done in side_by_side(lambda script: in_locale(name, locales, repo / script, "--help"), found):
         assert done.returncode == 0 and b"usage: " in done.stdout and not done.stderr, (script, done.stderr)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1", "gb18030", "utf-16"])
 def test_help_for_every_encoding_of_the_output(encoding, repo):
-    for script in scripts(repo):
-        done = subprocess.run([sys.executable, str(repo / script), "--help"], env=dict(os.environ, PYTHONIOENCODING=encoding),
+    def helped(script):
+        return subprocess.run([sys.executable, str(repo / script), "--help"], env=dict(os.environ, PYTHONIOENCODING=encoding),
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    for script, done in side_by_side(helped, scripts(repo)):
         assert done.returncode == 0 and "usage: " in done.stdout.decode(encoding), (script, done.stderr)
 
 

@@ -132,7 +132,7 @@ def probabilities(works, tensors, name, *args):
     return np.stack([np.load(str(tensors / "res" / name / ("%d_0.npy" % index)))[0] for index in range(3)])
 
 
-def test_tsm_view_by_view_equals_the_whole_model(works, tensors, demo_new_onnx, tmp_path):
+def test_tsm_view_by_view_equals_the_whole_model(works, tensors, thin_onnx, tmp_path):
     """Both backends, batch 1 and a batch that three clips do not fill, against ONNX Runtime on the graph as it is."""
     import onnxruntime
 
@@ -140,13 +140,13 @@ def test_tsm_view_by_view_equals_the_whole_model(works, tensors, demo_new_onnx, 
     from tsm.onnxfile import load, metadata, set_metadata
     from tsm.protocol import SSV2
 
-    session = onnxruntime.InferenceSession(str(demo_new_onnx), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(thin_onnx), providers=["CPUExecutionProvider"])
     videos = [np.fromfile(str(tensors / "sthv2/preprocess_bin" / ("%d.bin" % i)), np.float32) for i in range(3)]
     whole = np.concatenate([session.run(None, {"input": video.reshape(1, 48, 3, 256, 256)})[0] for video in videos])
-    four = build(trunk_of(load(str(demo_new_onnx))), "cpu", SSV2, 4, "score")
-    set_metadata(four, metadata(load(str(demo_new_onnx))))
+    four = build(trunk_of(load(str(thin_onnx))), "cpu", SSV2, 4, "score")
+    set_metadata(four, metadata(load(str(thin_onnx))))
     onnx.save(four, str(tmp_path / "four.onnx"))
-    for name, args in {"ov": ("-m", demo_new_onnx, "--backend", "openvino"), "ort": ("-m", demo_new_onnx, "--backend", "onnxruntime"),
+    for name, args in {"ov": ("-m", thin_onnx, "--backend", "openvino"), "ort": ("-m", thin_onnx, "--backend", "onnxruntime"),
                        "four": ("-m", tmp_path / "four.onnx")}.items():
         assert np.abs(probabilities(works, tensors, name, *args) - whole).max() <= 1e-5, name
     assert json.loads((tensors / "res/four_summary.json").read_text())["NPU_compute_time"]["count"] == 1
@@ -174,8 +174,8 @@ def test_tampered_tensors_are_named(fails, tensors, thin_onnx, tmp_path, damage,
     assert not (tmp_path / "res/out_summary.json").exists()
 
 
-def test_bf16_reports_its_agreement_or_says_why_not(run, tensors, demo_new_onnx):
-    done = run("TSM_infer.py", "-m", demo_new_onnx, "-i", "sthv2/preprocess_bin", "--precision", "bf16", "--agreement", 2,
+def test_bf16_reports_its_agreement_or_says_why_not(run, tensors, thin_onnx):
+    done = run("TSM_infer.py", "-m", thin_onnx, "-i", "sthv2/preprocess_bin", "--precision", "bf16", "--agreement", 2,
                "--backend", "openvino", cwd=tensors)
     if done.returncode:
         assert "bfloat16" in done.stderr and done.stderr.count("\n") == 1
@@ -184,10 +184,10 @@ def test_bf16_reports_its_agreement_or_says_why_not(run, tensors, demo_new_onnx)
 
 
 @pytest.fixture(scope="module")
-def int8(works, tensors, demo_new_onnx):
+def int8(works, tensors, thin_onnx):
     """TSM_quantise.py's file for the demo's model, calibrated on two clips."""
     pytest.importorskip("nncf")
-    out = works("TSM_quantise.py", "--model", demo_new_onnx, "--input", "sthv2/preprocess_bin", "--clips", 2, "--output",
+    out = works("TSM_quantise.py", "--model", thin_onnx, "--input", "sthv2/preprocess_bin", "--clips", 2, "--output",
                 "tsm_int8.xml", cwd=tensors)
     assert "calibrated on 2 clips" in out and not list(tensors.glob(".*"))
     return tensors / "tsm_int8.xml"
@@ -213,16 +213,16 @@ def saved_again(model, path, proved=True, **changes):
     return path
 
 
-def test_what_runs_is_what_was_proved(fails, demo_new_onnx, tmp_path):
-    other = saved_again(demo_new_onnx, tmp_path / "other.onnx", proved=False, fc_bias=lambda bias: bias + 1)
+def test_what_runs_is_what_was_proved(fails, thin_onnx, tmp_path):
+    other = saved_again(thin_onnx, tmp_path / "other.onnx", proved=False, fc_bias=lambda bias: bias + 1)
     assert "its proof is of another graph" in fails("TSM_infer.py", "-m", other, cwd=tmp_path)
 
 
-def test_int8_agrees_with_fp32_at_any_batch_size(works, tensors, demo_new_onnx, int8, tmp_path):
-    exact = probabilities(works, tensors, "fp32", "-m", demo_new_onnx, "--backend", "openvino")
+def test_int8_agrees_with_fp32_at_any_batch_size(works, tensors, thin_onnx, int8, tmp_path):
+    exact = probabilities(works, tensors, "fp32", "-m", thin_onnx, "--backend", "openvino")
     small = ("--precision", "int8", "--int8_model", int8)
-    one = probabilities(works, tensors, "int8", "-m", demo_new_onnx, *small)
-    four = probabilities(works, tensors, "int8_4", "-m", saved_again(demo_new_onnx, tmp_path / "four.onnx"), *small)
+    one = probabilities(works, tensors, "int8", "-m", thin_onnx, *small)
+    four = probabilities(works, tensors, "int8_4", "-m", saved_again(thin_onnx, tmp_path / "four.onnx"), *small)
     assert np.array_equal(one, four) and 0 < np.abs(one - exact).max() < 0.2
     assert (one.argmax(1) == exact.argmax(1)).all()
     kept = json.loads((tensors / "res/int8_summary.json").read_text())["tsm"]
@@ -236,16 +236,16 @@ def test_int8_agrees_with_fp32_at_any_batch_size(works, tensors, demo_new_onnx, 
     (lambda folder: (folder / "q.xml").write_bytes((folder / "q.xml").read_bytes()[:5000]), "q.xml"),
     (lambda folder: (folder / "q.xml").write_text("<net/>"), "q.xml"),
 ])
-def test_a_damaged_int8_file_is_named(fails, tensors, demo_new_onnx, int8, tmp_path, damage, says):
+def test_a_damaged_int8_file_is_named(fails, tensors, thin_onnx, int8, tmp_path, damage, says):
     for suffix in (".xml", ".bin"):
         shutil.copy(str(int8.with_suffix(suffix)), str(tmp_path / ("q" + suffix)))
     damage(tmp_path)
-    assert says in fails("TSM_infer.py", "-m", demo_new_onnx, "--precision", "int8", "--int8_model", "q.xml", cwd=tmp_path)
+    assert says in fails("TSM_infer.py", "-m", thin_onnx, "--precision", "int8", "--int8_model", "q.xml", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("changes", [{"fc_bias": lambda bias: bias + 1}, {"dtype": "uint8"}])
-def test_int8_of_another_network_is_refused(fails, demo_new_onnx, int8, tmp_path, changes):
-    other = saved_again(demo_new_onnx, tmp_path / "other.onnx", **changes)
+def test_int8_of_another_network_is_refused(fails, thin_onnx, int8, tmp_path, changes):
+    other = saved_again(thin_onnx, tmp_path / "other.onnx", **changes)
     assert "not made from the network" in fails("TSM_infer.py", "-m", other, "--precision", "int8", "--int8_model", int8, cwd=tmp_path)
 
 

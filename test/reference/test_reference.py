@@ -28,7 +28,7 @@ from golden import LENGTHS, SHAPES, clip_of  # noqa: E402
 
 CONFIG = os.path.join(os.path.dirname(mmaction.__file__), ".mim", "configs", "recognition", "tsm",
                       "tsm_r50_1x1x8_50e_sthv2_rgb.py")
-CLIPS = 8  # of the demo, for what takes seconds each
+CLIPS = 4  # of the demo, for what takes seconds each
 TOLERANCE = 1e-5  # of a probability
 
 
@@ -116,13 +116,13 @@ def test_tensors_of_real_videos_turned_into_frames(works, tell, tmp_path):
 
 @pytest.fixture(scope="module")
 def demo_list(works, tmp_path_factory):
-    """The demo's whole list; in demo8.txt beside it, its first clips."""
+    """The demo's whole list; in demo_first.txt beside it, its first clips."""
     folder = tmp_path_factory.mktemp("lists")
     annotations = str(REPO / "demo" / "annotations" / "something-something-v2-")
     works("TSM_dataset.py", "--annotations", annotations + "validation.json", "--labels", annotations + "labels.json",
           "--videos", DEMO, cwd=folder)
     lines = (folder / "sthv2_val_list_videos.txt").read_text().splitlines(True)
-    (folder / "demo8.txt").write_text("".join(lines[:CLIPS]))
+    (folder / "demo_first.txt").write_text("".join(lines[:CLIPS]))
     return folder / "sthv2_val_list_videos.txt"
 
 
@@ -199,7 +199,7 @@ def mmaction2_frame_scores(model, images):
 def tensors(works, demo_list, tmp_path_factory):
     """Folder of the first demo clips' tensors and manifest, batch 1."""
     folder = tmp_path_factory.mktemp("tensors")
-    works("TSM_preprocess.py", "--data_root", DEMO, "--ann_file", demo_list.parent / "demo8.txt", "--num_worker", 2, cwd=folder)
+    works("TSM_preprocess.py", "--data_root", DEMO, "--ann_file", demo_list.parent / "demo_first.txt", "--num_worker", 2, cwd=folder)
     yield folder / "sthv2"
     shutil.rmtree(str(folder))
 
@@ -213,7 +213,7 @@ def weights(request, demo_checkpoint, demo_list, tmp_path_factory):
         random_checkpoint(checkpoint)
     model = mmaction2_model()
     mmcv.runner.load_checkpoint(model, str(checkpoint), map_location="cpu", strict=True)
-    dataset = mmaction2_dataset(DEMO, demo_list.parent / "demo8.txt")
+    dataset = mmaction2_dataset(DEMO, demo_list.parent / "demo_first.txt")
     expected = {"prob": [], "score": []}
     for number in range(len(dataset)):
         probabilities, frames = mmaction2_frame_scores(model, dataset[number]["imgs"][None])
@@ -254,7 +254,7 @@ def test_the_whole_chain_with_mmaction2_s_exporter(weights, works, tell, demo_li
     """Its results are kept as text, to 6 decimals."""
     _, checkpoint, expected = weights
     said = works("run_all.sh", 1, "--device", "cpu", "--exporter", "mmaction2", "--fusion", "prob", "--checkpoint", checkpoint,
-                 "--data_root", DEMO, "--ann_file", demo_list.parent / "demo8.txt", "--num_worker", 2, "--loop", 1,
+                 "--data_root", DEMO, "--ann_file", demo_list.parent / "demo_first.txt", "--num_worker", 2, "--loop", 1,
                  "--work_dir", tmp_path, cwd=tmp_path, env={"PYTHON": sys.executable}, timeout=1800)
     assert ".mim/tools/deployment/pytorch2onnx.py" in said
     out = tmp_path / "inference_result" / "out"
@@ -262,7 +262,7 @@ def test_the_whole_chain_with_mmaction2_s_exporter(weights, works, tell, demo_li
     agree(tell, "demo weights, run_all.sh with mmaction2's exporter", actual, expected["prob"])
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["accuracy"]["videos"] == CLIPS
-    labels = [int(line.split()[1]) for line in (demo_list.parent / "demo8.txt").read_text().splitlines()]
+    labels = [int(line.split()[1]) for line in (demo_list.parent / "demo_first.txt").read_text().splitlines()]
     assert report["accuracy"]["top1_acc"] == np.mean(expected["prob"].argmax(1) == labels)
     tell("top-1 on these clips: %.4f" % report["accuracy"]["top1_acc"])
     shutil.rmtree(str(tmp_path), ignore_errors=True)
