@@ -4,6 +4,8 @@ import contextlib
 import time
 from pathlib import Path
 
+LONGEST = 300  # seconds that anything may take on a machine that does much else; all of it takes seconds on one that does not
+
 
 def children_of(pid):
     """Processes whose parent is `pid`, whichever of its threads began them."""
@@ -21,8 +23,8 @@ def command_of(pid):
     return b""
 
 
-def wait_for(condition, seconds=300.0):
-    limit = time.monotonic() + seconds
+def wait_for(condition):
+    limit = time.monotonic() + LONGEST
     while not condition():
-        assert time.monotonic() < limit, "it did not happen within %d s" % seconds
+        assert time.monotonic() < limit, "it did not happen within %d s" % LONGEST
         time.sleep(0.002)

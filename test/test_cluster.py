@@ -13,7 +13,7 @@ import time
 
 import pytest
 from clips import arguments, listed, results
-from processes import children_of, command_of
+from processes import LONGEST, children_of, command_of
 
 from tsm.chunks import Chunk, Job, Unfit, check_clips, examine, in_turn, versions
 from tsm.cli import UserError
@@ -28,7 +28,6 @@ from tsm.samples import Clip
 pytest.importorskip("onnx")
 CLIPS, CHUNK = 40, 5
 RAY = os.path.join(os.path.dirname(sys.executable), "ray")
-LONGEST = 300  # seconds that a run may take on a machine that does much else; each takes about five on one that does not
 NEEDS_RAY = pytest.mark.skipif(sys.version_info < (3, 10) or not os.path.exists(RAY),
                                reason="NOT RUN: needs Ray (requirements-cluster.txt) and Python 3.10 or newer")
 
@@ -133,9 +132,10 @@ def standing_still(*nodes):
     over = threading.Event()
 
     def tell(number):
-        for worker in [worker for node in nodes for worker in workers_of(node)]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker, number)
+        for node in nodes:
+            for worker in workers_of(node):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker, number)
 
     def hold():
         while not over.wait(0.02):

@@ -18,8 +18,8 @@ from tsm.protocol import SSV2
 
 CLIPS = 5  # neither 4 nor 8 divides it
 PERF = ("--num_worker", 2, "--loop", 1)
-GUIDE = (1, "2023", 0o022)  # batch size, generation of ais_bench, umask
-ONCE = pytest.mark.parametrize("on_npu", [GUIDE], indirect=True, ids=["bs1-2023"])
+GUIDE = pytest.param((1, "2023", 0o022), id="bs1-2023")  # batch size, generation of ais_bench, umask
+ONCE = pytest.mark.parametrize("on_npu", [GUIDE], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +89,8 @@ def left_by_a_cpu_run(work):
     (work / "sthv2/preprocess_bin").chmod(0o775)
 
 
-@pytest.fixture(scope="module", params=[GUIDE, (4, "2025", 0o002), (8, "2025", 0)],
-                ids=["bs1-2023", "bs4-2025", "bs8-2025"])
+@pytest.fixture(scope="module", params=[GUIDE, pytest.param((4, "2025", 0o002), id="bs4-2025"),
+                                        pytest.param((8, "2025", 0), id="bs8-2025")])
 def on_npu(request, works, atlas, demo, work):
     """(batch size, what the run printed, probabilities, report) of run_all.sh over the stand-ins, in one work folder.
 
@@ -286,6 +286,7 @@ def test_set_env_is_found_and_sourced_when_atc_is_not_on_the_path(place, device,
     (["usr/local/Ascend/driver"], "usr/local/Ascend/driver"), (["npu-smi"], "npu-smi"),
 ])
 def test_auto_is_loud_about_an_npu_without_its_tools(signs, warned, run, bare, standins, tmp_path):
+    """A work folder that cannot be ends the run right after."""
     env = only(bare, standins, tmp_path / "bin", *(sign for sign in signs if sign == "npu-smi"))
     for sign in signs:
         if sign != "npu-smi":

@@ -13,6 +13,7 @@ import time
 import cv2
 import numpy as np
 import pytest
+from processes import LONGEST
 
 pytest.importorskip("onnx")
 from tsm import clips as clips_module
@@ -228,7 +229,7 @@ def test_ctrl_c_ends_a_stream_with_what_was_found(repo, thin_onnx, served, tmp_p
     process.stdout.readline()  # its name
     process.stdout.readline()  # the first answer
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=LONGEST)
     assert process.returncode == 0 and "Traceback" not in errors, errors
     entry = json.loads((tmp_path / "out.json").read_text())["inputs"][0]
     assert entry["error"] is None and entry["windows"]
@@ -536,7 +537,7 @@ def test_ctrl_c_over_files_keeps_what_was_found(repo, thin_onnx, clips):
     for _ in range(6):
         process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=LONGEST)
     assert process.returncode == 130 and "Traceback" not in errors and "begins with the first again" in errors, errors
     found = json.loads((folder / "out.json").read_text())["inputs"]
     assert 2 <= len(found) < 303 and not any(entry["error"] for entry in found) and "z299" not in (folder / "out.csv").read_text()
@@ -784,7 +785,7 @@ def test_ctrl_c_over_the_first_of_two_addresses_ends_the_run(repo, thin_onnx, se
     process.stdout.readline()
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=LONGEST)
     assert process.returncode == 0 and "?2" not in output and errors.count("\n") == 1 and "?2: not watched" in errors, errors
     assert [entry["input"] for entry in json.loads((tmp_path / "out.json").read_text())["inputs"]] == [served]
 

@@ -16,7 +16,7 @@ import time
 
 import pytest
 from clips import VIDEOS, clip_of, contents, linked, times
-from processes import children_of, wait_for
+from processes import LONGEST, children_of, wait_for
 
 from tsm.files import locked
 
@@ -147,7 +147,7 @@ def test_interrupted_it_leaves_no_worker_and_goes_on(works, start, tmp_path, num
     wait_for(lambda: (tmp_path / "out/preprocess_bin").exists() and len(times(tmp_path / "out")) > 3)
     children = children_of(process.pid)
     process.send_signal(number)
-    errors = process.communicate(timeout=300)[1].splitlines()
+    errors = process.communicate(timeout=LONGEST)[1].splitlines()
     assert process.returncode == status
     assert len(errors) == (1 if status == 130 else 0) and all("interrupted" in line for line in errors)
     wait_for(lambda: not any(os.path.exists("/proc/%d" % child) for child in children))
@@ -165,7 +165,7 @@ def test_a_killed_worker_ends_the_run_in_one_line(start, tmp_path):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
         time.sleep(0.01)
-    lines = process.communicate(timeout=300)[1].splitlines()
+    lines = process.communicate(timeout=LONGEST)[1].splitlines()
     assert process.returncode == 1 and len(lines) == 1 and "a worker process was killed" in lines[0]
 
 

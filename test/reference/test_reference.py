@@ -116,14 +116,20 @@ def test_tensors_of_real_videos_turned_into_frames(works, tell, tmp_path):
 
 @pytest.fixture(scope="module")
 def demo_list(works, tmp_path_factory):
-    """The demo's whole list; in demo_first.txt beside it, its first clips."""
+    """The demo's whole list."""
     folder = tmp_path_factory.mktemp("lists")
     annotations = str(REPO / "demo" / "annotations" / "something-something-v2-")
     works("TSM_dataset.py", "--annotations", annotations + "validation.json", "--labels", annotations + "labels.json",
           "--videos", DEMO, cwd=folder)
-    lines = (folder / "sthv2_val_list_videos.txt").read_text().splitlines(True)
-    (folder / "demo_first.txt").write_text("".join(lines[:CLIPS]))
     return folder / "sthv2_val_list_videos.txt"
+
+
+@pytest.fixture(scope="module")
+def first_clips(demo_list):
+    """The list of the demo's first clips."""
+    path = demo_list.parent / "demo_first.txt"
+    path.write_text("".join(demo_list.read_text().splitlines(True)[:CLIPS]))
+    return path
 
 
 def test_tensors_of_the_demo(works, tell, demo_list, tmp_path):
@@ -196,16 +202,16 @@ def mmaction2_frame_scores(model, images):
 
 
 @pytest.fixture(scope="module")
-def tensors(works, demo_list, tmp_path_factory):
+def tensors(works, first_clips, tmp_path_factory):
     """Folder of the first demo clips' tensors and manifest, batch 1."""
     folder = tmp_path_factory.mktemp("tensors")
-    works("TSM_preprocess.py", "--data_root", DEMO, "--ann_file", demo_list.parent / "demo_first.txt", "--num_worker", 2, cwd=folder)
+    works("TSM_preprocess.py", "--data_root", DEMO, "--ann_file", first_clips, "--num_worker", 2, cwd=folder)
     yield folder / "sthv2"
     shutil.rmtree(str(folder))
 
 
 @pytest.fixture(scope="module", params=["demo", "random"])
-def weights(request, demo_checkpoint, demo_list, tmp_path_factory):
+def weights(request, demo_checkpoint, first_clips, tmp_path_factory):
     """(name, checkpoint, {fusion: what mmaction2 gives, [clips, 174]})."""
     checkpoint = demo_checkpoint
     if request.param == "random":
@@ -213,7 +219,7 @@ def weights(request, demo_checkpoint, demo_list, tmp_path_factory):
         random_checkpoint(checkpoint)
     model = mmaction2_model()
     mmcv.runner.load_checkpoint(model, str(checkpoint), map_location="cpu", strict=True)
-    dataset = mmaction2_dataset(DEMO, demo_list.parent / "demo_first.txt")
+    dataset = mmaction2_dataset(DEMO, first_clips)
     expected = {"prob": [], "score": []}
     for number in range(len(dataset)):
         probabilities, frames = mmaction2_frame_scores(model, dataset[number]["imgs"][None])
@@ -250,11 +256,11 @@ def test_probabilities(fusion, weights, exported, works, tell, tensors, tmp_path
 
 
 @pytest.mark.parametrize("weights", ["demo"], indirect=True)
-def test_the_whole_chain_with_mmaction2_s_exporter(weights, works, tell, demo_list, tmp_path):
+def test_the_whole_chain_with_mmaction2_s_exporter(weights, works, tell, first_clips, tmp_path):
     """Its results are kept as text, to 6 decimals."""
     _, checkpoint, expected = weights
     said = works("run_all.sh", 1, "--device", "cpu", "--exporter", "mmaction2", "--fusion", "prob", "--checkpoint", checkpoint,
-                 "--data_root", DEMO, "--ann_file", demo_list.parent / "demo_first.txt", "--num_worker", 2, "--loop", 1,
+                 "--data_root", DEMO, "--ann_file", first_clips, "--num_worker", 2, "--loop", 1,
                  "--work_dir", tmp_path, cwd=tmp_path, env={"PYTHON": sys.executable}, timeout=1800)
     assert ".mim/tools/deployment/pytorch2onnx.py" in said
     out = tmp_path / "inference_result" / "out"
@@ -262,7 +268,7 @@ def test_the_whole_chain_with_mmaction2_s_exporter(weights, works, tell, demo_li
     agree(tell, "demo weights, run_all.sh with mmaction2's exporter", actual, expected["prob"])
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["accuracy"]["videos"] == CLIPS
-    labels = [int(line.split()[1]) for line in (demo_list.parent / "demo_first.txt").read_text().splitlines()]
+    labels = [int(line.split()[1]) for line in first_clips.read_text().splitlines()]
     assert report["accuracy"]["top1_acc"] == np.mean(expected["prob"].argmax(1) == labels)
     tell("top-1 on these clips: %.4f" % report["accuracy"]["top1_acc"])
     shutil.rmtree(str(tmp_path), ignore_errors=True)
