@@ -33,13 +33,13 @@ import contextlib
 import os
 from typing import Any
 
-from tsm import zoo
+from tsm.checkpoint import published
+from tsm.checkpoint.fetch import BY_HAND, fetch, local_path
 from tsm.cli import UserError, check_outputs, one_line, parser, run
-from tsm.fetch import BY_HAND, fetch, local_path
 from tsm.files import sha256, write_json
 from tsm.labels import read_labels
-from tsm.layout import PROTOCOL
 from tsm.protocol import SSV2, read_protocol, segments
+from tsm.workfolder import PROTOCOL
 
 
 def get_args() -> argparse.Namespace:
@@ -63,38 +63,38 @@ def address_of(what: str) -> str:
     """The address of what is to be fetched; empty for a file that is here."""
     if "://" in what:
         return what
-    row = None if os.path.isfile(what) else zoo.by_name(what)
-    if row and not zoo.address(row):
+    row = None if os.path.isfile(what) else published.by_name(what)
+    if row and not published.address(row):
         raise UserError("%s: mmaction2 does not list it any more, so its address is not known; %s" % (row.file, BY_HAND))
-    return zoo.address(row) if row else ""
+    return published.address(row) if row else ""
 
 
 def tell(found: Any, where: str) -> None:
     """What the checkpoint is, a line a fact, which run_all.sh reads by its name: `name: value (where it is from)`, where no value
     holds " (", or `name: value` for what may hold anything (checkpoint, shape, filename_tmpl, start_index, protocol)."""
-    from tsm import facts
+    from tsm.checkpoint import identify
 
     digest = sha256(where)
     print("checkpoint: %s\nsha256: %s" % (where, digest))
-    for what, value, origin in facts.table(found):
+    for what, value, origin in identify.table(found):
         print("%s: %s (%s)" % (what, one_line(value), one_line(origin)))
     for what, value in found.frames.items():
         print("%s: %s" % (what, value))
     print("shape: %s" % " ".join(map(str, (1,) + found.protocol.video_shape)))
-    row = zoo.by_sha256(digest)
+    row = published.by_sha256(digest)
     if row and row.top1 is not None:
-        print("published: top-1 %.2f %% on %s, views fused by %s (mmaction2)" % (row.top1, row.data, zoo.AVERAGE_CLIPS))
+        print("published: top-1 %.2f %% on %s, views fused by %s (mmaction2)" % (row.top1, row.data, published.AVERAGE_CLIPS))
     for note in found.notes:
         print(one_line(note))
 
 
 def hand_on(found: Any, args: argparse.Namespace) -> None:
     """Write what later steps need to know, if they need to; a file that says something else does not stay."""
-    from tsm import facts
+    from tsm.checkpoint import identify
 
     path = args.protocol or os.path.normpath(os.path.join(args.output_dir, PROTOCOL))
     if args.protocol or found.protocol != SSV2:
-        write_json(path, facts.as_json(found))
+        write_json(path, identify.as_json(found))
         print("protocol: %s" % path)
         return
     with contextlib.suppress(UserError, FileNotFoundError):
@@ -105,7 +105,7 @@ def hand_on(found: Any, args: argparse.Namespace) -> None:
 def main() -> None:
     args = get_args()
     if args.list:
-        print(zoo.table())
+        print(published.table())
         return
     url = address_of(args.checkpoint)
     where = local_path(url, args.output_dir) if url else args.checkpoint
@@ -117,19 +117,19 @@ def main() -> None:
     given = [path for path in (where, args.config, args.labels) if path]
     check_outputs({"--protocol": args.protocol}, given, None if args.output_dir == os.curdir else args.output_dir)
     fresh = fetch(url, where) if url else False
-    from tsm import checkpoint, facts
-    from tsm.network import network_of
+    from tsm.checkpoint import identify, reader
+    from tsm.model.network import network_of
 
     try:
-        state, meta = checkpoint.load(where)
+        state, meta = reader.load(where)
     except UserError:
-        if fresh and zoo.digest_in(where) is None:  # a page that says "not found" is no reason not to fetch it again
+        if fresh and published.digest_in(where) is None:  # a page that says "not found" is no reason not to fetch it again
             with contextlib.suppress(OSError):
                 os.remove(where)
         raise
-    found = facts.facts_of(where, state, meta, args.config, args.segments)
+    found = identify.facts_of(where, state, meta, args.config, args.segments)
     tell(found, where)
-    facts.check_supported(found, where)
+    identify.check_supported(found, where)
     network_of(state, where, found.protocol, found.width)
     if args.labels:
         read_labels(args.labels, found.protocol.classes)

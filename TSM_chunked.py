@@ -31,13 +31,13 @@ import sys
 from functools import partial
 from typing import Any, Dict, Tuple
 
-from tsm import journal, stream
-from tsm.chips import check_space, chip_list, chips_here, on_chips
-from tsm.chunks import Job, chunk_option, chunk_size, facts_of, in_turn, job_of, missing_shards, rounds, shard_of, share
 from tsm.cli import UserError, parser, run
-from tsm.engine import add_agreement, add_options, network_of
 from tsm.files import locked
-from tsm.offline import Offline, read_offline
+from tsm.infer import journal, stream
+from tsm.infer.ascend import check_space, chip_list, chips_here, on_chips
+from tsm.infer.chunks import Job, chunk_option, chunk_size, facts_of, in_turn, job_of, missing_shards, rounds, shard_of, share
+from tsm.infer.engine import add_agreement, add_options, network_of
+from tsm.model.offline import Offline, read_offline
 from tsm.protocol import read_protocol
 from tsm.samples import read_list, refuse
 
@@ -81,7 +81,7 @@ def get_args() -> argparse.Namespace:
 def carrier(args: argparse.Namespace, job: Job) -> Tuple[Any, int]:
     """(who carries out the chunks, how many chunks' tensors a host has at a time)."""
     if args.ray:
-        from tsm.cluster import most_chips, on_ray
+        from tsm.infer.cluster import most_chips, on_ray
 
         if args.precision == "int8":
             network_of(read_offline(job.model), job.computing)  # what is wrong with the file is said here, once, not by every host

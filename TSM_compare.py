@@ -27,11 +27,11 @@ import os
 from typing import Any, Dict, List, Optional
 
 from tsm.cli import UserError, check_outputs, parser, positive, run
-from tsm.compare import compare, flip_rows, load_run, text
 from tsm.files import write_json, write_text
-from tsm.findings import write_csv
-from tsm.layout import LABELS, REPORT, STAGES, SUMMARY
+from tsm.report.compare import compare, flip_rows, load_run, text
+from tsm.report.findings import write_csv
 from tsm.samples import manifest_path
+from tsm.workfolder import LABELS, REPORT, STAGES, SUMMARY
 
 PATHS = ("data_root", "ann_file", "checkpoint", "exported", "model")
 
@@ -83,7 +83,7 @@ def compare_two(args: argparse.Namespace) -> None:
     if args.csv:
         write_csv(args.csv, flip_rows(found))
     if args.page:
-        from tsm.page import compare_page
+        from tsm.report.page import compare_page
 
         write_text(args.page, compare_page(found, args.page))
     for path in filter(None, (args.json, args.csv, args.page)):
@@ -91,7 +91,7 @@ def compare_two(args: argparse.Namespace) -> None:
 
 
 def walk_stages(args: argparse.Namespace) -> None:
-    from tsm.blame import first_departure, read_chain, row_line, rows_as_json, walk
+    from tsm.report.diagnose import first_departure, read_chain, row_line, rows_as_json, walk
 
     rows: List[Any] = []
     for row in walk(read_chain(args.runs[0], paths_of(args)), args.videos):
@@ -105,7 +105,7 @@ def walk_stages(args: argparse.Namespace) -> None:
 
 
 def agree(args: argparse.Namespace) -> None:
-    from tsm.blame import agreement, read_chain
+    from tsm.report.diagnose import agreement, read_chain
 
     found = agreement(read_chain(args.runs[0], paths_of(args)), args.agreement)
     print("top-1 is that of fp32 on %d of %d videos; largest difference of a probability %.6f" % (

@@ -28,11 +28,11 @@ import contextlib
 import os
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
-from tsm.annotations import Entry, each_once, labels_file, read_annotations
 from tsm.cli import Corrupt, UserError, parser, positive, run
 from tsm.files import check_place, write_json, write_text
-from tsm.frames import IMG, VIDEO_SUFFIXES, Naming, count_frames, extract, naming_in, reencode, strict
 from tsm.machine import cores
+from tsm.video.datasets import Entry, each_once, labels_file, read_annotations
+from tsm.video.frames import IMG, VIDEO_SUFFIXES, Naming, count_frames, extract, naming_in, reencode, strict
 from tsm.workers import each
 
 

@@ -28,11 +28,11 @@ from typing import Callable, Dict, List, Tuple
 import numpy as np
 
 from tsm.cli import folder_name, non_negative, parser, positive, run
-from tsm.engine import Computing, Engine, about, add_agreement, add_options, computing_of, has_bf16, infer, open_engine
+from tsm.infer.engine import Computing, Engine, about, add_agreement, add_options, computing_of, has_bf16, infer, open_engine
+from tsm.infer.tensors import check_protocol, list_inputs, read_tensor
 from tsm.machine import cores, peak_memory
-from tsm.offline import Offline, read_offline
+from tsm.model.offline import Offline, read_offline
 from tsm.results import result_name, result_path, statistics, summarise, summary_path, throughput_line, write_result, write_summary
-from tsm.tensors import check_protocol, list_inputs, read_tensor
 
 HINT_VIDEOS = 2  # that bf16 is measured on
 SYNTHETIC_VIDEOS = 8  # about so many are computed without --input, unless --loop says otherwise

@@ -30,15 +30,15 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from tqdm import tqdm
 
-from tsm import predict
 from tsm.cli import Corrupt, camera_number, complain, fail, parser, positive, printable, run, seconds, warn
-from tsm.clips import Window, as_video
-from tsm.engine import Engine, about, add_options, computing_of, open_engine, score
+from tsm.infer.engine import Engine, about, add_options, computing_of, open_engine, score
 from tsm.labels import labels_in, read_labels, top
-from tsm.live import watching
 from tsm.machine import cores
-from tsm.offline import Offline, read_offline
+from tsm.model.offline import Offline, read_offline
+from tsm.predict import answers as predict
+from tsm.predict.live import watching
 from tsm.protocol import CENTRE_VIEW, Protocol
+from tsm.video.clips import Window, as_video
 
 LIVE_WINDOW = 3.0  # seconds
 

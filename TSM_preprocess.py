@@ -31,14 +31,14 @@ import re
 from typing import Dict
 
 from tsm.cli import Corrupt, UserError, parser, positive, run
-from tsm.clips import versions_of
 from tsm.files import locked
-from tsm.frames import Naming, add_naming
-from tsm.layout import BINS, PREPROCESSED
+from tsm.infer.preprocess import Job, check_space, invalidate, make, survey
 from tsm.machine import cores, workers_that_fit
-from tsm.preprocess import Job, check_space, invalidate, make, survey
 from tsm.protocol import Protocol, read_protocol
 from tsm.samples import check_data_root, check_readable, print_skipped, publish, read_list, refuse
+from tsm.video.clips import versions_of
+from tsm.video.frames import Naming, add_naming
+from tsm.workfolder import BINS, PREPROCESSED
 
 
 def get_args() -> argparse.Namespace:

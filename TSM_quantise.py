@@ -23,12 +23,12 @@ from typing import Any, Dict, Iterator, List, Tuple
 import numpy as np
 
 from tsm.cli import Corrupt, UserError, parser, positive, run
-from tsm.frames import Naming, add_naming
-from tsm.int8 import calibration_view, int8_file, quantise, views_from_tensors, weights_file, write_int8
+from tsm.infer.int8 import calibration_view, int8_file, quantise, views_from_tensors, weights_file, write_int8
+from tsm.infer.tensors import list_inputs
 from tsm.machine import cores
-from tsm.offline import Offline, one_view, read_offline
+from tsm.model.offline import Offline, one_view, read_offline
 from tsm.samples import check_data_root, evenly, read_list, refuse
-from tsm.tensors import list_inputs
+from tsm.video.frames import Naming, add_naming
 
 
 def get_args() -> argparse.Namespace:
@@ -56,7 +56,7 @@ def get_args() -> argparse.Namespace:
 
 def views_from_list(args: argparse.Namespace, model: Offline) -> List[np.ndarray]:
     """The calibration views of clips chosen evenly from the list; an unreadable one ends the run or is left out."""
-    from tsm.clips import decoded
+    from tsm.video.clips import decoded
 
     protocol = model.tested_by
     chosen = evenly(read_list(args.ann_file, protocol, args.data_root), args.clips)

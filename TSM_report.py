@@ -25,17 +25,17 @@ from typing import Any, Dict, List, Optional
 
 from tsm.accuracy import accuracy_from, read_accuracy
 from tsm.cli import UserError, check_outputs, non_negative, parser, positive, run, warn
-from tsm.compare import compare, load_run, read_agreement
 from tsm.files import sha256, write_text
-from tsm.findings import Columns, columns_of, confusion_rows, findings, prediction_rows, write_csv
-from tsm.gallery import gallery, with_strips
 from tsm.labels import labels_in, read_labels
-from tsm.layout import CONFUSION, PREDICTIONS, REPORT, STAGES
-from tsm.page import report_page
-from tsm.report import Model, as_text, collect, complete, read_model, text
-from tsm.reread import read_report
+from tsm.report.collect import Model, as_text, collect, complete, read_model, text
+from tsm.report.compare import compare, load_run, read_agreement
+from tsm.report.findings import Columns, columns_of, confusion_rows, findings, prediction_rows, write_csv
+from tsm.report.gallery import gallery, with_strips
+from tsm.report.page import report_page
+from tsm.report.reread import read_report
 from tsm.results import read_results, read_summary, views_agree
 from tsm.samples import manifest_path, read_info, read_manifest
+from tsm.workfolder import CONFUSION, PREDICTIONS, REPORT, STAGES
 
 NEEDED = ("result_path", "info_path", "model", "batch_size")
 GALLERY = 12  # videos of each kind

@@ -20,11 +20,11 @@ to several hosts. The two share their record of what is finished, so either goes
 import argparse
 import sys
 
-from tsm import journal, stream
 from tsm.cli import parser, run
-from tsm.engine import Computing, about, add_agreement, add_options, computing_of, open_engine
+from tsm.infer import journal, stream
+from tsm.infer.engine import Computing, about, add_agreement, add_options, computing_of, open_engine
 from tsm.machine import cores
-from tsm.offline import Offline, read_offline
+from tsm.model.offline import Offline, read_offline
 from tsm.samples import refuse
 
 

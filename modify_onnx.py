@@ -74,8 +74,8 @@ def get_args() -> argparse.Namespace:
 
 def write(trunk: Any, args: argparse.Namespace, protocol: Protocol, batch: int) -> Tuple[Any, Dict[str, int]]:
     """(the model of `batch` videos, how often auto-optimizer changed it, where it is asked for)."""
-    from tsm.graph import build
-    from tsm.lift import auto_optimize
+    from tsm.model.graph import build
+    from tsm.model.surgery import auto_optimize
 
     model = build(trunk, args.target, protocol, batch, args.fusion, dtype=args.input_dtype)
     if not args.auto_optimizer:
@@ -87,8 +87,8 @@ def write(trunk: Any, args: argparse.Namespace, protocol: Protocol, batch: int) 
 def proved_forms(trunk: Any, args: argparse.Namespace, protocol: Protocol) -> Tuple[Dict[str, Any], Dict[str, int]]:
     """({"file": the model of one video, of no more views than few_views() says, "one_view": for a CPU, what TSM_infer.py
     runs}, as write())."""
-    from tsm.graph import build
-    from tsm.lift import few_views
+    from tsm.model.graph import build
+    from tsm.model.surgery import few_views
 
     model, applied = write(trunk, args, few_views(protocol), 1)
     graphs = {"file": model}
@@ -99,8 +99,8 @@ def proved_forms(trunk: Any, args: argparse.Namespace, protocol: Protocol) -> Tu
 
 def surgery(exported: Any, args: argparse.Namespace, protocol: Protocol, scratch: str) -> Tuple[Any, Dict[str, str]]:
     """(the trunk of the exported model, what the metadata say of how it was made and proved); prints that."""
-    from tsm.lift import fold_constants, lift, read_source, weights_leave_inputs
-    from tsm.proof import prove
+    from tsm.model.proof import prove
+    from tsm.model.surgery import fold_constants, lift, read_source, weights_leave_inputs
 
     rules = {"weights": weights_leave_inputs(exported)}
     folded, rules["fold"] = fold_constants(exported, args.model1, scratch)
@@ -126,9 +126,9 @@ def surgery(exported: Any, args: argparse.Namespace, protocol: Protocol, scratch
 
 def carry_over(model: Any, args: argparse.Namespace, protocol: Protocol) -> Any:
     """The trunk of a model that this script wrote; UserError unless its proof is of what would be written now."""
-    from tsm.graph import trunk_of
-    from tsm.onnxfile import metadata
-    from tsm.proof import still_holds
+    from tsm.model.graph import trunk_of
+    from tsm.model.onnxfile import metadata
+    from tsm.model.proof import still_holds
 
     known, remedy = metadata(model), "pass the exported model instead"
     for key in ("fusion", "target", "input_dtype"):
@@ -150,7 +150,7 @@ def main() -> None:
     import onnx
 
     from tsm.labels import METADATA, read_labels
-    from tsm.onnxfile import load, metadata, protocol_of, set_metadata
+    from tsm.model.onnxfile import load, metadata, protocol_of, set_metadata
 
     keep_freed_memory(1 << 30)  # the proof's activations come and go: without it a tenth of the time is the kernel's
     given = load(args.model1)

@@ -23,8 +23,8 @@ from typing import Sequence
 
 import numpy as np
 
+from tsm.checkpoint.identify import check_supported, facts_of, test_in_words
 from tsm.cli import UserError, fail, one_line, parser, positive, run
-from tsm.facts import check_supported, facts_of, test_in_words
 from tsm.files import replacing, sha256
 from tsm.protocol import SSV2, Protocol, segments
 
@@ -61,13 +61,13 @@ def main() -> None:
     args = get_args()
     import onnx
 
-    from tsm import checkpoint
-    from tsm.graph import build
-    from tsm.network import network_of, scores, trunk_from
-    from tsm.onnxfile import session, set_metadata, signature
-    from tsm.proof import answer
+    from tsm.checkpoint import reader
+    from tsm.model.graph import build
+    from tsm.model.network import network_of, scores, trunk_from
+    from tsm.model.onnxfile import session, set_metadata, signature
+    from tsm.model.proof import answer
 
-    state, meta = checkpoint.load(args.checkpoint)
+    state, meta = reader.load(args.checkpoint)
     facts = facts_of(args.checkpoint, state, meta, args.config, args.segments, args.protocol)
     check_supported(facts, args.checkpoint)
     for note in facts.notes:

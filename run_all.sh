@@ -166,7 +166,7 @@ if [ $device = npu ]; then
     command -v atc >/dev/null ||
         fail "atc: not found; it comes with the CANN toolkit; name its set_env.sh with ASCEND_SET_ENV, or use --device cpu"
     umask g-w,o-w  # ais_bench refuses models and inputs that others can write
-    chip=$("$python" "$suite/tsm/npu.py" ${chip:+--chip "$chip"})
+    chip=$("$python" "$suite/tsm/chain/npu.py" ${chip:+--chip "$chip"})
     "$python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("ais_bench"))' ||
         fail "ais_bench: $python has no such package; build its wheel from ascend/tools (ais-bench_workload/tool/ais_bench)"
     "$python" -c 'import sys; sys.path.insert(0, sys.argv[1]); import tsm, cv2, numpy, onnx, onnxruntime, torch, tqdm, xxhash, jinja2' "$suite" \
@@ -204,7 +204,7 @@ esac
 declare -i number=0
 stage() { # stage NAME TITLE [--in PATH]... [--out PATH]... [--tee FILE] -- COMMAND...
     number+=1
-    "$python" "$suite/tsm/stage.py" "$1" --title "$number. $2" "${@:3}"
+    "$python" "$suite/tsm/chain/stage.py" "$1" --title "$number. $2" "${@:3}"
 }
 
 # Data: the checkpoint, the lists, the tensors. What the demo's is tested by is the guide's.

@@ -19,14 +19,14 @@ import numpy as np
 from turns import Way, answer, random_video, take_turns  # sets up the path to the suite
 
 from tsm.cli import parser, positive, run
-from tsm.engine import BACKENDS
 from tsm.files import write_json
-from tsm.graph import Graph, Shape, WriteShift, build, shift, trunk_of
-from tsm.int8 import quantise, views_from_tensors
+from tsm.infer.engine import BACKENDS
+from tsm.infer.int8 import quantise, views_from_tensors
+from tsm.infer.tensors import list_inputs
 from tsm.machine import processor_name
-from tsm.offline import read_offline
+from tsm.model.graph import Graph, Shape, WriteShift, build, shift, trunk_of
+from tsm.model.offline import read_offline
 from tsm.protocol import SSV2
-from tsm.tensors import list_inputs
 
 CALIBRATION = 12  # clips: for speed, not for accuracy
 
@@ -75,7 +75,7 @@ def masks(graph: Graph, x: str, name: str, shape: Shape) -> str:
 
 
 class Form(NamedTuple):
-    """A row of the table: a form of tsm.graph.build() or a function that writes the shift; how it is run."""
+    """A row of the table: a form of tsm.model.graph.build() or a function that writes the shift; how it is run."""
 
     what: str
     shift: Union[str, WriteShift]

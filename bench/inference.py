@@ -23,13 +23,13 @@ from typing import Any, Dict, List, Tuple
 from turns import REPO, Way, answer, random_video, take_turns  # sets up the path to the suite
 
 from tsm.cli import UserError, parser, positive, run
-from tsm.engine import BACKENDS, infer, streams_for
 from tsm.files import write_json
-from tsm.int8 import quantise, read_int8, views_from_tensors
+from tsm.infer.engine import BACKENDS, infer, streams_for
+from tsm.infer.int8 import quantise, read_int8, views_from_tensors
+from tsm.infer.tensors import list_inputs
 from tsm.machine import processor_name
-from tsm.offline import one_view, read_offline
+from tsm.model.offline import one_view, read_offline
 from tsm.protocol import SSV2
-from tsm.tensors import list_inputs
 
 CALIBRATION = 10  # clips for the floor in int8: for speed, not for accuracy
 EAGER, EAGER_KEPT = "mmaction2, PyTorch fp32", "mmaction2, PyTorch fp32, freed memory kept"
@@ -68,7 +68,7 @@ def one_way(way: str, folder: str) -> None:
     model = read_offline(model_file)
     network, video = model.proto, random_video()
     if what == "no_shift":
-        from tsm.graph import build, trunk_of
+        from tsm.model.graph import build, trunk_of
 
         network = build(trunk_of(model.proto), "none", SSV2)
     elif what == "ours":

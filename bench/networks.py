@@ -21,19 +21,19 @@ import numpy as np
 from turns import Way, answer, take_turns  # sets up the path to the suite
 
 from tsm.cli import parser, positive, run
-from tsm.engine import BACKENDS, has_bf16
 from tsm.files import write_json
+from tsm.infer.engine import BACKENDS, has_bf16
 from tsm.machine import cores, processor_name
 from tsm.protocol import SSV2
 
 SIXTEEN, KINETICS = SSV2._replace(segments=2 * SSV2.segments), SSV2._replace(classes=400)
-NETWORKS = {  # name: (structure in tsm.network, channels of the stem, protocol)
+NETWORKS = {  # name: (structure in tsm.model.network, channels of the stem, protocol)
     "ResNet-50 x 8": ("RESNET50", 64, SSV2),
     "ResNet-50 x 16": ("RESNET50", 64, SIXTEEN),
     "ResNet-101 x 8": ("RESNET101", 64, SSV2),
     "MobileNetV2 x 8": ("MOBILENETV2", 32, KINETICS),
 }
-FORMS = ("view", "none")  # of tsm.graph.build()
+FORMS = ("view", "none")  # of tsm.model.graph.build()
 VIEWS = {"fp32": 4, "bf16": 6, "int8": 6}  # of one turn
 CALIBRATION = 2  # views: for speed, not for accuracy
 
@@ -61,9 +61,9 @@ def make(name: str, precisions: List[str], folder: str) -> None:
     import openvino
     import torch
 
-    from tsm import network
-    from tsm.graph import build
-    from tsm.int8 import quantise
+    from tsm.infer.int8 import quantise
+    from tsm.model import network
+    from tsm.model.graph import build
 
     structure, width, protocol = NETWORKS[name]
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ import sys
 
 from turns import REPO  # sets up the path to the suite
 
-from tsm.cluster import ENVIRONMENT, MEMORY
+from tsm.infer.cluster import ENVIRONMENT, MEMORY
 from tsm.machine import cores
 
 

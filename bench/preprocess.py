@@ -31,12 +31,12 @@ import numpy as np
 from turns import REPO  # sets up the path to the suite
 
 from tsm.cli import UserError, parser, positive, run
-from tsm.clips import fill, resized, table_for
 from tsm.files import replacing, write_json
-from tsm.frames import IMG, VIDEO_DECODER, extract, read_video
 from tsm.machine import keep_freed_memory
 from tsm.protocol import SSV2, frame_indices
 from tsm.samples import Clip, checksum, read_list
+from tsm.video.clips import fill, resized, table_for
+from tsm.video.frames import IMG, VIDEO_DECODER, extract, read_video
 
 VIDEOS = os.path.join(REPO, "demo", "videos")
 BASE = "mmaction2 float32"

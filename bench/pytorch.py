@@ -27,7 +27,7 @@ def main() -> None:
     args = get_args()
     import torch
 
-    from tsm.network import load
+    from tsm.model.network import load
 
     net, _ = load(args.checkpoint)
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -27,7 +27,7 @@ make_models() { # in bench/work: the demo's checkpoint, mmaction2's own export o
     suite=../.. annotations=../../demo/annotations/something-something-v2
     make() { # make WHAT [--in FILE]… -- COMMAND…: unless it is there and up to date
         echo "bench/work/$1"
-        "$PYTHON" $suite/tsm/stage.py "$1" --out "$@" >make.log 2>&1 || { tail -3 make.log >&2; exit 1; }
+        "$PYTHON" $suite/tsm/chain/stage.py "$1" --out "$@" >make.log 2>&1 || { tail -3 make.log >&2; exit 1; }
     }
     make tsm_demo.pth -- "$PYTHON" $suite/demo/expand.py --output tsm_demo.pth
     tools=$("$REFERENCE_PYTHON" -c 'import mmaction; print(mmaction.__path__[0] + "/.mim")' | tail -1)

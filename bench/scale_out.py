@@ -24,14 +24,14 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 
 from turns import REPO, link_clips  # sets up the path to the suite
 
-from tsm.chunks import TENSOR_BYTES, WORK_SECONDS
+from tsm.checkpoint.published import VIDEOS
 from tsm.cli import UserError, parser, positive, positive_number, run
 from tsm.files import write_json
-from tsm.journal import JOURNAL, read_journal
+from tsm.infer.chunks import TENSOR_BYTES, WORK_SECONDS
+from tsm.infer.journal import JOURNAL, read_journal
 from tsm.machine import cores, processor_name
 from tsm.protocol import SSV2
-from tsm.report import ATLAS_THROUGHPUT
-from tsm.zoo import VIDEOS
+from tsm.report.collect import ATLAS_THROUGHPUT
 
 AIMS = {"local": "< 3 %", "Ray": "< 8 %"}
 

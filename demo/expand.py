@@ -55,7 +55,7 @@ def places(thin: int, full: int, still: bool) -> np.ndarray:
 
 def expand(thin, still=False):
     """State dict of a thin TSM -> that of the full TSM with the same function, or with that of the thin one without its shift."""
-    from tsm.network import TSM
+    from tsm.model.network import TSM
 
     full = TSM(SSV2).state_dict()
     for key, value in full.items():
@@ -67,10 +67,10 @@ def expand(thin, still=False):
 
 def main() -> None:
     args = get_args()
-    from tsm import checkpoint
+    from tsm.checkpoint import reader
 
-    state = expand(checkpoint.load(args.thin)[0], args.still)
-    checkpoint.save(args.output, state, {"source": "the demo's thin TSM, expanded", "config": CONFIG})
+    state = expand(reader.load(args.thin)[0], args.still)
+    reader.save(args.output, state, {"source": "the demo's thin TSM, expanded", "config": CONFIG})
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def train(path: str, steps: int) -> None:
     import torch
     from tqdm import tqdm
 
-    from tsm.network import TSM
+    from tsm.model.network import TSM
 
     class Batches(torch.utils.data.IterableDataset):
         def __iter__(self):

@@ -3,10 +3,10 @@
 import numpy as np
 
 from tsm.accuracy import accuracy_from
-from tsm.findings import columns_of, findings
-from tsm.gallery import gallery, with_strips
 from tsm.protocol import SSV2
-from tsm.report import FORMAT, NOTE, Model, check, complete, latency
+from tsm.report.collect import FORMAT, NOTE, Model, check, complete, latency
+from tsm.report.findings import columns_of, findings
+from tsm.report.gallery import gallery, with_strips
 
 
 def scores_of(videos, classes, right=0.6, seed=0):

@@ -12,11 +12,11 @@ pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 from onnx import helper, numpy_helper  # noqa: E402
 
-from tsm import clips  # noqa: E402
-from tsm.blame import DEPARTS, SAME, UNCHECKED, exported_from, first_departure, permutation, read_chain, walk  # noqa: E402
 from tsm.protocol import SSV2, frame_indices, fuse  # noqa: E402
+from tsm.report.diagnose import DEPARTS, SAME, UNCHECKED, exported_from, first_departure, permutation, read_chain, walk  # noqa: E402
 from tsm.results import write_result  # noqa: E402
 from tsm.samples import Clip  # noqa: E402
+from tsm.video import clips  # noqa: E402
 
 VIDEOS, TRIED = 12, 1
 
@@ -159,9 +159,9 @@ def changed_weights(works, repo, work, change):
     """Another checkpoint of the thin network, and its exported and modified graphs as other*.onnx."""
     import torch
 
-    from tsm import checkpoint
+    from tsm.checkpoint import reader
 
-    state, _ = checkpoint.load(str(repo / "demo/tsm_thin.pth"))
+    state, _ = reader.load(str(repo / "demo/tsm_thin.pth"))
     change(state)
     torch.save({"state_dict": state}, str(work / "other.pth"))
     works("pytorch2onnx.py", "other.pth", "--output-file", "other.onnx", cwd=work)
@@ -178,7 +178,7 @@ def test_an_overflow_of_fp16(works, repo, work):
     """A network whose stem's values are beyond fp16, though in fp32 it is the same; a device that saturates there."""
     import torch
 
-    from tsm.network import load, scores
+    from tsm.model.network import load, scores
 
     def raised(state):
         for name in ("weight", "bias"):

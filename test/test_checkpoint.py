@@ -14,10 +14,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tsm.checkpoint import load  # noqa: E402
+from tsm.checkpoint.identify import check_supported, facts_of  # noqa: E402
+from tsm.checkpoint.reader import load  # noqa: E402
 from tsm.cli import UserError  # noqa: E402
-from tsm.facts import check_supported, facts_of  # noqa: E402
-from tsm.network import TSM, network_of  # noqa: E402
+from tsm.model.network import TSM, network_of  # noqa: E402
 from tsm.protocol import SSV2  # noqa: E402
 
 CONFIG = """model = dict(

@@ -15,14 +15,27 @@ import pytest
 from clips import arguments, listed, results
 
 pytest.importorskip("onnx")
-from tsm.chips import infer, run_command, scratch_of
-from tsm.chunks import Chunk, Job, chunk_size, missing_shards, plan, rate_in, shard_of
 from tsm.cli import UserError
 from tsm.files import locked
-from tsm.frames import IMG
-from tsm.journal import JOURNAL, Done, Piece, Record, Source, Survey, Work, appending, busy_seconds, journal_line, read_journal, workers_of
+from tsm.infer.ascend import infer, run_command, scratch_of
+from tsm.infer.chunks import Chunk, Job, chunk_size, missing_shards, plan, rate_in, shard_of
+from tsm.infer.journal import (
+    JOURNAL,
+    Done,
+    Piece,
+    Record,
+    Source,
+    Survey,
+    Work,
+    appending,
+    busy_seconds,
+    journal_line,
+    read_journal,
+    workers_of,
+)
 from tsm.protocol import SSV2
 from tsm.samples import Clip, manifest_of, write_manifest
+from tsm.video.frames import IMG
 
 CLIPS, CHUNK = 5, 2
 POST = ("--result_path", "res/out_summary.json", "--info_path", "sthv2/sthv2.info", "--json", "-")
@@ -178,9 +191,9 @@ def key_of(folder, args):
     """What a video's result depends on, of a command line."""
     from argparse import ArgumentParser
 
-    from tsm import journal, stream
-    from tsm.chunks import job_of
-    from tsm.engine import add_options
+    from tsm.infer import journal, stream
+    from tsm.infer.chunks import job_of
+    from tsm.infer.engine import add_options
 
     cli = ArgumentParser()
     stream.add_inputs(cli)

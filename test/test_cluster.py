@@ -15,15 +15,15 @@ import pytest
 from clips import arguments, listed, results
 from processes import LONGEST, children_of, command_of
 
-from tsm.chunks import Chunk, Job, Unfit, check_clips, examine, in_turn, versions
 from tsm.cli import UserError
-from tsm.cluster import ENVIRONMENT
-from tsm.engine import Computing
 from tsm.files import sha256
-from tsm.frames import IMG
-from tsm.journal import JOURNAL, Source, keys_of, read_journal
+from tsm.infer.chunks import Chunk, Job, Unfit, check_clips, examine, in_turn, versions
+from tsm.infer.cluster import ENVIRONMENT
+from tsm.infer.engine import Computing
+from tsm.infer.journal import JOURNAL, Source, keys_of, read_journal
 from tsm.protocol import SSV2
 from tsm.samples import Clip
+from tsm.video.frames import IMG
 
 pytest.importorskip("onnx")
 CLIPS, CHUNK = 40, 5

@@ -8,9 +8,9 @@ import shutil
 import pytest
 from made_up import report, scores_of
 
-from tsm.compare import chance, mcnemar
 from tsm.protocol import SSV2
-from tsm.report import as_text
+from tsm.report.collect import as_text
+from tsm.report.compare import chance, mcnemar
 from tsm.results import summarise
 
 CLASSES = 5

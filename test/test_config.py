@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tsm import config, pyconfig
+from tsm.checkpoint import config, pyconfig
 from tsm.cli import UserError
 from tsm.protocol import frame_template
 

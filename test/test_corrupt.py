@@ -19,7 +19,6 @@ from clips import VIDEOS, clip_of
 from fuzz import FUZZ, damaged
 
 from tsm.cli import Corrupt, UserError
-from tsm.clips import decoded, fill, table_for
 from tsm.protocol import SSV2, protocol_from
 from tsm.samples import (
     check_folder,
@@ -32,6 +31,7 @@ from tsm.samples import (
     write_info,
     write_manifest,
 )
+from tsm.video.clips import decoded, fill, table_for
 
 VIDEO = VIDEOS[-1]
 

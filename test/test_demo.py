@@ -82,8 +82,8 @@ def test_the_expanded_network_is_the_thin_one(demo, still):
     import torch
     from expand import expand
 
-    from tsm.checkpoint import load
-    from tsm.network import TSM
+    from tsm.checkpoint.reader import load
+    from tsm.model.network import TSM
 
     state, _ = load(str(demo / "tsm_thin.pth"))
     thin, full = TSM(SSV2._replace(shift_div=1024) if still else SSV2, width=8).eval(), TSM().eval()
@@ -109,8 +109,8 @@ def test_only_the_shift_tells_the_classes_of_a_pair_apart(works, demo, annotatio
     import onnxruntime
     from render import ACTIONS
 
-    from tsm.graph import build
-    from tsm.network import load, trunk_from
+    from tsm.model.graph import build
+    from tsm.model.network import load, trunk_from
 
     entries, labels = annotations
     lines = ["%s.webm %d\n" % (entry["id"], labels[plain(entry)]) for entry in entries]

@@ -9,9 +9,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tsm import checkpoint  # noqa: E402
+from tsm.checkpoint import reader  # noqa: E402
 from tsm.cli import UserError  # noqa: E402
-from tsm.network import TSM, load  # noqa: E402
+from tsm.model.network import TSM, load  # noqa: E402
 from tsm.protocol import CENTRE_VIEW, SSV2, fuse, shifted  # noqa: E402
 
 CONFIG = """model = dict(backbone=dict(type='ResNetTSM', depth=50, num_segments=8, shift_div=8),
@@ -61,8 +61,8 @@ def test_code_beside_the_weights_does_not_run_and_in_them_is_refused(works, fail
 def test_the_onnx_names_its_checkpoint_its_protocol_and_its_layers(works, thin, tmp_path):
     import onnx
 
-    from tsm.network import trunk_from
-    from tsm.onnxfile import metadata
+    from tsm.model.network import trunk_from
+    from tsm.model.onnxfile import metadata
     from tsm.protocol import protocol_from
 
     torch.save(thin, str(tmp_path / "a.pth"))
@@ -125,7 +125,7 @@ def test_usage(fails, thin, tmp_path):
 
 
 def test_the_shift_is_the_definition_for_any_number_of_segments():
-    from tsm.network import temporal_shift
+    from tsm.model.network import temporal_shift
 
     for segments in (1, 2, 5, 16):
         x = np.random.RandomState(segments).standard_normal((3 * segments, 8, 2, 3)).astype(np.float32)
@@ -133,7 +133,7 @@ def test_the_shift_is_the_definition_for_any_number_of_segments():
 
 
 def test_the_demo_checkpoint_has_mmaction2s_form(demo_checkpoint):
-    state, meta = checkpoint.load(str(demo_checkpoint))
+    state, meta = reader.load(str(demo_checkpoint))
     assert {"backbone.conv1.conv.weight", "backbone.layer3.5.conv1.conv.net.weight", "backbone.layer2.0.downsample.bn.bias",
             "backbone.layer4.2.conv3.bn.running_var", "cls_head.fc_cls.bias"} <= set(state) and len(state) == 320
     assert load(str(demo_checkpoint))[1].origins["segments"] == "the config in its meta" and "source" in meta

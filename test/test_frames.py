@@ -11,9 +11,9 @@ import simplejpeg
 from clips import DATA, clip_of
 from fuzz import FUZZ, damaged
 
-from tsm import frames as frames_module
 from tsm.cli import Corrupt
-from tsm.frames import decode_picture, naming_in, strict
+from tsm.video import frames as frames_module
+from tsm.video.frames import decode_picture, naming_in, strict
 
 PHOTO = cv2.imread(str(DATA / "landscape_00.jpg"))
 SAMPLINGS = ("411", "420", "422", "440", "444")

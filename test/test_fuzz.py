@@ -26,7 +26,7 @@ SCRIPTS.set_forkserver_preload(["__main__", "numpy", "torch", "onnx", "onnxrunti
 
 def export(path):
     """As pytorch2onnx.py reads a checkpoint."""
-    from tsm.network import load
+    from tsm.model.network import load
 
     load(path)
 
@@ -85,7 +85,7 @@ def survive(work, name, damage, folder, count):
 @pytest.mark.parametrize("zip_format", [True, False])
 def test_checkpoints(repo, tmp_path, zip_format):
     torch = pytest.importorskip("torch")
-    from tsm.checkpoint import load
+    from tsm.checkpoint.reader import load
 
     state, _ = load(str(repo / "demo/tsm_thin.pth"))
     torch.save({"state_dict": state, "meta": {"epoch": 1}}, str(tmp_path / "good.pth"), _use_new_zipfile_serialization=zip_format)
@@ -108,9 +108,9 @@ def model(repo, tmp_path_factory):
     onnx = pytest.importorskip("onnx")
     from test_modify import fill
 
-    from tsm.graph import build
-    from tsm.lift import fold_constants, lift, read_source, weights_leave_inputs
-    from tsm.onnxfile import set_metadata
+    from tsm.model.graph import build
+    from tsm.model.onnxfile import set_metadata
+    from tsm.model.surgery import fold_constants, lift, read_source, weights_leave_inputs
     from tsm.protocol import SSV2
 
     path = tmp_path_factory.mktemp("model") / "good.onnx"

@@ -136,8 +136,8 @@ def test_tsm_view_by_view_equals_the_whole_model(works, tensors, thin_onnx, tmp_
     """Both backends, batch 1 and a batch that three clips do not fill, against ONNX Runtime on the graph as it is."""
     import onnxruntime
 
-    from tsm.graph import build, trunk_of
-    from tsm.onnxfile import load, metadata, set_metadata
+    from tsm.model.graph import build, trunk_of
+    from tsm.model.onnxfile import load, metadata, set_metadata
     from tsm.protocol import SSV2
 
     session = onnxruntime.InferenceSession(str(thin_onnx), providers=["CPUExecutionProvider"])
@@ -195,8 +195,8 @@ def int8(works, tensors, thin_onnx):
 
 def saved_again(model, path, proved=True, **changes):
     """A model as modify_onnx.py writes it, for batch 4, with another classifier's bias or input dtype; or one without its proof."""
-    from tsm.graph import build, trunk_of
-    from tsm.onnxfile import graph_digest, load, metadata, set_metadata
+    from tsm.model.graph import build, trunk_of
+    from tsm.model.onnxfile import graph_digest, load, metadata, set_metadata
     from tsm.protocol import SSV2
 
     source = load(str(model))

@@ -20,9 +20,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tsm import checkpoint  # noqa: E402
+from tsm.checkpoint import reader  # noqa: E402
 from tsm.cli import UserError  # noqa: E402
-from tsm.network import MOBILENETV2, RESNET101, TSM, load, structure_of  # noqa: E402
+from tsm.model.network import MOBILENETV2, RESNET101, TSM, load, structure_of  # noqa: E402
 
 ZIPPED = [True, False]
 CANARY = '''import os
@@ -237,7 +237,7 @@ def test_what_stands_beside_the_weights_stops_nothing(state, tmp_path, monkeypat
         patch.setitem(sys.modules, "mmengine", types.ModuleType("mmengine"))
         save(tmp_path / "a.pth", beside(state)[name], zipped)
     before = set(sys.modules)
-    loaded, meta = checkpoint.load(str(tmp_path / "a.pth"))
+    loaded, meta = reader.load(str(tmp_path / "a.pth"))
     assert_same(loaded, beside(state)["half"]["state_dict"] if name == "half" else state)
     assert "mmengine" not in sys.modules and set(sys.modules) == before
     assert all(type(value) in (str, int, float, bool, type(None), list, tuple) for value in meta.values())
@@ -248,7 +248,7 @@ def test_what_stands_beside_the_weights_stops_nothing(state, tmp_path, monkeypat
 def test_other_precisions_become_float32(state, tmp_path, dtype, zipped):
     other = {key: value.to(dtype) for key, value in state.items() if value.is_floating_point()}
     save(tmp_path / "a.pth", other, zipped)
-    assert_same(checkpoint.load(str(tmp_path / "a.pth"))[0], other)
+    assert_same(reader.load(str(tmp_path / "a.pth"))[0], other)
 
 
 def test_views_of_one_storage_are_told_apart(state, tmp_path):
@@ -258,7 +258,7 @@ def test_views_of_one_storage_are_told_apart(state, tmp_path):
            "backbone.c.bias": flat[:1].expand(7), "backbone.d.bias": flat[5:5]}
     for zipped in ZIPPED:
         save(tmp_path / "a.pth", own, zipped)
-        assert_same(checkpoint.load(str(tmp_path / "a.pth"))[0], own)
+        assert_same(reader.load(str(tmp_path / "a.pth"))[0], own)
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
@@ -266,7 +266,7 @@ def test_views_of_one_storage_are_told_apart(state, tmp_path):
 def test_every_pickle_protocol(state, tmp_path, protocol, zipped):
     held = {"meta": {"best": np.float64(0.5), "config": "x", "names": ["a", "b"], "none": None}, "state_dict": state}
     torch.save(held, str(tmp_path / "a.pth"), pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
-    loaded, meta = checkpoint.load(str(tmp_path / "a.pth"))
+    loaded, meta = reader.load(str(tmp_path / "a.pth"))
     assert_same(loaded, state)
     assert meta == {"config": "x", "names": ["a", "b"], "none": None}
 
@@ -281,7 +281,7 @@ def test_a_file_without_checksums_loads(state, tmp_path):
             data[start + place : start + place + 4] = bytes(4)
             start = data.find(signature, start + 1)
     (tmp_path / "a.pth").write_bytes(data)
-    assert_same(checkpoint.load(str(tmp_path / "a.pth"))[0], state)
+    assert_same(reader.load(str(tmp_path / "a.pth"))[0], state)
 
 
 # Booby traps. Each is a piece of a pickle that makes a folder when Python's own unpickler carries it out.
@@ -376,7 +376,7 @@ def test_a_booby_trap_never_goes_off(state, modules, tmp_path, monkeypatch, trap
             save(tmp_path / "a.pth", {"meta": {"epoch": 1}, "state_dict": state}, zipped)
             change = lambda raw: raw[:2] + opcodes + b"0" + raw[2:]  # noqa: E731
             (tmp_path / "a.pth").write_bytes(with_pickle((tmp_path / "a.pth").read_bytes(), change, number))
-            loaded, meta = checkpoint.load(str(tmp_path / "a.pth"))
+            loaded, meta = reader.load(str(tmp_path / "a.pth"))
             assert not path.exists() and "canary" not in sys.modules and "canary_import" not in sys.modules
             assert_same(loaded, state)
             assert meta == {"epoch": 1}
@@ -406,7 +406,7 @@ def test_traps_in_the_places_that_torch_looks_at(state, tmp_path, zipped):
         "key": {trap: 1},
     }
     save(tmp_path / "a.pth", held, zipped)
-    assert_same(checkpoint.load(str(tmp_path / "a.pth"))[0], state)
+    assert_same(reader.load(str(tmp_path / "a.pth"))[0], state)
     assert not path.exists()
 
 
@@ -418,12 +418,12 @@ def test_weights_that_need_code_are_refused(state, tmp_path, zipped):
     for held, says in [
         (dict(state, **{key: Reduced(os.mkdir, (str(path),))}), "made by %s.mkdir" % os.name),
         (dict(state, **{key: quantised}), "_rebuild_qtensor"),
-        (net, "tsm.network.TSM"),
-        ({"model": net, "epoch": 3}, "tsm.network.TSM"),
+        (net, "tsm.model.network.TSM"),
+        ({"model": net, "epoch": 3}, "tsm.model.network.TSM"),
     ]:
         save(tmp_path / "a.pth", held, zipped)
         with pytest.raises(UserError) as raised:
-            checkpoint.load(str(tmp_path / "a.pth"))
+            reader.load(str(tmp_path / "a.pth"))
         line = str(raised.value)
         assert "a.pth" in line and says in line and "state_dict" in line and "\n" not in line and not path.exists()
 
@@ -439,7 +439,7 @@ def test_a_torchscript_file_is_refused(tmp_path):
 
     torch.jit.script(Small()).save(str(tmp_path / "a.pth"))
     with pytest.raises(UserError, match="not a PyTorch checkpoint, but a model of TorchScript; save the state_dict"):
-        checkpoint.load(str(tmp_path / "a.pth"))
+        reader.load(str(tmp_path / "a.pth"))
 
 
 @pytest.mark.parametrize("zipped", ZIPPED)
@@ -453,7 +453,7 @@ def test_a_tensor_larger_than_its_storage_is_refused(state, tmp_path, offset, si
     wrong = Reduced(torch._utils._rebuild_tensor_v2, (STORAGE, offset, size, stride, False, collections.OrderedDict()))
     save(tmp_path / "a.pth", dict(state, **{"cls_head.fc_cls.bias": wrong}), zipped)
     with pytest.raises(UserError, match="damaged"):
-        checkpoint.load(str(tmp_path / "a.pth"))
+        reader.load(str(tmp_path / "a.pth"))
 
 
 @pytest.mark.parametrize("zipped", ZIPPED)
@@ -466,14 +466,14 @@ def test_a_storage_of_another_size_than_it_says_is_refused(state, tmp_path, zipp
         assert changed != with_pickle(data, lambda raw: raw, 3)
         (tmp_path / "a.pth").write_bytes(changed)
         with pytest.raises(UserError):
-            checkpoint.load(str(tmp_path / "a.pth"))
+            reader.load(str(tmp_path / "a.pth"))
 
 
 def test_many_views_of_one_storage_do_not_fill_the_memory(tmp_path):
     large = torch.zeros(1 << 20).half()
     save(tmp_path / "a.pth", {"backbone.%d.weight" % number: large for number in range(10000)})
     with pytest.raises(UserError, match="larger than what is stored"):
-        checkpoint.load(str(tmp_path / "a.pth"))
+        reader.load(str(tmp_path / "a.pth"))
 
 
 def test_pickles_that_are_nonsense_end_in_one_line(tmp_path, state):
@@ -488,7 +488,7 @@ def test_pickles_that_are_nonsense_end_in_one_line(tmp_path, state):
         for end in (b"0", b"."):
             (tmp_path / "a.pth").write_bytes(with_pickle(data, lambda raw: raw[:2] + opcodes + end + raw[2:]))
             try:
-                checkpoint.load(str(tmp_path / "a.pth"))
+                reader.load(str(tmp_path / "a.pth"))
             except UserError as error:
                 assert "a.pth" in str(error) and "\n" not in str(error) and len(str(error)) < 300
 
@@ -505,7 +505,7 @@ def test_what_is_no_checkpoint_is_said_in_one_line(state, tmp_path, raw):
     else:
         torch.save(raw, str(path))
     with pytest.raises(UserError, match="a.pth: (not a PyTorch checkpoint|no state_dict)"):
-        checkpoint.load(str(path))
+        reader.load(str(path))
 
 
 def _without(key):

@@ -13,10 +13,10 @@ import pytest
 onnx = pytest.importorskip("onnx")
 from onnx import helper, numpy_helper  # noqa: E402
 
-from tsm import proof  # noqa: E402
 from tsm.cli import UserError  # noqa: E402
-from tsm.graph import SHIFT, Trunk, build, layers, trunk_of  # noqa: E402
-from tsm.onnxfile import metadata, set_metadata  # noqa: E402
+from tsm.model import proof  # noqa: E402
+from tsm.model.graph import SHIFT, Trunk, build, layers, trunk_of  # noqa: E402
+from tsm.model.onnxfile import metadata, set_metadata  # noqa: E402
 from tsm.protocol import SSV2, fuse, shifted  # noqa: E402
 
 SPECIMENS = ("mmaction2_torch1.9", "torchscript_torch2.13", "dynamo_torch2.13")
@@ -44,7 +44,7 @@ def specimens(repo, tmp_path_factory):
     """{name: path} of the specimens with weights in, and of our own export of a network as thin."""
     import torch
 
-    from tsm.network import TSM, trunk_from
+    from tsm.model.network import TSM, trunk_from
 
     folder = tmp_path_factory.mktemp("specimens")
     paths = {name: folder / (name + ".onnx") for name in SPECIMENS + ("builtin",)}
@@ -520,7 +520,7 @@ def test_a_network_without_a_protocol_has_the_classes_of_its_output(works, fails
 
 def test_layers_are_called_by_their_place(modified, specimens):
     """As in mmaction2's state dict, whoever exported the graph."""
-    from tsm.network import TSM
+    from tsm.model.network import TSM
 
     wanted = {key[len("backbone."):].replace(".conv.net.", ".conv.").replace(".conv.weight", ".weight")
               for key in TSM(width=8).state_dict() if key.startswith("backbone.") and "conv.weight" in key.replace(".net", "")}

@@ -9,11 +9,11 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 from onnx import helper, numpy_helper  # noqa: E402
 
-from tsm import lift, proof  # noqa: E402
 from tsm.cli import UserError  # noqa: E402
-from tsm.graph import SHIFT, build, layers, trunk_of  # noqa: E402
-from tsm.network import RESNET50, RESNET101, TSM, Structure, network_of, scores, structure_of, trunk_from  # noqa: E402
-from tsm.onnxfile import metadata, session  # noqa: E402
+from tsm.model import proof, surgery  # noqa: E402
+from tsm.model.graph import SHIFT, build, layers, trunk_of  # noqa: E402
+from tsm.model.network import RESNET50, RESNET101, TSM, Structure, network_of, scores, structure_of, trunk_from  # noqa: E402
+from tsm.model.onnxfile import metadata, session  # noqa: E402
 from tsm.protocol import SSV2, fuse  # noqa: E402
 
 MOBILENET = Structure((1, 2, 3, 4, 3, 3, 1), (8, 16, 24, 32, 48, 56, 64, 80))  # MobileNetV2, thin
@@ -300,7 +300,7 @@ def test_weights_that_do_not_fit_are_told_what_they_are(kind, change, says):
 def test_int8_of_mobilenet(mobile):
     """Clips and convolutions per channel are quantised, and the answers stay near."""
     pytest.importorskip("nncf")
-    from tsm.int8 import quantise
+    from tsm.infer.int8 import quantise
 
     view, rng = build(trunk_from(mobile), "view", MOBILE), np.random.RandomState(7)
     views = [rng.standard_normal(MOBILE.view_shape).astype(np.float32) for _ in range(8)]
@@ -330,11 +330,11 @@ def test_a_hundred_views_fill_a_file_of_zeros_early():
 def test_a_proof_is_of_few_views():
     """Of as many as a video may have; each protocol of no more views stays as it is."""
     dense = SSV2._replace(sampling="dense", crops="ten", size=224)
-    few = lift.few_views(dense)
+    few = surgery.few_views(dense)
     assert few.views == 10 and few == dense._replace(sampling=few.sampling, crops=few.crops)
-    assert lift.few_views(SSV2) == SSV2 and lift.few_views(SSV2._replace(segments=16)).views == SSV2.views
+    assert surgery.few_views(SSV2) == SSV2 and surgery.few_views(SSV2._replace(segments=16)).views == SSV2.views
     large = SSV2._replace(segments=64, sampling="dense", crops="three", size=1024)
-    assert lift.few_views(large).views == 1
+    assert surgery.few_views(large).views == 1
 
 
 def _own_number_of_frames(model):
@@ -355,13 +355,13 @@ def test_a_large_video_is_proved_on_few_views(works, tmp_path, monkeypatch, form
     net = random_network(RESNET50, 8, protocol)
     exported = build(trunk_from(net), form, protocol)
     change(exported)
-    monkeypatch.setattr(lift, "MOST_PIXELS", protocol.segments * protocol.size ** 2)
-    few = lift.few_views(protocol)
+    monkeypatch.setattr(surgery, "MOST_PIXELS", protocol.segments * protocol.size ** 2)
+    few = surgery.few_views(protocol)
     assert few == protocol._replace(crops="centre")
     seen, free = [], proof.take_scores
     monkeypatch.setattr(proof, "take_scores", lambda model, batch, frames: (seen.append(frames), free(model, batch, frames)))
-    folded, _ = lift.fold_constants(exported, "a.onnx", str(tmp_path / "scratch"))
-    trunk, _ = lift.lift(lift.read_source(folded, "a.onnx", protocol), protocol)
+    folded, _ = surgery.fold_constants(exported, "a.onnx", str(tmp_path / "scratch"))
+    trunk, _ = surgery.lift(surgery.read_source(folded, "a.onnx", protocol), protocol)
     graphs = {"file": build(trunk, "cpu", few, 1, "prob"), "one_view": build(trunk, "view", protocol)}
     proved = proof.prove(exported, "a.onnx", 1, graphs, protocol, "prob", "float32")
     assert seen[-1] == views * protocol.segments

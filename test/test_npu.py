@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from clips import arguments, listed
 
-from tsm.chips import Pool
+from tsm.chain.npu import check_path, chips, devices, prepare, the_chip
 from tsm.cli import UserError
-from tsm.npu import check_path, chips, devices, prepare, the_chip
+from tsm.infer.ascend import Pool
 from tsm.protocol import SSV2
 
 CLIPS = 5  # neither 4 nor 8 divides it
@@ -605,8 +605,8 @@ GUIDE_S = {"Conv", "Relu", "MaxPool", "Add", "Reshape", "Slice", "Concat", "Glob
 def test_ascend_graphs_keep_to_the_guide_s_operators(batch, thin_onnx, atlas, tmp_path):
     import onnx
 
-    from tsm.graph import build, trunk_of
-    from tsm.onnxfile import load
+    from tsm.model.graph import build, trunk_of
+    from tsm.model.onnxfile import load
     from tsm.protocol import SSV2
 
     model = build(trunk_of(load(str(thin_onnx))), "ascend", SSV2, batch, "score")

@@ -14,13 +14,13 @@ from fuzz import FUZZ
 from made_up import report, scores_of
 
 from tsm.cli import UserError
-from tsm.compare import compare, load_run
-from tsm.findings import confidence, name_of, reverses
-from tsm.gallery import STRIP
 from tsm.labels import read_labels
-from tsm.page import as_json, compare_page, matrix, report_page
-from tsm.report import as_text
-from tsm.reread import read_report
+from tsm.report.collect import as_text
+from tsm.report.compare import compare, load_run
+from tsm.report.findings import confidence, name_of, reverses
+from tsm.report.gallery import STRIP
+from tsm.report.page import as_json, compare_page, matrix, report_page
+from tsm.report.reread import read_report
 
 NASTY = ['<script>alert(1)</script>', '"><img src=x onerror=alert(2)>', "'; alert(3) //", "</script><b>", "{{ 7 * 7 }}",
          "\u202eright to left", "\u05e9\u05dc\u05d5\u05dd", "\U0001f600 emoji", "a\u2028line", "a & b", "<!--", "\0nul"]
@@ -379,8 +379,8 @@ def test_a_damaged_report_is_neither_drawn_nor_compared(fails, tmp_path, path, n
 
 
 def test_two_runs_have_a_page(page, tmp_path):
-    from tsm.compare import Run
-    from tsm.findings import columns_of
+    from tsm.report.compare import Run
+    from tsm.report.findings import columns_of
 
     runs = []
     for seed in (0, 1):

@@ -16,17 +16,17 @@ import pytest
 from processes import LONGEST
 
 pytest.importorskip("onnx")
-from tsm import clips as clips_module
-from tsm import frames as frames_module
-from tsm import live
-from tsm import predict as predict_module
-from tsm.captions import Caption, has_captions, retime, write_captions
 from tsm.cli import Corrupt
-from tsm.clips import Window, as_video, resized, strip, strips, windowed, windows_of
-from tsm.frames import Timeline, read_video, strict, timeline
 from tsm.labels import Ranked, labels_in, read_labels, top
-from tsm.predict import Answer, clock, expand, in_order, segments_of
+from tsm.predict import answers as predict_module
+from tsm.predict import live
+from tsm.predict.answers import Answer, clock, expand, in_order, segments_of
+from tsm.predict.captions import Caption, has_captions, retime, write_captions
 from tsm.protocol import SSV2
+from tsm.video import clips as clips_module
+from tsm.video import frames as frames_module
+from tsm.video.clips import Window, as_video, resized, strip, strips, windowed, windows_of
+from tsm.video.frames import Timeline, read_video, strict, timeline
 
 QUICK = ("--backend", "onnxruntime")
 
@@ -757,7 +757,7 @@ def test_an_address_that_never_answers_is_one_line(run, thin_onnx, repo, answeri
     """Two of them, one after the other, with a short patience."""
     place = answering("pass")
     (tmp_path / "impatient.py").write_text(
-        "import runpy, sys\nsys.path.insert(0, %r)\nimport tsm.live\ntsm.live.PATIENCE = 1.0\nsys.argv[0] = %r\n"
+        "import runpy, sys\nsys.path.insert(0, %r)\nimport tsm.predict.live\ntsm.predict.live.PATIENCE = 1.0\nsys.argv[0] = %r\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n" % (str(repo), str(repo / "TSM_predict.py")))
     done = run(tmp_path / "impatient.py", "--model", thin_onnx, *QUICK, "--labels",
                repo / "demo/annotations/something-something-v2-labels.json", "--json", "out.json", "http://" + place, "rtsp://" + place,

@@ -11,11 +11,11 @@ import pytest
 import xxhash
 from clips import DATA, clip_of
 
-from tsm import frames as frames_module
-from tsm.clips import fill, normalisation
-from tsm.frames import JPEG_DECODER
 from tsm.protocol import SSV2, frame_indices
 from tsm.samples import Clip
+from tsm.video import frames as frames_module
+from tsm.video.clips import fill, normalisation
+from tsm.video.frames import JPEG_DECODER
 
 GOLDEN = json.loads((DATA / "golden.json").read_text())
 FRAMES = sorted(name for name in GOLDEN if not name.endswith(".webm"))

@@ -15,13 +15,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tsm import checkpoint, machine, zoo  # noqa: E402
+from tsm import machine  # noqa: E402
+from tsm.checkpoint import published, reader  # noqa: E402
+from tsm.checkpoint.identify import check_supported, facts_of, fusion_of  # noqa: E402
 from tsm.cli import UserError  # noqa: E402
-from tsm.clips import fill, normalisation  # noqa: E402
-from tsm.facts import check_supported, facts_of, fusion_of  # noqa: E402
-from tsm.onnxfile import protocol_of  # noqa: E402
+from tsm.model.onnxfile import protocol_of  # noqa: E402
 from tsm.protocol import PIPELINES, SSV2, crop_boxes, frame_indices, protocol_from, read_protocol  # noqa: E402
 from tsm.samples import Clip  # noqa: E402
+from tsm.video.clips import fill, normalisation  # noqa: E402
 
 CLASSES, SEGMENTS = 10, 16  # of the checkpoint that a user brings
 CONFIG = """model = dict(type='Recognizer2D', backbone=dict(type='ResNetTSM', depth=50, num_segments=%(segments)d, shift_div=8),
@@ -44,14 +45,14 @@ def config(**changes):
 @pytest.fixture(scope="module")
 def thin(repo):
     """The demo's thin network, whose weights are the same for any number of segments, with the classifier of fewer classes."""
-    state, _ = checkpoint.load(str(repo / "demo" / "tsm_thin.pth"))
+    state, _ = reader.load(str(repo / "demo" / "tsm_thin.pth"))
     return {key: value[:CLASSES].clone() if key.startswith("cls_head") else value for key, value in state.items()}
 
 
 @pytest.fixture
 def own(thin, tmp_path):
     """own.pth, of 10 classes and 16 segments by its config c.py."""
-    checkpoint.save(str(tmp_path / "own.pth"), thin, {})
+    reader.save(str(tmp_path / "own.pth"), thin, {})
     (tmp_path / "c.py").write_text(config())
     return tmp_path
 
@@ -215,10 +216,10 @@ def test_the_fusion_is_the_config_s(own, thin, monkeypatch, changes, fusion):
 
 def test_a_published_file_is_what_the_table_says_if_its_sha256_is_right(thin, works, tmp_path, monkeypatch):
     """A stand-in for a row: the thin network under the digest that its file has."""
-    checkpoint.save(str(tmp_path / "a.pth"), thin, {})
+    reader.save(str(tmp_path / "a.pth"), thin, {})
     digest = hashlib.sha256((tmp_path / "a.pth").read_bytes()).hexdigest()[:8]
-    row = zoo.Row("x-%s.pth" % digest, "TSM ResNet-50", SEGMENTS, CLASSES, "Jester", "ten", 97.2)
-    monkeypatch.setattr(zoo, "rows", lambda: [row])
+    row = published.Row("x-%s.pth" % digest, "TSM ResNet-50", SEGMENTS, CLASSES, "Jester", "ten", 97.2)
+    monkeypatch.setattr(published, "rows", lambda: [row])
     (tmp_path / "a.pth").rename(tmp_path / ("b-%s.pth" % digest))
     found = facts_of(str(tmp_path / ("b-%s.pth" % digest)), thin, {})
     assert found.protocol == SSV2._replace(classes=CLASSES, segments=SEGMENTS, **PIPELINES["ten"])
@@ -228,13 +229,13 @@ def test_a_published_file_is_what_the_table_says_if_its_sha256_is_right(thin, wo
     found = facts_of(str(tmp_path / ("b-%s.pth" % digest)), thin, {})
     assert found.protocol.segments == 8 and "is not the published x-%s.pth: its SHA-256 begins with" % digest in found.notes[0]
     with pytest.raises(UserError, match="16 segments by --segments, .* but the table of published files says 8 segments"):
-        monkeypatch.setattr(zoo, "rows", lambda: [row._replace(segments=8)])
+        monkeypatch.setattr(published, "rows", lambda: [row._replace(segments=8)])
         (tmp_path / ("b-%s.pth" % digest)).write_bytes((tmp_path / ("b-%s.pth" % digest)).read_bytes()[:-1])
         check_supported(facts_of(str(tmp_path / ("b-%s.pth" % digest)), thin, {}, segments=16), "b.pth")
 
 
 def test_the_table(works, fails, tmp_path):
-    rows = zoo.rows()
+    rows = published.rows()
     assert len({row.digest for row in rows}) == len(rows) and all(row.pipeline in PIPELINES for row in rows)
     listed = works("TSM_checkpoint.py", "--list", cwd=tmp_path).splitlines()
     assert len(listed) == len(rows) + 1 and all(row.file in line for row, line in zip(rows, listed[1:]))
@@ -244,8 +245,8 @@ def test_the_table(works, fails, tmp_path):
     assert "its address is not known; fetch it with a browser" in gone
     assert "tsm_x.pth: no such file, nor a name of --list" in fails("TSM_checkpoint.py", "tsm_x.pth", cwd=tmp_path)
     assert "give a checkpoint, or --list" in fails("TSM_checkpoint.py", cwd=tmp_path, status=2)
-    assert zoo.by_sha256("032aa4da" + "0" * 56).file == zoo.OFFICIAL and zoo.by_sha256("f" * 64) is None
-    ours = zoo.facts(zoo.by_name("official"))
+    assert published.by_sha256("032aa4da" + "0" * 56).file == published.OFFICIAL and published.by_sha256("f" * 64) is None
+    ours = published.facts(published.by_name("official"))
     assert {name: ours[name] for name in SSV2._fields} == SSV2._asdict()
 
 
@@ -256,7 +257,7 @@ def test_the_table(works, fails, tmp_path):
 def chained(repo, thin, tmp_path_factory):
     """(folder, what run_all.sh printed) on the user's checkpoint and four of the demo's videos."""
     folder = tmp_path_factory.mktemp("own")
-    checkpoint.save(str(folder / "own.pth"), thin, {})
+    reader.save(str(folder / "own.pth"), thin, {})
     (folder / "c.py").write_text(config())
     (folder / "videos").mkdir()
     rows = []
@@ -280,7 +281,7 @@ def chained(repo, thin, tmp_path_factory):
 
 def test_the_chain_runs_on_a_checkpoint_of_one_s_own(chained):
     """10 classes, 16 segments, one centre crop; checked against PyTorch on the tensors that it made."""
-    from tsm.network import load, scores
+    from tsm.model.network import load, scores
     from tsm.protocol import fuse
 
     folder, said = chained

@@ -12,10 +12,10 @@ import pytest
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
 
-from tsm import zoo  # noqa: E402
 from tsm.accuracy import Accuracy  # noqa: E402
+from tsm.checkpoint import published  # noqa: E402
 from tsm.protocol import PIPELINES, SSV2  # noqa: E402
-from tsm.report import published_of, rows, verdict  # noqa: E402
+from tsm.report.collect import published_of, rows, verdict  # noqa: E402
 from tsm.results import joined, statistics, summarise  # noqa: E402
 
 ARGS = ("--result_path=inference_result/out_summary.json", "--info_path=sthv2/sthv2.info", "--model", "new.onnx",
@@ -122,7 +122,7 @@ def test_the_verdict_compares_all_videos_of_the_official_checkpoint():
     assert "tested otherwise (here segments 16, not 8)" in said(low, "score", OFFICIAL, SSV2._replace(segments=16))
 
 
-@pytest.mark.parametrize("row", zoo.rows(), ids=lambda row: row.digest)
+@pytest.mark.parametrize("row", published.rows(), ids=lambda row: row.digest)
 def test_every_published_file_has_its_own_figure_under_its_own_test(row):
     protocol = SSV2._replace(classes=row.classes, segments=row.segments, **PIPELINES[row.pipeline])
     found, why = published_of("prob", protocol._asdict(), row.digest + "0" * 56)
@@ -134,7 +134,7 @@ def test_every_published_file_has_its_own_figure_under_its_own_test(row):
     assert ("lies within" if found.videos else "not compared") in verdict(around, found, why)[1]
     assert "not compared" in verdict(around._replace(videos=40), found, why)[1]
     assert "not compared" in verdict(around._replace(videos=around.videos - 1000, skipped=1000), found, why)[1]
-    if row.file != zoo.OFFICIAL:
+    if row.file != published.OFFICIAL:
         assert "fused by score" in published_of("score", protocol._asdict(), row.digest + "0" * 56)[1]
     other = protocol._replace(crops="ten" if protocol.crops != "ten" else "three")
     assert published_of("prob", other._asdict(), row.digest + "0" * 56)[0] is None
@@ -291,7 +291,7 @@ def test_film_strips_are_of_the_data(works, left, repo):
 
 def test_the_strip_of_a_folder_of_frames_is_that_of_its_frames(tmp_path):
     cv2 = pytest.importorskip("cv2")
-    from tsm.clips import strip
+    from tsm.video.clips import strip
 
     for number in range(1, 17):
         cv2.imwrite(str(tmp_path / ("img_%05d.jpg" % number)), np.full((56, 64, 3), 15 * number, np.uint8))
@@ -320,8 +320,8 @@ def test_how_many_views_have_the_answer_is_a_column(works, left):
 
 
 def test_votes_of_views_are_counted():
-    from tsm.engine import Engine, compute
-    from tsm.offline import Offline
+    from tsm.infer.engine import Engine, compute
+    from tsm.model.offline import Offline
     from tsm.results import views_agree
 
     protocol = SSV2._replace(classes=3, size=2, segments=2)

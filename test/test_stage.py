@@ -1,4 +1,4 @@
-"""tsm/stage.py: runs a command once, keeps its status, and knows when its result no longer holds."""
+"""tsm/chain/stage.py: runs a command once, keeps its status, and knows when its result no longer holds."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import sys
 import pytest
 from processes import command_of, wait_for
 
-from tsm.stage import imports
+from tsm.chain.stage import imports
 
 COPY = (sys.executable, "-c", "import shutil; print('working'); shutil.copy('a', 'b')")
 
@@ -21,7 +21,7 @@ def stage(run, tmp_path):
 
     def stage(*command, outputs=("b",)):
         options = [word for name in outputs for word in ("--out", name)]
-        return run("tsm/stage.py", "copy", "--in", "a", *(options + ["--"] + list(command or COPY)), cwd=tmp_path)
+        return run("tsm/chain/stage.py", "copy", "--in", "a", *(options + ["--"] + list(command or COPY)), cwd=tmp_path)
 
     return stage
 
@@ -108,7 +108,7 @@ def test_a_killed_command_is_said_to_be_killed_and_what_it_had_used(command, sta
 
 
 def test_it_ends_with_the_shell_that_started_it_and_so_does_its_command(repo, tmp_path):
-    command = "%s %s it -- sh -c 'echo $$ >pid; exec sleep 1000'; true" % (sys.executable, repo / "tsm/stage.py")
+    command = "%s %s it -- sh -c 'echo $$ >pid; exec sleep 1000'; true" % (sys.executable, repo / "tsm/chain/stage.py")
     shell = subprocess.Popen(["bash", "-c", command], cwd=str(tmp_path), stdout=subprocess.DEVNULL, start_new_session=True)
     wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     assert shell.poll() is None
@@ -118,7 +118,7 @@ def test_it_ends_with_the_shell_that_started_it_and_so_does_its_command(repo, tm
 
 
 def test_a_tee_that_cannot_be_written_is_named(run, tmp_path):
-    done = run("tsm/stage.py", "copy", "--tee", "missing/log", "--", sys.executable, "-c", "print(1)", cwd=tmp_path)
+    done = run("tsm/chain/stage.py", "copy", "--tee", "missing/log", "--", sys.executable, "-c", "print(1)", cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "missing/log: No such file" in done.stderr
 
 
@@ -131,11 +131,12 @@ def test_a_stage_follows_what_its_script_imports_and_nothing_else(run, repo, tmp
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    for name in ("__init__", "stage", "cli", "files", "layout", "machine"):
-        shutil.copy(str(repo / "tsm" / (name + ".py")), str(tmp_path / "tsm"))
+    (tmp_path / "tsm/chain").mkdir()
+    for name in ("__init__", "chain/__init__", "chain/stage", "cli", "files", "workfolder", "machine"):
+        shutil.copy(str(repo / "tsm" / (name + ".py")), str(tmp_path / "tsm" / (name + ".py")))
 
     def stage():
-        done = run(tmp_path / "tsm/stage.py", "it", "--out", "b", "--", sys.executable, "script.py", cwd=tmp_path)
+        done = run(tmp_path / "tsm/chain/stage.py", "it", "--out", "b", "--", sys.executable, "script.py", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return "working" in done.stdout
 
@@ -144,7 +145,7 @@ def test_a_stage_follows_what_its_script_imports_and_nothing_else(run, repo, tmp
         with open(str(tmp_path / (name + ".py")), "a") as file:
             file.write("# changed\n")
         assert stage() and not stage(), name
-    for name in ("unrelated", "tsm/unrelated", "tsm/files", "tsm/stage"):
+    for name in ("unrelated", "tsm/unrelated", "tsm/files", "tsm/chain/stage"):
         with open(str(tmp_path / (name + ".py")), "a") as file:
             file.write("# changed\n")
         assert not stage(), name
@@ -152,12 +153,12 @@ def test_a_stage_follows_what_its_script_imports_and_nothing_else(run, repo, tmp
 
 def test_a_script_that_cannot_be_parsed_is_run_all_the_same(run, tmp_path):
     (tmp_path / "broken.py").write_text("def")
-    done = run("tsm/stage.py", "it", "--", sys.executable, "broken.py", cwd=tmp_path)
+    done = run("tsm/chain/stage.py", "it", "--", sys.executable, "broken.py", cwd=tmp_path)
     assert done.returncode == 1 and "SyntaxError" in done.stderr
 
 
 def test_a_page_does_not_redo_a_surgery(repo):
     """In the suite itself: a stage's digest holds what its script needs, and not all of tsm."""
     surgery = {os.path.relpath(path, str(repo)) for path in imports(str(repo / "modify_onnx.py"))}
-    assert {"tsm/__init__.py", "tsm/cli.py", "tsm/files.py", "tsm/graph.py", "tsm/protocol.py"} <= surgery
-    assert not {"tsm/frames.py", "tsm/workers.py", "tsm/npu.py", "TSM_report.py"} & surgery
+    assert {"tsm/__init__.py", "tsm/cli.py", "tsm/files.py", "tsm/model/graph.py", "tsm/protocol.py"} <= surgery
+    assert not {"tsm/video/frames.py", "tsm/workers.py", "tsm/chain/npu.py", "TSM_report.py"} & surgery

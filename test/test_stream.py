@@ -17,7 +17,7 @@ from clips import clip_of
 
 pytest.importorskip("onnx")
 from tsm.cli import Corrupt
-from tsm.engine import Engine, score
+from tsm.infer.engine import Engine, score
 from tsm.protocol import SSV2
 
 CLIPS = 5

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from clips import DATA, VIDEOS
 
-from tsm import frames as frames_module
 from tsm.cli import Corrupt
-from tsm.clips import fill
-from tsm.frames import count_frames, read_video, strict
 from tsm.protocol import SSV2, frame_indices
 from tsm.samples import Clip
+from tsm.video import frames as frames_module
+from tsm.video.clips import fill
+from tsm.video.frames import count_frames, read_video, strict
 
 KINDS = DATA / "kinds"
 LENGTH = 60  # frames

@@ -3,7 +3,7 @@
 One rule holds the suite together: a script, bench/ and demo/ import nothing of ours but tsm, and tsm imports no script.
 
 Nothing phones home. Every script passes through here before it imports a library that would; so do the commands of
-run_all.sh, which tsm/stage.py starts with this environment.
+run_all.sh, which tsm/chain/stage.py starts with this environment.
 
 A picture whose header claims more pixels than any frame has is refused by OpenCV before it takes the memory; that limit too
 is read when its library is imported.

@@ -10,8 +10,8 @@ import xxhash
 from tsm import __version__
 from tsm.cli import Corrupt, UserError
 from tsm.files import read_json, sha256, write_json, write_text
-from tsm.layout import BINS, INFO, MANIFEST
 from tsm.protocol import Protocol, protocol_from
+from tsm.workfolder import BINS, INFO, MANIFEST
 
 Item = TypeVar("Item")
 

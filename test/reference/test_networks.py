@@ -24,10 +24,10 @@ from test_reference import CONFIG, TOLERANCE, randomise, tell  # noqa: F401
 from torch import nn
 
 from tsm.cli import UserError
-from tsm.graph import build, trunk_of
-from tsm.network import load, scores
-from tsm.onnxfile import session
-from tsm.proof import random_videos
+from tsm.model.graph import build, trunk_of
+from tsm.model.network import load, scores
+from tsm.model.onnxfile import session
+from tsm.model.proof import random_videos
 from tsm.protocol import CENTRE_VIEW, SSV2, fuse
 
 TOOL = os.path.join(os.path.dirname(mmaction.__file__), ".mim", "tools", "deployment", "pytorch2onnx.py")

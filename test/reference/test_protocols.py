@@ -16,7 +16,7 @@ pytest.importorskip("mmaction", reason="needs mmaction2: ./test/run.sh --referen
 import torch
 from test_reference import CONFIG, REPO, clip_of, mmaction2_dataset, tell  # noqa: F401
 
-from tsm import checkpoint, zoo
+from tsm.checkpoint import published, reader
 from tsm.protocol import CROPS, PIPELINES, SAMPLINGS
 
 CONFIGS = Path(CONFIG).parent
@@ -48,12 +48,12 @@ def clips(tmp_path_factory):
 def networks(tmp_path_factory):
     """networks(classes) -> the demo's thin network, cut or repeated to so many classes."""
     folder = tmp_path_factory.mktemp("networks")
-    state, _ = checkpoint.load(str(REPO / "demo" / "tsm_thin.pth"))
+    state, _ = reader.load(str(REPO / "demo" / "tsm_thin.pth"))
 
     def networks(classes):
         path = folder / ("%d.pth" % classes)
         resized = {key: torch.cat([value] * 3)[:classes] if key.startswith("cls_head") else value for key, value in state.items()}
-        checkpoint.save(str(path), resized, {})
+        reader.save(str(path), resized, {})
         return path
 
     return networks
@@ -101,6 +101,6 @@ def test_tensors_of_every_pipeline(works, tell, clips, networks, tmp_path, name)
 def test_the_published_files_are_where_mmaction2_says():
     """Every checkpoint of its metafile but those of networks that are refused, at its address."""
     known = set(re.findall(r"Weights: (\S+)", (CONFIGS / "metafile.yml").read_text()))
-    ours = {zoo.address(row) for row in zoo.rows()}
+    ours = {published.address(row) for row in published.rows()}
     assert {address for address in known if "_nl_" not in address} == {
         address for address in ours if address and "/v1.0/" not in address}

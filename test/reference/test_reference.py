@@ -139,8 +139,8 @@ def test_tensors_of_the_demo(works, tell, demo_list, tmp_path):
 @pytest.mark.parametrize("path", sorted(Path(CONFIG).parent.glob("*.py")), ids=lambda path: path.stem)
 def test_facts_of_every_tsm_config(path):
     """What tsm.pyconfig reads, without running it, is what mmcv's Config gives."""
-    from tsm import config as ours
-    from tsm import pyconfig
+    from tsm.checkpoint import config as ours
+    from tsm.checkpoint import pyconfig
 
     theirs, found = mmcv.Config.fromfile(str(path)), ours.facts(pyconfig.read(str(path)), str(path))
     backbone, head, test = theirs.model.backbone, theirs.model.cls_head, theirs.data.test

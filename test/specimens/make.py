@@ -73,7 +73,7 @@ def main():
             torch.onnx.export(mmaction2_network(), video, path, opset_version=11, keep_initializers_as_inputs=True)
             keep(path, "mmaction2_torch1.9", shrink=64 // WIDTH)  # its width is fixed; its graph reads sizes at run time
         elif sys.argv[1:] == ["torch"]:
-            from tsm import network
+            from tsm.model import network
 
             network.temporal_shift = shift_as_mmaction2
             net = network.TSM(width=WIDTH, softmax=True).eval()

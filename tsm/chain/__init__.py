@@ -1,0 +1,1 @@
+"""What run_all.sh calls: one stage, the chip of an Atlas host."""

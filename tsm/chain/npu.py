@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""Prepare the current folder for atc and ais_bench, and print the name of this host's Ascend chips, for --soc_version.
+
+    python3 tsm/chain/npu.py [--chip 310P3]
+
+The name is what `npu-smi info` lists (310P3, 910B4-1, Ascend910), or --chip. The preparation is for the ais_bench of
+December 2025 and newer, which refuses what others could have written: models and inputs that the group or others may
+write, results that others may read, symbolic links. Modes are mended; what cannot be mended is refused here, before hours
+of work are done.
+"""
+
+import argparse
+import glob
+import os
+import re
+import stat
+import subprocess
+import sys
+from typing import Iterator, List, Optional, Tuple
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+from tsm.cli import UserError, parser, run
+from tsm.workfolder import COMPILED, RESULTS, TENSORS
+
+PATIENCE = 60  # seconds that npu-smi may take
+NAME_IT = "name the chip, as in --chip 310P3"
+IN_A_CONTAINER = ("in a container, mount the devices (/dev/davinci*, /dev/davinci_manager, /dev/devmm_svm, /dev/hisi_hdc) and "
+                  "the driver (/usr/local/Ascend/driver, /usr/local/dcmi); or " + NAME_IT)
+OUTPUTS = os.path.dirname(RESULTS), RESULTS
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def get_args() -> argparse.Namespace:
+    cli = parser(__doc__)
+    cli.add_argument("--chip", metavar="NAME", help="the chip's name (default: asked of npu-smi)")
+    return cli.parse_args()
+
+
+def check_path(folder: str) -> None:
+    """Raises UserError if ais_bench takes no path in this folder: it knows A-Z a-z 0-9 _ - / . and nothing else."""
+    odd = sorted(set(re.sub("[A-Za-z0-9_/.-]", "", folder)))
+    if odd:
+        raise UserError("%s: ais_bench takes no path with %s in it, only A-Z a-z 0-9 _ - / .; choose another folder, with "
+                        "--work_dir" % (folder, " ".join("'%s'" % character for character in odd)))
+
+
+def prepare(folder: str) -> None:
+    """Take the rights away that ais_bench does not tolerate on models, tensors and results that `folder` already has.
+
+    Raises UserError for what it would refuse all the same: a symbolic link, the file of another user, rights that cannot
+    be changed.
+    """
+    for path in _given_to_ais_bench(folder):
+        refused = OTHERS_WRITE | stat.S_IRWXO if os.path.relpath(path, folder) in OUTPUTS else OTHERS_WRITE
+        if os.path.islink(path):
+            raise UserError("%s: is a symbolic link, which ais_bench refuses; move what it points to here" % path)
+        found = os.stat(path)
+        if found.st_uid != os.geteuid() and found.st_gid not in os.getgroups():
+            raise UserError("%s: belongs to another user and group, so ais_bench refuses it; remove it or choose another "
+                            "folder, with --work_dir" % path)
+        if found.st_mode & refused:
+            try:
+                os.chmod(path, stat.S_IMODE(found.st_mode) & ~refused)
+            except OSError as error:
+                raise UserError("%s: ais_bench refuses its mode %o, and it cannot be changed (%s); remove it or choose "
+                                "another folder, with --work_dir" % (path, stat.S_IMODE(found.st_mode), error.strerror))
+
+
+def _given_to_ais_bench(folder: str) -> Iterator[str]:
+    base = glob.escape(folder)
+    for pattern in (COMPILED, *OUTPUTS, TENSORS, os.path.join(TENSORS, "*.bin")):
+        yield from glob.glob(os.path.join(base, pattern))
+
+
+def chips(listing: str) -> List[str]:
+    """The names of the chips in the output of `npu-smi info`, in its order."""
+    return [name for name, _ in rows(listing)]
+
+
+def devices(listing: str) -> List[int]:
+    """The devices, as ais_bench counts them, of the chips in the output of `npu-smi info`, in its order."""
+    found = [device for _, device in rows(listing)]
+    numbered = [number for number, device in enumerate(found) if device is None]
+    return list(range(len(found))) if numbered else [int(device or 0) for device in found]
+
+
+def rows(listing: str) -> List[Tuple[str, Optional[int]]]:
+    """(name, device) of each chip in the output of `npu-smi info`; None where the listing numbers no devices.
+
+    Two rows describe a chip: `| NPU  Name | Health | …` and `| Chip  Device | Bus-Id | …`, in which health and bus id may be
+    anything, also `-` and NA. The first follows a rule or the second row of the chip before; the table of processes,
+    whose rows look alike, comes last and is not read.
+    """
+    found: List[Tuple[str, Optional[int]]] = []
+    name, name_is_next = "", True
+    for line in map(str.strip, listing.splitlines()):
+        if line.startswith("+"):
+            name_is_next = True
+        elif re.search(r"\bProcess\b", line):
+            break
+        row = re.match(r"\|\s*\d+(?:\s+([\w.-]+))?\s*\|", line)
+        if row and name_is_next:
+            name, name_is_next = row.group(1) or "", False
+            if name:
+                found.append((name, None))
+        elif row:
+            device = row.group(1) or ""
+            if name and device.isdigit():
+                found[-1] = name, int(device)
+            name_is_next = True
+    return found
+
+
+def listing() -> str:
+    """What `npu-smi info` prints. Raises UserError with its own words if it fails."""
+    try:
+        done = subprocess.run(["npu-smi", "info"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise UserError("npu-smi info: no answer in %d s; check the driver, or %s" % (PATIENCE, NAME_IT))
+    except FileNotFoundError:
+        raise UserError("npu-smi: not found; it comes with the Ascend driver; or %s" % NAME_IT)
+    said = done.stdout.decode("utf-8", "replace")
+    if done.returncode:
+        raise UserError("npu-smi info: failed with status %d and said %s; check the driver; %s"
+                        % (done.returncode, own_words(said), IN_A_CONTAINER))
+    return said
+
+
+def own_words(text: str) -> str:
+    """What npu-smi printed beside its tables, in quotes and at most 200 characters; or "nothing"."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and line.strip()[0] not in "+|"]
+    return "'%s'" % "; ".join(lines)[:200] if lines else "nothing"
+
+
+def the_chip(text: str) -> str:
+    """The one name that all chips of a listing have. Raises UserError if it has no chip, or chips of differing names."""
+    names = sorted(set(chips(text)))
+    if not names:
+        raise UserError("npu-smi info: lists no chip and said %s; check the driver; %s" % (own_words(text), IN_A_CONTAINER))
+    if len(names) > 1:
+        raise UserError("npu-smi info: lists chips of different names (%s); choose one: --chip NAME" % " ".join(names))
+    return names[0]
+
+
+def main() -> None:
+    args = get_args()
+    folder = os.getcwd()
+    check_path(folder)
+    prepare(folder)
+    print(args.chip or the_chip(listing()))
+
+
+if __name__ == "__main__":
+    run(main)

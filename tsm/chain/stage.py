@@ -1,0 +1,179 @@
+#!/usr/bin/env python3
+"""Run one stage of a chain: show its command, time it, and skip it if its result is already there.
+
+    python3 tsm/chain/stage.py export --in tsm.pth --out tsm_bs1.onnx -- python3 pytorch2onnx.py tsm.pth --output-file tsm_bs1.onnx
+
+Keeps `stages.json` in the working directory: per stage its command, the digests of what went in (the --in files, the
+script and what it imports of the suite, the installed versions of the suite's requirements) and of what came out (--out),
+its seconds and its peak memory. A stage is skipped when all of that still holds; one without --out always runs. The exit
+status is the command's own; `stages.json` learns of a stage only once it has succeeded.
+"""
+
+import argparse
+import ast
+import glob
+import hashlib
+import os
+import re
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from typing import Any, Dict, List, Optional, Set
+
+SUITE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, SUITE)
+
+from tsm.cli import UserError, fail, parser, run  # noqa: E402
+from tsm.files import read_json, sha256, write_json  # noqa: E402
+from tsm.machine import die_with_parent  # noqa: E402
+from tsm.workfolder import STAGES  # noqa: E402
+
+KILLED = 128 + signal.SIGKILL  # as a shell gives it
+
+
+def get_args() -> argparse.Namespace:
+    cli = parser(__doc__)
+    cli.add_argument("name", help="the stage's name in stages.json and in the report")
+    cli.add_argument("--title", help="the heading to print (default: the name)")
+    cli.add_argument("--in", dest="inputs", action="append", default=[], metavar="PATH", help="file or folder it reads")
+    cli.add_argument("--out", dest="outputs", action="append", default=[], metavar="PATH", help="file or folder it makes")
+    cli.add_argument("--tee", metavar="FILE", help="also keep what the command prints on stdout in FILE")
+    cli.add_argument("command", nargs="+", help="after --: the command, run as it stands")
+    return cli.parse_args()
+
+
+def digest(path: str) -> Optional[str]:
+    """SHA-256 of a file, or of the names and contents of a folder's files; None if there is nothing."""
+    if os.path.isdir(path):
+        names = sorted(name for name in os.listdir(path) if not name.startswith("."))
+        parts = [name + (digest(os.path.join(path, name)) or "") for name in names]
+        return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
+    return sha256(path) if os.path.exists(path) else None
+
+
+def imports(path: str) -> List[str]:
+    """The suite's own files that a Python file imports, at its top or inside a function, by itself or through another."""
+    found: List[str] = []
+    left = [path]
+    while left:
+        here = left.pop()
+        for name in _names_imported(here):
+            for folder in (SUITE, os.path.dirname(os.path.abspath(path))):
+                base = os.path.join(folder, *name.split("."))
+                for file in (base + ".py", os.path.join(base, "__init__.py")):
+                    if os.path.isfile(file) and file not in found:
+                        found.append(file)
+                        left.append(file)
+    return sorted(found)
+
+
+def _names_imported(path: str) -> List[str]:
+    """Dotted names that may be modules: of `from tsm.files import sha256`, tsm, tsm.files and tsm.files.sha256."""
+    try:
+        with open(path, "rb") as file:
+            tree = ast.parse(file.read())
+    except (SyntaxError, ValueError):
+        return []  # running it will tell
+    names: Set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.update("%s.%s" % (node.module, alias.name) for alias in node.names)
+    return sorted({name.rsplit(".", depth)[0] for name in names for depth in range(name.count(".") + 1)})
+
+
+def code(command: List[str]) -> str:
+    """Digest of what decides how a command works: its scripts, what they import of the suite, the requirements' versions."""
+    scripts = [word for word in command if word.endswith((".py", ".sh")) and os.path.isfile(word)]
+    files = scripts + [file for script in scripts if script.endswith(".py") for file in imports(script)]
+    with open(os.path.join(SUITE, "requirements.txt"), encoding="utf-8") as file:
+        lines = [line for line in file if line[:1].isalpha()]
+    wanted = {re.split("[^A-Za-z0-9-]", line, maxsplit=1)[0].lower().replace("-", "_") for line in lines}
+    found = {os.path.basename(path) for place in sys.path for path in glob.glob(os.path.join(place, "*.dist-info"))}
+    versions = sorted(name for name in found if name.split("-")[0].lower() in wanted)
+    return hashlib.sha256(repr([[sha256(path) for path in files], versions, sys.version]).encode()).hexdigest()
+
+
+def read_state() -> Dict[str, Any]:
+    """What stages.json knows to be done; nothing if it is missing or damaged."""
+    try:
+        state = read_json(STAGES)
+    except (UserError, FileNotFoundError):
+        return {}
+    return {name: entry for name, entry in state.items() if isinstance(entry, dict)} if isinstance(state, dict) else {}
+
+
+def execute(command: List[str], tee: Optional[str]) -> int:
+    """Run the command; its exit status, as a shell would give it. Signals meant for us reach it too."""
+    copy = open(tee, "wb") if tee else None
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE if tee else None)
+    except OSError as error:
+        raise UserError("%s: %s; is it installed and on the PATH?" % (command[0], error.strerror))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command as well, which answers for both
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    if copy and process.stdout:
+        with copy:
+            try:
+                for line in process.stdout:
+                    sys.stdout.buffer.write(line)
+                    sys.stdout.buffer.flush()
+                    copy.write(line)
+            except OSError as error:
+                error.filename = error.filename or tee
+                raise
+    status = process.wait()
+    return status if status >= 0 else 128 - status
+
+
+def peak_mb() -> float:
+    """Peak memory, MB, of the largest process that the command was made of."""
+    return round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, 1)
+
+
+def is_done(before: Dict[str, Any], known: Dict[str, Any], outputs: List[str]) -> bool:
+    """Does what stages.json holds of a stage still hold, inputs, code and results?"""
+    if not outputs or any(before.get(key) != value for key, value in known.items()):
+        return False
+    return bool(before.get("outputs") == {path: digest(path) for path in outputs})
+
+
+def main() -> None:
+    args = get_args()
+    die_with_parent(signal.SIGTERM)  # run_all.sh, ended by a signal that reaches it alone, leaves nothing at work
+    print("\n== %s" % (args.title or args.name))
+    print("$ " + " ".join(shlex.quote(word) for word in args.command), flush=True)
+    known = {
+        "command": args.command,
+        "code": code(args.command),
+        "inputs": {path: digest(path) for path in args.inputs},
+    }
+    before = read_state().get(args.name, {})
+    if is_done(before, known, args.outputs):
+        print("up to date: %s (made in %s s)" % (", ".join(args.outputs), before.get("seconds", "?")))
+        return
+    start = time.time()
+    status = execute(args.command, args.tee)
+    if status == KILLED:
+        fail("%s: its command was killed (SIGKILL), most likely because memory ran out: it had used up to %.0f MB; free some, "
+             "or allow the container more, and run the same command again" % (args.name, peak_mb()), status)
+    if status:
+        sys.exit(status)
+    missing = [path for path in args.outputs if not os.path.exists(path)]
+    if missing:
+        raise UserError("%s: not made by the command above, though it reported success" % missing[0])
+    entry = dict(
+        known,
+        outputs={path: digest(path) for path in args.outputs},
+        seconds=round(time.time() - start, 3),
+        peak_mb=peak_mb(),
+    )
+    write_json(STAGES, dict(read_state(), **{args.name: entry}))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,342 @@
+"""Facts from an mmaction2 config: the network, and how it is to be tested.
+
+What is read is held against tables of the options that this suite knows; an option that is not in them, or has another value,
+could change the answers and is refused by its name. Sources: mmaction2 0.24.1 and 1.2.0, configs/recognition/tsm,
+models/backbones, models/heads, datasets/pipelines and datasets/transforms.
+"""
+
+import argparse
+import re
+from typing import Any, Dict, List, Optional, Tuple
+
+from tsm.checkpoint.pyconfig import Code, Unsupported, get, refuse_code, sequence
+from tsm.cli import UserError, printable
+from tsm.protocol import frame_template, not_colours, not_whole, shown
+
+_SILENT = 8  # num_segments and shift_div of ResNetTSM, MobileNetV2TSM and TSMHead where a config gives none
+_ANY = object()
+_CROPS = {"CenterCrop": "centre", "ThreeCrop": "three", "TenCrop": "ten"}
+_FREE: Dict[str, Any] = {"**": _ANY}
+_STEPS: Dict[str, Dict[str, Any]] = {  # of a test pipeline, and what each takes: see _fits()
+    "SampleFrames": dict(clip_len=(1,), frame_interval=(1,), num_clips=_ANY, twice_sample=_ANY, test_mode=(True,),
+                         temporal_jitter=(False,), out_of_bound_opt=("loop",), keep_tail_frames=(False,), frame_uniform=(False,),
+                         target_fps=(None,), start_index=_ANY),
+    "DenseSampleFrames": dict(clip_len=(1,), frame_interval=(1,), num_clips=_ANY, sample_range=(64,), num_sample_positions=(10,),
+                              test_mode=(True,), temporal_jitter=(False,), out_of_bound_opt=("loop",), start_index=_ANY),
+    "Resize": dict(scale=_ANY, keep_ratio=(True,), interpolation=("bilinear",), lazy=(False,)),
+    "Flip": dict(flip_ratio=(0,), direction=_ANY, flip_label_map=_ANY, lazy=(False,)),
+    "Normalize": dict(mean=_ANY, std=_ANY, to_bgr=(False,), adjust_magnitude=(False,)),
+    "FormatShape": dict(input_format=("NCHW",), collapse=(False,)),
+    **{name: dict(crop_size=_ANY, lazy=(False,)) for name in _CROPS},
+    "DecordDecode": dict(mode=("accurate",)), "PyAVDecode": dict(mode=("accurate",), multi_thread=_ANY), "OpenCVDecode": {},
+    "RawFrameDecode": dict(_FREE, decoding_backend=("cv2", "turbojpeg", "pillow")),
+    **dict.fromkeys(("DecordInit", "OpenCVInit", "PyAVInit", "Collect", "ToTensor", "PackActionInputs"), _FREE),
+}
+_LEFT_OUT: Dict[str, Any] = dict(  # what mmaction2 takes where an argument is left out, if that is not understood; None: an error
+    clip_len=None, test_mode=False, scale=None, crop_size=None, flip_ratio=0.5, mean=None, std=None, input_format=None)
+_BACKBONE: Dict[str, Any] = dict(  # what both backbones take; _ANY also where the weights or the network's name tell
+    dict.fromkeys(("type", "_scope_", "pretrained", "frozen_stages", "norm_eval", "with_cp", "init_cfg", "num_segments", "shift_div",
+                   "is_shift"), _ANY),
+    conv_cfg=(None, dict(type=("Conv", "Conv2d", None))),
+    norm_cfg=(dict(type=("BN", "BN2d", "SyncBN", "MMSyncBN"), requires_grad=_ANY, momentum=_ANY, eps=(1e-5,), affine=(True,),
+                   track_running_stats=(True,)),),
+)
+_BACKBONES: Dict[Any, Dict[str, Any]] = {
+    "ResNetTSM": dict(
+        _BACKBONE,
+        **dict.fromkeys(("depth", "torchvision_pretrain", "pretrained2d", "partial_bn", "zero_init_residual", "non_local",
+                         "non_local_cfg", "temporal_pool"), _ANY),
+        in_channels=(3,), num_stages=(4,), out_indices=((3,),), strides=((1, 2, 2, 2),), dilations=((1, 1, 1, 1),), style=("pytorch",),
+        act_cfg=(dict(type=("ReLU",), inplace=_ANY),), shift_place=("blockres", "block")),
+    "MobileNetV2TSM": dict(_BACKBONE, widen_factor=_ANY, out_indices=((7,),), act_cfg=(dict(type=("ReLU6",), inplace=_ANY),)),
+}
+_BACKBONES[None] = dict(_BACKBONES["ResNetTSM"], widen_factor=_ANY)  # of a config that leaves it to another what its backbone is
+_OPTIONS: Dict[Tuple[str, ...], Dict[str, Any]] = {
+    ("model", "cls_head"): dict(
+        dict.fromkeys(("_scope_", "num_classes", "in_channels", "num_segments", "loss_cls", "dropout_ratio", "init_std", "init_cfg",
+                       "is_shift", "multi_class", "label_smooth_eps", "topk", "average_clips", "temporal_pool"), _ANY),
+        type=("TSMHead",), spatial_type=("avg",), consensus=(dict(type=("AvgConsensus",), dim=(1,)),)),
+    ("model", "data_preprocessor"): dict(
+        _FREE, to_rgb=(False, None), to_float32=(True,), format_shape=("NCHW",)),
+}
+_FAMILIES = {  # in words, by the backbone's type
+    "MobileOneTSM": "TSM MobileOne", "ResNet3dSlowFast": "SlowFast", "ResNetTIN": "TIN", "TANet": "TANet", "STGCN": "ST-GCN",
+}
+_OWN = re.compile("TSM (ResNet|MobileNetV2)")  # what network_in() says of the backbones in _BACKBONES
+_SHELLS = (None, "Recognizer2D")  # types of a model that do not say what its network is
+_RANKS = {  # of the steps that have an order
+    "SampleFrames": 0, "DenseSampleFrames": 0, "Resize": 1, **dict.fromkeys(_CROPS, 2), "Normalize": 3, "FormatShape": 4}
+_NEEDED = ("SampleFrames or DenseSampleFrames", "Resize", "CenterCrop, ThreeCrop or TenCrop")  # by their rank
+
+
+def facts(config: Dict[str, Any], where: str, network: str = "") -> Dict[str, Any]:
+    """What a config says of a network and its test; facts that it is silent about are left out.
+
+    Args:
+        network: what the weights are of, where that is known; of a config of another network nothing else is read.
+    Returns: network (in words, as tsm.facts names it), classes, segments, head_segments (those that the head averages),
+        shift_div, average_clips; of the test: sampling, sampled (frames of a sample), crops, short_side, size, mean, std,
+        filename_tmpl, start_index.
+    Raises: UserError that names `where` and the value that is none; Unsupported for code in place of a value, an option or a step
+        of the test pipeline that is not known.
+    """
+    found: Dict[str, Any] = {"network": network_in(config, where)}
+    if found["network"] and (not _OWN.match(found["network"]) or network not in ("", found["network"])):
+        return {"network": found["network"]}
+    kind = _type_at(config, "model", "backbone")
+    datasets = _test_datasets(config, where)
+    found.update(_frames(datasets, where))
+    _check_options(get(config, "model", "backbone"), _BACKBONES[kind], where, "model.backbone")
+    for place, known in _OPTIONS.items():
+        _check_options(get(config, *place), known, where, ".".join(place))
+    silent = _SILENT if kind else None
+    head = silent if isinstance(get(config, "model", "cls_head"), dict) else None
+    found["classes"] = _number("classes", config, where, "model", "cls_head", "num_classes")
+    found["head_segments"] = _number("segments", config, where, "model", "cls_head", "num_segments") or head
+    own = _number("segments", config, where, "model", "backbone", "num_segments")
+    found["segments"] = own or silent or found["head_segments"]
+    found["shift_div"] = _number("shift_div", config, where, "model", "backbone", "shift_div") or silent
+    found["average_clips"] = _first(config, ("model", "cls_head", "average_clips"), ("model", "test_cfg", "average_clips"),
+                                    ("test_cfg", "average_clips"))
+    if found["average_clips"] not in (None, "prob", "score"):
+        raise Unsupported("%s: average_clips = %s; prob and score are known" % (where, shown(found["average_clips"])))
+    found.update(_test(config, datasets, where))
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def network_in(config: Dict[str, Any], where: str) -> Optional[str]:
+    """The network that a config says, in words; None where it says none."""
+    kind = _type_at(config, "model", "backbone")
+    whole, head, neck = (_type_at(config, "model", *part) for part in ((), ("cls_head",), ("neck",)))
+    if kind is None:
+        return None if whole in _SHELLS or get(config, "model", "backbone") else "%s of mmaction2" % shown(whole)
+    if kind not in ("ResNet", "ResNetTSM", "MobileNetV2TSM"):
+        return _FAMILIES.get(shown(kind), "%s of mmaction2" % shown(kind))
+    names = ("is_shift", "non_local", "non_local_cfg", "temporal_pool", "shift_place")
+    is_shift, non_local, non_local_cfg, temporal_pool, place = (get(config, "model", "backbone", name) for name in names)
+    shifted = kind != "ResNet" and is_shift is not False
+    extras = [" with non-local blocks"] if non_local_cfg and _any(non_local) else []
+    extras += [" with temporal pooling"] if temporal_pool or get(config, "model", "cls_head", "temporal_pool") else []
+    extras += [" with whole blocks shifted"] if shifted and place == "block" else []
+    extras += [" with a neck (%s)" % shown(neck)] if neck is not None else []
+    if kind == "MobileNetV2TSM":
+        return "%sMobileNetV2%s" % ("TSM " if shifted else "", "".join(extras))
+    if head == "TRNHead":
+        return "TRN"
+    depth = _number("depth", config, where, "model", "backbone", "depth")
+    return "%s ResNet-%s%s" % ("TSM" if shifted else "TSN", depth or 50, "".join(extras))
+
+
+def _any(value: Any) -> bool:
+    """Is any number in a list, or in lists in it, not 0?"""
+    return any(any(sequence(item)) if sequence(item) else item for item in sequence(value))
+
+
+def _kind(value: Any) -> Any:
+    """The name of a type without the scope and the modules before it, as mmengine's registry and its dumps of lazy configs write
+    them: mmaction.models.backbones.resnet_tsm.ResNetTSM is ResNetTSM."""
+    scoped = isinstance(value, str) and re.match(r"(?:mmaction2?|mmcv|mmengine)\.(?:\w+\.)*(\w+)$", value)
+    return scoped.group(1) if scoped else value
+
+
+def _type_at(config: Any, *keys: str) -> Any:
+    """The type at model.backbone and the like; None where there is none."""
+    kind = _kind(get(config, *(keys + ("type",))))
+    return kind if kind is None or isinstance(kind, str) else shown(kind)
+
+
+def _wanted(known: Dict[str, Any], name: str) -> Any:
+    """What an option may be: see _fits(); `**` stands for the names that a table does not hold."""
+    return known.get(name, known.get("**", ()))
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Is a value one of `wanted`, or is that _ANY? Lists are as tuples; a dict in `wanted` stands for the dicts whose values fit
+    its own, as a table of options."""
+    if wanted is _ANY:
+        return True
+    refuse_code(value)
+    value = tuple(value) if isinstance(value, list) else _kind(value)
+    return any(
+        isinstance(value, dict) and all(_fits(item, _wanted(one, name)) for name, item in value.items())
+        if isinstance(one, dict) else value == one for one in wanted)
+
+
+def _check_options(options: Any, known: Dict[str, Any], where: str, what: str) -> None:
+    """Raise Unsupported for the first of the options that does not fit."""
+    for name, value in options.items() if isinstance(options, dict) else ():
+        if not _fits(value, _wanted(known, name)):
+            raise Unsupported("%s: %s has %s = %s, which this suite does not know" % (where, what, shown(name), shown(value)))
+
+
+def _test_datasets(config: Dict[str, Any], where: str) -> List[Dict[str, Any]]:
+    """The dataset of a test and all dicts in it, as wrappers and lists of datasets hold them; empty where there is none."""
+    loaders = get(config, "test_dataloader")
+    waiting = [get(config, "data", "test")]
+    waiting += [get(loader, "dataset") for loader in sequence(loaders) or [loaders]]
+    found: List[Dict[str, Any]] = []
+    seen = set()
+    for given in waiting:  # which grows
+        if id(given) in seen:
+            continue
+        seen.add(id(given))
+        waiting += sequence(given)
+        if isinstance(given, dict):
+            found.append(given)
+            for name in ("dataset", "datasets"):
+                refuse_code(given.get(name))
+            waiting += [value for name, value in given.items() if name != "pipeline"]
+    return found
+
+
+def _frames(datasets: List[Dict[str, Any]], where: str) -> Dict[str, Any]:
+    """filename_tmpl and start_index of a test's datasets, where they are given.
+
+    Raises: Unsupported where they are of optical flow, or differ; UserError where they are none.
+    """
+    found: Dict[str, Any] = {}
+    for dataset in datasets:
+        for name in ("modality", "filename_tmpl", "start_index"):
+            value = get(dataset, name)
+            wrong = ""
+            if name == "modality" and value not in (None, "RGB") or name == "filename_tmpl" and _is_flow(value):
+                raise Unsupported("%s: its test dataset has %s = %s%s; this suite takes frames in colour alone" % (
+                    where, name, shown(value), " (optical flow)" if value == "Flow" or name != "modality" else ""))
+            if value is not None and name != "modality":
+                wrong = not_whole(name, value) if name == "start_index" else _no_template(value)
+                if not wrong and found.setdefault(name, value) != value:
+                    raise Unsupported("%s: its test datasets have %s = %s and %s; this suite takes one" % (
+                        where, name, shown(found[name]), shown(value)))
+            if wrong:
+                raise UserError("%s: %s = %s" % (where, name, wrong))
+    return found
+
+
+def _is_flow(template: Any) -> bool:
+    """Is a template one of file names with an axis and a number, as flow_{}_{:05d}.jpg?"""
+    return isinstance(template, str) and len(re.findall(r"\{[^{}]*\}|%\d*[ds]", template)) == 2
+
+
+def _no_template(value: Any) -> str:
+    """What is wrong with a filename_tmpl; empty where nothing is."""
+    try:
+        frame_template(value if isinstance(value, str) and printable(value) == value else "")
+        return ""
+    except argparse.ArgumentTypeError:
+        return "%s; a file name with one number in it is needed, as img_{:05}.jpg" % shown(value)
+
+
+def _test(config: Dict[str, Any], datasets: List[Dict[str, Any]], where: str) -> Dict[str, Any]:
+    """What the test shows the network: by the pipeline of its dataset, else by `test_pipeline`, and by what normalises beside it."""
+    pipelines = {id(dataset["pipeline"]): dataset["pipeline"] for dataset in datasets if dataset.get("pipeline") is not None}
+    alone = get(config, "test_pipeline")
+    if not pipelines and alone is None and datasets:
+        raise Unsupported("%s: its test dataset (%s) has no pipeline that this suite finds; write pipeline=[…] in it"
+                          % (where, shown(datasets[0].get("type"))))
+    read = [_pipeline(steps, where) for steps in pipelines.values() or ([] if alone is None else [alone])]
+    if any(one != read[0] for one in read):
+        raise Unsupported("%s: its test datasets have different pipelines; this suite takes one" % where)
+    found = dict(read[0]) if read else {}
+    for place in (("model", "data_preprocessor"), ("module_hooks",)):
+        given = get(config, *place)
+        for item in given if isinstance(given, list) else [given]:
+            if isinstance(item, dict) and item.get("to_rgb"):
+                raise Unsupported("%s: %s has to_rgb = %s, which this suite does not know" % (
+                    where, ".".join(place), shown(item["to_rgb"])))
+            if isinstance(item, dict) and item.get("mean") is not None and item.get("std") is not None:
+                if "mean" in found:
+                    raise Unsupported("%s: normalises twice, in its test pipeline and by %s; this suite does it once"
+                                      % (where, ".".join(place)))
+                found.update((name, _triple(item[name], where, name)) for name in ("mean", "std"))
+    return found
+
+
+def _pipeline(steps: Any, where: str) -> Dict[str, Any]:
+    """What a test pipeline decides."""
+    found: Dict[str, Any] = {}
+    if not isinstance(steps, (list, tuple)) or isinstance(steps, Code):
+        refuse_code(steps)
+        raise UserError("%s: its test pipeline is %s; a list of steps is needed" % (where, shown(steps)))
+    kinds: List[str] = []
+    for step in steps:
+        found.update(_step(step, found, where))
+        kind = _kind(step["type"])
+        if kind in _RANKS:
+            if kinds and _RANKS[kinds[-1]] > _RANKS[kind]:
+                raise Unsupported("%s: its test pipeline has the step %s after %s, an order that this suite does not know"
+                                  % (where, kind, kinds[-1]))
+            kinds.append(kind)
+    for rank, needed in enumerate(_NEEDED):
+        if rank not in map(_RANKS.__getitem__, kinds):
+            raise Unsupported("%s: its test pipeline has no step %s; this suite needs one" % (where, needed))
+    return found
+
+
+def _step(step: Any, before: Dict[str, Any], where: str) -> Dict[str, Any]:
+    """What one step of a test pipeline decides."""
+    refuse_code(step)
+    if not isinstance(step, dict):
+        raise UserError("%s: its test pipeline has the step %s, which is no dict(type=…)" % (where, shown(step)))
+    kind = _kind(step.get("type"))
+    refuse_code(kind)
+    if not isinstance(kind, str) or kind not in _STEPS:
+        raise Unsupported("%s: its test pipeline has the step %s, which this suite does not know" % (where, shown(kind)))
+    known = dict(_STEPS[kind], type=_ANY)
+    given = {name: value for name, value in _LEFT_OUT.items() if name in known}
+    for name, value in dict(given, **step).items():
+        if name in known:
+            refuse_code(value)
+        if name not in step and value is None:
+            raise UserError("%s: the step %s of its test pipeline has no %s" % (where, kind, name))
+        if not _fits(value, _wanted(known, name)):
+            raise Unsupported("%s: the step %s of its test pipeline has %s = %s%s, which this suite does not know"
+                              % (where, kind, name, shown(value), "" if name in step else " (as it is left out)"))
+    decides = _decided(kind, step, where)
+    for name, value in decides.items():
+        whole = {"sampled": "segments", "short_side": "short_side", "size": "size"}.get(name)
+        wrong = not_whole(whole, value) if whole and value is not None else ""
+        if wrong:
+            raise UserError("%s: the step %s of its test pipeline (%s): %s" % (where, kind, _words(step), wrong))
+        if name in before or value is None:
+            raise Unsupported("%s: the step %s of its test pipeline (%s) is not understood" % (where, kind, _words(step)))
+    return decides
+
+
+def _decided(kind: str, step: Dict[str, Any], where: str) -> Dict[str, Any]:
+    """The facts that a step of a known kind gives; None for one that is not understood."""
+    if kind in ("SampleFrames", "DenseSampleFrames"):
+        dense, twice = kind == "DenseSampleFrames", step.get("twice_sample", False)
+        return {"sampled": step.get("num_clips", 1), "sampling": "dense" if dense else "twice" if twice else "uniform"}
+    if kind == "Resize":
+        sides = [side for side in sequence(step.get("scale")) if side != -1]
+        return {"short_side": sides[0] if len(sides) == 1 else None}
+    if kind in _CROPS:
+        sides = list(sequence(step.get("crop_size"))) or [step.get("crop_size")]
+        return {"crops": _CROPS[kind], "size": sides[0] if sides.count(sides[0]) == len(sides) else None}
+    return {name: _triple(step.get(name), where, name) for name in ("mean", "std")} if kind == "Normalize" else {}
+
+
+def _words(step: Dict[str, Any]) -> str:
+    return ", ".join("%s=%s" % (name, shown(value)) for name, value in step.items() if name != "type")[:200]
+
+
+def _triple(value: Any, where: str, name: str) -> Tuple[float, ...]:
+    refuse_code(value)
+    wrong = not_colours(name, value)
+    if wrong:
+        raise UserError("%s: %s = %s" % (where, name, wrong))
+    return tuple(map(float, value))
+
+
+def _first(config: Any, *places: Tuple[str, ...]) -> Any:
+    values = (get(config, *place) for place in places)
+    return next((value for value in values if value is not None), None)
+
+
+def _number(name: str, config: Any, where: str, *keys: str) -> Optional[int]:
+    """The value at model.backbone.depth and the like, within the bounds of `name`; None where there is none."""
+    value = get(config, *keys)
+    wrong = "" if value is None else not_whole(name, value)
+    if wrong:
+        raise UserError("%s: %s = %s" % (where, ".".join(keys), wrong))
+    return value

@@ -1,0 +1,325 @@
+"""What a checkpoint is: its network, read from its weights, and how it is to be tested, from whatever says so.
+
+The number of segments, shift_div and the test leave no trace in the weights. They come from a flag, a config file, the
+config that mmaction2 keeps in a checkpoint's meta, the table of published files, the file's name, the frames that a test
+pipeline samples, and only then from the default, in this order. What two of them say differently of the network is an error,
+unless a config that is given overrides the one in meta; where a name, which people reuse, or what is said of the test differs
+from an earlier source, a note says so. Networks that are not taken are refused before anything else is read. Names of weights:
+mmaction2 0.24.1, models/backbones (resnet_tsm, mobilenet_v2_tsm, …).
+"""
+
+import contextlib
+import os
+import re
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
+
+from tsm.checkpoint import config as mmaction2_config
+from tsm.checkpoint import published, pyconfig
+from tsm.cli import UserError
+from tsm.files import sha256
+from tsm.protocol import FUSIONS, SSV2, Protocol, misfit, not_whole, protocol_from, read_stated
+
+_GUIDE = "TSM ResNet-50"  # the network of the Ascend guide
+_TAKEN = re.compile(r"TSM (ResNet-(50|101|152)|ResNet of [-\d]+ bottlenecks|MobileNetV2)")  # networks that this suite takes
+_RESNETS: Dict[Tuple[int, ...], str] = {  # by the blocks of the four stages, and whether they are bottlenecks
+    (3, 4, 6, 3, True): "50", (3, 4, 23, 3, True): "101", (3, 8, 36, 3, True): "152", (2, 2, 2, 2, False): "18",
+    (3, 4, 6, 3, False): "34",
+}
+_BLOCK = re.compile(r"backbone\.layer([1-4])\.(?:net\.)?(\d+)\.(?:net\.)?(?:block\.)?conv1\.")
+_DEFAULT = "default"
+_META = "the config in its meta"
+_NETWORK = ("network", "classes", "segments", "shift_div")  # what the sources have to agree on
+_TEST = ("sampling", "crops", "size", "short_side", "mean", "std", "average_clips")  # of which the first source counts
+_OTHERS = (  # networks of other families, by what their weights are called
+    (r"(^|\.)(rpn|roi|bbox|mask|keypoint)_head\.", "a detector"), (r"(^|\.)decode_head\.", "a network that segments images"),
+    (r"^backbone\.(slow|fast)_path\.", "SlowFast"),
+    (r"(^|[._])(attn|attentions?|self_attn|self_attention|transformer)[._]", "a transformer"),
+    (r"\.conv1\.conv\.net2\.", "TIN"), (r"\.tam\.", "TANet"), (r"(^|\.)consensus\.", "TRN"),
+    (r"\.(st_)?gcn(_networks|s)?\.", "a network on skeletons (ST-GCN or the like)"),
+    (r"^cls_head\.(activity|completeness)_fc\.", "SSN"), (r"^neck\.", "a network with a neck (TPN or the like)"),
+)
+_IMAGES = (  # likewise, those of single images, if nothing else is known of them
+    (r"^(backbone\.)?layer\d\.\d+\.conv\d\.weight", "a ResNet of single images, as torchvision's or timm's"),
+    (r"^(backbone\.)?(features|blocks|stages)\.\d", "a network of single images, as torchvision's or timm's"),
+)
+_PUBLISHED = "the table of published files"
+
+
+class Facts(NamedTuple):
+    """What a checkpoint is, and how it is tested."""
+
+    network: str  # in words: TSM ResNet-50, TSM ResNet-101, TSN ResNet-50, SlowFast, …
+    width: int  # channels of the stem, 64 in ResNet-50; 0 where there is no such stem
+    protocol: Protocol
+    average_clips: str  # prob, score, or empty where nothing says
+    frames: Dict[str, Any]  # filename_tmpl and start_index of extracted frames, where a config gives them
+    origins: Dict[str, str]  # {fact: what said so}
+    conflicts: List[str]  # what other sources say differently, in words
+    notes: List[str]  # what the user is to know of all that
+
+
+def facts_of(
+    path: str, state: Mapping[str, Any], meta: Mapping[str, Any], config: str = "", segments: Optional[int] = None,
+    stated: str = "",
+) -> Facts:
+    """What the checkpoint at `path` is.
+
+    Args:
+        state, meta: as tsm.checkpoint.reader.load() gives them; of `state` only the shapes are looked at.
+        config: path of an mmaction2 config, or empty.
+        segments: frames of a view, where the user says so.
+        stated: path of what TSM_checkpoint.py found out before, protocol.json, or empty.
+    Raises: UserError, saying what the file is, where this suite does not take its network; where a config or that file is missing
+        or not understood, a number of segments is out of bounds, or nothing says how many a file of MIT's has.
+    """
+    weights = weights_say(state)
+    _check_taken(path, weights, meta, config)
+    said, notes = _said(path, meta, config, segments, stated, weights["network"])
+    default = dict(SSV2._asdict(), average_clips="", network="", width=0)
+    sources = [("its weights", weights)] + said + [(_DEFAULT, default)]
+    chosen: Dict[str, Any] = {}
+    origins: Dict[str, str] = {}
+    conflicts: List[str] = []
+    for fact in ("network", "width", "average_clips") + Protocol._fields:
+        origins[fact], chosen[fact] = next((where, facts[fact]) for where, facts in sources if fact in facts)
+    for where, facts in sources[:-1]:
+        for fact in _NETWORK:
+            if facts.get(fact, chosen[fact]) != chosen[fact]:
+                words = "%s says %s" % (where, _words(fact, facts[fact]))
+                if where == _META and (config or stated):
+                    notes.append("note: %s; %s by %s counts" % (words, _words(fact, chosen[fact]), origins[fact]))
+                else:
+                    conflicts.append(words)
+        notes += _other_test(where, facts, chosen, origins)
+    frames = {}
+    for fact in ("filename_tmpl", "start_index"):
+        for where, facts in said[::-1]:
+            if fact in facts:
+                origins[fact], frames[fact] = where, facts[fact]
+    unsure, more = _of_other_frames([(where, facts) for where, facts in said if where != _META or not (config or stated)],
+                                    chosen["segments"], origins["segments"], stated)
+    if origins["segments"] == _DEFAULT:
+        if meta.get("naming") == "MIT":
+            raise UserError("%s: is %s, and nothing says of how many segments; pass --segments N, as it was trained with"
+                            % (path, chosen["network"]))
+        more.append("note: nothing says how many segments %s has; taken as %d; --segments N says otherwise"
+                    % (path, chosen["segments"]))
+    protocol = Protocol(*(chosen[name] for name in Protocol._fields))
+    return Facts(chosen["network"], chosen["width"], protocol, chosen["average_clips"], frames, origins, conflicts + unsure,
+                 notes + more)
+
+
+def _other_test(where: str, facts: Mapping[str, Any], chosen: Mapping[str, Any], origins: Mapping[str, str]) -> List[str]:
+    """The notes of what a source says otherwise of the test than the source that counts."""
+    other = [fact for fact in _TEST if facts.get(fact, chosen[fact]) != chosen[fact]]
+    return ["note: %s, but %s says %s; the former counts" % (
+        ", ".join("%s by %s" % (_words(fact, chosen[fact]), origins[fact]) for fact in other), where,
+        ", ".join(_words(fact, facts[fact]) for fact in other))] if other else []
+
+
+def _of_other_frames(
+    said: List[Tuple[str, Dict[str, Any]]], segments: int, origin: str, stated: str
+) -> Tuple[List[str], List[str]]:
+    """(conflicts, notes) of configs that sample or average other numbers of frames than their network has segments."""
+    conflicts: List[str] = []
+    notes: List[str] = []
+    for where, facts in said:
+        wanted: Any = facts.get("segments", segments)
+        sampled, averaged = facts.get("sampled", wanted), facts.get("head_segments", wanted)
+        if averaged != wanted:
+            conflicts.append("%s averages %s of %s segments" % (where, averaged, wanted))
+        if sampled != wanted and origin not in ("--segments", stated):
+            conflicts.append("%s samples %s frames for %s segments (--segments %s tests it on %s)"
+                             % (where, sampled, wanted, wanted, wanted))
+        elif sampled != wanted:
+            notes.append("note: %s samples %s frames for %s segments; by %s it is tested on %s, so a published accuracy may be of "
+                         "another test" % (where, sampled, wanted, origin, segments))
+    return conflicts, notes
+
+
+def _check_taken(path: str, weights: Mapping[str, Any], meta: Mapping[str, Any], config: str) -> None:
+    """Raise UserError, saying what the checkpoint at `path` is by its weights and by its configs, where this suite does not take it."""
+    if _TAKEN.fullmatch(weights["network"]):
+        return
+    words = weights["network"] + (" of %d classes" % weights["classes"] if "classes" in weights else "")
+    kept = _kept_text(meta)
+    configs: List[Tuple[str, Callable[[], Dict[str, Any]]]] = []
+    configs += [(config, lambda: pyconfig.read(config))] if config else []
+    configs += [(_META, lambda: pyconfig.parse(kept, _META))] if kept else []
+    for where, read in configs:
+        with contextlib.suppress(UserError):  # what the weights are counts
+            named = mmaction2_config.network_in(read(), where)
+            words += "; %s says %s" % (where, named) if named not in (None, weights["network"]) else ""
+    raise UserError("%s: is %s; this suite takes TSM on ResNets of bottlenecks (ResNet-50, -101, -152, …) and on MobileNetV2"
+                    % (path, words))
+
+
+def _said(
+    path: str, meta: Mapping[str, Any], config: str, segments: Optional[int], stated: str, network: str
+) -> Tuple[List[Tuple[str, Dict[str, Any]]], List[str]]:
+    """([(source, what it says)], notes) of all sources but the weights of `network`, the one that decides first."""
+    said: List[Tuple[str, Dict[str, Any]]] = [("--segments", {} if segments is None else {"segments": segments})]
+    if segments is not None and not_whole("segments", segments):
+        raise UserError("--segments %s" % not_whole("segments", segments))
+    if stated:
+        given = read_stated(stated)
+        others = {name: given[name] for name in ("network", "average_clips") if isinstance(given.get(name), str) and given[name]}
+        said.append((stated, dict(protocol_from(given, stated)._asdict(), **others)))
+    if config:
+        read = mmaction2_config.facts(pyconfig.read(config), config, network)
+        if not read:
+            raise UserError("%s: says nothing of a network or its test; pass the config that it was trained with" % config)
+        said.append((config, read))
+    kept, broken = _kept_config(meta, "%s: %s" % (path, _META), bool(config or stated), network)
+    said.append((_META, kept))
+    row, notes = _row_of(path)
+    notes = broken + notes
+    if row:
+        said.append((_PUBLISHED, published.facts(row)))
+    more, beside = _of_segments(path, said)
+    return said + more, notes + beside
+
+
+def _of_segments(path: str, said: List[Tuple[str, Dict[str, Any]]]) -> Tuple[List[Tuple[str, Dict[str, Any]]], List[str]]:
+    """([(source, what it says)], notes) of what tells the segments where `said` does not: the file's name, then a test pipeline."""
+    known = [(where, facts["segments"]) for where, facts in said if "segments" in facts]
+    found = re.search(r"(?:_segment|1x1x)(\d+)(?!\d)", os.path.basename(path))
+    named = int(found.group(1)) if found else 0
+    wrong = not_whole("segments", named) if named else ""
+    if known:
+        note = "note: the name of %s says %d segments, but %s says %d; the latter counts"
+        return [], [note % (path, named, *known[0])] if named not in (0, known[0][1]) else []
+    if wrong:
+        raise UserError("%s: its name says that its segments are %s; pass --segments N" % (path, wrong))
+    sampled = [("the frames that %s samples" % where, {"segments": facts["sampled"]}) for where, facts in said if "sampled" in facts]
+    return ([("its file's name", {"segments": named})] if named else sampled[:1]), []
+
+
+def _row_of(path: str) -> Tuple[Optional[published.Row], List[str]]:
+    """(the row of the published file whose digest is in the name of the file at `path`, if it is that file, notes)."""
+    digest = published.digest_in(os.path.basename(path))
+    row = published.by_sha256(digest) if digest else None
+    if row is None or not os.path.isfile(path):
+        return None, []
+    actual = sha256(path)
+    if published.by_sha256(actual) == row:
+        return row, []
+    return None, ["note: %s is not the published %s: its SHA-256 begins with %s" % (path, row.file, actual[: len(row.digest)])]
+
+
+def check_supported(facts: Facts, path: str) -> None:
+    """Raise UserError, saying what the checkpoint at `path` is, where its sources disagree or give what no test has."""
+    p = facts.protocol
+    if facts.conflicts:
+        said = "".join(", %s by %s" % (_words(name, getattr(p, name)), facts.origins[name])
+                       for name in ("classes", "segments", "shift_div") if facts.origins[name] != _DEFAULT)
+        raise UserError("%s: is %s%s, but %s; leave out what is wrong, or pass the config that it was trained with"
+                        % (path, facts.network, said, "; ".join(facts.conflicts)))
+    for name, value in p._asdict().items():
+        wrong = misfit(name, value)
+        if wrong:
+            raise UserError("%s: %s by %s is %s" % (path, name, facts.origins[name], wrong))
+    if p.size > p.short_side:
+        raise UserError("%s: is tested on crops of %d pixels (%s), more than the short side of %d that frames are resized to (%s)"
+                        % (path, p.size, facts.origins["size"], p.short_side, facts.origins["short_side"]))
+
+
+def fusion_of(facts: Facts) -> Tuple[str, str]:
+    """(how the views are fused unless the user says otherwise, why)."""
+    if facts.protocol == SSV2 and facts.network == _GUIDE:
+        return FUSIONS[0], "the Ascend guide"
+    return (facts.average_clips, facts.origins["average_clips"]) if facts.average_clips else (FUSIONS[1], "mmaction2's default")
+
+
+def as_json(facts: Facts) -> Dict[str, Any]:
+    """What protocol.json holds: the protocol, and beside it the network, average_clips, and the names of frames if known."""
+    return dict(facts.protocol._asdict(), network=facts.network, average_clips=facts.average_clips, **facts.frames)
+
+
+def table(facts: Facts) -> List[Tuple[str, str, str]]:
+    """(what, its value in words, where it is from) for a reader; no value holds " (", which divides it from where it is from."""
+    p, origins = facts.protocol, facts.origins
+    tested = sorted({origins[name] for name in ("sampling", "crops", "short_side", "size")})
+    found = [
+        ("network", facts.network, origins["network"]), ("classes", str(p.classes), origins["classes"]),
+        ("segments", str(p.segments), origins["segments"]), ("shift_div", str(p.shift_div), origins["shift_div"]),
+        ("tested on", test_in_words(p), ", ".join(tested)),
+        ("normalised", "mean %s, std %s" % tuple(" ".join(map("{:g}".format, of)) for of in (p.mean, p.std)),
+         ", ".join(sorted({origins["mean"], origins["std"]}))),
+        ("fusion",) + fusion_of(facts),
+    ]
+    named = sorted({origins[name] for name in facts.frames})
+    return found + ([("frames named by", ", ".join(facts.frames), ", ".join(named))] if named else [])
+
+
+def test_in_words(protocol: Protocol) -> str:
+    """As in `sampling twice, crops three of 256 pixels, short side 256`."""
+    words = "sampling %s, crops %s of %d pixels, short side %d"
+    return words % (protocol.sampling, protocol.crops, protocol.size, protocol.short_side)
+
+
+def weights_say(state: Mapping[str, Any]) -> Dict[str, Any]:
+    """network, width and classes, as far as the weights tell; `state` is by mmaction2's names."""
+    said: Dict[str, Any] = {"network": _network(state)}
+    stem, classifier = state.get("backbone.conv1.conv.weight"), state.get("cls_head.fc_cls.weight")
+    if stem is not None and len(stem.shape):
+        said["width"] = int(stem.shape[0])
+    if classifier is not None and len(classifier.shape):
+        said["classes"] = int(classifier.shape[0])
+    return said
+
+
+def _network(state: Mapping[str, Any]) -> str:
+    def has(pattern: str) -> bool:
+        return any(re.search(pattern, key) for key in state)
+
+    stem = state.get("backbone.conv1.conv.weight")
+    shifted = "TSM " if has(r"\.net\.") else ""
+    for pattern, words in _OTHERS:
+        if has(pattern):
+            return words
+    if has(r"^backbone\.stage\d+\.") and has("branch_conv_list|reparam_conv"):
+        return shifted + "MobileOne"
+    if has(r"^backbone\.features\.\d+\.conv\.|^backbone\.layer\d\.\d+\.conv\.\d"):
+        return shifted + "MobileNetV2"
+    if any(len(value.shape) == 5 and ".non_local_block." not in key for key, value in state.items()):
+        return "a network of 3-dimensional convolutions (I3D, SlowOnly or the like)"
+    if stem is None or len(stem.shape) != 4 or not any(_BLOCK.match(key) for key in state):
+        images = [words for pattern, words in _IMAGES if has(pattern)] if stem is None else []
+        return (images or ["no network that this suite knows (its first weight is %s)" % next(iter(state))[:80]])[0]
+    found = {match.groups() for match in map(_BLOCK.match, state) if match}
+    blocks = tuple(len([stage for stage, _ in found if stage == str(number)]) for number in (1, 2, 3, 4))
+    bottlenecks = has(r"\.conv3\.")
+    known = _RESNETS.get(blocks + (bottlenecks,))
+    kind = "bottlenecks" if bottlenecks else "basic blocks"
+    name = "ResNet-" + known if known else "ResNet of %s %s" % ("-".join(map(str, blocks)), kind)
+    extras = [" with non-local blocks"] if has(r"\.non_local_block\.") else []
+    extras += [" with temporal pooling"] if has(r"^backbone\.layer\d\.net\.") else []
+    extras += [" with whole blocks shifted"] if has(r"^backbone\.layer\d\.\d+\.net\.") else []
+    extras += [" on %d channels (optical flow)" % stem.shape[1]] if stem.shape[1] != 3 else []
+    return ("TSM " if has(r"\.net\.(?!\d+\.)") else "TSN ") + name + "".join(extras)
+
+
+def _kept_text(meta: Mapping[str, Any]) -> str:
+    """The text of the config in a checkpoint's meta, by mmaction2's names of it, 0.x's and 1.x's; empty where there is none."""
+    text = meta.get("config") or meta.get("cfg")
+    return text if isinstance(text, str) else ""
+
+
+def _kept_config(meta: Mapping[str, Any], where: str, overridden: bool, network: str) -> Tuple[Dict[str, Any], List[str]]:
+    """(the facts of the config whose text a checkpoint's meta holds, notes): none of one that is broken.
+
+    Raises: UserError where that config asks for what this suite does not do, unless it is overridden.
+    """
+    text = _kept_text(meta)
+    try:
+        return mmaction2_config.facts(pyconfig.parse(text, where), where, network) if text else {}, []
+    except UserError as error:
+        if isinstance(error, pyconfig.Unsupported) and not overridden:
+            raise UserError("%s; or pass a config of yours, which overrides it" % error)
+        return {}, ["note: %s; nothing is taken from that config" % error]
+
+
+def _words(fact: str, value: Any) -> str:
+    forms = {"network": "%s", "classes": "%s classes", "segments": "%s segments", "crops": "%s crops", "sampling": "%s sampling"}
+    return forms.get(fact, fact + " %s") % (value,)

@@ -1,0 +1,1 @@
+"""From tensors or lists to results: engines, quantisation, journals, chips, clusters."""

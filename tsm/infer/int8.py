@@ -1,0 +1,110 @@
+"""The int8 form of a model: quantised after training by NNCF, kept in OpenVINO's two files, bound to its network."""
+
+import hashlib
+import json
+import logging
+import os
+from typing import Any, Dict, List, Tuple
+from xml.etree import ElementTree
+
+import numpy as np
+
+from tsm import __version__
+from tsm.cli import UserError, first_line
+from tsm.files import part_name
+from tsm.infer.tensors import Inputs, check_protocol, read_tensor
+from tsm.model.offline import Offline, one_view_digest
+from tsm.protocol import Protocol
+from tsm.samples import evenly
+
+
+def int8_file(model: str) -> str:
+    """Where TSM_quantise.py's file of a model is unless it is named."""
+    return os.path.join(os.path.dirname(model), "tsm_int8.xml")
+
+
+def weights_file(path: str) -> str:
+    """The .bin beside an OpenVINO .xml, which holds its weights."""
+    return path[: -len(".xml")] + ".bin"
+
+
+def calibration_view(video: np.ndarray, number: int, protocol: Protocol) -> np.ndarray:
+    """The view [segments, 3, size, size] that the video [frames, 3, size, size] of this number is calibrated by.
+
+    In turn the first to the last view: clips differ more than the views of one, so one of each is enough.
+    """
+    views = video.reshape((protocol.views,) + protocol.view_shape)
+    return np.ascontiguousarray(views[number % protocol.views])
+
+
+def views_from_tensors(inputs: Inputs, model: Offline, most: int) -> List[np.ndarray]:
+    """The calibration views of at most `most` tensor files, evenly over all of them, each checked against its manifest."""
+    protocol = model.tested_by
+    check_protocol(inputs, protocol, model.dtype, model.path)
+    return [
+        calibration_view(read_tensor(path, model.shape, model.dtype, inputs.entries.get(os.path.basename(path)))[0],
+                         number, protocol)
+        for number, path in enumerate(evenly(inputs.files, most))
+    ]
+
+
+def quantise(view: Any, views: List[np.ndarray]) -> Any:
+    """The int8 openvino.Model of a one-view ONNX model, calibrated on `views`: weights per channel, activations per tensor."""
+    import nncf
+    import openvino as ov
+
+    nncf.set_log_level(logging.ERROR)
+    return nncf.quantize(ov.Core().read_model(view.SerializeToString()), nncf.Dataset(views, lambda x: {"input": x}),
+                         subset_size=len(views))
+
+
+def write_int8(path: str, network: Any, view: Any, views: List[np.ndarray]) -> None:
+    """Write a quantised openvino.Model to `path` (.xml) and the .bin beside it, whole or not at all.
+
+    Into it go the digest of the one-view model `view` that it was made from, the versions, and a digest of the
+    calibration views.
+    """
+    import nncf
+    import openvino as ov
+
+    digest = hashlib.sha256()
+    for array in views:
+        digest.update(memoryview(array))
+    facts = {"version": __version__, "view_sha256": one_view_digest(view), "nncf": nncf.__version__, "openvino": ov.__version__,
+             "calibration": json.dumps({"clips": len(views), "sha256": digest.hexdigest()})}
+    for key, value in facts.items():
+        network.set_rt_info(value, ["tsm", key])
+    part = part_name(path)[: -len(".xml.part")] + ".part.xml"  # OpenVINO wants the suffix
+    try:
+        ov.save_model(network, part, compress_to_fp16=False)
+        if os.path.exists(path):
+            os.remove(path)  # so that an old .xml never meets a new .bin
+        os.replace(weights_file(part), weights_file(path))
+        os.replace(part, path)
+    except RuntimeError as error:
+        raise UserError("%s: cannot be written (%s)" % (path, first_line(str(error).splitlines()[-1])))
+    finally:
+        for left in (part, weights_file(part)):
+            if os.path.exists(left):
+                os.remove(left)
+
+
+def read_int8(path: str, view: Any, model: str) -> Tuple[Any, Dict[str, str]]:
+    """(the openvino.Model that TSM_quantise.py made from the one-view model `view`, what it was made by and on).
+
+    Raises UserError if it is missing, damaged, or made from another network than that of the file `model`.
+    """
+    import openvino as ov
+
+    remedy = "make it: python3 TSM_quantise.py --model %s --input FOLDER_OF_TENSORS --output %s" % (model, path)
+    if not os.path.exists(path):
+        raise UserError("%s: no such file; %s" % (path, remedy))
+    try:
+        facts = {entry.tag: entry.get("value", "") for entry in ElementTree.parse(path).iterfind("rt_info/tsm/*")}
+        network = ov.Core().read_model(path) if facts else None
+    except (ElementTree.ParseError, RuntimeError) as error:
+        raise UserError("%s: not TSM_quantise.py's, or damaged (%s); %s"
+                        % (path, first_line(str(error).strip().splitlines()[-1], 100), remedy))
+    if facts.get("view_sha256") != one_view_digest(view):
+        raise UserError("%s: was not made from the network (or --input_dtype) of %s; %s" % (path, model, remedy))
+    return network, facts

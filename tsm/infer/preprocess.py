@@ -1,0 +1,168 @@
+"""The folder of tensors of a list of clips: what is right in it is kept, what is missing or out of date is made; restartable."""
+
+import contextlib
+import os
+import re
+import shutil
+import time
+from typing import Callable, Container, Dict, List, NamedTuple, Tuple
+
+import numpy as np
+
+from tsm.cli import Corrupt, UserError
+from tsm.files import replacing, write_text
+from tsm.protocol import Protocol
+from tsm.samples import Clip, checksum
+from tsm.video.clips import basis, fill, fingerprint, table_for
+from tsm.video.frames import Naming
+from tsm.workers import each
+from tsm.workfolder import BINS, INFO, MANIFEST
+
+JOURNAL = ".journal"  # in the output folder: a line per tensor that was made
+TENSOR, UNFINISHED = r"(0|[1-9]\d*)\.bin", r"\.(\d+)\.bin\.part"  # names in its folder of tensors; any other is not ours
+
+
+class Job(NamedTuple):
+    """One run: which clips, from where, made into what, and in which folder."""
+
+    clips: Dict[int, Clip]  # the chosen ones, by their index in the list
+    data_root: str
+    naming: Naming
+    protocol: Protocol
+    dtype: str
+    folder: str
+    refuse: Callable[[int, Corrupt], None]  # ends the run, or returns for the clip to be left out
+
+    def source(self, index: int) -> str:
+        """The video, or folder of frames, of a clip."""
+        return os.path.join(self.data_root, self.clips[index].source)
+
+    def file(self, *names: str) -> str:
+        """A file in the output folder."""
+        return os.path.join(self.folder, *names)
+
+    def tensor(self, index: int) -> str:
+        """The tensor of a clip."""
+        return self.file(BINS, "%d.bin" % index)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a tensor."""
+        return self.protocol.nbytes(self.dtype)
+
+
+class Made(NamedTuple):
+    """A line of the journal: tensor `number`, made from what `key` stands for, has this checksum and time of change (ns)."""
+
+    number: int
+    key: str
+    xxh3_128: str
+    mtime: int
+
+
+def read_journal(path: str) -> Dict[int, Made]:
+    """{index: what was made}, the last entry per index; a line that was cut short by a kill does not count."""
+    made = {}
+    if os.path.exists(path):
+        with open(path, encoding="ascii", errors="replace") as file:
+            for line in file:
+                match = re.match(r"(\d+) ([0-9a-f]{64}) ([0-9a-f]{32}) (\d+)\n", line)
+                if match:
+                    index, key, digest, mtime = match.groups()
+                    made[int(index)] = Made(int(index), key, digest, int(mtime))
+    return made
+
+
+def journal_line(made: Made) -> str:
+    return "%d %s %s %d\n" % made
+
+
+def is_intact(path: str, made: Made, size: int) -> bool:
+    """Whether the tensor file is the one that the journal knows: by its size and time, or else by its checksum."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return status.st_size == size and (status.st_mtime_ns == made.mtime
+                                       or checksum(np.fromfile(path, np.uint8)) == made.xxh3_128)
+
+
+def survey(job: Job) -> Tuple[Dict[int, Made], Dict[int, str]]:
+    """(the tensors that are right already, {index: key} of those that are to be made)."""
+    common, journal = basis(job.clips, job.protocol, job.dtype, job.naming), read_journal(job.file(JOURNAL))
+    done: Dict[int, Made] = {}
+    keys: Dict[int, str] = {}
+    for index, clip in job.clips.items():
+        try:
+            key = fingerprint(job.source(index), clip, job.protocol, common, job.naming)
+        except Corrupt as error:
+            job.refuse(index, error)
+            continue
+        old = journal.get(index)
+        if old and old.key == key and is_intact(job.tensor(index), old, job.nbytes):
+            done[index] = old
+        else:
+            keys[index] = key
+    return done, keys
+
+
+def invalidate(job: Job, done: Dict[int, Made], unfinished: bool) -> None:
+    """Remove every tensor that is not right, and of an unfinished folder also what makes it look finished."""
+    for name in (MANIFEST, INFO) if unfinished else ():
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(job.file(name))
+    remove_matching(job.file(BINS), TENSOR, keep=done)
+    remove_matching(job.file(BINS), UNFINISHED)
+    write_text(job.file(JOURNAL), "".join(map(journal_line, done.values())))
+
+
+def remove_matching(folder: str, pattern: str, keep: Container[int] = ()) -> None:
+    """Remove the files whose whole name matches, unless the number in it is to be kept."""
+    for name in os.listdir(folder):
+        match = re.match(pattern + "$", name)
+        if match and int(match.group(1)) not in keep:
+            os.remove(os.path.join(folder, name))
+
+
+def check_space(job: Job, tensors: int) -> None:
+    """UserError unless so many more tensors fit on the disk."""
+    free, needed = shutil.disk_usage(job.file(BINS)).free, tensors * job.nbytes
+    if free < needed:
+        raise UserError("%s: %.1f GB needed for %d clips, %.1f GB free; free some, use --dtype uint8 or --range, or choose "
+                        "another --output_dir" % (job.folder, needed / 1e9, tensors, free / 1e9))
+
+
+def make(job: Job, keys: Dict[int, str], done: Dict[int, Made], workers: int) -> np.ndarray:
+    """Make the tensors of `keys`, entered in `done` and the journal as they come; seconds of compute, checksum, write."""
+    from tqdm import tqdm
+
+    table, out = table_for(job.dtype, job.protocol), np.empty(job.protocol.video_shape, job.dtype)  # of each process its own
+    journal = os.open(job.file(JOURNAL), os.O_WRONLY | os.O_APPEND)
+
+    def work(index: int) -> Tuple[Made, List[float]]:
+        times = [time.perf_counter()]
+        fill(job.source(index), job.clips[index], job.protocol, table, out, job.naming)
+        times.append(time.perf_counter())
+        digest = checksum(out)
+        times.append(time.perf_counter())
+        with replacing(job.tensor(index)) as part:
+            with open(part, "wb") as file:
+                file.write(memoryview(out).cast("B"))
+            made = Made(index, keys[index], digest, os.stat(part).st_mtime_ns)
+            os.write(journal, journal_line(made).encode())  # before the move: a kill in between costs one tensor
+        times.append(time.perf_counter())
+        return made, times
+
+    seconds = np.zeros(3)
+    try:
+        with contextlib.closing(each(work, keys, min(workers, max(1, len(keys))))) as results:
+            for index, result in tqdm(results, total=len(keys), desc="preprocess", unit="clip", disable=None):
+                if isinstance(result, Corrupt):
+                    job.refuse(index, result)
+                else:
+                    done[index] = result[0]
+                    seconds += np.diff(result[1])
+    finally:
+        os.close(journal)
+        remove_matching(job.file(BINS), UNFINISHED)
+    return seconds

@@ -1,0 +1,1 @@
+"""Names for videos of your own: inputs, answers, cameras, labels drawn in."""

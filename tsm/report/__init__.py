@@ -1,0 +1,1 @@
+"""What a run found: its table, its page, two runs compared, a gap blamed on its stage."""

@@ -1,0 +1,297 @@
+"""The report of a run: everything that is known of it as one dict, and the closing table drawn from that dict."""
+
+import json
+import os
+import platform
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from tsm import __version__
+from tsm.accuracy import Accuracy
+from tsm.checkpoint import published
+from tsm.cli import UserError
+from tsm.files import read_json
+from tsm.machine import processor_name
+from tsm.model.onnxfile import load, metadata, protocol_of
+from tsm.protocol import FUSIONS, PIPELINES, SSV2, differences, protocol_from
+from tsm.results import FIGURE, TIMES, own_entry, read_summary, throughput_in
+from tsm.shape import TEXT, each, finite, parts
+from tsm.workfolder import STAGES
+
+FORMAT = 2  # of report.json; to be raised when what a key means changes
+LATENCY_BINS = 40
+PASS, FAIL, NOTE = "pass", "fail", "note"  # states of a check; a note is neither good nor bad
+STAGE = parts({"seconds": finite(), "peak_mb": finite()}, {"command": each(TEXT)})  # an entry of stages.json
+
+ATLAS_THROUGHPUT = {1: 20.77, 4: 18.41, 8: 17.67, 16: 17.12, 32: 17.36}  # videos/s by batch, the Ascend guide, Atlas 310P3
+
+
+def read_throughput(batch: int) -> float:
+    """Videos per second from perf/bs<batch>.log, which holds what ais_bench or TSM_infer.py printed."""
+    path = os.path.join("perf", "bs%d.log" % batch)
+    with open(path, encoding="utf-8", errors="replace") as file:
+        throughput = throughput_in(file.read())
+    if throughput is None:
+        raise UserError("%s: no throughput line of ais_bench in it; measure batch %d again" % (path, batch))
+    return throughput
+
+
+class Model(NamedTuple):
+    """What modify_onnx.py wrote into a model: fusion, target, rules, proof, protocol, checkpoint; and its protocol."""
+
+    facts: Dict[str, str]
+    protocol: Dict[str, Any]
+
+
+def read_model(path: str) -> Model:
+    """The metadata of the modified model at `path`."""
+    proto = load(path)
+    facts = {key: value for key, value in metadata(proto).items() if key.startswith("tsm.")}
+    if facts.get("tsm.fusion") not in FUSIONS:
+        raise UserError("%s: does not say how it fuses the views; make it with modify_onnx.py" % path)
+    return Model(facts, protocol_of(proto, path)._asdict())
+
+
+def read_stages(path: str) -> Dict[str, Any]:
+    """{stage: its entry} of stages.json; a file or an entry that cannot be read is left out, as it is only for show."""
+    try:
+        stages = read_json(path)
+    except (UserError, FileNotFoundError):
+        return {}
+    return {name: entry for name, entry in (stages.items() if isinstance(stages, dict) else ()) if STAGE(entry) is None}
+
+
+def device_name(device: str, precision: str) -> str:
+    """What the figures were measured on."""
+    return "%s %s" % (processor_name(), precision) if device == "cpu" else "Ascend NPU"
+
+
+def published_of(fusion: str, protocol: Dict[str, Any], checkpoint_sha256: Optional[str]) -> Tuple[Optional[published.Published], str]:
+    """(what was published of the checkpoint under this test and fusion, why nothing can be compared with: empty if it can).
+
+    Args:
+        protocol: fields of the Protocol that was measured by.
+        checkpoint_sha256: in hex, or None where it is not known.
+    """
+    if not checkpoint_sha256:
+        return None, "the checkpoint is not known (--checkpoint names it)"
+    row = published.by_sha256(checkpoint_sha256)
+    if row is None:
+        return None, "this checkpoint is none of the published files (TSM_checkpoint.py --list)"
+    test = dict(PIPELINES[row.pipeline], segments=row.segments)
+    differs = ["%s %s, not %s" % (name, protocol[name], wanted) for name, wanted in test.items() if protocol.get(name, wanted) != wanted]
+    if differs:
+        return None, "%s was tested otherwise (here %s)" % (row.file, ", ".join(differs))
+    found = published.published(row, fusion)
+    return found, "" if found else "nothing was published of %s with its views fused by %s" % (row.file, fusion)
+
+
+def verdict(accuracy: Accuracy, published: Optional[published.Published], why: str) -> Tuple[str, str]:
+    """(state, one line): does the measured top-1 agree with the published one, if the two can be compared at all?"""
+    if published is None:
+        return NOTE, "no published figure to compare with: %s." % why
+    if accuracy.videos != published.videos:
+        return NOTE, "%s's top-1 %.4f is of %s of %s; these are %d videos, so the two are not compared." % (
+            published.source, published.top1_acc, "the %d videos" % published.videos if published.videos else "a copy",
+            published.data, accuracy.videos)
+    low, high = accuracy.top1_interval_95
+    within = low <= published.top1_acc <= high
+    return PASS if within else FAIL, "%s's top-1 %.4f lies %s the measured 95 %% interval %.4f to %.4f." % (
+        published.source, published.top1_acc, "within" if within else "OUTSIDE", low, high)
+
+
+def collect(
+    accuracy: Accuracy, model: Model, result_path: str, manifest: Dict[str, Any], device: str, precision: str, batch: int,
+    perf_batches: Sequence[int], checkpoint_sha256: Optional[str], arguments: Dict[str, Any],
+) -> Dict[str, Any]:
+    """Everything that the table shows and what made it, as report.json holds it; the page needs more: see complete().
+
+    Args:
+        result_path: summary of the inference. manifest: of the preprocessing.
+        batch: batch size of the inference. perf_batches: those whose perf/bs<B>.log is read.
+        checkpoint_sha256: of the checkpoint, if the model's metadata do not know it.
+    """
+    fusion, summary = model.facts["tsm.fusion"], read_summary(result_path)
+    digest = model.facts.get("tsm.checkpoint_sha256", checkpoint_sha256)
+    published, why = published_of(fusion, model.protocol, digest)
+    state, comparison = verdict(accuracy, published, why)
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "device": {"kind": device, "name": device_name(device, precision), "precision": precision,
+                   "machine": platform.machine(), "python": platform.python_version()},
+        "arguments": arguments,
+        "fusion": fusion,
+        "batch_size": batch,
+        "checkpoint_sha256": digest,
+        "accuracy": accuracy._asdict(),
+        "comparison": comparison,
+        "published": published._asdict() if published else None,
+        "checks": [check("published accuracy", state, comparison)],
+        "throughput": {str(size): read_throughput(size) for size in perf_batches},
+        "inference": _without_lists(summary),
+        "latency": latency(summary.get("npu_compute_time_list")),
+        "model": model.facts,
+        "protocol": manifest["protocol"],
+        "preprocessing_versions": manifest["versions"],
+        "skipped": manifest["skipped"],
+        "stages": read_stages(STAGES),
+    }
+
+
+def _without_lists(summary: Dict[str, Any]) -> Dict[str, Any]:
+    """The summary without its lists, which other parts of the report hold, and without figures that are none."""
+    left_out = ["filesinfo", "npu_compute_time_list", "tsm"] + [name for name in TIMES if FIGURE(summary.get(name)) is not None]
+    kept = {key: value for key, value in summary.items() if key not in left_out}
+    own = {key: value for key, value in own_entry(summary).items() if key != "views_agree"}
+    return dict(kept, tsm=own) if own else kept
+
+
+def complete(
+    report: Dict[str, Any], model: Model, names: Optional[List[str]], findings: Optional[Dict[str, Any]],
+    counted: Optional[Accuracy], agreement: Optional[Dict[str, Any]], compared: List[Dict[str, Any]],
+) -> None:
+    """Add what the page shows beside the table: names, findings, comparisons, and the checks that all of it allows.
+
+    Args:
+        names: of the classes, if known.
+        findings: of tsm.findings, and `counted`, the accuracy of the same results; None where the results are gone.
+        agreement: with fp32, as TSM_compare.py --agreement writes it.
+        compared: other runs beside this one, as tsm.compare.compare() gives them.
+    """
+    report.update(names=names, findings=findings, agreement=agreement, compared=compared)
+    more = (_joined(report, counted), _proved(model), _same_protocol(report, model), _nothing_skipped(report), _precision(report))
+    report["checks"] = [entry for entry in more + (*report["checks"], _no_ties(report)) if entry]
+
+
+def latency(times: Any) -> Optional[Dict[str, Any]]:
+    """The distribution of the batches' times in ms: percentiles, and counts in equal bins; None without a list of numbers.
+
+    The bins end at the 99.5th percentile; what is slower counts in the last one.
+    """
+    if each(finite(0, 1e12), 1)(times) is not None:
+        return None
+    values = np.array(times, np.float64)
+    low, high = float(values.min()), float(np.percentile(values, 99.5))
+    counts, edges = np.histogram(np.clip(values, low, max(high, low)), LATENCY_BINS, (low, high if high > low else low + 1))
+    return {"p50": float(np.percentile(values, 50)), "p90": float(np.percentile(values, 90)),
+            "p99": float(np.percentile(values, 99)), "count": len(times), "low": float(edges[0]), "high": float(edges[-1]),
+            "bins": counts.tolist()}
+
+
+def check(name: str, state: str, text: str) -> Dict[str, str]:
+    """An entry of the report's checks."""
+    return {"name": name, "state": state, "text": text}
+
+
+def _joined(report: Dict[str, Any], counted: Optional[Accuracy]) -> Dict[str, str]:
+    videos = report["accuracy"]["videos"]
+    if counted is None:
+        return check("results", NOTE, "the result files are gone: the figures are those of accuracy.json, without single videos")
+    differs = [(name, report["accuracy"][name], value) for name, value in counted._asdict().items() if report["accuracy"][name] != value]
+    if differs:
+        return check("results", FAIL, "accuracy.json says %s %s, the result files give %s; run TSM_postprocess.py again" % differs[0])
+    return check("results", PASS, "%d results joined with %d labels by id, none missing, none twice" % (videos, videos))
+
+
+def _proved(model: Model) -> Dict[str, str]:
+    try:
+        proof = json.loads(model.facts["tsm.proof"])
+        worst = max(float(entry["largest_difference"]) for entry in proof.values())
+        held = all(entry["largest_difference"] <= entry["tolerance"] for entry in proof.values())
+    except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):
+        return check("graph surgery", NOTE, "the model holds no proof that it is the exported network")
+    return check("graph surgery", PASS if held else FAIL,
+                 "largest difference of a probability to the exported network %.1e" % worst)
+
+
+def _same_protocol(report: Dict[str, Any], model: Model) -> Dict[str, str]:
+    made = protocol_from(report["protocol"], "the manifest")
+    differs = differences(made, protocol_from(model.protocol, "the model"))
+    return check("protocol", FAIL if differs else PASS, "the tensors are not of the model's protocol: " + differs if differs
+                 else "tensors and model: %d segments, %d views, %d pixels" % (made.segments, made.views, made.size))
+
+
+def _nothing_skipped(report: Dict[str, Any]) -> Dict[str, str]:
+    count = len(report["skipped"])
+    return check("skipped videos", NOTE if count else PASS, "%d of %d could not be read and do not count" % (
+        count, count + report["accuracy"]["videos"]) if count else "none: all videos of the list were measured")
+
+
+def _precision(report: Dict[str, Any]) -> Dict[str, str]:
+    agreement, device = report["agreement"], report["device"]
+    if agreement:
+        return check("agreement with fp32", NOTE if agreement["flips"] else PASS,
+                     "top-1 is the same on %d of %d videos run on the CPU in fp32; largest difference of a probability %.1e" % (
+                         agreement["videos"] - agreement["flips"], agreement["videos"], agreement["largest_difference"]))
+    same = own_entry(report["inference"]).get("top1_agreement_with_fp32")
+    if same:
+        return check("agreement with fp32", PASS if same["same"] == same["videos"] else NOTE,
+                     "top-1 in %s is that of fp32 on %d of %d videos" % (device["precision"], same["same"], same["videos"]))
+    if device["kind"] == "cpu" and device["precision"] == "fp32":
+        return check("precision", PASS, "computed in fp32")
+    return check("agreement with fp32", NOTE, "not measured")
+
+
+def _no_ties(report: Dict[str, Any]) -> Optional[Dict[str, str]]:
+    ties = report["accuracy"]["verdicts_on_ties"]
+    return check("ties", NOTE, "%d verdicts hang on equal scores; NPY and BIN results keep more digits" % ties) if ties else None
+
+
+def as_text(report: Dict[str, Any]) -> str:
+    """report.json's text: JSON, a line per key."""
+    try:
+        return "{\n%s\n}\n" % ",\n".join("%s: %s" % (json.dumps(key), json.dumps(value, allow_nan=False))
+                                          for key, value in report.items())
+    except ValueError:
+        raise UserError("%s: a figure in it is not finite; run the inference again" % report["arguments"].get("result_path"))
+
+
+def time_split(report: Dict[str, Any]) -> List[List[Any]]:
+    """[what, mean ms per batch] of the inference: computing, and copying to and from the device, or waiting for files."""
+    words = ("computing", "to the device", "from the device") if report["device"]["kind"] == "npu" else (
+        "computing", "waiting for input", "")
+    figures = [report["inference"].get(name) for name in TIMES]
+    return [[word, figure["mean"]] for word, figure in zip(words, figures) if word and isinstance(figure, dict)]
+
+
+def rows(report: Dict[str, Any]) -> List[List[str]]:
+    """The cells of the closing table; the first row is the heading. Published figures follow where they belong to this run."""
+    accuracy, published, npu = report["accuracy"], report["published"], report["device"]["kind"] == "npu"
+    videos, skipped = accuracy["videos"], accuracy["skipped"]
+    over = "%d of %d" % (videos, videos + skipped) if skipped else str(videos)
+    cells = [["device", "batch size", "dataset", "top-1 / top-5", "videos per second"]]
+    for batch in sorted({int(size) for size in report["throughput"]} | {report["batch_size"]}):
+        measured = "%.4f / %.4f" % (accuracy["top1_acc"], accuracy["top5_acc"]) if batch == report["batch_size"] else ""
+        speed = report["throughput"].get(str(batch))
+        cells.append([report["device"]["name"], str(batch), over + " videos", measured, "" if speed is None else "%.2f" % speed])
+    if published:
+        top5 = "" if published["top5_acc"] is None else " / %.4f" % published["top5_acc"]
+        cells.append(["published: " + published["source"], "", published["data"], "%.4f%s" % (published["top1_acc"], top5), ""])
+    if npu or published and published["source"] == published.GUIDE:
+        alike = protocol_from(report["protocol"], "the report").video_shape == SSV2.video_shape
+        cells += [["published: Atlas 310P3, ResNet-50", str(batch), "", "", "%.2f" % ATLAS_THROUGHPUT[batch]]
+                  for batch in sorted(ATLAS_THROUGHPUT) if alike and (npu or batch == 1)]
+    return cells
+
+
+def table(cells: List[List[str]]) -> str:
+    """A Markdown table whose columns line up; the first row is the heading."""
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines = ["| %s |" % " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in cells]
+    lines.insert(1, "|%s|" % "|".join("-" * (width + 2) for width in widths))
+    return "\n".join(lines)
+
+
+def text(report: Dict[str, Any]) -> str:
+    """The report for a terminal: the table, how the views were fused, the comparisons, the stages."""
+    parts = [table(rows(report)), "\nviews fused by %s; %s" % (report["fusion"], report["comparison"])]
+    agreement = own_entry(report["inference"]).get("top1_agreement_with_fp32")
+    if agreement:
+        parts.append("top-1 in %s agrees with fp32 on %d of the %d videos that both were run on" % (
+            report["device"]["precision"], agreement["same"], agreement["videos"]))
+    parts += ["FAILED %(name)s: %(text)s" % entry for entry in report["checks"] if entry["state"] == FAIL]
+    parts.append("\n" + table([["stage", "seconds", "peak memory, MB"]] + [
+        [stage, "%.1f" % entry["seconds"], "%.0f" % entry["peak_mb"]] for stage, entry in report["stages"].items()]))
+    return "\n".join(parts)

@@ -1,0 +1,233 @@
+"""Two runs on the same videos: which flipped, and whether the difference is more than chance."""
+
+import os
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from tsm.accuracy import accuracy_from
+from tsm.cli import UserError, printable, warn
+from tsm.files import read_json
+from tsm.report.findings import Columns, columns_of, name_of
+from tsm.report.reread import AGREEMENT, read_report
+from tsm.results import read_results
+from tsm.samples import manifest_path, read_info, read_manifest
+from tsm.workfolder import LABELS, REPORT, SUMMARY
+
+LEAST = 1e-300  # a p value below it is not told from 0
+Key = Tuple[str, int]  # a video's name, and which of the videos of this name
+
+
+class Run(NamedTuple):
+    """A run, as far as it is compared. `scores`, float64 [videos, classes], is None where its result files are gone."""
+
+    name: str
+    about: Dict[str, Any]  # fusion, device, precision, as far as they are known
+    names: Optional[List[str]]
+    classes: int
+    columns: Columns
+    scores: Optional[np.ndarray]
+
+
+def load_run(path: str, info_path: str = "") -> Run:
+    """A run from its work folder, its report.json, or the summary of its inference (with `info_path`, the labels).
+
+    Result files are read if they are there, and else what report.json keeps of every video. Raises UserError, or OSError, that
+    names what is missing.
+    """
+    report: Dict[str, Any] = {}
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    if info_path:
+        result_path = path
+    else:
+        given = os.path.join(path, REPORT) if os.path.isdir(path) else path
+        if given == path or os.path.exists(given):
+            report = read_report(given)
+        arguments = report.get("arguments") or {}
+        result_path = _moved_with(folder, str(arguments.get("result_path") or SUMMARY))
+        info_path = _moved_with(folder, str(arguments.get("info_path") or LABELS))
+    about = {"fusion": report.get("fusion"), "device": (report.get("device") or {}).get("name"),
+             "precision": (report.get("device") or {}).get("precision")}
+    try:
+        manifest = read_manifest(manifest_path(info_path))
+        classes = manifest["protocol"]["classes"]
+        labels = read_info(info_path, classes)
+        scores = read_results(result_path, labels, classes)
+    except FileNotFoundError as error:
+        if not report.get("findings"):
+            raise UserError("%s: holds no results of single videos (%s is missing); give the work folder of a run, or its "
+                            "report.json" % (path, error.filename))
+        return Run(os.path.normpath(path), about, report["names"], report["protocol"]["classes"], report["findings"]["videos"], None)
+    if report and report["protocol"]["classes"] != classes:
+        raise UserError("%s: its report.json is of %d classes, and %s of %d; make the report again with TSM_report.py" % (
+            path, report["protocol"]["classes"], manifest_path(info_path), classes))
+    counted = accuracy_from(scores, labels, len(manifest["skipped"]))
+    if report and counted.top1_acc != report["accuracy"]["top1_acc"]:
+        raise UserError("%s: its report.json says top-1 %.4f, and %s gives %.4f; make the report again with TSM_report.py" % (
+            path, report["accuracy"]["top1_acc"], result_path, counted.top1_acc))
+    columns = columns_of(scores, labels, {entry["id"]: entry["source"] for entry in manifest["samples"]})
+    return Run(os.path.normpath(path), about, report.get("names"), classes, columns,
+               np.stack([scores[index] for index in columns["id"]]))
+
+
+def _moved_with(folder: str, path: str) -> str:
+    """Where a file of a report now is: its path from the report's folder, or what the folder took along of it when it moved."""
+    parts = path.split(os.sep)
+    tails = [os.path.join(folder, *parts[start:]) for start in range(len(parts))]
+    return next(filter(os.path.exists, tails), os.path.join(folder, path))
+
+
+def mcnemar(one: int, other: int) -> float:
+    """Exact two-sided p of McNemar's test: `one` videos are right in the first run alone, `other` in the second alone.
+
+    If the runs are equally good, each such video falls to either side like a fair coin (McNemar, Psychometrika 12, 1947).
+    """
+    total, term, tail = one + other, 1, 1
+    for number in range(min(one, other)):
+        term = term * (total - number) // (number + 1)
+        tail += term
+    return min(1.0, 2 * tail / (1 << total))
+
+
+def _keys(columns: Columns) -> Dict[Key, int]:
+    """{video: its place}; a video that is listed several times counts as several."""
+    seen: Dict[str, int] = {}
+    places: Dict[Key, int] = {}
+    for place, video in enumerate(columns["video"]):
+        seen[video] = seen.get(video, 0) + 1
+        places[video, seen[video]] = place
+    return places
+
+
+def _check_names(a: Run, b: Run) -> None:
+    """UserError where a name stands for one class in a run and for another in the other; a warning where names are spelt otherwise."""
+    pairs = list(enumerate(zip(a.names or (), b.names or ())))
+    differs = {number: names for number, names in pairs if names[0] != names[1]}
+    if not differs:
+        return
+    number, names = min(differs.items())
+    first = "class %d is '%s' in %s, and '%s' in %s" % (number, names[0], a.name, names[1], b.name)
+    ours, theirs = ({names[side] for names in differs.values()} for side in (0, 1))
+    if ours & theirs:
+        raise UserError("%s: the runs number their classes differently; give both the same --labels and the same lists" % first)
+    warn("%s%s; the names of the first are shown" % (first, " (and %d more)" % (len(differs) - 1) if len(differs) > 1 else ""))
+
+
+def compare(a: Run, b: Run) -> Dict[str, Any]:
+    """What differs between two runs, over the videos that both have, joined by their names; plain values for JSON.
+
+    Raises UserError where they have no video in common, or do not agree on the classes, their order or a video's label.
+    """
+    if a.classes != b.classes:
+        raise UserError("%s has %d classes, and %s has %d; these are runs of different networks" % (
+            a.name, a.classes, b.name, b.classes))
+    _check_names(a, b)
+    keys_a, keys_b = _keys(a.columns), _keys(b.columns)
+    common = [key for key in keys_a if key in keys_b]
+    if not common:
+        raise UserError("%s and %s have no video in common; are they of the same data?" % (a.name, b.name))
+    pairs = [(keys_a[key], keys_b[key]) for key in common]
+    for place, other in pairs:
+        if a.columns["label"][place] != b.columns["label"][other]:
+            raise UserError("%s: has label %d in %s, and %d in %s; the runs were made with different lists" % (
+                a.columns["video"][place], a.columns["label"][place], a.name, b.columns["label"][other], b.name))
+    right_a, right_b = (np.array([run.columns["rank"][pair[side]] == 1 for pair in pairs])
+                        for side, run in enumerate((a, b)))
+    lost, gained = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    top5 = [float(np.mean([run.columns["rank"][pair[side]] <= 5 for pair in pairs])) for side, run in enumerate((a, b))]
+    flips = _flips(a.columns, b.columns, pairs)
+    return {
+        "a": dict(a.about, name=a.name), "b": dict(b.about, name=b.name), "names": a.names or b.names, "videos": len(common),
+        "only_a": len(keys_a) - len(common), "only_b": len(keys_b) - len(common),
+        "top1": [float(right_a.mean()), float(right_b.mean())], "top5": top5,
+        "mcnemar": {"lost": lost, "gained": gained, "p": mcnemar(lost, gained)},
+        "probability": _differences(a, b, pairs), "classes": _classes(a.columns, pairs, right_a, right_b), "flips": flips,
+    }
+
+
+def _flips(a: Columns, b: Columns, pairs: Sequence[Tuple[int, int]]) -> List[Dict[str, Any]]:
+    """The videos whose answer differs: those that were lost, then gained, then wrong both times; the most certain first."""
+    flips = []
+    for place, other in pairs:
+        if a["answer"][place] != b["answer"][other]:
+            kind = "lost" if a["rank"][place] == 1 else "gained" if b["rank"][other] == 1 else "wrong"
+            flips.append({"video": a["video"][place], "label": a["label"][place], "kind": kind,
+                          "a": {key: a[key][place] for key in ("answer", "probability", "margin")},
+                          "b": {key: b[key][other] for key in ("answer", "probability", "margin")}})
+    return sorted(flips, key=lambda flip: (("lost", "gained", "wrong").index(flip["kind"]),
+                                           -min(flip["a"]["margin"], flip["b"]["margin"])))
+
+
+def _classes(a: Columns, pairs: Sequence[Tuple[int, int]], right_a: np.ndarray, right_b: np.ndarray) -> List[Dict[str, int]]:
+    """The classes whose number of right videos changed, the largest change first."""
+    labels = np.array([a["label"][place] for place, _ in pairs])
+    rows = [{"class": int(number), "videos": int((labels == number).sum()), "right_a": int(right_a[labels == number].sum()),
+             "right_b": int(right_b[labels == number].sum())} for number in np.unique(labels)]
+    return sorted((row for row in rows if row["right_a"] != row["right_b"]),
+                  key=lambda row: -abs(row["right_a"] - row["right_b"]))
+
+
+def _differences(a: Run, b: Run, pairs: Sequence[Tuple[int, int]]) -> Dict[str, Any]:
+    """Largest and mean absolute difference of a probability: of all classes, or if result files are gone of the true one."""
+    if a.scores is not None and b.scores is not None:
+        apart = np.array([np.abs(a.scores[place] - b.scores[other]).max() for place, other in pairs])
+        mean = float(np.mean([np.abs(a.scores[place] - b.scores[other]).mean() for place, other in pairs]))
+    else:
+        apart = np.array([abs(a.columns["truth"][place] - b.columns["truth"][other]) for place, other in pairs])
+        mean = float(apart.mean())
+    worst = int(apart.argmax())
+    return {"of": "all classes" if a.scores is not None and b.scores is not None else "the true class",
+            "largest": float(apart[worst]), "mean": mean, "video": a.columns["video"][pairs[worst][0]]}
+
+
+def read_agreement(path: str) -> Dict[str, Any]:
+    """What TSM_compare.py --agreement wrote to `path` by --json."""
+    found = read_json(path)
+    if AGREEMENT(found) is not None:
+        raise UserError("%s: not what TSM_compare.py --agreement writes; run it with --json %s again" % (path, path))
+    return found
+
+
+def chance(p: float) -> str:
+    """A p value in words."""
+    return "p = %.3f" % p if p >= 0.001 else "p = %.1e" % p if p > LEAST else "p < %.0e" % LEAST
+
+
+def text(found: Dict[str, Any], most: int = 20) -> str:
+    """A comparison for a terminal, with at most `most` of the flipped videos and of the classes."""
+    lost, gained = found["mcnemar"]["lost"], found["mcnemar"]["gained"]
+    names = found["names"] and [printable(name) for name in found["names"]]
+    only = ", ".join("%d only in %s" % (found["only_" + side], side.upper()) for side in "ab" if found["only_" + side])
+    lines = ["A  " + printable(found["a"]["name"]), "B  " + printable(found["b"]["name"]),
+             "%d videos in both%s" % (found["videos"], "; not compared: " + only if only else "")]
+    for key, title in (("top1", "top-1"), ("top5", "top-5")):
+        lines.append("%s  A %.4f   B %.4f   difference %+.4f" % (
+            title, found[key][0], found[key][1], found[key][1] - found[key][0]))
+    lines.append("right in A alone %d, in B alone %d: McNemar's exact test %s" % (lost, gained, chance(found["mcnemar"]["p"])))
+    apart = found["probability"]
+    lines.append("probability of %s: largest difference %.6f (%s), mean %.2e" % (
+        apart["of"], apart["largest"], printable(apart["video"]), apart["mean"]))
+    lines.append("%d answers differ%s" % (len(found["flips"]), ":" if found["flips"] else ""))
+    for flip in found["flips"][:most]:
+        lines.append("  %-6s %s: %s" % (flip["kind"], printable(flip["video"]), name_of(flip["label"], names)))
+        lines += ["         %s  %.4f (margin %.4f)  %s" % (side.upper(), flip[side]["probability"], flip[side]["margin"],
+                                                          name_of(flip[side]["answer"], names)) for side in "ab"]
+    if len(found["flips"]) > most:
+        lines.append("  and %d more: --csv or --page has them all" % (len(found["flips"]) - most))
+    if found["classes"]:
+        lines.append("classes that changed, right of their videos in A and B:")
+        lines += ["  %3d -> %3d of %-4d %s" % (row["right_a"], row["right_b"], row["videos"], name_of(row["class"], names))
+                  for row in found["classes"][:most]]
+    if len(found["classes"]) > most:
+        lines.append("  and %d more: --json or --page has them all" % (len(found["classes"]) - most))
+    return "\n".join(lines)
+
+
+def flip_rows(found: Dict[str, Any]) -> Iterator[Sequence[Any]]:
+    """The flipped videos for a CSV file, after a heading."""
+    names = found["names"]
+    yield ("video", "kind", "true_name", "answer_a", "probability_a", "margin_a", "answer_b", "probability_b", "margin_b")
+    for flip in found["flips"]:
+        sides = [(name_of(flip[side]["answer"], names), "%.6f" % flip[side]["probability"], "%.6f" % flip[side]["margin"])
+                 for side in "ab"]
+        yield (flip["video"], flip["kind"], name_of(flip["label"], names)) + sides[0] + sides[1]

@@ -1,0 +1,563 @@
+"""Which stage of a run is to blame for a low accuracy: a few of its videos go through the chain again, and each stage is
+compared with what it should have given. The reference is the suite's own: PyTorch, and ONNX Runtime in fp32.
+"""
+
+import glob
+import json
+import os
+import re
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from tsm.cli import Corrupt, UserError
+from tsm.files import natural, read_json
+from tsm.infer.tensors import read_tensor
+from tsm.model.offline import Offline, one_view, read_offline
+from tsm.model.onnxfile import load, session
+from tsm.protocol import FUSIONS, Protocol, differences, frame_indices, fuse, protocol_from
+from tsm.results import read_results, read_summary
+from tsm.samples import Clip, checksum, evenly, manifest_path, read_info, read_list, read_manifest
+from tsm.video import clips
+from tsm.workfolder import BINS, EXPORTED, LABELS, MODIFIED, STAGES, SUMMARY
+
+SAME, DEPARTS, UNCHECKED = "same", "DEPARTS", "not checked"
+EXACT = 1e-4  # largest difference of a probability between two computations in fp32
+ROUGH = {"fp32": 1e-3}  # between what was computed on the device and fp32, by precision
+ROUGHEST = 0.1  # of bf16, int8 and an NPU's fp16
+LEVELS = 1.0  # mean difference of pixels, of 0..255, above which tensors are not the same
+ROUNDING = 0.05  # the same where the decoders are those that made the tensors: only the processor may be another
+DECODED = 4.0  # the same between two decoders, which convert colours in their own ways
+GAIN = 0.2  # of top-1, by which another numbering of the labels has to explain more than the given one
+FP16_MOST = 65504.0
+
+
+class Row(NamedTuple):
+    """What one stage changes. The largest difference is of a probability; flips are answers that differ, of `videos`."""
+
+    stage: str
+    state: str
+    largest: Optional[float]
+    flips: Optional[int]
+    videos: int
+    text: str
+
+
+class Chain(NamedTuple):
+    """A run's files, as far as they are known; empty paths are not."""
+
+    folder: str
+    data_root: str
+    ann_file: str
+    checkpoint: str
+    config: str
+    exported: str
+    device_model: str  # what ran: an .om, or the modified model
+    precision: str
+    model: Offline
+    protocol: Protocol
+    manifest: Dict[str, Any]
+    labels: Dict[int, int]
+    result_path: str
+
+
+def read_chain(folder: str, given: Dict[str, Optional[str]]) -> Chain:
+    """The chain of a work folder.
+
+    Args:
+        given: data_root, ann_file, checkpoint, exported, model: paths that the user names; what is None is taken from
+            stages.json's commands, or from run_all.sh's names.
+    Raises: UserError, or OSError, for a folder without a modified model, labels or a manifest.
+    """
+    try:
+        stages = read_json(os.path.join(folder, STAGES))
+        commands = {name: [str(word) for word in entry["command"]] for name, entry in stages.items()}
+    except (FileNotFoundError, KeyError, TypeError, AttributeError):
+        commands = {}
+
+    def known(name: str, stage_names: Sequence[str], flag: str, default: str = "") -> str:
+        if given.get(name):
+            return str(given[name])
+        words = [_option(commands.get(stage, []), flag) for stage in stage_names]
+        path = next(filter(None, words), default)
+        return os.path.join(folder, path) if path else ""
+
+    lists = ("preprocess", "infer", "quantise")
+    models = sorted(glob.glob(os.path.join(folder, MODIFIED)), key=natural)
+    model = known("model", ("report",), "--model") or next(iter(models), "")
+    if not model:
+        raise UserError("%s: no %s in it; give the work folder of a run, or --model FILE" % (folder, MODIFIED))
+    offline = read_offline(model)
+    info_path = os.path.join(folder, LABELS)
+    manifest = read_manifest(manifest_path(info_path))
+    protocol = protocol_from(manifest["protocol"], manifest_path(info_path))
+    labels = read_info(info_path, protocol.classes)
+    check_one_run(offline, protocol, manifest, labels, info_path)
+    config, checkpoint = exported_from(commands.get("export", []))
+    return Chain(
+        folder, known("data_root", lists, "--data_root"), known("ann_file", lists, "--ann_file"),
+        given.get("checkpoint") or (os.path.join(folder, checkpoint) if checkpoint else ""),
+        os.path.join(folder, config) if config else "",
+        given.get("exported") or os.path.join(folder, EXPORTED),
+        known("", ("infer",), "--model", os.path.relpath(model, folder)),
+        _option(commands.get("infer", []), "--precision") or "fp32", offline, protocol, manifest,
+        labels, os.path.join(folder, SUMMARY))
+
+
+def check_one_run(model: Offline, protocol: Protocol, manifest: Dict[str, Any], labels: Dict[int, int], info_path: str) -> None:
+    """UserError unless the model takes the run's tensors, which are of `protocol`, and labels and manifest are of the same samples."""
+    manifest_file = manifest_path(info_path)
+    differs = differences(protocol, model.tested_by)
+    if not differs and manifest["protocol"]["dtype"] != model.dtype.name:
+        differs = "%s, not %s" % (manifest["protocol"]["dtype"], model.dtype.name)
+    if differs:
+        raise UserError("%s: the run's tensors are of another protocol than this model's (%s); name the run's own by --model"
+                        % (model.path, differs))
+    apart = set(labels) ^ {entry["id"] for entry in manifest["samples"]}
+    if apart:
+        first = min(apart)
+        here, there = (info_path, manifest_file) if first in labels else (manifest_file, info_path)
+        raise UserError("%s: has sample %d, which %s has not; are both of the same preprocessing? Run it again" % (here, first, there))
+
+
+def exported_from(command: Sequence[str]) -> Tuple[str, str]:
+    """(config, checkpoint) of a command of pytorch2onnx.py, ours or mmaction2's: its positional arguments; empty if it has none."""
+    script = next((place for place, word in enumerate(command) if os.path.basename(word) == "pytorch2onnx.py"), len(command))
+    paths: List[str] = []
+    flag = ""
+    for word in command[script + 1 :]:
+        if word.startswith("--"):
+            flag = word
+        elif flag == "--shape" and word.isdigit():
+            continue
+        elif flag in ("--output-file", "--opset-version", "--protocol", "--segments"):
+            flag = ""
+        else:
+            paths.append(word)
+    return (paths[0] if len(paths) > 1 else "", paths[-1]) if paths else ("", "")
+
+
+def _option(command: Sequence[str], flag: str) -> str:
+    """The value of a flag in a command, given as `--flag value` or `--flag=value`; empty without it."""
+    for word, following in zip(command, list(command[1:]) + [""]):
+        if word == flag:
+            return following
+        if word.startswith(flag + "="):
+            return word[len(flag) + 1 :]
+    return ""
+
+
+def source_path(chain: Chain, index: int) -> str:
+    """Where the video of a sample is; empty if the data root is not known."""
+    return os.path.join(chain.data_root, sources(chain)[index]) if chain.data_root else ""
+
+
+def sources(chain: Chain) -> Dict[int, str]:
+    """The videos' names by index, as the manifest has them."""
+    return {entry["id"]: entry["source"] for entry in chain.manifest["samples"]}
+
+
+def made_again(chain: Chain, index: int, sample: Callable[[int, Protocol], List[int]] = frame_indices,
+               by_opencv: bool = False) -> np.ndarray:
+    """The tensor [frames, 3, size, size] of a sample, made from its video by the suite's definition."""
+    path, dtype = source_path(chain, index), chain.manifest["protocol"]["dtype"]
+    if not path or not os.path.exists(path):
+        raise UserError("%s: no such video; name its folder by --data_root" % (path or "sample %d" % index))
+    clip = Clip(0, path, 0 if os.path.isdir(path) else None, 0)
+    out = np.empty(chain.protocol.video_shape, dtype)
+    try:
+        clips.fill(path, clip, chain.protocol, clips.table_for(dtype, chain.protocol), out, None, sample, by_opencv)
+    except Corrupt as error:
+        raise UserError("%s: %s" % (path, error))
+    return out
+
+
+def tensor_file(chain: Chain, index: int) -> str:
+    """Where the tensor of a sample is, if it was kept."""
+    return os.path.join(os.path.dirname(manifest_path(os.path.join(chain.folder, LABELS))), BINS, "%d.bin" % index)
+
+
+def tensor_of(chain: Chain, index: int) -> np.ndarray:
+    """The tensor that the run used: its file, or if no tensors were kept, made again."""
+    path = tensor_file(chain, index)
+    if not os.path.exists(path):
+        return made_again(chain, index)
+    return read_tensor(path, chain.model.shape, chain.model.dtype, None)[0]
+
+
+def as_pixels(tensor: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """A tensor's pixels 0..255, float32 [crops, samples, segments, 3, size, size] with the crops of a view in their order."""
+    pixels = tensor.astype(np.float32)
+    if tensor.dtype.kind == "f":
+        mean, std = (np.array(fact, np.float32).reshape(-1, 1, 1) for fact in (protocol.mean, protocol.std))
+        pixels = pixels * std + mean
+    return pixels.reshape((clips.CROPS[protocol.crops], -1, protocol.segments) + protocol.frame_shape)
+
+
+def normalised(tensor: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """A tensor as float32, as the exported network takes it."""
+    if tensor.dtype.kind == "f":
+        return tensor
+    table = clips.normalisation(protocol)
+    return np.stack([table[channel][tensor[:, channel]] for channel in range(len(table))], 1)
+
+
+class Networks:
+    """The modified model in its forms, in ONNX Runtime and fp32; opened when they are first asked for."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
+        self._view: Any = None
+        self._known: Dict[str, np.ndarray] = {}  # by the tensor's checksum
+
+    def views(self, tensor: np.ndarray) -> np.ndarray:
+        """Class scores of the views, [views, classes], by the one-view form."""
+        if self._view is None:
+            self._view = session(one_view(self.chain.model), self.chain.model.path, arena=False)
+        key = checksum(tensor)
+        if key not in self._known:
+            protocol = self.chain.protocol
+            views = tensor.reshape((protocol.views,) + protocol.view_shape)
+            self._known[key] = np.stack([self._view.run(None, {"input": view})[0].mean(0) for view in views])
+        return self._known[key]
+
+    def answer(self, tensor: np.ndarray, fusion: str = "") -> np.ndarray:
+        """Probabilities [classes], fused as the model does it, or as asked for."""
+        return fuse(self.views(tensor), self.chain.protocol.views, fusion or str(self.chain.model.fusion))[0]
+
+
+def compared(stage: str, given: Sequence[np.ndarray], wanted: Sequence[np.ndarray], most: float, text: str = "") -> Row:
+    """A row of two lists of probabilities [classes]; it departs if one of them is more than `most` apart."""
+    apart = [float(np.abs(a - b).max()) for a, b in zip(given, wanted)]
+    largest = max(apart) if np.isfinite(apart).all() else float("inf")
+    flips = sum(int(a.argmax() != b.argmax()) for a, b in zip(given, wanted))
+    return Row(stage, SAME if largest <= most else DEPARTS, largest, flips, len(apart), text)
+
+
+def check_decoding(chain: Chain, indices: List[int], networks: Networks) -> Row:
+    """decord against OpenCV: the same videos decoded by both."""
+    stage = "decoding"
+    if os.path.isdir(source_path(chain, indices[0])):
+        return Row(stage, UNCHECKED, None, None, 0, "the videos are folders of frames, which one decoder reads")
+    if not clips.VIDEO_DECODER.startswith("decord"):
+        return Row(stage, UNCHECKED, None, None, 0, "decord is not installed")
+    pairs = [(made_again(chain, index), made_again(chain, index, by_opencv=True)) for index in indices]
+    levels = max(float(np.abs(as_pixels(a, chain.protocol) - as_pixels(b, chain.protocol)).mean()) for a, b in pairs)
+    row = compared(stage, [networks.answer(a) for a, _ in pairs], [networks.answer(b) for _, b in pairs], float("inf"))
+    return row._replace(state=DEPARTS if levels > DECODED else SAME,
+                        text="decord and OpenCV differ by %.2f levels of 255 on average" % levels)
+
+
+def check_tensors(chain: Chain, indices: List[int], networks: Networks) -> Row:
+    """The files of tensors against the same videos made again."""
+    kept = [index for index in indices if os.path.exists(tensor_file(chain, index))]
+    if not kept:
+        return Row("tensors", UNCHECKED, None, None, 0, "the run kept no tensors of these videos")
+    here, there = clips.versions(), chain.manifest["versions"]
+    most = ROUNDING if all(here.get(name) == there[name] for name in set(there) - {"tsm"}) else LEVELS
+    worst, reason = 0.0, ""
+    files, again = [tensor_of(chain, index) for index in kept], [made_again(chain, index) for index in kept]
+    for index, file, made in zip(kept, files, again):
+        pixels, wanted = as_pixels(file, chain.protocol), as_pixels(made, chain.protocol)
+        levels = float(np.nan_to_num(np.abs(pixels - wanted).mean(), nan=np.inf))
+        worst = max(worst, levels)
+        if levels > most and not reason:
+            reason = explain_pixels(chain, index, pixels, wanted)
+    row = compared("tensors", [networks.answer(file) for file in files], [networks.answer(made) for made in again], float("inf"))
+    text = "equal" if worst == 0 else "pixels differ by %.2f levels of 255 on average%s" % (worst, reason)
+    if len(kept) < len(indices):
+        text += "; the files of %d more are gone" % (len(indices) - len(kept))
+    return row._replace(state=SAME if worst <= most else DEPARTS, text=text)
+
+
+def explain_pixels(chain: Chain, index: int, pixels: np.ndarray, wanted: np.ndarray) -> str:
+    """What turns the pixels that are wanted into those that are there, [crops, samples, segments, 3, H, W], in words."""
+    def near(other: np.ndarray) -> bool:
+        return bool(np.abs(pixels - other).mean() <= LEVELS)
+
+    if near(wanted[:, :, :, ::-1]):
+        return ": the channels are in the order BGR, not RGB"
+    order = [int(np.argmin([np.abs(crop - other).mean() for other in wanted])) for crop in pixels]
+    if order != sorted(order) and near(wanted[order]):
+        return ": the crops are in the order %s" % ", ".join(str(number + 1) for number in order)
+    if wanted.shape[1] > 1 and near(wanted[:, ::-1]):
+        return ": the two samples of the frames have changed places"
+    if near(wanted[:, :, ::-1]):
+        return ": the frames run backwards"
+    for step in (1, -1):
+        def stepped(count: int, protocol: Protocol, step: int = step) -> List[int]:
+            return [min(max(number + step, 0), count - 1) for number in frame_indices(count, protocol)]
+
+        if near(as_pixels(made_again(chain, index, stepped), chain.protocol)):
+            return ": the frames are those %s by one" % ("after" if step > 0 else "before")
+    for other in sorted(set(chain.labels) - {index})[:20]:
+        if near(as_pixels(made_again(chain, other), chain.protocol)):
+            return ": file %d.bin holds the video of sample %d" % (index, other)
+    return ""
+
+
+def by_export(chain: Chain, tensors: List[np.ndarray]) -> List[np.ndarray]:
+    """Class scores of the views, [views, classes], of each tensor, by the exported graph."""
+    from tsm.model.proof import take_scores
+
+    model, wanted = load(chain.exported), (chain.protocol.views, chain.protocol.classes)
+    try:
+        take_scores(model, 1, chain.protocol.frames)
+        runner = session(model, chain.exported, arena=False)
+        name = runner.get_inputs()[0].name
+        found = [runner.run(None, {name: normalised(tensor, chain.protocol)[None]})[0] for tensor in tensors]
+    except UserError:
+        raise
+    except Exception:  # a foreign graph can fail anywhere, and the runtime's errors have no common base
+        raise UserError("%s: cannot run on one video of this run; name the run's exported model by --exported" % chain.exported)
+    shapes = {np.shape(one) for one in found} - {wanted}
+    if shapes:
+        raise UserError("%s: gives %s class scores of a video, and an exported model %s, a row per view; name the run's by --exported"
+                        % (chain.exported, list(shapes.pop()), list(wanted)))
+    return found
+
+
+def check_export(chain: Chain, tensors: List[np.ndarray], exported: List[np.ndarray]) -> Row:
+    """PyTorch against the exported graph."""
+    from tsm.model.network import load as load_network
+    from tsm.model.network import scores
+
+    net, facts = load_network(chain.checkpoint, chain.config)
+    differs = differences(facts.protocol, chain.protocol)
+    if differs:
+        return Row("export", DEPARTS, None, None, 0, "the checkpoint's protocol is not the run's: " + differs)
+    views, fusion = chain.protocol.views, str(chain.model.fusion)
+    by_view = (views,) + chain.protocol.view_shape
+    ours = [np.concatenate([scores(net, view[None]) for view in normalised(tensor, chain.protocol).reshape(by_view)]) for tensor in tensors]
+    return compared("export", [fuse(one, views, fusion)[0] for one in exported], [fuse(one, views, fusion)[0] for one in ours],
+                    EXACT, "the exported graph against PyTorch")
+
+
+def check_surgery(chain: Chain, tensors: List[np.ndarray], exported: List[np.ndarray]) -> Tuple[Row, List[np.ndarray]]:
+    """(the exported graph against the modified one, the modified one's answers)."""
+    model = chain.model
+    runner = session(model.proto, model.path, arena=False)
+    name = runner.get_inputs()[0].name
+    answers = [runner.run(None, {name: np.repeat(tensor[None], model.batch, 0)})[0][0] for tensor in tensors]
+    wanted = [fuse(one, chain.protocol.views, str(model.fusion))[0] for one in exported]
+    if not exported:
+        return Row("surgery", UNCHECKED, None, None, 0, "no exported graph"), answers
+    return compared("surgery", answers, wanted, EXACT, "the modified graph against the exported one"), answers
+
+
+def check_device(chain: Chain, indices: List[int], tensors: List[np.ndarray], networks: Networks) -> List[Row]:
+    """Rows `device`, `text` and `fusion`: what the result files hold, against fp32."""
+    expected = [networks.answer(tensor) for tensor in tensors]
+    other_fusion = next(name for name in FUSIONS if name != chain.model.fusion)
+    other = [networks.answer(tensor, other_fusion) for tensor in tensors]
+    most = ROUGH.get(chain.precision, ROUGHEST) if chain.device_model.endswith(".onnx") else ROUGHEST
+    fusion = compared("fusion", other, expected, float("inf"), "%s against %s, as the model has it" % (
+        other_fusion, chain.model.fusion))
+    try:
+        results = read_results(chain.result_path, chain.labels, chain.protocol.classes)
+    except FileNotFoundError as error:
+        gone = "%s is missing" % error.filename
+        return [Row("device", UNCHECKED, None, None, 0, gone), Row("text", UNCHECKED, None, None, 0, gone), fusion]
+    except UserError as error:
+        return [Row("device", DEPARTS, None, None, 0, "%s%s" % (error, overflow(chain, tensors))),
+                Row("text", UNCHECKED, None, None, 0, "the results cannot be read"), fusion]
+    given, digits = [results[index] for index in indices], decimals(chain)
+    most += 0 if digits is None else 0.5 * 10**-digits  # what the text may add is told by the next row
+    device = compared("device", given, expected, most, "the results against fp32 in ONNX Runtime")
+    if device.state == DEPARTS:
+        swapped = compared("fusion", given, other, most, "the results are fused by %s, and the model says %s" % (
+            other_fusion, chain.model.fusion))
+        if swapped.state == SAME:
+            device = device._replace(state=SAME, largest=swapped.largest, flips=swapped.flips)
+            fusion = fusion._replace(state=DEPARTS, text=swapped.text)
+        else:
+            device = device._replace(text=device.text + explain_results(chain, indices, expected, results, tensors, most))
+    return [device, check_text(digits, expected), fusion]
+
+
+def decimals(chain: Chain) -> Optional[int]:
+    """How many decimals the result files have; None where they are binary."""
+    files = [entry["outfiles"][0] for entry in read_summary(chain.result_path)["filesinfo"].values()]
+    if not files[0].lower().endswith(".txt"):
+        return None
+    path = os.path.join(chain.result_path[: -len("_summary.json")], os.path.basename(files[0]))
+    with open(path if os.path.exists(path) else files[0], encoding="ascii", errors="replace") as file:
+        return max([len(found) for found in re.findall(r"\.(\d+)", file.read(1 << 16))] + [0])
+
+
+def check_text(digits: Optional[int], expected: List[np.ndarray]) -> Row:
+    """What rounding to the decimals of the result files changes."""
+    if digits is None:
+        return Row("text", SAME, 0.0, 0, len(expected), "the results are kept in binary")
+    row = compared("text", [answer.round(digits) for answer in expected], expected, 1e-6, "decimals: %d" % digits)
+    return row if row.flips else row._replace(text=row.text + ", no answer hangs on them")
+
+
+def explain_results(chain: Chain, indices: List[int], expected: List[np.ndarray], results: Dict[int, np.ndarray],
+                    tensors: List[np.ndarray], most: float) -> str:
+    """Why results are not those of their videos, in words: shuffled, of an older model, an overflow of fp16."""
+    order = sorted(results)
+    table = np.stack([results[index] for index in order])
+    found = [order[int(np.abs(table - answer).max(1).argmin())] for answer in expected]
+    near = [float(np.abs(results[place] - answer).max()) <= most for place, answer in zip(found, expected)]
+    if all(near) and found != indices:
+        pairs = ", ".join("video %d's is that of %d" % pair for pair in zip(found, indices) if pair[0] != pair[1])
+        return ": the results are shuffled (the result under %s)" % pairs
+    device = chain.device_model
+    if os.path.exists(device) and os.path.getmtime(device) < os.path.getmtime(chain.model.path) - 1:
+        return ": %s is older than %s, from which it has to be made; make it again" % (
+            os.path.basename(device), os.path.basename(chain.model.path))
+    spilt = overflow(chain, tensors)
+    return spilt or ": as if of another model; was it made from %s?" % os.path.basename(chain.model.path)
+
+
+def overflow(chain: Chain, tensors: List[np.ndarray]) -> str:
+    """The first layer whose values are beyond fp16, in words; empty if there is none."""
+    import onnx
+
+    model = one_view(chain.model)
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(value) for node in model.graph.node
+                              for value in node.output if node.op_type == "Conv")
+    runner = session(model, chain.model.path, optimise=False, arena=False)
+    names = [output.name for output in runner.get_outputs()]
+    view = tensors[0].reshape((-1,) + chain.protocol.view_shape)[0]
+    for name, values in zip(names[1:], runner.run(names, {"input": view})[1:]):
+        peak = float(np.abs(values).max())
+        if not peak <= FP16_MOST:
+            return ": a value of %s reaches %.0f, and fp16 ends at %.0f" % (name, peak, FP16_MOST)
+    return ""
+
+
+def read_own_list(chain: Chain) -> List[Clip]:
+    """The clips of the run's list, whatever their labels; empty if the list is not there."""
+    if not chain.ann_file or not os.path.exists(chain.ann_file):
+        return []
+    return read_list(chain.ann_file, chain.protocol._replace(classes=10 ** 6), chain.data_root)
+
+
+def unlike_the_list(chain: Chain, listed: Sequence[Clip]) -> str:
+    """Where the run's labels or sources are not those of its list, in words; empty if they are, or no list is there."""
+    known = sources(chain)
+    for index in sorted(chain.labels) if listed else ():
+        if index >= len(listed):
+            return "%s has %d videos, and the run a sample %d; is it the run's list?" % (chain.ann_file, len(listed), index)
+        clip = listed[index]
+        if clip.label != chain.labels[index]:
+            return "%s, line %d says %d, and the info file says %d of sample %d; preprocess again" % (
+                chain.ann_file, clip.line, clip.label, chain.labels[index], index)
+        if clip.source != known[index]:
+            return "%s, line %d is %s, and sample %d was made of %s: the list is in another order; preprocess again" % (
+                chain.ann_file, clip.line, clip.source, index, known[index])
+    return ""
+
+
+def check_labels(chain: Chain, listed: Sequence[Clip]) -> Row:
+    """Do the labels belong to the results: those of the list, or with an offset, or in another order?"""
+    unlike = unlike_the_list(chain, listed)
+    if unlike:
+        return Row("labels", DEPARTS, None, None, len(listed), unlike)
+    try:
+        results = read_results(chain.result_path, chain.labels, chain.protocol.classes)
+    except (UserError, FileNotFoundError):
+        return Row("labels", UNCHECKED, None, None, 0, "the results cannot be read")
+    order = sorted(chain.labels)
+    truth = np.array([chain.labels[index] for index in order])
+    answers = np.array([int(results[index].argmax()) for index in order])
+    right = float((answers == truth).mean())
+    for offset, words in ((1, "lowered by one: are they counted from 1?"), (-1, "raised by one: was one taken from each?")):
+        other = float((answers == truth - offset).mean())
+        if other > right + GAIN:
+            return Row("labels", DEPARTS, None, None, len(order), "top-1 is %.4f as it is, and %.4f with all labels %s" % (
+                right, other, words))
+    learnt, other = permutation(truth, answers)
+    if learnt.any() and other > float((answers == truth)[learnt].mean()) + GAIN:
+        return Row("labels", DEPARTS, None, None, len(order), "top-1 is %.4f as it is, and %.4f with the classes in another "
+                   "order, found on the other half of the videos: are they numbered as the network was trained?" % (right, other))
+    explains = "no other numbering explains more" if learnt.any() else "no class has two videos, so no other order can be learnt"
+    return Row("labels", SAME, None, None, len(order), "top-1 is %.4f; %s%s" % (
+        right, explains, "; labels and videos are those of the list" if listed else ""))
+
+
+def permutation(truth: np.ndarray, answers: np.ndarray) -> Tuple[np.ndarray, float]:
+    """(the videos that it is measured on, bool; top-1 on them if each class is called what it is mostly answered as).
+
+    The naming is learnt on one half of each class's videos and measured on the other; a name is given once.
+    """
+    measured = np.zeros(len(truth), bool)
+    for number in np.unique(truth):
+        measured[np.flatnonzero(truth == number)[1::2]] = True
+    names: Dict[int, int] = {}
+    pairs, counts = np.unique(np.stack([truth, answers])[:, ~measured], axis=1, return_counts=True)
+    for place in np.argsort(-counts, kind="stable"):
+        label, answer = (int(value) for value in pairs[:, place])
+        if label not in names and answer not in names.values():
+            names[label] = answer
+    hits = [names.get(int(label)) == answer for label, answer in zip(truth[measured], answers[measured])]
+    return measured, float(np.mean(hits)) if hits else 0.0
+
+
+def missing_row(stage: str, path: str, what: str) -> Optional[Row]:
+    """The row of a stage that cannot be checked, as a file is missing; None if it is there."""
+    if path and os.path.exists(path):
+        return None
+    return Row(stage, UNCHECKED, None, None, 0, "%s is missing%s" % (path or what, "; name it" if not path else ""))
+
+
+def walk(chain: Chain, videos: int) -> Iterator[Row]:
+    """The stages of a run in their order, each checked on `videos` of its videos; see DEPARTS."""
+    listed = read_own_list(chain)
+    indices, networks = evenly(sorted(chain.labels), videos), Networks(chain)
+    source = missing_row("", source_path(chain, indices[0]), "the folder of the videos (--data_root)")
+    yield source._replace(stage="decoding") if source else check_decoding(chain, indices, networks)
+    yield source._replace(stage="tensors") if source else check_tensors(chain, indices, networks)
+    tensors, exported = [tensor_of(chain, index) for index in indices], []
+    missing = missing_row("export", chain.exported, "the exported graph (--exported)")
+    if missing is None:
+        exported = by_export(chain, tensors)
+        missing = missing_row("export", chain.checkpoint, "the checkpoint (--checkpoint)")
+    yield missing or check_export(chain, tensors, exported)
+    row, answers = check_surgery(chain, tensors, exported)
+    yield row
+    yield compared("one view", [networks.answer(tensor) for tensor in tensors], answers, EXACT,
+                   "view by view against the modified graph")
+    for row in check_device(chain, indices, tensors, networks):
+        yield row
+    yield check_labels(chain, listed)
+
+
+def first_departure(rows: Sequence[Row]) -> str:
+    """The verdict over the rows, in one line."""
+    found = next((row for row in rows if row.state == DEPARTS), None)
+    if found:
+        return "the first stage that departs is %s: %s" % (found.stage, found.text)
+    unchecked = [row.stage for row in rows if row.state == UNCHECKED]
+    return "no stage departs" + (" of those checked; not checked: " + ", ".join(unchecked) if unchecked else "")
+
+
+def agreement(chain: Chain, videos: int) -> Dict[str, Any]:
+    """What the results hold of `videos` of the run's videos, against fp32 in ONNX Runtime on this CPU, for JSON."""
+    results = read_results(chain.result_path, chain.labels, chain.protocol.classes)
+    networks, flipped, largest = Networks(chain), [], 0.0
+    indices = evenly(sorted(chain.labels), videos)
+    for index in indices:
+        exact = networks.answer(tensor_of(chain, index))
+        largest = max(largest, float(np.abs(exact - results[index]).max()))
+        if exact.argmax() != results[index].argmax():
+            flipped.append({"id": index, "device": int(results[index].argmax()), "fp32": int(exact.argmax()),
+                            "fp32_probability": float(exact.max())})
+    return {"videos": len(indices), "flips": len(flipped), "largest_difference": largest, "flipped": flipped}
+
+
+def row_line(row: Optional[Row]) -> str:
+    """A row for a terminal; None gives the heading."""
+    if row is None:
+        return "%-10s %-12s %-10s %-8s" % ("stage", "", "largest", "flips")
+    flips = "" if row.flips is None else "%d of %d" % (row.flips, row.videos)
+    largest = "" if row.largest is None else "%.1e" % row.largest
+    return ("%-10s %-12s %-10s %-8s %s" % (row.stage, row.state, largest, flips, row.text)).rstrip()
+
+
+def rows_as_json(rows: Sequence[Row]) -> str:
+    """The rows and the verdict as JSON."""
+    listed = [dict(row._asdict(), largest=row.largest if row.largest is None or np.isfinite(row.largest) else None) for row in rows]
+    return json.dumps({"stages": listed, "verdict": first_departure(rows)}, indent=1) + "\n"

@@ -1,0 +1,265 @@
+"""The pages: a report, two runs compared, answers for one's own videos; each is one HTML file that needs no network.
+
+They are drawn from plain values alone, and equal values give equal bytes. Whatever comes from the data is escaped (Jinja2's
+autoescape, and a JSON of which no character can end a script); the page's own policy forbids every request and every script but
+its own.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import shlex
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+from tsm.cli import UserError, first_line
+from tsm.protocol import protocol_from
+from tsm.report.collect import rows, time_split
+from tsm.report.compare import chance
+from tsm.report.findings import name_of
+from tsm.report.gallery import KINDS, STRIP
+from tsm.report.reread import check_report
+from tsm.results import own_entry
+
+TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "templates")
+TITLES = {
+    "failures": ("Failures", "Wrong answers, the most certain first."),
+    "near_misses": ("Near misses", "The truth came second, by the smallest margin."),
+    "successes": ("Successes", "Right answers, drawn at random by a fixed seed."),
+}
+WIDTH, HEIGHT = 320, 170  # of a chart, in its own units
+HEATS = 5
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share 0..1 as `62.5 %`, with a thin space that does not break."""
+    return "%.*f\u202f%%" % (digits, 100 * share)
+
+
+def as_json(value: Any) -> str:
+    """JSON that may stand inside a script element: no character in it can end the script or its lines."""
+    return re.sub("[<>&]", lambda found: "\\u%04x" % ord(found.group()), json.dumps(value, separators=(",", ":"), allow_nan=False))
+
+
+def draw(template: str, title: str, where: str, values: Callable[[], Dict[str, Any]]) -> str:
+    """The page of a template; UserError that names `where` if the values are not what it needs."""
+    try:
+        import jinja2
+    except ImportError:
+        raise UserError("%s: the page needs Jinja2; python3 -m pip install jinja2" % where)
+    from markupsafe import Markup
+
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    css, script = (Markup(loader.get_source(environment, name)[0]) for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    try:
+        page = environment.get_template(template).render(
+            values(), title=title, css=css, script=script, script_hash=Markup("sha256-" + digest), percent=percent)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, jinja2.UndefinedError) as error:
+        raise UserError("%s: is damaged or of another version (%s); make it again" % (where, first_line(error)))
+    return page.encode("utf-8", "backslashreplace").decode()  # a file's name may hold bytes that are not UTF-8
+
+
+def report_page(report: Dict[str, Any], where: str) -> str:
+    """The page of a report, as report.json holds it; `where` names it in errors."""
+    check_report(report, where)
+    return draw("report.html.j2", "TSM: " + subject(report), where, lambda: report_values(report))
+
+
+def compare_page(found: Dict[str, Any], where: str) -> str:
+    """The page of a comparison, as tsm.compare.compare() gives it."""
+    return draw("compare.html.j2", "TSM: two runs", where, lambda: {
+        "r": found, "name": lambda number: name_of(number, found["names"]), "chance": chance(found["mcnemar"]["p"])})
+
+
+def predict_page(found: Dict[str, Any], where: str) -> str:
+    """The page of the answers of TSM_predict.py: {model, engine, precision, views, inputs: of as_cards()}."""
+    return draw("predict.html.j2", "TSM: " + found["model"], where, lambda: {"r": found})
+
+
+def subject(report: Dict[str, Any]) -> str:
+    """What the report is of: the checkpoint's name, or the model's."""
+    model, arguments = report.get("model"), report.get("arguments")
+    name = (model.get("tsm.checkpoint") if isinstance(model, dict) else None) or (
+        arguments.get("model") if isinstance(arguments, dict) else None)
+    return os.path.basename(str(name or "model"))
+
+
+def report_values(report: Dict[str, Any]) -> Dict[str, Any]:
+    """What the template of a report is given."""
+    names, found, accuracy = report["names"], report["findings"], report["accuracy"]
+    low, high = accuracy["top1_interval_95"]
+    published = report["published"]["top1_acc"] if report["published"] else None
+    longest = max([entry["seconds"] for entry in report["stages"].values()] + [1e-9])
+    split = time_split(report)
+    total = sum(ms for _, ms in split) or 1
+    values: Dict[str, Any] = {
+        "r": report, "accuracy": accuracy, "found": found, "subject": subject(report), "low": low, "high": high,
+        "name": lambda number: name_of(number, names), "views": protocol_from(report["protocol"], "report.json").views,
+        "engine": own_entry(report["inference"]).get("engine"), "workers": own_entry(report["inference"]).get("workers") or [],
+        "published": published,
+        "speeds": sorted((int(batch), speed) for batch, speed in report["throughput"].items()),
+        "speed_rows": [row[:2] + row[4:] for row in rows(report) if row[4]],
+        "split": [(what, ms, ms / total) for what, ms in split],
+        "stages": [(name, entry["seconds"], entry["seconds"] / longest, entry["peak_mb"])
+                   for name, entry in report["stages"].items()],
+        "facts": facts(report), "commands": commands(report), "charts": {}, "chance": chance,
+    }
+    if found:
+        values.update(found_values(found, names))
+    if report["latency"]:
+        values["charts"]["latency"] = latency_chart(report["latency"])
+    return values
+
+
+def found_values(found: Dict[str, Any], names: Optional[Sequence[str]]) -> Dict[str, Any]:
+    """What the template is given of the single videos and classes."""
+    from markupsafe import Markup
+
+    videos = found["videos"]
+    cards = []
+    for kind in KINDS:
+        entries = [dict(entry, **{key: videos[key][entry["place"]] for key in ("video", "label", "rank", "truth", "views_agree")})
+                   for entry in found["gallery"][kind]]
+        for entry in entries:
+            if entry["strip"] is not None and not re.match(re.escape(STRIP) + "[A-Za-z0-9+/=]*$", entry["strip"]):
+                raise ValueError("a film strip is no JPEG")
+        if entries:
+            cards.append((kind,) + TITLES[kind] + (entries,))
+    seen = sorted((row for row in found["classes"] if row["videos"]),
+                  key=lambda row: (row["right"] / row["videos"], -row["videos"], row["class"]))
+    data = {"names": [name_of(row["class"], names) for row in found["classes"]]}
+    data.update({key: videos[key] for key in ("video", "label", "answer", "rank")})
+    data.update({key: [round(value, 3) for value in videos[key]] for key in ("probability", "margin")})
+    return {
+        "cards": cards, "pictures": any(entry["strip"] for card in cards for entry in card[3]),
+        "problems": any(entry["problem"] for card in cards for entry in card[3]),
+        "wrong": sum(rank > 1 for rank in videos["rank"]), "seen": seen, "unseen": len(found["classes"]) - len(seen),
+        "any_reversed": any(pair["reversed"] for pair in found["pairs"]), "matrix": matrix(found["matrix"]),
+        "data": Markup(as_json(data)),
+        "charts": dict(confidence_charts(found["confidence"])),
+    }
+
+
+def matrix(small: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """The rows of the small confusion matrix: a letter, the class (None: all others), and cells with a heat 0..HEATS."""
+    numbers = small["classes"] + [None] * (len(small["counts"]) - len(small["classes"]))
+    wrong = [count for place, row in enumerate(small["counts"]) for other, count in enumerate(row) if place != other]
+    most = max(wrong + [1]).bit_length()
+    return [{"letter": "other" if number is None else chr(ord("A") + place), "number": number, "cells": [
+        {"count": count, "right": place == other and number is not None,
+         "heat": 0 if place == other or not count else max(1, -(-HEATS * count.bit_length() // most))}
+        for other, count in enumerate(row)]} for place, (number, row) in enumerate(zip(numbers, small["counts"]))]
+
+
+def facts(report: Dict[str, Any]) -> List[Tuple[str, str]]:
+    """What made the report: protocol, versions, digests."""
+    protocol, model, device = report["protocol"], report["model"], report["device"]
+    known = [("suite", report["version"]), ("device", device["name"]), ("precision", device["precision"]),
+             ("Python, machine", "%s, %s" % (device["python"], device["machine"])),
+             ("protocol", ", ".join("%s %s" % (key.replace("_", " "), " ".join(map(str, value)) if isinstance(
+                 value, (list, tuple)) else value) for key, value in protocol.items())),
+             ("checkpoint, SHA-256", report["checkpoint_sha256"] or "not known")]
+    known += [(key[len("tsm."):].replace("_", " "), model[key]) for key in sorted(model)
+              if key in ("tsm.source", "tsm.source_sha256", "tsm.rules", "tsm.target", "tsm.input_dtype", "tsm.version")]
+    return known + [("preprocessing: " + name, str(version)) for name, version in report["preprocessing_versions"].items()]
+
+
+def commands(report: Dict[str, Any]) -> List[str]:
+    """The commands of the stages, as they can be typed."""
+    return [" ".join(shlex.quote(str(word)) for word in entry["command"]) for entry in report["stages"].values()
+            if isinstance(entry.get("command"), list)]
+
+
+def svg(width: int, height: int, label: str, *parts: str) -> Any:
+    """An SVG picture; `parts` are markup made of numbers and of this module's own words alone."""
+    from markupsafe import Markup, escape
+
+    return Markup('<svg viewBox="0 0 %d %d" width="%d" height="%d" role="img" aria-label="%s">%s</svg>' % (
+        width, height, width, height, escape(label), "".join(parts)))
+
+
+def words(x: float, y: float, text: str, anchor: str = "middle", kind: str = "") -> str:
+    return '<text x="%.1f" y="%.1f" text-anchor="%s" class="%s">%s</text>' % (x, y, anchor, kind, text)
+
+
+def path(points: Sequence[Tuple[float, float]], kind: str) -> str:
+    return '<path class="%s" d="M%s"/>' % (kind, "L".join("%.1f %.1f" % point for point in points))
+
+
+def box(x: float, y: float, width: float, height: float, kind: str) -> str:
+    return '<rect class="%s" x="%.1f" y="%.1f" width="%.1f" height="%.1f"/>' % (kind, x, y, width, height)
+
+
+LEFT, RIGHT, TOP, BOTTOM = 34, 8, 8, 22  # margins of a chart
+
+
+def across(share: float) -> float:
+    return LEFT + share * (WIDTH - LEFT - RIGHT)
+
+
+def upwards(share: float) -> float:
+    return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+
+def axes(x_ticks: Sequence[Tuple[float, str]], y_ticks: Sequence[Tuple[float, str]]) -> List[str]:
+    """Lines across the chart at `y_ticks`, labels at both; (share of the side, label)."""
+    parts = [path([(across(0), upwards(share)), (across(1), upwards(share))], "axis") for share, _ in y_ticks]
+    parts += [words(across(0) - 6, upwards(share) + 4, text, "end") for share, text in y_ticks]
+    return parts + [words(across(share), HEIGHT - 5, text) for share, text in x_ticks]
+
+
+def dot(x: float, y: float, radius: float) -> str:
+    """A dot at shares of the sides."""
+    return '<circle class="fill" cx="%.1f" cy="%.1f" r="%.1f"/>' % (across(x), upwards(y), radius)
+
+
+FIFTHS = [(number / 4, "%.2g" % (number / 4)) for number in range(5)]
+PERCENTS = [(number / 4, "%d" % (25 * number)) for number in range(5)]
+
+
+def confidence_charts(facts: Dict[str, Any]) -> Dict[str, Any]:
+    """The three charts of the probabilities."""
+    right, wrong = facts["right"], facts["wrong"]
+    most = max([a + b for a, b in zip(right, wrong)] + [1])
+    step = 1 / len(right)
+    bars = []
+    for place, (a, b) in enumerate(zip(right, wrong)):
+        x, width = across(place * step) + 0.5, (across(step) - across(0)) - 1
+        for count, base, kind in ((a, 0, "fill"), (b, a, "rest")):
+            if count:
+                top, bottom = upwards((base + count) / most), upwards(base / most)
+                bars.append(box(x, top, width, bottom - top, kind))
+    points = [(row["probability"], row["right"], row["videos"]) for row in facts["reliability"]]
+    largest = max(count for _, _, count in points)
+    dots = [dot(p, share, 2 + 4 * (count / largest) ** 0.5) for p, share, count in points]
+    curve = facts["coverage"]
+    floor = min(0.75, int(4 * min(share for _, share in curve)) / 4)
+    ticks = [(number / 4, "%g" % (100 * (floor + (1 - floor) * number / 4))) for number in range(5)]
+    return {
+        "histogram": svg(WIDTH, HEIGHT, "Histogram of the answers' probabilities",
+                         *(axes(FIFTHS, [(0, "0"), (1, "%d" % most)]) + bars)),
+        "reliability": svg(WIDTH, HEIGHT, "Share that is right by probability", *(axes(FIFTHS, PERCENTS) + [
+            path([(across(0), upwards(0)), (across(1), upwards(1))], "dash"),
+            path([(across(p), upwards(share)) for p, share, _ in points], "line")] + dots)),
+        "coverage": svg(WIDTH, HEIGHT, "Accuracy of the most certain videos", *(axes(PERCENTS, ticks) + [
+            path([(across(part), upwards((share - floor) / (1 - floor))) for part, share in curve], "line"),
+            dot(curve[-1][0], (curve[-1][1] - floor) / (1 - floor), 3)])),
+    }
+
+
+def latency_chart(facts: Dict[str, Any]) -> Any:
+    """Histogram of the batches' times with p50, p90 and p99."""
+    low, high, most = facts["low"], facts["high"], max(facts["bins"])
+    step = 1 / len(facts["bins"])
+    parts = axes([(share, "%.4g" % (low + share * (high - low))) for share in (0, 0.5, 1)], [(0, "0"), (1, "%d" % most)])
+    for place, count in enumerate(facts["bins"]):
+        if count:
+            parts.append(box(across(place * step) + 0.5, upwards(count / most), across(step) - across(0) - 1,
+                             upwards(0) - upwards(count / most), "rest"))
+    for name in ("p50", "p90", "p99"):
+        share = min(1.0, (facts[name] - low) / (high - low))
+        parts.append(path([(across(share), upwards(0)), (across(share), upwards(1))], "line" if name == "p50" else "mark"))
+    return svg(WIDTH, HEIGHT, "Histogram of the batches' times in ms", *parts)
