@@ -33,7 +33,8 @@ VIDEO_DECODER = "OpenCV " + cv2.__version__ if decord is None else "decord " + d
 JPEG_DECODER = "OpenCV " + cv2.__version__ if simplejpeg is None else "simplejpeg " + simplejpeg.__version__
 JPEG_QUALITY = 95  # of the frames that extract() makes
 MAX_ASPECT = 16  # long side / short side
-VIDEO_SUFFIXES = (".webm", ".mp4", ".avi", ".mkv", ".mov", ".m4v")  # the dataset's own first
+VIDEO_SUFFIXES = (".webm", ".mp4", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".asf", ".3gp",
+                  ".flv", ".gif", ".vob", ".ogv")  # the dataset's own first
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _MAX_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])
 _DECODER_ERRORS = (cv2.error, RuntimeError, IndexError) + (
