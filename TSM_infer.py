@@ -117,7 +117,6 @@ def main() -> None:
         inputs = list_inputs(args.input)
         check_protocol(inputs, model.protocol, model.dtype, args.model)
         files = inputs.files
-    folder = results_folder(args) if args.output and files else ""
     computing = computing_of(args, model.path)
     engine, int8 = open_engine(model, computing)
     way = "%s views at a time, fused by %s" % (engine.streams, model.fusion) if model.fusion else "the whole batch at a time"
@@ -150,6 +149,7 @@ def main() -> None:
         agree[result_name(files[number])] = votes.tolist()
 
     infer(engine, model, batches[:1] * args.warmup_count, read, 1, lambda number, output: None)
+    folder = results_folder(args) if args.output and files else ""  # only now: a run that cannot begin leaves an earlier one whole
     times, waits = infer(engine, model, batches, read, loop, done, "inference", voted if files else None)
 
     facts = dict(about(engine, model, args.precision, int8), views_agree=agree or None)

@@ -91,10 +91,10 @@ def test_loop_and_pure_inference(works, tmp_path, tiny, rows):
 
 
 @pytest.mark.parametrize("damage, says", [
-    (lambda folder: (folder / "in/3.bin").write_bytes(b"12345"), "3.bin"),
-    (lambda folder: (folder / "in/3.bin").write_bytes(b""), "3.bin"),
-    (lambda folder: (folder / "in/3.bin").write_bytes(b"0" * 5 * WIDTH * 4), "3.bin"),
-    (lambda folder: np.full(WIDTH, np.nan, np.float32).tofile(str(folder / "in/3.bin")), "not finite"),
+    (lambda folder: (folder / "in/9.bin").write_bytes(b"12345"), "9.bin"),
+    (lambda folder: (folder / "in/9.bin").write_bytes(b""), "9.bin"),
+    (lambda folder: (folder / "in/9.bin").write_bytes(b"0" * 5 * WIDTH * 4), "9.bin"),
+    (lambda folder: np.full(WIDTH, np.nan, np.float32).tofile(str(folder / "in/9.bin")), "not finite"),
     (lambda folder: (folder / "in/3.1.bin").write_bytes(b"0" * WIDTH * 4), "same name"),
     (lambda folder: (folder / "tiny.onnx").write_bytes(b"no model"), "tiny.onnx"),
     (lambda folder: (folder / "tiny.onnx").write_bytes((folder / "tiny.onnx").read_bytes()[:-20]), "tiny.onnx"),
@@ -108,6 +108,17 @@ def test_what_is_wrong_is_named_and_no_summary_is_left(fails, works, tmp_path, t
     assert says in fails("TSM_infer.py", *ARGS, cwd=tmp_path)
     if (tmp_path / "tiny.onnx").exists() and (tmp_path / "tiny.onnx").read_bytes() != b"no model" and says.endswith(".bin"):
         assert not (tmp_path / "res/out_summary.json").exists()
+
+
+@pytest.mark.parametrize("model, more", [
+    ("thin", ("--precision", "int8", "--int8_model", "none.xml")), ("tiny.onnx", ("--precision", "int8")),
+    ("tiny.onnx", ("--precision", "bf16", "--backend", "onnxruntime")), ("x.onnx", ()), ("tiny.onnx", ("--input", "in/0.bin,in/99.bin")),
+])
+def test_a_run_that_cannot_begin_leaves_a_finished_one_finished(fails, works, thin_onnx, tmp_path, tiny, rows, model, more):
+    works("TSM_infer.py", *ARGS, cwd=tmp_path)
+    before = {path: path.read_bytes() for path in (tmp_path / "res").rglob("*") if path.is_file()}
+    fails("TSM_infer.py", *ARGS, "--model", thin_onnx if model == "thin" else model, *more, cwd=tmp_path)
+    assert len(before) == 12 and before == {path: path.read_bytes() for path in (tmp_path / "res").rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("args", [("--outfmt", "txt"), ("--loop", "0"), ("--warmup_count", "-1"), ("--precision", "fp64"), ()])
