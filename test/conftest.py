@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
@@ -18,14 +19,26 @@ def repo():
 
 
 @pytest.fixture(scope="session")
-def run():
-    """run(script, *args, cwd) -> CompletedProcess with text; a .sh runs under bash, a .py under this Python."""
+def server(tmp_path_factory):
+    """The process that those of scripts are forked from."""
+    made = forked.Server(tmp_path_factory.mktemp("server"))
+    yield made
+    made.close()
 
-    def run(script, *args, cwd, timeout=600, env=None):
-        path = REPO / script
-        command = ["bash", str(path)] if path.suffix == ".sh" else [sys.executable, str(path)]
+
+@pytest.fixture(scope="session")
+def run(server):
+    """run(script, *args, cwd) -> CompletedProcess with text; a .sh runs under bash, a .py under this Python.
+
+    A .py is forked, not started, unless `process` is true or `env` holds what Python reads when it starts.
+    """
+
+    def run(script, *args, cwd, timeout=600, env=None, process=False):
+        words, env = [str(REPO / script)] + [str(arg) for arg in args], dict(os.environ, **(env or {}))
+        if words[0].endswith(".py") and not process and server.serves(env):
+            return server.run(words, str(cwd), env, timeout)
         return subprocess.run(
-            command + [str(arg) for arg in args], cwd=str(cwd), timeout=timeout, env=dict(os.environ, **(env or {})),
+            ["bash" if words[0].endswith(".sh") else sys.executable] + words, cwd=str(cwd), timeout=timeout, env=env,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
         )
 

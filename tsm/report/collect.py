@@ -258,7 +258,7 @@ def time_split(report: Dict[str, Any]) -> List[List[Any]]:
 
 def rows(report: Dict[str, Any]) -> List[List[str]]:
     """The cells of the closing table; the first row is the heading. Published figures follow where they belong to this run."""
-    accuracy, published, npu = report["accuracy"], report["published"], report["device"]["kind"] == "npu"
+    accuracy, figure, npu = report["accuracy"], report["published"], report["device"]["kind"] == "npu"
     videos, skipped = accuracy["videos"], accuracy["skipped"]
     over = "%d of %d" % (videos, videos + skipped) if skipped else str(videos)
     cells = [["device", "batch size", "dataset", "top-1 / top-5", "videos per second"]]
@@ -266,10 +266,10 @@ def rows(report: Dict[str, Any]) -> List[List[str]]:
         measured = "%.4f / %.4f" % (accuracy["top1_acc"], accuracy["top5_acc"]) if batch == report["batch_size"] else ""
         speed = report["throughput"].get(str(batch))
         cells.append([report["device"]["name"], str(batch), over + " videos", measured, "" if speed is None else "%.2f" % speed])
-    if published:
-        top5 = "" if published["top5_acc"] is None else " / %.4f" % published["top5_acc"]
-        cells.append(["published: " + published["source"], "", published["data"], "%.4f%s" % (published["top1_acc"], top5), ""])
-    if npu or published and published["source"] == published.GUIDE:
+    if figure:
+        top5 = "" if figure["top5_acc"] is None else " / %.4f" % figure["top5_acc"]
+        cells.append(["published: " + figure["source"], "", figure["data"], "%.4f%s" % (figure["top1_acc"], top5), ""])
+    if npu or figure and figure["source"] == published.GUIDE:
         alike = protocol_from(report["protocol"], "the report").video_shape == SSV2.video_shape
         cells += [["published: Atlas 310P3, ResNet-50", str(batch), "", "", "%.2f" % ATLAS_THROUGHPUT[batch]]
                   for batch in sorted(ATLAS_THROUGHPUT) if alike and (npu or batch == 1)]
