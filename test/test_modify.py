@@ -286,6 +286,19 @@ def test_another_batch_size_of_a_modified_model_carries_its_proof(specimens, mod
     assert onnx.load(str(tmp_path / "carried.onnx")) == onnx.load(str(tmp_path / "exported.onnx"))
 
 
+@pytest.mark.parametrize("options", [
+    ("--target", "cpu"), ("--target", "cpu", "--input_dtype", "uint8"), ("--fusion", "prob"), ("--target", "cpu", "--fusion", "prob")])
+def test_a_modified_model_says_by_itself_what_it_was_made_with(works, tmp_path, options):
+    """The README's command, without a flag, on what run_all.sh makes; and with the same flags once more."""
+    protocol = SSV2._replace(classes=5, size=64, segments=4)
+    onnx.save(build(small_trunk(5, stages=((8, 1),)), "cpu", protocol), str(tmp_path / "tsm_bs1.onnx"))
+    works("modify_onnx.py", "-m1", "tsm_bs1.onnx", "-m2", "tsm_new_bs1.onnx", *options, cwd=tmp_path)
+    works("modify_onnx.py", "-m1", "tsm_bs1.onnx", "-m2", "wanted.onnx", "-bs", 4, *options, cwd=tmp_path)
+    for more in ((), options):
+        works("modify_onnx.py", "-m1", "tsm_new_bs1.onnx", "-m2", "tsm_new_bs4.onnx", "-bs", 4, *more, cwd=tmp_path)
+        assert onnx.load(str(tmp_path / "tsm_new_bs4.onnx")) == onnx.load(str(tmp_path / "wanted.onnx"))
+
+
 def _relu_out(model):
     """The last Relu is gone: still a graph that the suite could have written, of another network."""
     node = next(node for node in model.graph.node if node.name == "layer4.2.relu")
@@ -339,15 +352,17 @@ def _forget(key):
     (_forget("tsm.proof"), (), "one.onnx: has no proof of the graphs"),
     (lambda model: set_metadata(model, {"tsm.proof": "{"}), (), "one.onnx: has no proof of the graphs"),
     (lambda model: set_metadata(model, {"tsm.proof": "[[]]"}), (), "one.onnx: has no proof of the graphs"),
-    (lambda model: None, ("--fusion", "prob"), "was made with --fusion score, not prob"),
-    (lambda model: None, ("--target", "ascend"), "was made with --target cpu, not ascend"),
+    (lambda model: None, ("--fusion", "prob"), "was made with --fusion score, not prob; leave out --fusion, or"),
+    (lambda model: None, ("--target", "ascend"), "was made with --target cpu, not ascend; leave out --target, or"),
+    (lambda model: None, ("--input_dtype", "uint8"), "was made with --input_dtype float32, not uint8; leave out --input_dtype"),
+    (lambda model: set_metadata(model, {"tsm.target": "gpu"}), (), "one.onnx: not as modify_onnx.py wrote it (its target is 'gpu')"),
 ])
 def test_a_modified_model_that_was_changed_is_refused(modified, fails, tmp_path, change, options, says):
     model = onnx.ModelProto()
     model.CopyFrom(modified["builtin"][0])
     change(model)
     onnx.save(model, str(tmp_path / "one.onnx"))
-    line = fails("modify_onnx.py", "-m1", "one.onnx", "-m2", "new.onnx", "--target", "cpu", *options, cwd=tmp_path)
+    line = fails("modify_onnx.py", "-m1", "one.onnx", "-m2", "new.onnx", *options, cwd=tmp_path)
     assert says in line and "pass the exported model" in line
     assert [path.name for path in tmp_path.iterdir()] == ["one.onnx"]
 
@@ -564,11 +579,13 @@ def test_a_full_or_missing_folder_is_named(specimens, fails, tmp_path):
         subprocess.check_call(["umount", str(tmp_path / "small")])
 
 
-def test_usage(fails, tmp_path):
+def test_usage(fails, specimens, modified, tmp_path):
     assert "-m1" in fails("modify_onnx.py", "-m2", "new.onnx", cwd=tmp_path, status=2)
-    assert "uint8" in fails("modify_onnx.py", "-m1", "a", "-m2", "b", "--input_dtype", "uint8", cwd=tmp_path, status=2)
-    assert "--target ascend" in fails("modify_onnx.py", "-m1", "a", "-m2", "b", "--auto_optimizer", "--target", "cpu",
-                                      cwd=tmp_path, status=2)
+    model = specimens["builtin"]
+    assert "uint8" in fails("modify_onnx.py", "-m1", model, "-m2", "b", "--input_dtype", "uint8", cwd=tmp_path, status=2)
+    for options in (("-m1", model, "--target", "cpu"), ("-m1", model.parent / "builtin_new.onnx")):  # asked for, or the model's own
+        assert "--target ascend" in fails("modify_onnx.py", "-m2", "b", "--auto_optimizer", *options, cwd=tmp_path, status=2)
+    assert os.listdir(str(tmp_path)) == []
 
 
 @pytest.mark.parametrize("form", ["file", "one_view"])
