@@ -105,14 +105,15 @@ def proved_forms(trunk: Any, args: argparse.Namespace, protocol: Protocol) -> Tu
     return graphs, applied
 
 
-def surgery(exported: Any, args: argparse.Namespace, protocol: Protocol, scratch: str) -> Tuple[Any, Dict[str, str]]:
+def surgery(exported: Any, args: argparse.Namespace, protocol: Protocol, stated: bool, scratch: str) -> Tuple[Any, Dict[str, str]]:
     """(the trunk of the exported model, what the metadata say of how it was made and proved); prints that."""
     from tsm.model.proof import prove
-    from tsm.model.surgery import fold_constants, lift, read_source, weights_leave_inputs
+    from tsm.model.surgery import check_exported, fold_constants, lift, read_source, weights_leave_inputs
 
+    check_exported(exported, args.model1)
     rules = {"weights": weights_leave_inputs(exported)}
     folded, rules["fold"] = fold_constants(exported, args.model1, scratch)
-    source = read_source(folded, args.model1, protocol)
+    source = read_source(folded, args.model1, protocol, stated)
     trunk, counts = lift(source, protocol)
     graphs, applied = proved_forms(trunk, args, protocol)
     rules.update(counts, **applied)
@@ -169,16 +170,16 @@ def main() -> None:
         if modified:
             trunk = carry_over(given, args, protocol)
         else:
-            if "tsm.protocol" not in known and not args.protocol:
+            says = bool(args.protocol) or "tsm.protocol" in known
+            if not says:
                 print("%s: says nothing of its protocol; taken as %d segments, %d views, %d pixels" % (
                     args.model1, protocol.segments, protocol.views, protocol.size))
-            trunk, facts = surgery(given, args, protocol, part)
+            trunk, facts = surgery(given, args, protocol, says, part)
             known.update(facts)
         model, _ = write(trunk, args, protocol, args.batch_size)
         onnx.checker.check_model(model)
         settled = {"tsm." + key: getattr(args, key) for key in CHOICES}
-        made = {"tsm.version": __version__, "tsm.batch": str(args.batch_size), **settled}
-        set_metadata(model, {**known, **metadata(model), **made})
+        set_metadata(model, {**known, **metadata(model), **settled, "tsm.version": __version__, "tsm.batch": str(args.batch_size)})
         onnx.save(model, part)
     print("wrote %s: input %s %s, output [%d, %d], views fused by %s, for %s" % (
         args.model2, [args.batch_size] + list(protocol.video_shape), args.input_dtype, args.batch_size, protocol.classes,

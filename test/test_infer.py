@@ -127,6 +127,24 @@ def test_usage_errors_exit_2(fails, tmp_path, args):
     fails("TSM_infer.py", *(model + args), cwd=tmp_path, status=2)
 
 
+@pytest.mark.parametrize("op", ["Det", "Unheard"])
+def test_what_openvino_does_not_take_is_told_in_its_own_words(fails, tmp_path, tiny, op):
+    pytest.importorskip("openvino")
+    model = onnx.load(str(tmp_path / "tiny.onnx"))
+    model.graph.node[0].op_type, model.graph.node[0].input[:] = op, ["x"]
+    onnx.save(model, str(tmp_path / "tiny.onnx"))
+    line = fails("TSM_infer.py", "--model", "tiny.onnx", "--backend", "openvino", cwd=tmp_path)
+    assert "tiny.onnx: OpenVINO refuses it (No conversion rule found for operations: %s-11); try" % op in line
+
+
+@pytest.mark.parametrize("text, says", [
+    ("", "RuntimeError"), (" \n\n", "RuntimeError"), ("Exception from a.cpp:1:\nno memory\n\n", "no memory")])
+def test_an_openvino_error_of_any_form_says_something(text, says):
+    from tsm.infer.int8 import openvino_says
+
+    assert openvino_says(RuntimeError(text)) == says
+
+
 @pytest.fixture(scope="module")
 def tensors(works, repo, tmp_path_factory):
     """Three demo clips, preprocessed, with their manifest."""
@@ -161,6 +179,19 @@ def test_tsm_view_by_view_equals_the_whole_model(works, tensors, thin_onnx, tmp_
                        "four": ("-m", tmp_path / "four.onnx")}.items():
         assert np.abs(probabilities(works, tensors, name, *args) - whole).max() <= 1e-5, name
     assert json.loads((tensors / "res/four_summary.json").read_text())["NPU_compute_time"]["count"] == 1
+
+
+def test_a_model_of_another_dtype_is_not_fed_with_the_tensors(fails, tensors, tmp_path):
+    """A float16 input of two videos would take a float32 file as two samples."""
+    shape = [2, 48, 3, 256, 256]
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMean", ["x"], ["y"], axes=[1, 2, 3], keepdims=0)], "halved",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT16, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT16, [2, 256])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)])
+    onnx.save(model, str(tmp_path / "half.onnx"))
+    line = fails("TSM_infer.py", "-m", tmp_path / "half.onnx", "-i", "sthv2/preprocess_bin", cwd=tensors)
+    assert "its tensors are float32" in line and "takes float16; export it with an input of float32" in line
 
 
 def _flip(path):

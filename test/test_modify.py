@@ -496,6 +496,142 @@ def test_other_ways_to_write_the_same(works, tmp_path, change):
     works("modify_onnx.py", "-m1", "source.onnx", "-m2", "new.onnx", "--target", "cpu", cwd=tmp_path)
 
 
+ONE_VIEW = SSV2._replace(classes=5, size=64, sampling="uniform", crops="centre")  # as of UCF101 in the Ascend guide, but smaller
+
+
+SMALL = SSV2._replace(classes=5, size=64, segments=4)
+
+
+def exported_small(protocol=SMALL, stated=True, **facts):
+    model = build(small_trunk(5, stages=((8, 1),)), "cpu", protocol, **facts)
+    if not stated:
+        del model.metadata_props[:]
+    return model
+
+
+@pytest.mark.parametrize("protocol", [ONE_VIEW, ONE_VIEW._replace(sampling="twice", size=96), SSV2._replace(classes=5, size=64)])
+def test_a_network_of_another_test_is_told_of_its_protocol(works, fails, tmp_path, protocol):
+    """Other views or another size than Something-Something V2's, by an exporter that does not say so."""
+    onnx.save(exported_small(protocol, stated=False), str(tmp_path / "source.onnx"))
+    line = fails("modify_onnx.py", "-m1", "source.onnx", "-m2", "new.onnx", cwd=tmp_path)
+    shown = ", ".join(str(side) for side in (1,) + protocol.video_shape)
+    assert "its input is [%s], where 6 views of 8 frames are" % shown in line and "pass its test by --protocol" in line
+    (tmp_path / "protocol.json").write_text(json.dumps(protocol._asdict()))
+    works("modify_onnx.py", "-m1", "source.onnx", "-m2", "new.onnx", "--protocol", "protocol.json", cwd=tmp_path)
+    (tmp_path / "protocol.json").write_text(json.dumps(protocol._replace(segments=4)._asdict()))
+    line = fails("modify_onnx.py", "-m1", "source.onnx", "-m2", "no.onnx", "--protocol", "protocol.json", cwd=tmp_path)
+    assert "of 4 frames are" in line and "export it with --shape" in line and "pass its test" not in line
+
+
+def _average_clip(views, softmax):
+    """The views of a video fused in the graph, as mmdeploy writes it."""
+    def change(model):
+        nodes = model.graph.node
+        nodes[-1].output[0] = "scores"
+        nodes.append(helper.make_node("Reshape", ["scores", "sizes"], ["of_a_video"]))
+        model.graph.initializer.append(numpy_helper.from_array(np.array([-1, views, 5], np.int64), "sizes"))
+        if softmax:
+            nodes.append(helper.make_node("Softmax", ["of_a_video"], ["probabilities"], axis=2))
+        nodes.append(helper.make_node("ReduceMean", [nodes[-1].output[0]], ["output"], axes=[1], keepdims=0))
+        model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
+    return change
+
+
+@pytest.mark.parametrize("protocol, softmax", [(SSV2._replace(classes=5, size=64), True), (SSV2._replace(classes=5, size=64), False),
+                                               (ONE_VIEW, True)])
+def test_a_graph_that_fuses_its_views_is_told_what_to_pass(fails, tmp_path, protocol, softmax):
+    model = exported_small(protocol)
+    _average_clip(protocol.views, softmax)(model)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(tmp_path / "source.onnx"))
+    line = fails("modify_onnx.py", "-m1", "source.onnx", "-m2", "new.onnx", cwd=tmp_path)
+    assert "fuses the views of a video itself, as mmdeploy's" in line and "export the checkpoint by pytorch2onnx.py" in line
+
+
+def _half(model):
+    """All weights and the input in float16."""
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.float32:
+            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
+    for value in list(model.graph.input) + list(model.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+
+
+def _first_conv(model):
+    return next(node for node in model.graph.node if node.op_type == "Conv")
+
+
+def _cast_to(kind):
+    def change(model):
+        node = _first_conv(model)
+        model.graph.node.insert(0, helper.make_node("Cast", [node.input[1]], ["halved"], to=kind))
+        node.input[1] = "halved"
+    return change
+
+
+def _weights_as_constants(model):
+    _half(model)
+    for tensor in list(model.graph.initializer):
+        model.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
+        model.graph.initializer.remove(tensor)
+
+
+def _quantised(model):
+    """The input of the first convolution through QuantizeLinear and DequantizeLinear, as int8 graphs of any tool have it."""
+    node = _first_conv(model)
+    model.graph.initializer.extend([numpy_helper.from_array(np.float32(0.1), "step"), numpy_helper.from_array(np.int8(0), "middle")])
+    place = list(model.graph.node).index(node)
+    model.graph.node.insert(place, helper.make_node("DequantizeLinear", ["q", "step", "middle"], ["dq"]))
+    model.graph.node.insert(place, helper.make_node("QuantizeLinear", [node.input[0], "step", "middle"], ["q"], "quantise"))
+    node.input[0] = "dq"
+
+
+def _named(op, domain=""):
+    def change(model):
+        node = _first_conv(model)
+        node.op_type, node.domain, node.name = op, domain, "this_one"
+    return change
+
+
+def _other_way_round(model):
+    """As paddle.nn.functional.temporal_shift: the first channels back, the next ahead."""
+    for node in model.graph.node:
+        if node.op_type == "Pad":
+            ahead = "ints_0_m1_0_0_0_1_0_0"
+            node.input[1] = "ints_0_1_0_0_0_m1_0_0" if node.input[1] == ahead else ahead
+
+
+@pytest.mark.parametrize("change, says", [
+    (_half, "computes in float16 (Conv conv1); export the checkpoint in float32"),
+    (_weights_as_constants, "computes in float16 (Conv conv1)"),
+    (_cast_to(onnx.TensorProto.BFLOAT16), "computes in bfloat16 (Cast halved)"),
+    (_quantised, "is quantised (QuantizeLinear quantise); export the checkpoint in float32, and let TSM_quantise.py make int8"),
+    (_named("QLinearConv"), "is quantised (QLinearConv this_one)"), (_named("ConvInteger"), "is quantised (ConvInteger this_one)"),
+    (_named("DynamicQuantizeLinear"), "is quantised"), (_named("QGemm", "com.microsoft"), "is quantised"),
+    (_named("FusedConv", "com.microsoft"), "was optimised by ONNX Runtime (FusedConv this_one); pass the graph as it was exported"),
+    (_other_way_round, "the shift before layer1.0.conv1 is the other way round (the first 4 channels back, the next 4 ahead), as in"),
+])
+def test_what_became_of_an_export_is_named(fails, tmp_path, change, says):
+    model = exported_small(SMALL._replace(shift_div=2))
+    change(model)
+    onnx.save(model, str(tmp_path / "source.onnx"))
+    assert says in fails("modify_onnx.py", "-m1", "source.onnx", "-m2", "new.onnx", cwd=tmp_path)
+    assert os.listdir(str(tmp_path)) == ["source.onnx"]
+
+
+def test_weights_that_are_only_stored_in_float16_are_taken(works, tmp_path):
+    model = exported_small()
+    for node in [node for node in model.graph.node if node.op_type == "Conv"]:
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+        place = list(model.graph.node).index(node)
+        model.graph.node.insert(place, helper.make_node("Cast", [tensor.name], [tensor.name + "/32"], to=onnx.TensorProto.FLOAT))
+        node.input[1] = tensor.name + "/32"
+    onnx.save(model, str(tmp_path / "source.onnx"))
+    works("modify_onnx.py", "-m1", "source.onnx", "-m2", "new.onnx", "--target", "cpu", cwd=tmp_path)
+
+
 def test_a_trunk_of_constants_is_refused(fails, tmp_path):
     model = build(small_trunk(5, stages=((8, 1),)), "cpu", SSV2._replace(classes=5, size=64, segments=4))
     next(node for node in model.graph.node if node.name == "conv1").input[0] = "image"

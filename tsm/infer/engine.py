@@ -17,7 +17,7 @@ import numpy as np
 
 from tsm import __version__
 from tsm.cli import UserError, first_line, non_negative, positive
-from tsm.infer.int8 import int8_file, read_int8
+from tsm.infer.int8 import int8_file, openvino_says, read_int8
 from tsm.infer.tensors import reading_ahead
 from tsm.machine import cores, peak_memory
 from tsm.model.offline import Offline, one_view
@@ -71,7 +71,7 @@ def openvino_engine(network: Any, path: str, precision: str, streams: int) -> En
             network = core.read_model(network.SerializeToString())
         compiled = core.compile_model(network, "CPU", config)
     except RuntimeError as error:
-        raise UserError("%s: OpenVINO refuses it (%s)" % (path, first_line(str(error).splitlines()[-1], 200)))
+        raise UserError("%s: OpenVINO refuses it (%s); try --backend onnxruntime" % (path, openvino_says(error)))
     requests = ov.AsyncInferQueue(compiled, streams)
     requests.set_callback(lambda request, take: take(request.get_output_tensor(0).data.copy()))
 

@@ -28,6 +28,13 @@ def weights_file(path: str) -> str:
     return path[: -len(".xml")] + ".bin"
 
 
+def openvino_says(error: Exception) -> str:
+    """The line of an OpenVINO error that says what is wrong: the last of its summary, or of all."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    summary = [line[3:] for line in lines if line.startswith("-- ")]
+    return first_line((summary or lines or [type(error).__name__])[-1])
+
+
 def calibration_view(video: np.ndarray, number: int, protocol: Protocol) -> np.ndarray:
     """The view [segments, 3, size, size] that the video [frames, 3, size, size] of this number is calibrated by.
 
@@ -82,7 +89,7 @@ def write_int8(path: str, network: Any, view: Any, views: List[np.ndarray]) -> N
         os.replace(weights_file(part), weights_file(path))
         os.replace(part, path)
     except RuntimeError as error:
-        raise UserError("%s: cannot be written (%s)" % (path, first_line(str(error).splitlines()[-1])))
+        raise UserError("%s: cannot be written (%s)" % (path, openvino_says(error)))
     finally:
         for left in (part, weights_file(part)):
             if os.path.exists(left):
@@ -104,7 +111,7 @@ def read_int8(path: str, view: Any, model: str) -> Tuple[Any, Dict[str, str]]:
         network = ov.Core().read_model(path) if facts else None
     except (ElementTree.ParseError, RuntimeError) as error:
         raise UserError("%s: not TSM_quantise.py's, or damaged (%s); %s"
-                        % (path, first_line(str(error).strip().splitlines()[-1], 100), remedy))
+                        % (path, openvino_says(error), remedy))
     if facts.get("view_sha256") != one_view_digest(view):
         raise UserError("%s: was not made from the network (or --input_dtype) of %s; %s" % (path, model, remedy))
     return network, facts

@@ -57,15 +57,16 @@ def list_inputs(given: str) -> Inputs:
 
 def check_protocol(inputs: Inputs, protocol: Optional[Protocol], dtype: np.dtype, model: str) -> None:
     """UserError unless the tensors were made as the model at `model` wants them; what is not known is not compared."""
-    if inputs.protocol is None or protocol is None:
+    if inputs.protocol is None:
         return
-    differs = differences(inputs.protocol, protocol)
+    differs = differences(inputs.protocol, protocol) if protocol else ""
     if differs:
         raise UserError("%s: its tensors are not of the protocol of %s (%s); preprocess the videos for this model"
                         % (inputs.manifest, model, differs))
     if inputs.dtype != dtype.name:
-        raise UserError("%s: its tensors are %s, %s takes %s; run TSM_preprocess.py --dtype %s, or modify_onnx.py "
-                        "--input_dtype %s" % (inputs.manifest, inputs.dtype, model, dtype, dtype, inputs.dtype))
+        remedy = "run TSM_preprocess.py --dtype %s, or modify_onnx.py --input_dtype %s" % (dtype, inputs.dtype)
+        raise UserError("%s: its tensors are %s, %s takes %s; %s" % (inputs.manifest, inputs.dtype, model, dtype, remedy if protocol else
+                                                                    "export it with an input of %s" % inputs.dtype))
 
 
 def read_tensor(path: str, shape: Tuple[int, ...], dtype: np.dtype, entry: Optional[Dict[str, Any]]) -> np.ndarray:

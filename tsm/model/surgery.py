@@ -6,6 +6,7 @@ what TSM defines there, so the exporter's idiom does not matter. lift() walks th
 
 import collections
 import os
+import re
 import tempfile
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
@@ -22,6 +23,8 @@ TOLERANCE = 1e-5  # of the head, relative to the largest class score
 MOST_PIXELS = 2 * SSV2.frames * SSV2.size ** 2  # of a test video; 80 frames of 224 pixels, two thirds of it, take 2.2 GB with ResNet-50
 TRUNK_OPS = ("Conv", "MaxPool", "Add")
 CLAMPS = ("Relu", "Clip", "Max", "Min")
+QUANTISED = re.compile("Q[A-Z]|Q?(uantize|Dequantize|DynamicQuantize)Linear|.*Integer$")  # QLinearConv, QGemm, ConvInteger, ...
+HALVES = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
 UNBOUNDED = 3e38  # some exporters write float32's largest value for no bound
 
 
@@ -61,6 +64,25 @@ def few_views(protocol: Protocol) -> Protocol:
     fewer = [protocol._replace(sampling=sampling, crops=crops) for sampling in SAMPLINGS for crops in CROPS]
     fitting = [few for few in fewer if few.frames * few.size ** 2 <= MOST_PIXELS]
     return max(fitting, key=lambda few: few.views) if fitting else min(fewer, key=lambda few: few.views)
+
+
+def check_exported(model: onnx.ModelProto, path: str) -> None:
+    """UserError where a graph is not the network in float32, as exporters write it, but a quantised, halved or optimised one."""
+    constants = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    constants.update((node.output[0], given.t.data_type) for node in model.graph.node if node.op_type == "Constant"
+                     for given in node.attribute if given.name == "value")
+    for node in model.graph.node:
+        name = "%s %s" % (node.op_type, node.name or node.output[0])
+        kinds = [constants.get(value, TensorProto.FLOAT) for value in node.input[1:2]] if node.op_type == "Conv" else (
+            [attributes(node).get("to")] if node.op_type == "Cast" else [])
+        if QUANTISED.match(node.op_type):
+            raise UserError("%s: is quantised (%s); export the checkpoint in float32, and let TSM_quantise.py make int8 of the modified "
+                            "model" % (path, name))
+        if HALVES.intersection(kinds):
+            raise UserError("%s: computes in %s (%s); export the checkpoint in float32, from which ATC makes float16 by itself"
+                            % (path, TensorProto.DataType.Name(HALVES.intersection(kinds).pop()).lower(), name))
+        if node.domain.startswith("com.microsoft"):
+            raise UserError("%s: was optimised by ONNX Runtime (%s); pass the graph as it was exported" % (path, name))
 
 
 def weights_leave_inputs(model: onnx.ModelProto) -> int:
@@ -115,8 +137,11 @@ def free_first_sizes(model: onnx.ModelProto) -> None:
             node.input[1] = name
 
 
-def read_source(model: onnx.ModelProto, path: str, protocol: Protocol) -> Source:
-    """The lookups of a folded model; UserError where its input is not a batch of the protocol's videos."""
+def read_source(model: onnx.ModelProto, path: str, protocol: Protocol, stated: bool = True) -> Source:
+    """The lookups of a folded model; UserError where its input is not a batch of the protocol's videos, in float32.
+
+    Args: stated: whether the protocol is the model's own, or one that was named for it, and not only the default.
+    """
     facts, wanted = signature(model, path), protocol.video_shape
     shape, shown = facts.shape, ", ".join(str(side) for side in facts.shape)
     remedy = "export it with --shape %s" % " ".join(str(side) for side in (1,) + wanted)
@@ -125,6 +150,8 @@ def read_source(model: onnx.ModelProto, path: str, protocol: Protocol) -> Source
             raise UserError("%s: its batch is not fixed (%s); %s" % (path, shape[0], remedy))
         raise UserError("%s: its input is not fixed ([%s]); %s" % (path, shown, remedy))
     if shape[1:] != wanted or shape[0] < 1:
+        if not stated and len(shape) == 5 and shape[2] == 3 and shape[3] == shape[4]:  # videos of other views or another size
+            remedy = "pass its test by --protocol (TSM_checkpoint.py CHECKPOINT --config CONFIG writes that file), or " + remedy
         raise UserError("%s: its input is [%s], where %d views of %d frames are [batch, %s]; %s" % (
             path, shown, protocol.views, protocol.segments, ", ".join(map(str, wanted)), remedy))
     if facts.dtype != np.float32:
@@ -255,6 +282,9 @@ def check_shift(part: Part, protocol: Protocol, batch: int) -> None:
     out = evaluate(part, x)
     if np.array_equal(out, shifted(x, segments, fold)):
         return
+    if np.array_equal(out, shifted(x[::-1], segments, fold)[::-1]):
+        raise UserError("%s: the shift before %s is the other way round (the first %d channels back, the next %d ahead), as in "
+                        "PaddlePaddle's TSM; pass one trained by mmaction2 or MIT's code" % (part.source.path, part.place, fold, fold))
     found = "another shape, %s" % list(out.shape)
     if out.shape == x.shape:
         ahead = sum(np.array_equal(out[: segments - 1, c], x[1:segments, c]) for c in range(channels))
@@ -278,11 +308,11 @@ def check_head(part: Part, protocol: Protocol, batch: int) -> Tuple[np.ndarray, 
     features = np.random.RandomState(2).standard_normal((rows * protocol.segments,) + part.shape).astype(np.float32)
     scores = features.mean((2, 3)) @ weight.T + bias
     scores = scores.reshape(rows, protocol.segments, -1).mean(1)
-    if part.nodes[-1].op_type == "Softmax":
-        scores = softmax(scores)
-    out = evaluate(part, features)
-    if out.shape == (batch, len(weight)) and rows != batch:
-        raise UserError("%s: its views are fused already; pass the exported model, not a modified one" % path)
+    out, probabilities, ends_in = evaluate(part, features), softmax(scores), part.nodes[-1].op_type
+    if out.shape == (batch, len(weight)) and (rows != batch or ends_in != "Softmax" and np.allclose(out, probabilities, atol=TOLERANCE)):
+        raise UserError("%s: fuses the views of a video itself, as mmdeploy's and modified models do; export the checkpoint by "
+                        "pytorch2onnx.py" % path)
+    scores = probabilities if ends_in == "Softmax" else scores
     if out.shape != scores.shape or not np.abs(out - scores).max() <= TOLERANCE * max(1, np.abs(scores).max()):
         raise UserError("%s: the nodes after the last block are not TSM's head (mean over the frame, classifier, mean over "
                         "%d segments); is it another model?" % (path, protocol.segments))
