@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import forked
@@ -18,29 +19,43 @@ def repo():
     return REPO
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    """The process that those of scripts are forked from."""
-    made = forked.Server(tmp_path_factory.mktemp("server"))
-    yield made
-    made.close()
+def pytest_configure(config):
+    """One process for all of pytest-xdist's workers to fork scripts from; it imports its libraries while tests are collected."""
+    if not hasattr(config, "workerinput"):
+        config.forked = forked.Server(tempfile.mkdtemp(prefix="tsm"))
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "forked"):
+        config.forked.close()
 
 
 @pytest.fixture(scope="session")
-def run(server):
+def python():
+    """A Python whose starts cost 20 ms, for run_all.sh where these are not the test."""
+    return os.environ[forked.PYTHON]
+
+
+@pytest.fixture(scope="session")
+def run(python):
     """run(script, *args, cwd) -> CompletedProcess with text; a .sh runs under bash, a .py under this Python.
 
-    A .py is forked, not started, unless `process` is true or `env` holds what Python reads when it starts.
+    A .py is forked, not started, unless `process` is true or `env` holds what Python reads when it starts; so are the stages
+    of a run_all.sh whose `env` says that PYTHON is this one.
     """
 
     def run(script, *args, cwd, timeout=600, env=None, process=False):
         words, env = [str(REPO / script)] + [str(arg) for arg in args], dict(os.environ, **(env or {}))
-        if words[0].endswith(".py") and not process and server.serves(env):
-            return server.run(words, str(cwd), env, timeout)
-        return subprocess.run(
-            ["bash" if words[0].endswith(".sh") else sys.executable] + words, cwd=str(cwd), timeout=timeout, env=env,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
-        )
+        if words[0].endswith(".sh"):
+            words = ["bash"] + words
+            if env.get("PYTHON") == sys.executable and not process:
+                env["PYTHON"] = python
+        elif not process and forked.serves(env):
+            return forked.run(words, str(cwd), env, timeout)
+        else:
+            words = [sys.executable] + words
+        return subprocess.run(words, cwd=str(cwd), timeout=timeout, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, universal_newlines=True)
 
     return run
 

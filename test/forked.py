@@ -5,6 +5,9 @@ is the suite's anew. What Python and the loader read at their start (STARTUP) is
 
     python forked.py SOCKET    waits at a Unix socket; a connection is a process: {argv, cwd, env, memory} and its three streams
                                go in, its id and in the end its exit status come back
+
+Beside the socket lies a command, python, that does what its words say of a Python, but forked: PYTHON of a run_all.sh whose
+twenty starts are not the test.
 """
 
 import atexit
@@ -14,6 +17,7 @@ import json
 import os
 import resource
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,58 +27,85 @@ import time
 import traceback
 
 LIBRARIES = ("numpy", "cv2", "onnx", "onnxruntime", "openvino", "torch", "decord", "av", "jinja2", "tqdm", "xxhash")
+ADDRESS, PYTHON, STARTED = "TSM_FORKED_SOCKET", "TSM_FORKED_PYTHON", "TSM_FORKED_STARTUP"  # of the environment
+STANDINS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "standins")
 STARTUP = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "MALLOC_", "TQDM_")  # beginnings of names; `PYTHON` itself is run_all.sh's
 
 
 class Server:
-    """The process that is forked, as its clients see it."""
+    """Begins the process that is forked, and ends it. Its address stands in the environment, for all that this process begins."""
 
     def __init__(self, folder):
-        self.address = str(folder / "socket")
-        self.startup = startup_of(os.environ)
-        self.process = subprocess.Popen([sys.executable, __file__, self.address], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self.folder, address = folder, os.path.join(folder, "socket")
+        os.environ.update({ADDRESS: address, PYTHON: os.path.join(folder, "python"), STARTED: json.dumps(startup_of(os.environ))})
+        with open(os.environ[PYTHON], "w") as file:
+            file.write("#!%s -IS\nimport sys\nsys.path.insert(0, %r)\nimport forked\nforked.client(%r)\n" % (
+                sys.executable, os.path.dirname(STANDINS), sys.executable))
+        os.chmod(os.environ[PYTHON], 0o755)
+        self.process = subprocess.Popen([sys.executable, __file__, address], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
     def close(self):
         self.process.kill()
         self.process.wait()
+        shutil.rmtree(self.folder)
 
-    def serves(self, env):
-        """Is a process of this environment one that may be forked?"""
-        return startup_of(env) == self.startup
 
-    def run(self, argv, cwd, env, timeout, memory=0):
-        """A script's run to its end -> CompletedProcess with text; `memory`: bytes that it may address, 0: any."""
-        with contextlib.ExitStack() as stack:
-            streams = [stack.enter_context(open(os.devnull, "rb"))]
-            streams += [stack.enter_context(os.fdopen(os.memfd_create("stream"), "r+b")) for _ in range(2)]
-            connection = stack.enter_context(self.connect())
-            request = {"argv": argv, "cwd": cwd, "env": dict(env), "memory": memory}
-            pid = begin(connection, request, [stream.fileno() for stream in streams])
-            connection.settimeout(timeout)
-            try:
-                status = int(connection.recv(20) or b"1")
-            except socket.timeout:
-                os.kill(pid, signal.SIGKILL)
-                raise subprocess.TimeoutExpired(argv, timeout)
-            for stream in streams[1:]:
-                stream.seek(0)
-            return subprocess.CompletedProcess(argv, status, *(stream.read().decode() for stream in streams[1:]))
-
-    def connect(self):
-        limit = time.monotonic() + 300
-        while True:
-            connection = socket.socket(socket.AF_UNIX)
-            try:
-                connection.connect(self.address)
-                return connection
-            except OSError:  # it still imports the libraries
-                connection.close()
-                assert self.process.poll() is None and time.monotonic() < limit, "test/forked.py does not answer"
-                time.sleep(0.02)
+def serves(env):
+    """Is a process of this environment one that may be forked?"""
+    return json.dumps(startup_of(env)) == os.environ[STARTED]
 
 
 def startup_of(env):
-    return {name: value for name, value in env.items() if name.startswith(STARTUP) and name != "PYTHON"}
+    """Of an environment, what Python and the loader read when they start; the stand-ins of Ascend's packages are no reason to start."""
+    found = {name: value for name, value in sorted(env.items()) if name.startswith(STARTUP) and name != "PYTHON"}
+    if found.get("PYTHONPATH") == STANDINS:
+        del found["PYTHONPATH"]
+    return found
+
+
+def run(argv, cwd, env, timeout, memory=0):
+    """A script's run to its end -> CompletedProcess with text; `memory`: bytes that it may address, 0: any."""
+    with contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(open(os.devnull, "rb"))]
+        streams += [stack.enter_context(os.fdopen(os.memfd_create("stream"), "r+b")) for _ in range(2)]
+        connection = stack.enter_context(connected())
+        pid = begin(connection, {"argv": argv, "cwd": cwd, "env": dict(env), "memory": memory}, [stream.fileno() for stream in streams])
+        connection.settimeout(timeout)
+        try:
+            status = int(connection.recv(20) or b"1")
+        except socket.timeout:
+            os.kill(pid, signal.SIGKILL)
+            raise subprocess.TimeoutExpired(argv, timeout)
+        for stream in streams[1:]:
+            stream.seek(0)
+        return subprocess.CompletedProcess(argv, status, *(stream.read().decode() for stream in streams[1:]))
+
+
+def client(python):
+    """What the command `python` of the server's folder does: its words are those of a Python."""
+    words, env = sys.argv[1:], dict(os.environ)
+    if not words or not (words[0].endswith(".py") or words[0] in ("-m", "-c")) or not serves(env):
+        os.execv(python, [python] + words)
+    connection = connected()
+    begin(connection, {"argv": words, "cwd": os.getcwd(), "env": env, "memory": 0}, (0, 1, 2))
+    status = int(connection.recv(20) or b"1")
+    if status < 0:
+        os.kill(os.getpid(), -status)
+    os._exit(status)
+
+
+def connected():
+    """A connection to the server."""
+    limit = time.monotonic() + 300
+    while True:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(os.environ[ADDRESS])
+            return connection
+        except OSError:  # it still imports the libraries
+            connection.close()
+            assert time.monotonic() < limit, "no test/forked.py answers at %s" % os.environ[ADDRESS]
+            time.sleep(0.02)
 
 
 def begin(connection, request, streams):
@@ -121,6 +152,9 @@ def become(request, streams):
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    sys.stdin, sys.stdout, sys.stderr = (  # anew, as what a stream is, a file or a pipe, is looked at when it is opened
+        open(number, mode, 1 if number == 2 else -1, old.encoding, old.errors, closefd=False)
+        for number, mode, old in ((0, "r", sys.stdin), (1, "w", sys.stdout), (2, "w", sys.stderr)))
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
@@ -128,10 +162,8 @@ def become(request, streams):
         resource.setrlimit(resource.RLIMIT_AS, (request["memory"],) * 2)
     for name in [name for name in sys.modules if name.split(".")[0] == "tsm"]:
         del sys.modules[name]
-    sys.argv = request["argv"]
-    sys.path[0] = os.path.dirname(sys.argv[0])
     try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        start(*request["argv"])
     except SystemExit as end:
         if end.code is None or isinstance(end.code, int):
             return (end.code or 0) & 255
@@ -141,6 +173,17 @@ def become(request, streams):
         sys.excepthook(*sys.exc_info())
         return 1
     return 0
+
+
+def start(first, *words):
+    """What `python FIRST WORDS...` does."""
+    if "PYTHONPATH" in os.environ:
+        sys.path.insert(1, os.environ["PYTHONPATH"])
+    if first in ("-m", "-c"):
+        what, sys.argv, sys.path[0] = words[0], [first] + list(words[1:]), os.getcwd()
+        return runpy.run_module(what, run_name="__main__", alter_sys=True) if first == "-m" else exec(what, {"__name__": "__main__"})
+    sys.argv, sys.path[0] = [first] + list(words), os.path.dirname(first)
+    return runpy.run_path(first, run_name="__main__")
 
 
 def main():

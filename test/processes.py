@@ -23,8 +23,16 @@ def command_of(pid):
     return b""
 
 
-def wait_for(condition):
+def wait_for(condition, what, process=None):
+    """Wait until it holds; `what`, as in "the first tensor", and the process that is to bring it about, are for who reads the failure."""
     limit = time.monotonic() + LONGEST
     while not condition():
-        assert time.monotonic() < limit, "it did not happen within %d s" % LONGEST
-        time.sleep(0.002)
+        assert time.monotonic() < limit, "%s: not within %d s" % (what, LONGEST)
+        if process is not None and process.poll() is not None:
+            raise AssertionError("%s: its process ended before, with status %s\n%s" % (what, process.returncode, said(process)))
+        time.sleep(0.01)
+
+
+def said(process):
+    """What an ended process printed where that goes into pipes."""
+    return "\n".join(str(stream.read()) for stream in (process.stdout, process.stderr) if stream)

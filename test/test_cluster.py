@@ -13,7 +13,7 @@ import time
 
 import pytest
 from clips import arguments, listed, results
-from processes import LONGEST, children_of, command_of
+from processes import LONGEST, children_of, command_of, wait_for
 
 from tsm.cli import UserError
 from tsm.files import sha256
@@ -101,13 +101,6 @@ def hosts(folder):
     return {record.host for record in records(folder)}
 
 
-def wait_for(condition, process):
-    limit = time.monotonic() + LONGEST
-    while not condition():
-        assert process.poll() is None and time.monotonic() < limit, process.communicate()
-        time.sleep(0.05)
-
-
 def ended(process):
     """(stdout, stderr) of a driver that must succeed."""
     try:
@@ -155,10 +148,10 @@ def standing_still(*nodes):
 @NEEDS_RAY
 def test_one_node_and_another_that_joins_late_give_the_same_files(repo, fresh, expected, cluster):
     process = start(repo, fresh, cluster)
-    wait_for(lambda: records(fresh), process)
+    wait_for(lambda: records(fresh), "the first chunk", process)
     with standing_still(cluster.first):
         late = add(cluster)
-        wait_for(lambda: len(hosts(fresh)) == 2, process)
+        wait_for(lambda: len(hosts(fresh)) == 2, "a chunk of the second host", process)
     try:
         out, err = ended(process)
     finally:
@@ -177,9 +170,9 @@ def test_a_node_that_dies_in_the_middle_of_a_chunk_costs_that_chunk(repo, fresh,
     others = [add(cluster), add(cluster)]
     process = start(repo, fresh, cluster)
     try:
-        wait_for(lambda: records(fresh), process)
+        wait_for(lambda: records(fresh), "the first chunk", process)
         with standing_still(cluster.first, others[1]):
-            wait_for(lambda: any(host.endswith(others[0].node_id[:6]) for host in hosts(fresh)), process)  # it is at the next one
+            wait_for(lambda: any(host.endswith(others[0].node_id[:6]) for host in hosts(fresh)), "a chunk of the first other", process)
             before = len(records(fresh))
             cluster.remove_node(others.pop(0), allow_graceful=False)
         _, err = ended(process)
@@ -196,7 +189,7 @@ def test_a_node_that_dies_in_the_middle_of_a_chunk_costs_that_chunk(repo, fresh,
 @NEEDS_RAY
 def test_a_killed_driver_goes_on_where_it_was_in_any_way(repo, works, fresh, expected, cluster):
     process = start(repo, fresh, cluster)
-    wait_for(lambda: len(records(fresh)) >= 2, process)
+    wait_for(lambda: len(records(fresh)) >= 2, "the second chunk", process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     kept = sum(len(record.done) for record in records(fresh))
@@ -326,9 +319,9 @@ def other_host(cluster):
 @pytest.mark.skipif(not shutil.which("ip"), reason="NOT RUN: no ip command, so no host can be cut off")
 def test_a_host_that_is_cut_off_costs_its_chunk(repo, fresh, expected, cluster, other_host):
     process = start(repo, fresh, cluster)
-    wait_for(lambda: records(fresh), process)  # of either host: the first may not have begun
+    wait_for(lambda: records(fresh), "the first chunk", process)  # of either host: the first may not have begun
     with standing_still(cluster.first):
-        wait_for(lambda: any(not host.endswith(cluster.first.node_id[:6]) for host in hosts(fresh)), process)
+        wait_for(lambda: any(not host.endswith(cluster.first.node_id[:6]) for host in hosts(fresh)), "a chunk of the other host", process)
         assert len(records(fresh)) < CLIPS // CHUNK
         other_host()
     ended(process)

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -254,7 +252,7 @@ def test_the_table(works, fails, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def chained(repo, thin, tmp_path_factory):
+def chained(repo, works, thin, tmp_path_factory):
     """(folder, what run_all.sh printed) on the user's checkpoint and four of the demo's videos."""
     folder = tmp_path_factory.mktemp("own")
     reader.save(str(folder / "own.pth"), thin, {})
@@ -267,16 +265,11 @@ def chained(repo, thin, tmp_path_factory):
     (folder / "own.csv").write_text("".join(rows))
     (folder / "names").write_text("".join("gesture %d\n" % number for number in range(CLASSES)))
 
-    def script(*command):
-        done = subprocess.run([str(word) for word in command], cwd=str(folder), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, universal_newlines=True, env=dict(os.environ, PYTHON=sys.executable))
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    script(sys.executable, repo / "TSM_dataset.py", "--annotations", "own.csv", "--labels", "names", "--videos", "videos")
-    return folder, script(
-        "bash", repo / "run_all.sh", 1, "--device", "cpu", "--exporter", "builtin", "--checkpoint", "own.pth", "--config", "c.py",
-        "--data_root", "videos", "--ann_file", "own_list_videos.txt", "--labels", "own_labels.json", "--loop", 1, "--work_dir", "work")
+    works("TSM_dataset.py", "--annotations", "own.csv", "--labels", "names", "--videos", "videos", cwd=folder)
+    return folder, works(
+        "run_all.sh", 1, "--device", "cpu", "--exporter", "builtin", "--checkpoint", "own.pth", "--config", "c.py", "--data_root", "videos",
+        "--ann_file", "own_list_videos.txt", "--labels", "own_labels.json", "--loop", 1, "--work_dir", "work", cwd=folder,
+        env={"PYTHON": sys.executable})
 
 
 def test_the_chain_runs_on_a_checkpoint_of_one_s_own(chained):

@@ -69,7 +69,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(works, start, tmp_pa
             children = children_of(process.pid)
             process.kill()
             kills += 1
-            wait_for(lambda: not any(os.path.exists("/proc/%d" % child) for child in children))
+            wait_for(lambda: not any(os.path.exists("/proc/%d" % child) for child in children), "the workers' end")
         process.communicate()
         if (out / ".journal").exists():
             now = finished(out)
@@ -144,13 +144,14 @@ def test_the_second_of_two_runs_stops_at_once(fails, tmp_path):
 def test_interrupted_it_leaves_no_worker_and_goes_on(works, start, tmp_path, number, status):
     root, ann_file = linked(tmp_path, 120)
     process = start(*arguments(root, ann_file))
-    wait_for(lambda: (tmp_path / "out/preprocess_bin").exists() and len(times(tmp_path / "out")) > 3)
+    wait_for(lambda: (tmp_path / "out/preprocess_bin").exists() and len(times(tmp_path / "out")) > 3,
+             "four tensors", process)
     children = children_of(process.pid)
     process.send_signal(number)
     errors = process.communicate(timeout=LONGEST)[1].splitlines()
     assert process.returncode == status
     assert len(errors) == (1 if status == 130 else 0) and all("interrupted" in line for line in errors)
-    wait_for(lambda: not any(os.path.exists("/proc/%d" % child) for child in children))
+    wait_for(lambda: not any(os.path.exists("/proc/%d" % child) for child in children), "the workers' end")
     assert len(children) == 2 and not (tmp_path / "out/sthv2.json").exists()
     made, kept, _ = counts(works("TSM_preprocess.py", *arguments(root, ann_file), cwd=tmp_path))
     assert kept > 3 and made + kept == 120
@@ -159,7 +160,8 @@ def test_interrupted_it_leaves_no_worker_and_goes_on(works, start, tmp_path, num
 def test_a_killed_worker_ends_the_run_in_one_line(start, tmp_path):
     root, ann_file = linked(tmp_path, 200)
     process = start(*arguments(root, ann_file))
-    wait_for(lambda: (tmp_path / "out/preprocess_bin").exists() and len(times(tmp_path / "out")) > 3)
+    wait_for(lambda: (tmp_path / "out/preprocess_bin").exists() and len(times(tmp_path / "out")) > 3,
+             "four tensors", process)
     while process.poll() is None:  # until one dies at work: who dies between two clips is replaced
         for worker in children_of(process.pid):
             with contextlib.suppress(ProcessLookupError):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import forked
 import numpy as np
 import pytest
 import traced
@@ -35,10 +36,11 @@ def suite(repo, tmp_path_factory):
 
 
 def chain(suite, *args, **options):
+    """run_all.sh of a suite, its Pythons forked."""
     return subprocess.run(
         [str(suite / "run_all.sh")] + [str(arg) for arg in args], cwd=str(options.pop("cwd", suite)), stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
-        env=dict(dict(os.environ, PYTHON=sys.executable), **options.pop("env", {})), **options)
+        env=dict(dict(os.environ, PYTHON=os.environ[forked.PYTHON]), **options.pop("env", {})), **options)
 
 
 def report(suite):

@@ -110,11 +110,11 @@ def test_a_killed_command_is_said_to_be_killed_and_what_it_had_used(command, sta
 def test_it_ends_with_the_shell_that_started_it_and_so_does_its_command(repo, tmp_path):
     command = "%s %s it -- sh -c 'echo $$ >pid; exec sleep 1000'; true" % (sys.executable, repo / "tsm/chain/stage.py")
     shell = subprocess.Popen(["bash", "-c", command], cwd=str(tmp_path), stdout=subprocess.DEVNULL, start_new_session=True)
-    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "the command's start")
     assert shell.poll() is None
     shell.terminate()
     shell.wait()
-    wait_for(lambda: b"sleep" not in command_of(int((tmp_path / "pid").read_text())))
+    wait_for(lambda: b"sleep" not in command_of(int((tmp_path / "pid").read_text())), "the command's end")
 
 
 def test_a_tee_that_cannot_be_written_is_named(run, tmp_path):
