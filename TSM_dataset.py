@@ -28,7 +28,7 @@ import contextlib
 import os
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
-from tsm.cli import Corrupt, UserError, parser, positive, run
+from tsm.cli import Corrupt, Killed, UserError, parser, positive, run
 from tsm.files import check_place, write_json, write_text
 from tsm.machine import cores
 from tsm.video.datasets import Entry, each_once, labels_file, read_annotations
@@ -125,10 +125,9 @@ def examined(args: argparse.Namespace, videos: List[Video]) -> Dict[Video, Usabl
     bad: Dict[Video, Corrupt] = {}
     with contextlib.closing(each(lambda video: examine(args, video), videos, min(args.num_worker, len(videos)))) as results:
         for video, result in tqdm(results, total=len(videos), unit="video", disable=None):
-            if isinstance(result, Corrupt):
-                bad[video] = result
-            else:
-                good[video] = result
+            if isinstance(result, Killed):
+                raise UserError("%s: %s" % (path_of(video), result))
+            (bad if isinstance(result, Corrupt) else good)[video] = result
     for video in filter(bad.get, videos):
         print("cannot be used: %s: %s" % (path_of(video), bad[video]))
     if bad and args.on_error == "fail" or not good:

@@ -79,14 +79,13 @@ def label_names(args: argparse.Namespace, model: Offline, protocol: Protocol) ->
 
 
 def predict_files(
-    args: argparse.Namespace, model: Offline, protocol: Protocol, engine: Engine, names: Optional[List[str]], paths: List[str],
-    annotated: List[str],
+    args: argparse.Namespace, model: Offline, engine: Engine, names: Optional[List[str]], paths: List[str], annotated: List[str],
+    tensors: predict.Tensors,
 ) -> Iterator[Dict[str, Any]]:
     """Predict videos and folders of frames, and print each in its turn; yields the entries of --json.
 
     Ctrl-C is raised after the entry of a video of which something is known.
     """
-    tensors = predict.tensors_of(paths, args.window, args.stride, protocol, model.dtype.name, args.num_worker)
     scores = tqdm(score(engine, model, tensors), total=None if args.window else len(paths),
                   unit="window" if args.window else "video", disable=None)
     results: Iterator[Tuple[int, Any]] = ((number, (window, output)) for (number, window), output, _, _ in scores)
@@ -159,10 +158,12 @@ def main() -> None:
     entries = {number: predict.show(one.path, [], one.error, False, "") for number, one in enumerate(inputs) if one.error}
     live = [number for number, one in enumerate(inputs) if one.is_live]
     files = [number for number, one in enumerate(inputs) if one.is_file]
+    paths = [inputs[number].path for number in files]
+    tensors = predict.tensors_of(paths, args.window, args.stride, protocol, model.dtype.name, args.num_worker)
     engine, int8 = open_engine(model, computing, listed=len(files) > 1 or bool(files and args.window))
     interrupted = False
     try:
-        found = predict_files(args, model, protocol, engine, names, [inputs[number].path for number in files], annotated)
+        found = predict_files(args, model, engine, names, paths, annotated, tensors)
         for entry, number in zip(found, files):
             entries[number] = entry
         for number in live:

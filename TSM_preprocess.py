@@ -35,7 +35,7 @@ from tsm.files import locked
 from tsm.infer.preprocess import Job, check_space, invalidate, make, survey
 from tsm.machine import cores, workers_that_fit
 from tsm.protocol import Protocol, read_protocol
-from tsm.samples import check_data_root, check_readable, print_skipped, publish, read_list, refuse
+from tsm.samples import check_data_root, check_readable, print_skipped, publish, read_list, refuse, refuse_killed
 from tsm.video.clips import versions_of
 from tsm.video.frames import Naming, add_naming
 from tsm.workfolder import BINS, PREPROCESSED
@@ -91,6 +91,7 @@ def preprocess(args: argparse.Namespace, protocol: Protocol) -> None:
         print("note: %d processes at a time instead of %d, which is what the memory holds of tensors of %.0f MB"
               % (workers, args.num_worker, job.nbytes / 1e6))
     seconds = make(job, keys, done, workers)
+    refuse_killed(args.ann_file, clips, corrupt)
     if not args.range:  # a part of the list may turn out empty
         check_readable(args.ann_file, chosen, corrupt, len(done))
     checksums = {index: made.xxh3_128 for index, made in done.items()}

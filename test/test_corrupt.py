@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -15,10 +16,12 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from clips import VIDEOS, clip_of
+from clips import VIDEOS, arguments, clip_of, listed
 from fuzz import FUZZ, damaged
+from processes import killed_at
 
-from tsm.cli import Corrupt, UserError
+from tsm import workers
+from tsm.cli import Corrupt, Killed, UserError
 from tsm.protocol import SSV2, protocol_from
 from tsm.samples import (
     check_folder,
@@ -223,9 +226,7 @@ def test_a_million_lines_are_read_in_seconds(tmp_path):
     assert len(clips) == 1000000 and clips[-1].line == 1000000 and time.monotonic() - start < 30
 
 
-def test_a_decoder_that_crashes_or_hangs_costs_one_clip(monkeypatch):
-    from tsm import workers
-
+def test_a_decoder_that_crashes_or_hangs_or_is_killed_costs_one_clip(monkeypatch):
     def work(item):
         if item == 3:
             faulthandler.disable()  # pytest's
@@ -234,13 +235,57 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_clip(monkeypatch):
             time.sleep(600)
         if item == 7:
             raise Corrupt("bad")
+        if item == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
         return item * item
 
     monkeypatch.setattr(workers, "PATIENCE", 3.0)
     results = dict(workers.each(work, range(20), 2))
-    assert {item: str(results[item]) for item in (3, 5, 7)} == {
-        3: "the decoder crashed (SIGSEGV)", 5: "decoding it takes more than 3 s", 7: "bad"}
-    assert all(results[item] == item * item for item in range(20) if item not in (3, 5, 7))
+    said = {item: str(results[item]) for item in (3, 5, 7, 9)}
+    assert said.pop(5).startswith("decoding it takes more than 3 s") and said.pop(9).startswith("its decoder was killed, perhaps for")
+    assert said == {3: "the decoder crashed (SIGSEGV)", 7: "bad"}
+    assert [item for item, result in results.items() if isinstance(result, Killed)] == [9]
+    assert all(results[item] == item * item for item in range(20) if item not in (3, 5, 7, 9))
+
+
+def test_processes_are_forked_at_once_and_one_that_is_killed_while_it_waits_is_its_item_s_error():
+    with contextlib.closing(workers.each(lambda item: item, range(4), 2)) as results:
+        there = multiprocessing.active_children()
+        assert len(there) == 2
+        first, _ = next(results)
+        for process in there:
+            process.kill()
+        found = dict(results)
+    assert first in (0, 1) and sorted(found) == sorted(set(range(4)) - {first})
+    assert all(isinstance(result, Killed) or result == item for item, result in found.items())
+    assert not multiprocessing.active_children()
+
+
+def test_values_come_in_order_and_an_end_with_an_error_costs_no_value_before_it():
+    def work(item):
+        for number in range(3):
+            if (item, number) == (1, 2):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if (item, number) == (2, 1):
+                raise Corrupt("bad")
+            yield number
+
+    found = [(item, value if isinstance(value, int) else type(value)) for item, value in workers.each(work, range(4), 1, unrolled=True)]
+    assert found == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, Killed), (2, 0), (2, Corrupt), (3, 0), (3, 1), (3, 2)]
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_a_killed_decoder_is_its_clip_s_line_and_no_list_leaves_that_out(fails, works, repo, thin_onnx, tmp_path, on_error):
+    listed(tmp_path / "work", thin_onnx, 4)
+    given = {"TSM_preprocess.py": ("--data_root", "videos", "--ann_file", "list.txt", "--dtype", "uint8"), "TSM_stream.py": arguments()}
+    for script, args in given.items():
+        more = ("--num_worker", 1, "--on-error", on_error)
+        line = fails(killed_at(repo, tmp_path, script, "1.webm"), *args, *more, cwd=tmp_path / "work")
+        assert "list.txt, line 2: 1.webm: its decoder was killed" in line and "skip" not in line
+        assert not (tmp_path / "work/sthv2/sthv2.json").exists()
+        said = works(script, *args, *more, cwd=tmp_path / "work")
+        assert ("%d made, %d already right, 0 skipped" % ((1, 3) if on_error == "skip" else (3, 1))) in said
+        shutil.rmtree(str(tmp_path / "work/sthv2"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])

@@ -651,6 +651,24 @@ def test_windows_beyond_the_memory_are_their_own_error(monkeypatch, tmp_path):
     assert len(said) == 1 and "a window's frames take 0.0 GB, more than half of the free memory" in said.pop()
 
 
+@pytest.mark.parametrize("window", [(), ("--window", 1)])
+def test_a_killed_decoder_is_its_own_input_s_error(repo, run, thin_onnx, tmp_path, window):
+    names = ["a.mp4", "b.mp4", "c.mp4"]
+    for name in names:
+        video(tmp_path / name, 1)
+    (tmp_path / "killed.py").write_text(
+        "import os, runpy, signal, sys\nsys.path.insert(0, %r)\nfrom tsm.video import frames\nchecked = frames._checked\n"
+        "def deadly(path):\n    if path == 'b.mp4': os.kill(os.getpid(), signal.SIGKILL)\n    return checked(path)\n"
+        "frames._checked = deadly\nsys.argv[0] = %r\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+        % (str(repo), str(repo / "TSM_predict.py")))
+    done = run(tmp_path / "killed.py", "--model", thin_onnx, *QUICK, "--json", "out.json", "--num_worker", 1, *window, *names, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.count("error: ") == 1 and "b.mp4: its decoder was killed" in done.stderr, done.stderr
+    assert ("--window" if window else "--num_worker") in done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())["inputs"]
+    assert [(entry["input"], bool(entry["error"]), bool(entry["windows"])) for entry in found] == [
+        ("a.mp4", False, True), ("b.mp4", True, False), ("c.mp4", False, True)]
+
+
 def test_a_clip_beyond_the_memory_is_its_own_error(monkeypatch, tmp_path):
     for name in ("a.mp4", "b.mp4"):
         video(tmp_path / name, 1)

@@ -168,7 +168,7 @@ def test_a_killed_worker_ends_the_run_in_one_line(start, tmp_path):
                 os.kill(worker, signal.SIGKILL)
         time.sleep(0.01)
     lines = process.communicate(timeout=LONGEST)[1].splitlines()
-    assert process.returncode == 1 and len(lines) == 1 and "a worker process was killed" in lines[0]
+    assert process.returncode == 1 and len(lines) == 1 and "its decoder was killed" in lines[0]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from clips import clip_of
 
 pytest.importorskip("onnx")
-from tsm.cli import Corrupt
+from tsm.cli import Corrupt, UserError
 from tsm.infer.engine import Engine, score
 from tsm.protocol import SSV2
 
@@ -79,6 +79,28 @@ def test_no_stream_is_idle_between_two_videos():
     assert [key for key, _, _, _ in found] == list(range(5)) and isinstance(found[2][1], Corrupt)
     assert all(np.allclose(result, 1 / 3) for key, result, _, _ in found if key != 2)
     assert 0 < sum(computing + waited for _, _, computing, waited in found) <= 1000 * seconds
+
+
+@pytest.mark.parametrize("error", [UserError("the third"), MemoryError(), KeyboardInterrupt()])
+def test_an_error_comes_after_the_results_that_were_begun_before_it(error):
+    protocol = SSV2._replace(size=4, short_side=4, classes=3, sampling="uniform")
+    pool = ThreadPoolExecutor(1)
+    running = []
+
+    def submit(view, take):
+        running.append(pool.submit(lambda: (time.sleep(0.01), take(np.zeros((protocol.segments, protocol.classes))))))
+
+    def videos():
+        for number in range(2):
+            yield number, np.zeros((1,) + protocol.video_shape, np.float32)
+        raise error
+
+    found = []
+    with pytest.raises(type(error)):
+        for key, _, _, _ in score(Engine("none", 1, submit, lambda: [one.result() for one in running]),
+                                  SimpleNamespace(protocol=protocol, fusion="prob"), videos()):
+            found.append(key)
+    assert found == [0, 1]
 
 
 def test_it_leaves_what_the_two_scripts_leave_but_the_tensors(works, setting):

@@ -9,6 +9,7 @@ import codecs
 import errno
 import os
 import re
+import signal
 import sys
 import tempfile
 import unicodedata
@@ -17,6 +18,7 @@ from typing import Callable, Dict, Iterable, Mapping, NoReturn, Optional, Tuple
 from tsm import __version__
 
 MOST_SECONDS = 10**6  # of a window: eleven days
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # how a user, a container, a scheduler and a closed terminal end a run
 _SPACE = " \t\r\n\v\f"  # not those that a name may hold, such as U+00A0 and U+3000
 
 
@@ -26,6 +28,10 @@ class UserError(Exception):
 
 class Corrupt(Exception):
     """A clip that cannot be used as it is; the text says what is wrong, and with which frame where that is known."""
+
+
+class Killed(Corrupt):
+    """A clip whose decoder was killed. That is not the clip's fault, so no list leaves it out: another run tries it again."""
 
 
 def first_line(error: object, limit: int = 160) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import xxhash
 
 from tsm import __version__
-from tsm.cli import Corrupt, UserError
+from tsm.cli import Corrupt, Killed, UserError
 from tsm.files import read_json, sha256, write_json, write_text
 from tsm.protocol import Protocol, protocol_from
 from tsm.workfolder import BINS, INFO, MANIFEST
@@ -89,8 +89,13 @@ def refuse(ann_file: str, clips: Mapping[int, Clip], corrupt: Mapping[int, Corru
     """UserError that names the first of the clips that cannot be read, if there is one."""
     if corrupt:
         first = min(corrupt)
-        raise UserError("%s, line %d: %s: %s; mend the clip or its line, or leave it out by --on-error skip"
-                        % (ann_file, clips[first].line, clips[first].source, corrupt[first]))
+        remedy = "" if isinstance(corrupt[first], Killed) else "; mend the clip or its line, or leave it out by --on-error skip"
+        raise UserError("%s, line %d: %s: %s%s" % (ann_file, clips[first].line, clips[first].source, corrupt[first], remedy))
+
+
+def refuse_killed(ann_file: str, clips: Mapping[int, Clip], corrupt: Mapping[int, Corrupt]) -> None:
+    """refuse(), of those alone whose decoder was killed: with --on-error skip too they are not left out, but tried again."""
+    refuse(ann_file, clips, {index: error for index, error in corrupt.items() if isinstance(error, Killed)})
 
 
 def check_readable(ann_file: str, clips: Mapping[int, Clip], corrupt: Mapping[int, Corrupt], read: int) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Named
 import numpy as np
 
 from tsm import __version__
-from tsm.cli import Corrupt, UserError, positive
+from tsm.cli import Corrupt, Killed, UserError, positive
 from tsm.files import sha256
 from tsm.infer import stream
 from tsm.infer.engine import Computing, about, computing_of, open_engine
@@ -223,6 +223,8 @@ def run_chunk(job: Job, chunk: Chunk) -> Piece:
     rows, skipped = [], {}
     workers = job.num_worker or cores()
     for number, scored, compute_ms, wait_ms in stream.compute(job.source, chunk.clips, engine, model, workers):
+        if isinstance(scored, Killed):
+            raise UserError("%s: %s" % (chunk.clips[number].source, scored))
         if isinstance(scored, Corrupt):
             skipped[number] = str(scored)
         else:

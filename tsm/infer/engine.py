@@ -295,7 +295,8 @@ def score(
         videos: (key, samples [1, frames, 3, size, size]), or (key, an exception), which is passed on as the result. They
             are taken ahead of need, in another thread, which also closes the iterator.
         voted: told, before the result is yielded, a video's key and how many of its views have its answer.
-    The result is the fused probabilities, float32 [classes].
+    The result is the fused probabilities, float32 [classes]. An error that ends the work is raised after all results that were
+    begun before it.
     """
     def jobs() -> Generator[Callable[[], Any], None, None]:
         with contextlib.closing(videos):
@@ -327,11 +328,16 @@ def score(
             yield key, result, 1000 * seconds, 1000 * waited
 
     ahead, asked = reading_ahead(jobs()), time.perf_counter()
+    failed: Optional[BaseException] = None
     try:
         for key, samples in ahead:
             begin(key, samples, asked)
             yield from done()
             asked = time.perf_counter()
+    except (Exception, KeyboardInterrupt) as error:
+        failed = error
     finally:
         engine.wait()
     yield from done()
+    if failed is not None:
+        raise failed

@@ -10,7 +10,7 @@ import time
 from typing import Any, Dict, Generator, Iterator, Mapping, Optional, Sequence, Tuple
 
 from tsm import __version__
-from tsm.cli import Corrupt, folder_name, positive
+from tsm.cli import Corrupt, Killed, folder_name, positive
 from tsm.files import check_place, sha256
 from tsm.infer.engine import Computing, Engine, open_engine, score
 from tsm.infer.int8 import weights_file
@@ -19,7 +19,7 @@ from tsm.machine import cores
 from tsm.model.offline import Offline
 from tsm.protocol import Protocol
 from tsm.results import TIMES, joined, read_scores, summarise, throughput_line, write_summary
-from tsm.samples import Clip, check_data_root, check_readable, checksum, print_skipped, publish, read_list
+from tsm.samples import Clip, check_data_root, check_readable, checksum, print_skipped, publish, read_list, refuse_killed
 from tsm.video.clips import basis, decoded, versions_of
 from tsm.video.frames import Naming, add_naming
 from tsm.workfolder import BINS, PREPROCESSED
@@ -85,6 +85,10 @@ def compute_list(work: Work, engine: Engine, model: Offline, found: Survey, work
     with appending(work, found, work.folder) as log:
         began = time.time()
         for number, scored, compute_ms, wait_ms in compute(work.source, clips, engine, model, workers):
+            if isinstance(scored, Killed):  # nothing that the journal should keep: the next run tries it again
+                found.corrupt[number] = scored
+                yield number
+                continue
             one: Dict[str, Any] = {"scored": [], "skipped": {number: str(scored)}, "times": []}
             if not isinstance(scored, Corrupt):
                 one = {"scored": [scored], "skipped": {}, "times": [(compute_ms, wait_ms)]}
@@ -142,6 +146,7 @@ def finish(
     Args:
         facts: for the summary's `tsm` entry. throughput: videos per second; without it that of computing alone.
     """
+    refuse_killed(ann_file, work.clips, found.corrupt)
     check_readable(ann_file, work.clips, found.corrupt, len(found.done))
     remove_others(work, found.done)
     consolidate(work, found)

@@ -10,7 +10,7 @@ from typing import Any, Dict, Generator, Iterable, Iterator, List, NamedTuple, O
 import numpy as np
 from tqdm import tqdm
 
-from tsm.cli import Corrupt, UserError, check_outputs, complain, describe, fail, identity, printable, warn
+from tsm.cli import Corrupt, Killed, UserError, check_outputs, complain, describe, fail, identity, printable, warn
 from tsm.files import natural, write_json, write_text
 from tsm.infer.int8 import weights_file
 from tsm.labels import Ranked
@@ -21,7 +21,7 @@ from tsm.report.gallery import strips_of
 from tsm.samples import Clip
 from tsm.video.clips import SMALLER, Window, decoded, windowed
 from tsm.video.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_picture
-from tsm.workers import unrolled
+from tsm.workers import each
 
 
 class Input(NamedTuple):
@@ -57,6 +57,7 @@ class Segment(NamedTuple):
 
 
 WHOLE = Window(None, None)
+Tensors = Generator[Tuple[Tuple[int, Window], Union[np.ndarray, Corrupt]], None, None]  # of tensors_of()
 
 
 def is_address(text: str) -> bool:
@@ -310,33 +311,30 @@ def in_order(results: Iterable[Tuple[int, Any]]) -> Iterator[Tuple[int, Any]]:
 
 def tensors_of(
     paths: Sequence[str], length: Optional[float], stride: Optional[float], protocol: Protocol, dtype: str, workers: int
-) -> Generator[Tuple[Tuple[int, Window], Union[np.ndarray, Corrupt]], None, None]:
+) -> Tensors:
     """((number of the path, window), its tensor [1, frames, 3, size, size] or the Corrupt that says why there is none).
 
     Without a window's `length`, in seconds, a path is one window, and paths come in any order; with it they come one after
-    the other, their windows in time.
+    the other, their windows in time. The processes that decode are forked before this returns, so call it before open_engine().
     """
     if length is None:
         clips = [Clip(0, path, 0 if os.path.isdir(path) else None, 0) for path in paths]
-        results: Generator[Tuple[int, Any], None, None] = decoded(
+        videos: Generator[Tuple[int, Any], None, None] = decoded(
             clips, "", protocol, dtype, min(workers, max(1, len(clips))), None,
             "it needs more memory than there is; pass a smaller --num_worker")
-        with contextlib.closing(results):
-            for number, video in results:
-                yield (number, WHOLE), video if isinstance(video, Corrupt) else video[None]
-        return
+        return (((number, WHOLE), video if isinstance(video, Corrupt) else video[None]) for number, video in videos)
 
-    for number, path in enumerate(paths):
-        try:
-            with contextlib.closing(unrolled(lambda path: _windows(path, length, stride, protocol, dtype), [path])) as parts:
-                for _, result in parts:
-                    if isinstance(result, Corrupt):
-                        yield (number, WHOLE), result
-                    else:
-                        warn_if_short(path, result[0], length)
-                        yield (number, result[0]), result[1][None]
-        except UserError:  # its process was killed; the next has its own
-            yield (number, WHOLE), Corrupt("the process that decodes it was killed, perhaps for want of memory; " + SMALLER)
+    def taken(parts: Generator[Tuple[int, Any], None, None]) -> Tensors:
+        with contextlib.closing(parts):
+            for number, part in parts:
+                if isinstance(part, Corrupt):
+                    yield (number, WHOLE), Corrupt("its decoder was killed, perhaps for want of memory; " + SMALLER) if isinstance(
+                        part, Killed) else part
+                else:
+                    warn_if_short(paths[number], part[0], length)
+                    yield (number, part[0]), part[1][None]
+
+    return taken(each(lambda number: _windows(paths[number], length, stride, protocol, dtype), range(len(paths)), 1, unrolled=True))
 
 
 def _windows(

@@ -163,9 +163,9 @@ def decoded(
     """(index or key in `clips`, tensor [protocol.video_shape] of `dtype` or the Corrupt that says why not), in any order.
 
     Decoded in `count` processes, or as many as the memory holds tensors for, in memory: a tensor more than processes exists
-    beside those that the caller keeps, and decoding waits while the caller does. Close the iterator (contextlib.closing) to
-    end the processes at once. A clip that the memory does not hold ends the work with a MemoryError, unless `no_room` says
-    what its Corrupt is to say.
+    beside those that the caller keeps, and decoding waits while the caller does. The processes are forked before this returns,
+    so call it before an engine starts its threads; close the iterator (contextlib.closing) to end them at once. A clip that the
+    memory does not hold ends the work with a MemoryError, unless `no_room` says what its Corrupt is to say.
     """
     chosen: Mapping[Any, Clip] = clips if isinstance(clips, Mapping) else dict(enumerate(clips))
     table, nbytes = table_for(dtype, protocol), protocol.nbytes(dtype)
@@ -183,12 +183,14 @@ def decoded(
                 raise Corrupt(no_room)
             raise
 
-    items = ((key, free.popleft()) for key in chosen)
-    with closing(each(work, items, min(count, max(1, len(chosen))))) as results:
-        for (key, place), error in results:
-            tensor = error if isinstance(error, Corrupt) else places[place].copy()
-            free.append(place)
-            yield key, tensor
+    def taken(results: Generator[Tuple[Any, Any], None, None]) -> Generator[Tuple[Key, Union[np.ndarray, Corrupt]], None, None]:
+        with closing(results):
+            for (key, place), error in results:
+                tensor = error if isinstance(error, Corrupt) else places[place].copy()
+                free.append(place)
+                yield key, tensor
+
+    return taken(each(work, ((key, free.popleft()) for key in chosen), min(count, max(1, len(chosen)))))
 
 
 def basis(clips: Mapping[int, Clip], protocol: Protocol, dtype: str, naming: Naming) -> str:
