@@ -113,7 +113,7 @@ def agree(args: argparse.Namespace) -> None:
     for flip in found["flipped"]:
         print("  video %(id)d: class %(device)d, in fp32 class %(fp32)d (probability %(fp32_probability).4f)" % flip)
     if args.json:
-        write_json(args.json, found)
+        write_json(args.json, found, "agreement")
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ def main() -> None:
     if args.json == "-":
         print(json.dumps(accuracy._asdict(), indent=1))
     elif args.json:
-        write_json(args.json, accuracy._asdict())
+        write_json(args.json, accuracy._asdict(), "accuracy")
 
 
 if __name__ == "__main__":

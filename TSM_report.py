@@ -25,14 +25,13 @@ from typing import Any, Dict, List, Optional
 
 from tsm.accuracy import accuracy_from, read_accuracy
 from tsm.cli import UserError, check_outputs, non_negative, parser, positive, run, warn
-from tsm.files import sha256, write_text
+from tsm.files import read_json, sha256, write_json, write_text
 from tsm.labels import labels_in, read_labels
-from tsm.report.collect import Model, as_text, collect, complete, read_model, text
-from tsm.report.compare import compare, load_run, read_agreement
+from tsm.report.collect import Model, collect, complete, read_model, text
+from tsm.report.compare import compare, load_run
 from tsm.report.findings import Columns, columns_of, confusion_rows, findings, prediction_rows, write_csv
 from tsm.report.gallery import gallery, with_strips
 from tsm.report.page import report_page
-from tsm.report.reread import read_report
 from tsm.results import read_results, read_summary, views_agree
 from tsm.samples import manifest_path, read_info, read_manifest
 from tsm.workfolder import CONFUSION, PREDICTIONS, REPORT, STAGES
@@ -141,7 +140,7 @@ def draw(path: str, report: Dict[str, Any]) -> None:
 def main() -> None:
     args = get_args()
     if args.redraw:
-        return draw(args.redraw, with_fewer(read_report(args.redraw), args.gallery))
+        return draw(args.redraw, with_fewer(read_json(args.redraw, "report"), args.gallery))
     model, manifest = read_model(args.model), read_manifest(manifest_path(args.info_path))
     classes, sources = manifest["protocol"]["classes"], {entry["id"]: entry["source"] for entry in manifest["samples"]}
     if classes != model.protocol["classes"]:
@@ -160,9 +159,9 @@ def main() -> None:
         given or accuracy_from(scores or {}, labels, skipped), model, args.result_path, manifest, args.device, args.precision,
         args.batch_size, args.perf_batches, sha256(args.checkpoint) if args.checkpoint else None, vars(args))
     compared = [compare(load_run(other), load_run(args.result_path, args.info_path)) for other in args.against]
-    complete(report, model, names, found, counted, read_agreement(args.agreement) if args.agreement else None, compared)
+    complete(report, model, names, found, counted, read_json(args.agreement, "agreement") if args.agreement else None, compared)
     print(text(report) + "\n")
-    write_text(args.output, as_text(report))
+    write_json(args.output, report, "report")
     print("wrote " + args.output)
     if found:
         write_tables(os.path.dirname(args.output), found["videos"], names, classes)

@@ -4,7 +4,7 @@ import numpy as np
 
 from tsm.accuracy import accuracy_from
 from tsm.protocol import SSV2
-from tsm.report.collect import FORMAT, NOTE, Model, check, complete, latency
+from tsm.report.collect import NOTE, Model, check, complete, latency
 from tsm.report.findings import columns_of, findings
 from tsm.report.gallery import gallery, with_strips
 
@@ -35,12 +35,12 @@ def report(videos=60, classes=12, names=None, scores=None, labels=None, sources=
     protocol = dict(SSV2._asdict(), classes=classes)
     times = (50 + 5 * np.random.RandomState(1).standard_gamma(2, 500)).tolist()
     made = {
-        "format": FORMAT, "version": "1.0.0", "arguments": {"model": "new.onnx"}, "fusion": "score", "batch_size": 1,
+        "version": "1.0.0", "arguments": {"model": "new.onnx"}, "fusion": "score", "batch_size": 1,
         "device": {"kind": "cpu", "name": "A processor, 2 threads fp32", "precision": "fp32", "machine": "x86_64", "python": "3"},
         "checkpoint_sha256": "f" * 64, "accuracy": accuracy._asdict(), "comparison": "no published figure to compare with",
         "published": None, "checks": [check("published accuracy", NOTE, "no published figure to compare with")],
         "throughput": {"1": 3.5, "4": 3.75}, "latency": latency(times),
-        "inference": {"NPU_compute_time": {"mean": 60.0}, "H2D_latency": {"mean": 0.5}}, "model": facts, "protocol": protocol,
+        "inference": {"NPU_compute_time": {"mean": 60.0}, "H2D_latency": {"mean": 0.5}, "tsm": {}}, "model": facts, "protocol": protocol,
         "preprocessing_versions": {"opencv": "5"}, "skipped": [],
         "stages": stages or {"infer": {"seconds": 9.0, "peak_mb": 70.0, "command": ["python3", "TSM_infer.py"]}},
     }

@@ -12,6 +12,7 @@ pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 from onnx import helper, numpy_helper  # noqa: E402
 
+from tsm.files import read_json, write_json  # noqa: E402
 from tsm.protocol import SSV2, frame_indices, fuse  # noqa: E402
 from tsm.report.diagnose import DEPARTS, SAME, UNCHECKED, exported_from, first_departure, permutation, read_chain, walk  # noqa: E402
 from tsm.results import write_result  # noqa: E402
@@ -41,7 +42,7 @@ def whole(works, repo, thin_onnx, tmp_path_factory):
         "export": ["python3", "pytorch2onnx.py", str(repo / "demo/tsm_thin.pth"), "--output-file", "tsm_bs1.onnx"],
         "infer": ["python3"] + infer, "report": ["python3", "TSM_report.py", "--model", "tsm_new_bs1.onnx"],
     }
-    (folder / "stages.json").write_text(json.dumps({name: {"command": command} for name, command in commands.items()}))
+    write_json(str(folder / "stages.json"), {name: {"command": command} for name, command in commands.items()}, "stages")
     return folder
 
 
@@ -187,10 +188,10 @@ def test_an_overflow_of_fp16(works, repo, work):
             state["backbone.layer1.0.%s.weight" % reader] /= 1e6
 
     changed_weights(works, repo, work, raised)
-    stages = json.loads((work / "stages.json").read_text())
+    stages = read_json(str(work / "stages.json"), "stages")
     stages["export"]["command"][2] = "other.pth"
     stages["infer"]["command"][3] = "./tsm_bs1.om"
-    (work / "stages.json").write_text(json.dumps(stages))
+    write_json(str(work / "stages.json"), stages, "stages")
     shutil.move(str(work / "other.onnx"), str(work / "tsm_bs1.onnx"))
     shutil.move(str(work / "other_new.onnx"), str(work / "tsm_new_bs1.onnx"))
     net, _ = load(str(work / "other.pth"))
@@ -206,9 +207,9 @@ def test_an_overflow_of_fp16(works, repo, work):
 
 
 def test_a_stale_om(work):
-    stages = json.loads((work / "stages.json").read_text())
+    stages = read_json(str(work / "stages.json"), "stages")
     stages["infer"]["command"][3] = "./tsm_bs1.om"
-    (work / "stages.json").write_text(json.dumps(stages))
+    write_json(str(work / "stages.json"), stages, "stages")
     (work / "tsm_bs1.om").write_bytes(b"om")
     os.utime(str(work / "tsm_bs1.om"), (1000, 1000))
     for path in (work / "inference_result/out").iterdir():
@@ -364,11 +365,11 @@ def test_agreement_counts_flips_on_a_few_videos(works, work):
 def test_agreement_of_a_device_whose_tensors_are_gone(works, repo, work):
     """As on an NPU in chunks: a model for ATC, no tensors, the commands as TSM_chunked.py is given them."""
     works("modify_onnx.py", "-m1", "tsm_bs1.onnx", "-m2", "tsm_new_bs1.onnx", "-bs", 1, cwd=work)
-    stages = json.loads((work / "stages.json").read_text())
+    stages = read_json(str(work / "stages.json"), "stages")
     del stages["preprocess"]
     stages["infer"] = {"command": ["python3", "TSM_chunked.py", "--device", "npu", "--model", "./tsm_bs1.om", "--data_root",
                                    str(repo / "demo/videos"), "--ann_file", "list.txt", "--chunk", "auto"]}
-    (work / "stages.json").write_text(json.dumps(stages))
+    write_json(str(work / "stages.json"), stages, "stages")
     shutil.rmtree(str(work / "sthv2/preprocess_bin"))
     chain = read_chain(str(work), {})
     assert chain.data_root == str(repo / "demo/videos") and os.path.normpath(chain.device_model) == str(work / "tsm_bs1.om")

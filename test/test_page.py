@@ -10,17 +10,16 @@ import pytest
 
 pytest.importorskip("jinja2")
 from browser import CHROMIUM, browser
-from fuzz import FUZZ
+from fuzz import FUZZ, damaged
 from made_up import report, scores_of
 
 from tsm.cli import UserError
+from tsm.files import read_json, sealed, unsealed, write_json
 from tsm.labels import read_labels
-from tsm.report.collect import as_text
-from tsm.report.compare import compare, load_run
+from tsm.report.compare import compare
 from tsm.report.findings import confidence, name_of, reverses
 from tsm.report.gallery import STRIP
 from tsm.report.page import as_json, compare_page, matrix, report_page
-from tsm.report.reread import read_report
 
 NASTY = ['<script>alert(1)</script>', '"><img src=x onerror=alert(2)>', "'; alert(3) //", "</script><b>", "{{ 7 * 7 }}",
          "\u202eright to left", "\u05e9\u05dc\u05d5\u05dd", "\U0001f600 emoji", "a\u2028line", "a & b", "<!--", "\0nul"]
@@ -97,7 +96,7 @@ def type_into(page, selector, text):
 def test_equal_reports_give_equal_bytes_and_the_file_is_enough():
     made = report()
     first = report_page(made, "report.json")
-    assert report_page(json.loads(as_text(made)), "elsewhere.json") == first
+    assert report_page(json.loads(json.dumps(made)), "elsewhere.json") == first
     assert len(first.encode()) < 300_000 and not re.search(r"https?://", first)
 
 
@@ -233,9 +232,6 @@ def test_film_strips_are_pictures_and_nothing_else():
     made["findings"]["gallery"]["failures"][0]["strip"] = PIXEL
     text = report_page(made, "report.json")
     assert PIXEL in text and "holds frames of the data" in text
-    made["findings"]["gallery"]["failures"][0]["strip"] = "https://example.org/x.jpg"
-    with pytest.raises(Exception, match="report.json: is damaged"):
-        report_page(made, "report.json")
     assert "holds frames of the data" not in report_page(report(), "report.json")
 
 
@@ -296,14 +292,6 @@ def test_time_reversed_pairs_are_known_by_their_words(names):
     assert marks == {(0, 1): True, (1, 2): False} or marks == {(0, 1): True, (1, 2): False, (2, 0): False}
 
 
-def test_a_report_that_lacks_parts_is_one_line():
-    for key in ("names", "findings", "protocol", "accuracy", "stages"):
-        made = report()
-        del made[key]
-        with pytest.raises(Exception, match="report.json: is damaged"):
-            report_page(made, "report.json")
-
-
 def places(value, path=()):
     """The path of every value in a JSON value; of a list the first, second and last."""
     yield path
@@ -323,56 +311,35 @@ def with_value(value, path, new):
     return copy
 
 
-def kind(value):
-    return float if isinstance(value, (int, float)) and not isinstance(value, bool) else type(value)
+def test_a_seal_breaks_with_every_value(tmp_path):
+    made = json.loads(json.dumps(sealed(report(6, 5, ["one", "two", "three", "four", "\udcff"]), "report")))
+    assert unsealed(made, "report") and unsealed(made, "accuracy") is None
+    for place in places(made):
+        old = functools.reduce(lambda value, key: value[key], place, made)
+        for new in ("text", None, [], 0, 0.5, float("nan")):
+            if new != old or type(new) is not type(old):
+                assert unsealed(with_value(made, place, new), "report") is None, (place, new)
 
 
-LOOSE = {"arguments", "inference", "protocol", "format"}  # parts that hold more than is drawn, or are read apart
-
-
-@pytest.mark.filterwarnings("error")
-def test_every_value_of_a_report_is_looked_at(tmp_path):
-    """Whatever stands in place of any value: one clear line, and of another kind nothing is accepted where it is shown."""
-    compared = {"a": {"name": "a"}, "b": {"name": "b"}, "videos": 60, "top1": [0.5, 0.5], "flips": [],
-                "mcnemar": {"lost": 1, "gained": 1, "p": 1.0}}
-    made = report(classes=5, names=["one", "two", "three", "four", "five"])
-    made.update(compared=[compared], agreement={"videos": 8, "flips": 1, "largest_difference": 0.1}, published={
-        "source": "mmaction2", "data": "Jester", "videos": None, "top1_acc": 0.9, "top5_acc": None})
-    made["inference"]["tsm"] = {"engine": "one", "workers": [{"host": "a", "device": "cpu", "chunks": 1, "videos": 60, "seconds": 1.0,
-                                                              "videos_per_second": 60.0}]}
-    good, path = json.loads(as_text(made)), tmp_path / "report.json"
-    path.write_text(json.dumps(good))
-    run = load_run(str(path))
-    news = ["text", "\0", "\ud800", None, True, [], {}, [[1]], -1, 0, 5, 99999, 0.5, 1e300, 10 ** 400, float("nan"), float("inf")]
-    accepted = []
-    for place in places(good):
-        old = functools.reduce(lambda value, key: value[key], place, good)
-        for new in [old + old[:1], old[:-1]] if isinstance(old, list) and old else news:
-            path.write_text(json.dumps(with_value(good, place, new)))
-            try:
-                read_report(str(path))
-            except UserError as error:
-                assert "report.json" in str(error) and len(str(error)) < 500
-                continue
-            accepted.append((place, new))
-            assert place and (place[0] in LOOSE or kind(new) == kind(old) or new is None or old is None), accepted[-1]
-    for place, new in random.Random(0).sample(accepted, min(FUZZ // 3, len(accepted))):
-        path.write_text(json.dumps(with_value(good, place, new)))
+def test_a_report_with_a_damaged_byte_is_one_line(tmp_path):
+    path = tmp_path / "report.json"
+    write_json(str(path), report(6, 5), "report")
+    good, whole, chance = path.read_bytes(), read_json(str(path), "report"), random.Random("seal")
+    assert whole == json.loads(json.dumps(report(6, 5)))
+    for _ in range(FUZZ):
+        path.write_bytes(damaged(good, chance))
         try:
-            text = report_page(read_report(str(path)), str(path)) + compare_page(compare(load_run(str(path)), run), "c.html")
+            assert read_json(str(path), "report") == whole  # of lines with other ends, say
         except UserError as error:
-            assert any(word in str(error) for word in ("report.json", "video", "class")) and len(str(error)) < 500
-        else:
-            assert not re.search(r">\s*-?(nan|inf)\b", text), (place, new)
+            assert str(error).startswith(str(path)) and "make it again" in str(error) or "UTF-8" in str(error)
 
 
 @pytest.mark.parametrize("path, new", [
-    (("findings", "videos", "rank", 0), float("nan")), (("findings", "videos", "video", 0), 5), (("findings", "videos", "label", 0), 99999),
-    (("findings", "videos", "margin"), [0.5]), (("names",), "text"), (("device", "name"), float("inf")), (("latency", "p50"), 10 ** 400)])
+    (("findings", "videos", "rank", 0), float("nan")), (("findings", "videos", "video", 0), 5), (("names",), "text"),
+    (("findings", "videos", "margin"), [0.5]), (("digest",), "0"), (("format",), 2), (("kind",), "accuracy")])
 def test_a_damaged_report_is_neither_drawn_nor_compared(fails, tmp_path, path, new):
-    good = json.loads(as_text(report(names=["name %d" % number for number in range(12)])))
-    (tmp_path / "good.json").write_text(json.dumps(good))
-    (tmp_path / "bad.json").write_text(json.dumps(with_value(good, path, new)))
+    write_json(str(tmp_path / "good.json"), report(names=["name %d" % number for number in range(12)]), "report")
+    (tmp_path / "bad.json").write_text(json.dumps(with_value(json.loads((tmp_path / "good.json").read_text()), path, new)))
     assert "bad.json" in fails("TSM_report.py", "--redraw", "bad.json", cwd=tmp_path)
     assert "bad.json" in fails("TSM_compare.py", "good.json", "bad.json", "--json", "c.json", cwd=tmp_path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bad.json", "good.json"]

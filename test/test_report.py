@@ -14,6 +14,7 @@ from onnx import TensorProto, helper  # noqa: E402
 
 from tsm.accuracy import Accuracy  # noqa: E402
 from tsm.checkpoint import published  # noqa: E402
+from tsm.files import read_json, sealed, write_json  # noqa: E402
 from tsm.protocol import PIPELINES, SSV2  # noqa: E402
 from tsm.report.collect import published_of, rows, verdict  # noqa: E402
 from tsm.results import joined, statistics, summarise  # noqa: E402
@@ -51,7 +52,7 @@ def left(tmp_path):
         (tmp_path / files[-1][1]).write_text(" ".join(str(float(label == 3)) for label in range(174)) + "\n")
     (tmp_path / "inference_result/out_summary.json").write_text(json.dumps(summarise(files, [1.0, 2.0], [0.0, 0.0], 2.0, [])))
     (tmp_path / "perf/bs1.log").write_text("[INFO] throughput 1000*batchsize.mean(1)/NPU_compute_time.mean(250.0): 4.0\n")
-    (tmp_path / "stages.json").write_text(json.dumps({"infer": {"seconds": 3.0, "peak_mb": 70.0}}))
+    write_json(str(tmp_path / "stages.json"), {"infer": {"command": ["infer"], "seconds": 3.0, "peak_mb": 70.0}}, "stages")
     model(tmp_path / "new.onnx", fusion="score", checkpoint_sha256=OTHER)
     return tmp_path
 
@@ -74,8 +75,7 @@ def test_accuracy_comes_from_the_file_that_postprocessing_wrote(works, fails, le
         assert "accuracy.json" in fails("TSM_report.py", *ARGS, "--accuracy", "accuracy.json", cwd=left)
 
 
-@pytest.mark.parametrize("stages", ["{}", "[]", "nonsense", '{"infer": {}}', '{"infer": {"seconds": 1}}', '{"infer": 3}',
-                                    '{"infer": {"seconds": "long", "peak_mb": 1}}'])
+@pytest.mark.parametrize("stages", ["{}", "[]", "nonsense", '{"infer": {"command": [], "seconds": 1, "peak_mb": 1}}'])
 def test_stages_that_cannot_be_read_are_left_out(works, left, stages):
     (left / "stages.json").write_text(stages)
     works("TSM_report.py", *ARGS, cwd=left)
@@ -208,8 +208,7 @@ def test_a_label_file_that_is_missing_leaves_numbers(run, works, fails, left):
     assert rows_of(left / "predictions.csv")[0]["true_name"] == "name 3"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", "{}", '{"accuracy": {}}', '{"format": 1, "accuracy": {}, "version": "0.9"}',
-                                  '{"format": 2, "accuracy": {}, "checks": []}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", "{}", '{"format": 2, "accuracy": {}, "checks": []}'])
 def test_a_report_of_another_version_or_half_of_one_is_one_line(fails, tmp_path, text):
     (tmp_path / "report.json").write_text(text)
     assert "report.json" in fails("TSM_report.py", "--redraw", "report.json", cwd=tmp_path)
@@ -247,8 +246,7 @@ def test_named_checks_pass_and_fail(works, left):
     proof["file"]["largest_difference"] = 1e-3
     model(left / "new.onnx", fusion="score", proof=json.dumps(proof), protocol=json.dumps(SSV2._replace(segments=16)._asdict()))
     works("TSM_postprocess.py", *ARGS[:2], "--json", "accuracy.json", cwd=left)
-    accuracy = json.loads((left / "accuracy.json").read_text())
-    (left / "accuracy.json").write_text(json.dumps(dict(accuracy, top1_acc=0.75)))
+    write_json(str(left / "accuracy.json"), dict(read_json(str(left / "accuracy.json"), "accuracy"), top1_acc=0.75), "accuracy")
     out = works("TSM_report.py", *ARGS, "--accuracy", "accuracy.json", cwd=left)
     found = checks(left)
     assert {found[name]["state"] for name in ("results", "graph surgery", "protocol")} == {"fail"}
@@ -258,11 +256,11 @@ def test_named_checks_pass_and_fail(works, left):
 def test_agreement_of_a_device_is_a_check(works, fails, left):
     works("TSM_report.py", *ARGS, "--device", "npu", cwd=left)
     assert checks(left)["agreement with fp32"]["text"] == "not measured"
-    (left / "agreement.json").write_text(json.dumps({"videos": 8, "flips": 1, "largest_difference": 0.02, "flipped": []}))
+    agreement = {"videos": 8, "flips": 1, "largest_difference": 0.02, "flipped": []}
+    write_json(str(left / "agreement.json"), agreement, "agreement")
     works("TSM_report.py", *ARGS, "--device", "npu", "--agreement", "agreement.json", cwd=left)
     assert "7 of 8 videos" in checks(left)["agreement with fp32"]["text"]
-    for text in ("{}", '{"videos": "8", "flips": 1, "largest_difference": 0}', '{"videos": 8, "flips": 1, "largest_difference": 1e999}',
-                 '{"videos": 8, "flips": 1, "largest_difference": NaN}', '{"videos": 8.5, "flips": 1, "largest_difference": 0}'):
+    for text in ("{}", json.dumps(agreement), (left / "agreement.json").read_text().replace("8", "9")):
         (left / "agreement.json").write_text(text)
         assert "agreement.json" in fails("TSM_report.py", *ARGS, "--agreement", "agreement.json", cwd=left)
 
@@ -309,7 +307,7 @@ def test_missing_arguments_are_bad_usage(fails, tmp_path):
 def test_how_many_views_have_the_answer_is_a_column(works, left):
     path = left / "inference_result/out_summary.json"
     summary = json.loads(path.read_text())
-    path.write_text(json.dumps(dict(summary, tsm={"engine": "one", "views_agree": {"0": [6], "1": [4]}})))
+    path.write_text(json.dumps(dict(summary, tsm=sealed({"engine": "one", "views_agree": {"0": [6], "1": [4]}}, "inference"))))
     works("TSM_report.py", *ARGS, cwd=left)
     assert [row["views_agree"] for row in rows_of(left / "predictions.csv")] == ["6", "4"]
     assert "4 of 6 views agree" in (left / "report.html").read_text(encoding="utf-8")
@@ -334,13 +332,12 @@ def test_votes_of_views_are_counted():
     votes, outputs = [], []
     compute(Engine("e", 1, submit, lambda: None), model_, np.zeros((2,) + protocol.video_shape, np.float32), outputs.append, votes.append)
     assert votes[0].tolist() == [4, 6] and outputs[0].argmax(1).tolist() == [1, 2]
-    summary = summarise([("0.bin", "x"), ("1.bin", "y")], [1.0], [0.0], 1.0, [], tsm={"views_agree": {"0": [0, 6], "1": [1, 6]}})
+    own = sealed({"views_agree": {"0": [0, 6], "1": [1, 6]}}, "inference")
+    summary = summarise([("0.bin", "x"), ("1.bin", "y")], [1.0], [0.0], 1.0, [], tsm=own)
     assert views_agree(summary) == {0: 0, 1: 6, 2: 1, 3: 6} and views_agree({}) == {}
 
 
-@pytest.mark.parametrize("entry", [[], 3, {"views_agree": 3}, {"views_agree": {"0": 3, "x": [1]}}, {"top1_agreement_with_fp32": None},
-                                   {"top1_agreement_with_fp32": 3}, {"workers": [3]}, {"workers": 3, "engine": []},
-                                   {"views_agree": {"\u00b2": [1], "\u0663": [1]}}])
+@pytest.mark.parametrize("entry", [[], 3, {"views_agree": 3}, {"workers": [3], "kind": "inference"}])
 def test_a_foreign_entry_in_the_summary_is_left_alone(works, left, entry):
     path = left / "inference_result/out_summary.json"
     path.write_text(json.dumps(dict(json.loads(path.read_text()), tsm=entry)))
@@ -348,7 +345,7 @@ def test_a_foreign_entry_in_the_summary_is_left_alone(works, left, entry):
     assert (left / "report.html").exists()
 
 
-@pytest.mark.parametrize("times", [[10 ** 30], ["1"], [True], [-1], 3])
+@pytest.mark.parametrize("times", [[10 ** 30], ["1"], [True], [-1], [], 3])
 def test_times_that_are_none_are_left_out(works, left, times):
     path = left / "inference_result/out_summary.json"
     figures = {"NPU_compute_time": {"mean": "1"}, "H2D_latency": 3}
@@ -379,9 +376,6 @@ def test_the_file_with_a_figure_that_is_not_finite_is_named(works, fails, left):
     for figure in ("NaN", "Infinity", "1e999", "1" + "0" * 400):
         (left / "accuracy.json").write_text(text.replace("0.5", figure, 1))
         assert "accuracy.json" in fails("TSM_report.py", *ARGS, "--accuracy", "accuracy.json", cwd=left)
-    (left / "stages.json").write_text('{"infer": {"seconds": NaN, "peak_mb": 1}}')
-    works("TSM_report.py", *ARGS, cwd=left)
-    assert json.loads((left / "report.json").read_text())["stages"] == {}
 
 
 def test_a_figure_that_is_not_finite_is_one_line(fails, left):

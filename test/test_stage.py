@@ -86,13 +86,12 @@ def test_damaged_state_means_nothing_is_done(stage, tmp_path):
 
 def test_state_of_another_shape_is_passed_over(stage, tmp_path):
     """Valid JSON, but not what stage.py writes."""
-    for text in ('[]', '{"copy": 3}', '{"copy": null, "other": []}'):
+    stage()
+    good = (tmp_path / "stages.json").read_text()
+    for text in ('[]', '{"copy": 3}', '{"copy": null, "other": []}', good.replace('"peak_mb"', '"peak"')):
         (tmp_path / "stages.json").write_text(text)
         assert "working" in stage().stdout
-    state = json.loads((tmp_path / "stages.json").read_text())
-    del state["copy"]["seconds"]
-    (tmp_path / "stages.json").write_text(json.dumps(state))
-    assert "up to date: b (made in ? s)" in stage().stdout
+    assert "up to date: b (made in " in stage().stdout
 
 
 DIES = "import os; x = b'1' * (60 << 20); os.kill(os.getpid(), 9)"

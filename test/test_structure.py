@@ -7,16 +7,16 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 TREE = {  # folder of tsm/: its modules, from the ground up
-    "": {"cli", "files", "machine", "workers", "shape", "protocol", "labels", "samples", "results", "accuracy", "workfolder"},
+    "": {"cli", "files", "machine", "workers", "protocol", "labels", "samples", "results", "accuracy", "workfolder"},
     "checkpoint": {"reader", "pyconfig", "config", "published", "fetch", "identify"},
     "video": {"frames", "clips", "datasets"},
     "chain": {"stage", "npu"},
     "model": {"network", "onnxfile", "graph", "surgery", "proof", "offline"},
     "infer": {"engine", "int8", "tensors", "preprocess", "journal", "stream", "chunks", "ascend", "cluster"},
-    "report": {"findings", "gallery", "collect", "reread", "page", "compare", "diagnose"},
+    "report": {"findings", "gallery", "collect", "page", "compare", "diagnose"},
     "predict": {"answers", "live", "captions"},
 }
-GROUND = {"cli", "files", "machine", "workers", "shape"}  # of the modules that stand in no folder; the others travel between scripts
+GROUND = {"cli", "files", "machine", "workers"}  # of the modules that stand in no folder; the others travel between scripts
 FLOORS = [{"checkpoint", "video", "chain"}, {"model"}, {"infer"}, {"report"}, {"predict"}]  # an arrow goes within a folder, or down
 ONLY_IN = {  # a library: the modules, or folders, that may import it
     "torch": {"checkpoint.reader", "model.network"}, "cv2": {"video", "predict"}, "ray": {"infer.cluster"},
@@ -79,6 +79,15 @@ def test_an_arrow_only_goes_down(path):
     for module in modules(path):
         same = here.rpartition(".")[0] == module.rpartition(".")[0]
         assert same and floor_of(module) <= floor_of(here) or floor_of(module) < floor_of(here), "%s imports %s" % (here, module)
+
+
+def test_what_starts_twice_for_every_stage_starts_quickly():
+    files, left = {}, [REPO / "tsm/chain/stage.py"]
+    while left:
+        path = left.pop()
+        files[path] = set(imports(path))
+        left += [one for one in LIBRARY if name_of(one) in modules(path) and one not in files]
+    assert len(files) > 3 and not [path for path, names in files.items() if any(name.split(".")[0] == "numpy" for name in names)]
 
 
 def test_there_is_no_cycle():

@@ -6,12 +6,10 @@ from typing import Dict, Mapping, NamedTuple, Tuple
 
 import numpy as np
 
-from tsm.cli import UserError
 from tsm.files import read_json
 from tsm.protocol import SSV2
 from tsm.results import read_results
 from tsm.samples import manifest_path, read_info, read_manifest
-from tsm.shape import COUNT, INTERVAL, SHARE, parts
 
 Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
@@ -26,10 +24,6 @@ class Accuracy(NamedTuple):
     mean_class_accuracy: float
     top1_interval_95: Tuple[float, float]
     verdicts_on_ties: int
-
-
-FACTS = parts({"videos": COUNT, "skipped": COUNT, "top1_acc": SHARE, "top5_acc": SHARE, "mean_class_accuracy": SHARE,
-               "top1_interval_95": INTERVAL, "verdicts_on_ties": COUNT})  # an Accuracy in JSON
 
 
 def wilson(hits: int, total: int) -> Tuple[float, float]:
@@ -89,7 +83,5 @@ def accuracy_from(scores: Mapping[int, np.ndarray], labels: Mapping[int, int], s
 
 def read_accuracy(path: str) -> Accuracy:
     """The Accuracy that TSM_postprocess.py --json wrote to `path`."""
-    facts = read_json(path)
-    if FACTS(facts) is not None or set(facts) != set(Accuracy._fields):
-        raise UserError("%s: not the accuracy.json of TSM_postprocess.py; run it with --json %s again" % (path, path))
+    facts = read_json(path, "accuracy")
     return Accuracy(**dict(facts, top1_interval_95=tuple(facts["top1_interval_95"])))

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: atomic writing, checksums, locks, natural order, JSON."""
+"""Files that are either whole or not there: atomic writing, checksums, locks, natural order, JSON, and seals on files of our own."""
 
 import contextlib
 import errno
@@ -8,14 +8,17 @@ import json
 import math
 import os
 import re
-from typing import Any, Dict, Iterator, List, Tuple, Union
-
-import numpy as np
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 from tsm.cli import UserError, first_line, warn
 
 CHUNK = 1 << 20  # bytes read at a time when a file is hashed
 LOCK = ".lock"  # in a folder that only one run may work in
+KINDS = {  # of sealed values: the format, to be raised when what a key means changes, and who writes them
+    "report": (3, "TSM_report.py"), "accuracy": (1, "TSM_postprocess.py --json"), "agreement": (1, "TSM_compare.py --agreement"),
+    "manifest": (1, "TSM_preprocess.py"), "stages": (1, "run_all.sh"), "run": (1, "run_all.sh"), "inference": (1, "TSM_infer.py"),
+}
+SEAL = ("kind", "format", "digest")
 
 
 def part_name(path: str) -> str:
@@ -75,20 +78,52 @@ def write_text(path: str, text: str) -> None:
         file.write(text)
 
 
-def write_json(path: str, value: Any, indent: int = 1) -> None:
-    """Write `value` as JSON (no NaN, keys in the order given), whole or not at all."""
-    write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+def sealed(value: Dict[str, Any], kind: str) -> Dict[str, Any]:
+    """`value` behind its kind, its format (KINDS) and a digest of the rest: what a damaged or edited file does not have."""
+    return dict(_seal(value, kind), **value)
 
 
-def read_json(path: str, finite: bool = True) -> Any:
-    """The JSON value in `path`. Raises UserError where it is not JSON in UTF-8, or, if `finite`, a number in it is not finite as
-    a float; a caller that says where in the file such a number is passes False and looks itself."""
+def unsealed(value: Any, kind: str) -> Optional[Dict[str, Any]]:
+    """What sealed() was given; None where `value` is anything else, or was changed since."""
+    if not isinstance(value, dict):
+        return None
+    rest = {key: item for key, item in value.items() if key not in SEAL}
+    return rest if {key: value.get(key) for key in SEAL} == _seal(rest, kind) else None
+
+
+def _seal(rest: Dict[str, Any], kind: str) -> Dict[str, Any]:
+    digest = hashlib.blake2b(json.dumps(rest).encode(), digest_size=16).hexdigest()
+    return dict(zip(SEAL, (kind, KINDS[kind][0], digest)))
+
+
+def write_json(path: str, value: Any, kind: str = "") -> None:
+    """Write `value` as JSON (no NaN, keys in the order given), whole or not at all; a dict of a `kind` is sealed, a line per key."""
+    if not kind:
+        return write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    lines = ["%s: %s" % (json.dumps(key), json.dumps(item, allow_nan=False)) for key, item in sealed(value, kind).items()]
+    write_text(path, "{\n%s\n}\n" % ",\n".join(lines))
+
+
+def read_json(path: str, kind: str = "", finite: bool = True, older: bool = False) -> Any:
+    """The JSON value in `path`; of a `kind`, what was sealed.
+
+    Args:
+        finite: refuse a number that is not finite as a float; a caller that says where in the file it is looks itself.
+        older: also take a dict without a seal, which the caller has to look at.
+    Raises: UserError where it is not JSON in UTF-8, or not as this version seals that kind.
+    """
     text = read_text(path)
     hooks: Dict[str, Any] = dict(parse_constant=_finite, parse_float=_finite, parse_int=_finite_int) if finite else {}
     try:
-        return json.loads(text, **hooks)
+        value = json.loads(text, **hooks)
+        rest = unsealed(value, kind) if kind else value
     except (ValueError, RecursionError) as error:
         raise UserError("%s: not JSON (%s); make it again" % (path, error))
+    if rest is None and kind:
+        if older and isinstance(value, dict) and SEAL[-1] not in value:
+            return value
+        raise UserError("%s: was not written by this version's %s, or was changed since; make it again" % (path, KINDS[kind][1]))
+    return rest
 
 
 def _finite(text: str) -> float:
@@ -101,16 +136,6 @@ def _finite(text: str) -> float:
 def _finite_int(text: str) -> int:
     _finite(text)
     return int(text)
-
-
-def read_npy(path: str) -> np.ndarray:
-    """The array in an .npy file. Raises UserError where it is none, is cut short, or holds Python objects."""
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # numpy parses the header as Python text, which can go wrong in any way
-        raise UserError("%s: not an .npy array (%s); make it again" % (path, first_line(error, 120)))
 
 
 def sha256(path: str) -> str:

@@ -12,17 +12,11 @@ from typing import Any, Dict, Iterator, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from tsm.cli import UserError, first_line
-from tsm.files import read_json, read_npy, replacing, write_text
-from tsm.shape import COUNT, PATH, TEXT, each, finite, is_index, maybe, named, parts
+from tsm.files import read_json, replacing, sealed, unsealed, write_text
 
 TIMES = ("NPU_compute_time", "H2D_latency", "D2H_latency")  # figures of a summary, each statistics()
-FIGURE = parts({"mean": finite()})  # what is shown of one
-WORKER = parts({"host": TEXT, "device": TEXT, "chunks": COUNT, "videos": COUNT, "seconds": finite(), "videos_per_second": finite()})
 LARGEST = 3.5e38  # of a score: float32's
-OWN = {  # what TSM_infer.py and TSM_chunked.py add to a summary and is read again
-    "engine": maybe(TEXT), "workers": maybe(each(WORKER)), "views_agree": maybe(named(each(maybe(COUNT)))),
-    "top1_agreement_with_fp32": maybe(parts({"same": COUNT, "videos": COUNT})),
-}
+OWN = "tsm"  # in a summary: what TSM_infer.py, TSM_stream.py and TSM_chunked.py add, sealed
 
 
 def result_name(path: str) -> str:
@@ -79,8 +73,9 @@ def summarise(
 
 
 def write_summary(folder: str, summary: Dict[str, Any]) -> None:
-    """Write the summary beside its folder of results, on one line as ais_bench does."""
-    write_text(summary_path(folder), json.dumps(summary) + "\n")
+    """Write the summary beside its folder of results, on one line as ais_bench does; what is our own in it (OWN) is sealed."""
+    own = {OWN: sealed(summary[OWN], "inference")} if OWN in summary else {}
+    write_text(summary_path(folder), json.dumps(dict(summary, **own)) + "\n")
 
 
 def read_summary(path: str) -> Dict[str, Any]:
@@ -89,12 +84,12 @@ def read_summary(path: str) -> Dict[str, Any]:
     try:
         for entry in summary["filesinfo"].values():
             for name in (entry["infiles"][0], entry["outfiles"][0]):
-                if PATH(name) is not None:
-                    raise TypeError
+                if b"\0" in os.fsencode(name):
+                    raise ValueError("no name that a file can have")
             if len(entry["infiles"]) != 1 or len(entry["outfiles"]) != 1:
                 raise UserError("%s: %s has more than one input or output file; TSM has one of each"
                                 % (path, entry["infiles"][0]))
-    except (KeyError, IndexError, TypeError, AttributeError):
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         raise UserError("%s: not a summary of ais_bench or TSM_infer.py (no filesinfo)" % path)
     return summary
 
@@ -115,6 +110,16 @@ def throughput_in(text: str) -> Optional[float]:
     """Videos per second from the last such line of what ais_bench or TSM_infer.py printed; None if there is none."""
     found = re.findall(r"\[INFO\] throughput 1000\*batchsize.*: ([0-9]{1,15}(?:\.[0-9]*)?)\s*$", text, re.MULTILINE)
     return float(found[-1]) if found else None
+
+
+def read_npy(path: str) -> np.ndarray:
+    """The array in an .npy file. Raises UserError where it is none, is cut short, or holds Python objects."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # numpy parses the header as Python text, which can go wrong in any way
+        raise UserError("%s: not an .npy array (%s); make it again" % (path, first_line(error, 120)))
 
 
 def read_scores(path: str, classes: int) -> np.ndarray:
@@ -156,7 +161,7 @@ def _results(path: str) -> Iterator[Tuple[int, str]]:
     for entry in read_summary(path)["filesinfo"].values():
         infile, outfile = entry["infiles"][0], entry["outfiles"][0]
         name = result_name(infile)
-        if not is_index(name):
+        if not re.match(r"[0-9]{1,9}\Z", name):
             raise UserError("%s: input file %s is not named by a sample's index, as in 0.bin" % (path, infile))
         beside = os.path.join(folder, os.path.basename(outfile))
         if folder and os.path.exists(beside):  # wherever the summary and its results were moved, or are looked at from
@@ -167,15 +172,17 @@ def _results(path: str) -> Iterator[Tuple[int, str]]:
 def views_agree(summary: Mapping[str, Any]) -> Dict[int, int]:
     """{index: how many of the video's views have its answer}, of the results of which the summary knows it."""
     votes = own_entry(summary).get("views_agree") or {}
-    return {int(name) * len(counts) + row: count for name, counts in votes.items() if is_index(name)
-            for row, count in enumerate(counts)}
+    return {int(name) * len(counts) + row: count for name, counts in votes.items() for row, count in enumerate(counts)}
 
 
 def own_entry(summary: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What TSM_infer.py adds to a summary under `tsm`, without what is of another kind (OWN); empty in one of ais_bench."""
-    entry = summary.get("tsm")
-    known = entry.items() if isinstance(entry, dict) else ()
-    return {name: value for name, value in known if name not in OWN or OWN[name](value) is None}
+    """What the suite added to a summary (OWN); empty in one of ais_bench."""
+    return unsealed(summary.get(OWN), "inference") or {}
+
+
+def is_time(value: Any) -> bool:
+    """Is it a number of ms, as summaries hold them?"""
+    return type(value) in (int, float) and 0 <= value <= 1e12
 
 
 def read_results(path: str, labels: Dict[int, int], classes: int) -> Dict[int, np.ndarray]:

@@ -197,42 +197,33 @@ def manifest_of(
     }
 
 
-def write_manifest(path: str, manifest: Mapping[str, Any]) -> None:
-    """The manifest as JSON, whole or not at all."""
-    write_json(path, manifest)
+def write_manifest(path: str, manifest: Dict[str, Any]) -> None:
+    """The manifest as JSON, sealed, whole or not at all."""
+    write_json(path, manifest, "manifest")
 
 
 def read_manifest(path: str) -> Dict[str, Any]:
     """The manifest in `path`, as manifest_of() makes it; UserError where it is something else.
 
-    protocol_from(manifest["protocol"], path) is its protocol, manifest["protocol"]["dtype"] the tensors' type.
+    protocol_from(manifest["protocol"], path) is its protocol, manifest["protocol"]["dtype"] the tensors' type. Manifests of versions
+    that did not seal them are taken: days of decoding may stand behind one.
     """
-    manifest = read_json(path)
+    manifest = read_json(path, "manifest", older=True)
     try:
         facts = manifest["protocol"]
-        protocol = protocol_from(facts, path)
-        right = (facts["dtype"] in ("float32", "uint8") and facts["layout"] == "NCHW"
-                 and facts["shape"] == list(protocol.video_shape)
-                 and isinstance(manifest["samples"], list) and isinstance(manifest["skipped"], list)
-                 and all(_is_sample(entry, protocol.nbytes(facts["dtype"])) for entry in manifest["samples"])
-                 and all(isinstance(entry["line"], int) and _is_text(entry["source"], entry["reason"])
-                         for entry in manifest["skipped"])
-                 and isinstance(manifest["versions"], dict) and _is_text(*manifest["versions"].values())
-                 and isinstance(manifest["list"]["videos"], int))
+        protocol, samples, skipped = protocol_from(facts, path), manifest["samples"], manifest["skipped"]
+        numbers = [entry[key] for entry in samples for key in ("id", "label", "bytes")] + [manifest["list"]["videos"]]
+        texts = [entry[key] for entry in samples for key in ("source", "file", "xxh3_128")]
+        texts += [entry[key] for entry in skipped for key in ("source", "reason")] + list(manifest["versions"].values())
+        right = (facts["dtype"] in ("float32", "uint8") and facts["layout"] == "NCHW" and facts["shape"] == list(protocol.video_shape)
+                 and type(samples) is type(skipped) is list and {type(number) for number in numbers} == {int}
+                 and {type(text) for text in texts} <= {str}
+                 and {entry["bytes"] for entry in samples} <= {protocol.nbytes(facts["dtype"])})
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         right = False
     if not right:
-        raise UserError("%s: not a manifest of this version's TSM_preprocess.py; run it again" % path)
+        raise UserError("%s: not a manifest of TSM_preprocess.py; run it again" % path)
     return manifest
-
-
-def _is_sample(entry: Dict[str, Any], nbytes: int) -> bool:
-    return (type(entry["id"]) is type(entry["label"]) is int and entry["bytes"] == nbytes
-            and _is_text(entry["source"], entry["file"], entry["xxh3_128"]))
-
-
-def _is_text(*values: Any) -> bool:
-    return all(isinstance(value, str) for value in values)
 
 
 def check_folder(manifest: Mapping[str, Any], folder: str, manifest_file: str) -> None:

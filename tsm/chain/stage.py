@@ -101,10 +101,9 @@ def code(command: List[str]) -> str:
 def read_state() -> Dict[str, Any]:
     """What stages.json knows to be done; nothing if it is missing or damaged."""
     try:
-        state = read_json(STAGES)
+        return dict(read_json(STAGES, "stages"))
     except (UserError, FileNotFoundError):
         return {}
-    return {name: entry for name, entry in state.items() if isinstance(entry, dict)} if isinstance(state, dict) else {}
 
 
 def execute(command: List[str], tee: Optional[str]) -> int:
@@ -154,7 +153,7 @@ def main() -> None:
     }
     before = read_state().get(args.name, {})
     if is_done(before, known, args.outputs):
-        print("up to date: %s (made in %s s)" % (", ".join(args.outputs), before.get("seconds", "?")))
+        print("up to date: %s (made in %s s)" % (", ".join(args.outputs), before["seconds"]))
         return
     start = time.time()
     status = execute(args.command, args.tee)
@@ -172,7 +171,7 @@ def main() -> None:
         seconds=round(time.time() - start, 3),
         peak_mb=peak_mb(),
     )
-    write_json(STAGES, dict(read_state(), **{args.name: entry}))
+    write_json(STAGES, dict(read_state(), **{args.name: entry}), "stages")
 
 
 if __name__ == "__main__":

@@ -24,11 +24,11 @@ import numpy as np
 
 from tsm.chain.npu import devices, listing, the_chip
 from tsm.cli import UserError, first_line, warn
-from tsm.files import read_npy, write_json
+from tsm.files import write_json
 from tsm.infer.chunks import ATTEMPTS, SUITE, Chunk, Flight, Job, check_clips
 from tsm.infer.journal import Piece, Scored
 from tsm.machine import cores, die_with_parent
-from tsm.results import TIMES, read_summary, summary_path
+from tsm.results import TIMES, read_npy, read_summary, summary_path
 from tsm.samples import read_manifest
 from tsm.workfolder import BINS, MANIFEST, PROTOCOL
 

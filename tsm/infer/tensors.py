@@ -8,9 +8,9 @@ from typing import Any, Callable, Dict, Generator, Iterator, List, NamedTuple, O
 import numpy as np
 
 from tsm.cli import UserError
-from tsm.files import natural, read_npy
+from tsm.files import natural
 from tsm.protocol import Protocol, differences, protocol_from
-from tsm.results import result_name
+from tsm.results import read_npy, result_name
 from tsm.samples import check_folder, check_tensor, manifest_beside, read_manifest
 
 AHEAD = 2  # videos read before they are needed

@@ -15,14 +15,11 @@ from tsm.files import read_json
 from tsm.machine import processor_name
 from tsm.model.onnxfile import load, metadata, protocol_of
 from tsm.protocol import FUSIONS, PIPELINES, SSV2, differences, protocol_from
-from tsm.results import FIGURE, TIMES, own_entry, read_summary, throughput_in
-from tsm.shape import TEXT, each, finite, parts
+from tsm.results import OWN, TIMES, is_time, own_entry, read_summary, throughput_in
 from tsm.workfolder import STAGES
 
-FORMAT = 2  # of report.json; to be raised when what a key means changes
 LATENCY_BINS = 40
 PASS, FAIL, NOTE = "pass", "fail", "note"  # states of a check; a note is neither good nor bad
-STAGE = parts({"seconds": finite(), "peak_mb": finite()}, {"command": each(TEXT)})  # an entry of stages.json
 
 ATLAS_THROUGHPUT = {1: 20.77, 4: 18.41, 8: 17.67, 16: 17.12, 32: 17.36}  # videos/s by batch, the Ascend guide, Atlas 310P3
 
@@ -54,12 +51,11 @@ def read_model(path: str) -> Model:
 
 
 def read_stages(path: str) -> Dict[str, Any]:
-    """{stage: its entry} of stages.json; a file or an entry that cannot be read is left out, as it is only for show."""
+    """{stage: its entry} of stages.json; nothing where it cannot be read, as it is only for show."""
     try:
-        stages = read_json(path)
+        return dict(read_json(path, "stages"))
     except (UserError, FileNotFoundError):
         return {}
-    return {name: entry for name, entry in (stages.items() if isinstance(stages, dict) else ()) if STAGE(entry) is None}
 
 
 def device_name(device: str, precision: str) -> str:
@@ -117,7 +113,6 @@ def collect(
     published, why = published_of(fusion, model.protocol, digest)
     state, comparison = verdict(accuracy, published, why)
     return {
-        "format": FORMAT,
         "version": __version__,
         "device": {"kind": device, "name": device_name(device, precision), "precision": precision,
                    "machine": platform.machine(), "python": platform.python_version()},
@@ -142,10 +137,11 @@ def collect(
 
 def _without_lists(summary: Dict[str, Any]) -> Dict[str, Any]:
     """The summary without its lists, which other parts of the report hold, and without figures that are none."""
-    left_out = ["filesinfo", "npu_compute_time_list", "tsm"] + [name for name in TIMES if FIGURE(summary.get(name)) is not None]
+    known = [name for name in TIMES if isinstance(summary.get(name), dict) and is_time(summary[name].get("mean"))]
+    left_out = {"filesinfo", "npu_compute_time_list", OWN, *TIMES} - set(known)
     kept = {key: value for key, value in summary.items() if key not in left_out}
     own = {key: value for key, value in own_entry(summary).items() if key != "views_agree"}
-    return dict(kept, tsm=own) if own else kept
+    return dict(kept, **{OWN: own})
 
 
 def complete(
@@ -170,7 +166,7 @@ def latency(times: Any) -> Optional[Dict[str, Any]]:
 
     The bins end at the 99.5th percentile; what is slower counts in the last one.
     """
-    if each(finite(0, 1e12), 1)(times) is not None:
+    if not isinstance(times, list) or not times or not all(map(is_time, times)):
         return None
     values = np.array(times, np.float64)
     low, high = float(values.min()), float(np.percentile(values, 99.5))
@@ -225,7 +221,7 @@ def _precision(report: Dict[str, Any]) -> Dict[str, str]:
         return check("agreement with fp32", NOTE if agreement["flips"] else PASS,
                      "top-1 is the same on %d of %d videos run on the CPU in fp32; largest difference of a probability %.1e" % (
                          agreement["videos"] - agreement["flips"], agreement["videos"], agreement["largest_difference"]))
-    same = own_entry(report["inference"]).get("top1_agreement_with_fp32")
+    same = report["inference"][OWN].get("top1_agreement_with_fp32")
     if same:
         return check("agreement with fp32", PASS if same["same"] == same["videos"] else NOTE,
                      "top-1 in %s is that of fp32 on %d of %d videos" % (device["precision"], same["same"], same["videos"]))
@@ -237,15 +233,6 @@ def _precision(report: Dict[str, Any]) -> Dict[str, str]:
 def _no_ties(report: Dict[str, Any]) -> Optional[Dict[str, str]]:
     ties = report["accuracy"]["verdicts_on_ties"]
     return check("ties", NOTE, "%d verdicts hang on equal scores; NPY and BIN results keep more digits" % ties) if ties else None
-
-
-def as_text(report: Dict[str, Any]) -> str:
-    """report.json's text: JSON, a line per key."""
-    try:
-        return "{\n%s\n}\n" % ",\n".join("%s: %s" % (json.dumps(key), json.dumps(value, allow_nan=False))
-                                          for key, value in report.items())
-    except ValueError:
-        raise UserError("%s: a figure in it is not finite; run the inference again" % report["arguments"].get("result_path"))
 
 
 def time_split(report: Dict[str, Any]) -> List[List[Any]]:
@@ -287,7 +274,7 @@ def table(cells: List[List[str]]) -> str:
 def text(report: Dict[str, Any]) -> str:
     """The report for a terminal: the table, how the views were fused, the comparisons, the stages."""
     parts = [table(rows(report)), "\nviews fused by %s; %s" % (report["fusion"], report["comparison"])]
-    agreement = own_entry(report["inference"]).get("top1_agreement_with_fp32")
+    agreement = report["inference"][OWN].get("top1_agreement_with_fp32")
     if agreement:
         parts.append("top-1 in %s agrees with fp32 on %d of the %d videos that both were run on" % (
             report["device"]["precision"], agreement["same"], agreement["videos"]))

@@ -9,7 +9,6 @@ from tsm.accuracy import accuracy_from
 from tsm.cli import UserError, printable, warn
 from tsm.files import read_json
 from tsm.report.findings import Columns, columns_of, name_of
-from tsm.report.reread import AGREEMENT, read_report
 from tsm.results import read_results
 from tsm.samples import manifest_path, read_info, read_manifest
 from tsm.workfolder import LABELS, REPORT, SUMMARY
@@ -42,7 +41,7 @@ def load_run(path: str, info_path: str = "") -> Run:
     else:
         given = os.path.join(path, REPORT) if os.path.isdir(path) else path
         if given == path or os.path.exists(given):
-            report = read_report(given)
+            report = read_json(given, "report")
         arguments = report.get("arguments") or {}
         result_path = _moved_with(folder, str(arguments.get("result_path") or SUMMARY))
         info_path = _moved_with(folder, str(arguments.get("info_path") or LABELS))
@@ -178,14 +177,6 @@ def _differences(a: Run, b: Run, pairs: Sequence[Tuple[int, int]]) -> Dict[str, 
     worst = int(apart.argmax())
     return {"of": "all classes" if a.scores is not None and b.scores is not None else "the true class",
             "largest": float(apart[worst]), "mean": mean, "video": a.columns["video"][pairs[worst][0]]}
-
-
-def read_agreement(path: str) -> Dict[str, Any]:
-    """What TSM_compare.py --agreement wrote to `path` by --json."""
-    found = read_json(path)
-    if AGREEMENT(found) is not None:
-        raise UserError("%s: not what TSM_compare.py --agreement writes; run it with --json %s again" % (path, path))
-    return found
 
 
 def chance(p: float) -> str:

@@ -70,7 +70,7 @@ def read_chain(folder: str, given: Dict[str, Optional[str]]) -> Chain:
     Raises: UserError, or OSError, for a folder without a modified model, labels or a manifest.
     """
     try:
-        stages = read_json(os.path.join(folder, STAGES))
+        stages = read_json(os.path.join(folder, STAGES), "stages")
         commands = {name: [str(word) for word in entry["command"]] for name, entry in stages.items()}
     except (FileNotFoundError, KeyError, TypeError, AttributeError):
         commands = {}

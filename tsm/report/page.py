@@ -11,16 +11,15 @@ import json
 import os
 import re
 import shlex
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from tsm.cli import UserError, first_line
+from tsm.cli import UserError
 from tsm.protocol import protocol_from
 from tsm.report.collect import rows, time_split
 from tsm.report.compare import chance
 from tsm.report.findings import name_of
-from tsm.report.gallery import KINDS, STRIP
-from tsm.report.reread import check_report
-from tsm.results import own_entry
+from tsm.report.gallery import KINDS
+from tsm.results import OWN
 
 TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "templates")
 TITLES = {
@@ -42,8 +41,8 @@ def as_json(value: Any) -> str:
     return re.sub("[<>&]", lambda found: "\\u%04x" % ord(found.group()), json.dumps(value, separators=(",", ":"), allow_nan=False))
 
 
-def draw(template: str, title: str, where: str, values: Callable[[], Dict[str, Any]]) -> str:
-    """The page of a template; UserError that names `where` if the values are not what it needs."""
+def draw(template: str, title: str, where: str, values: Dict[str, Any]) -> str:
+    """The page of a template; UserError that names `where` without Jinja2."""
     try:
         import jinja2
     except ImportError:
@@ -54,37 +53,30 @@ def draw(template: str, title: str, where: str, values: Callable[[], Dict[str, A
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     css, script = (Markup(loader.get_source(environment, name)[0]) for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    try:
-        page = environment.get_template(template).render(
-            values(), title=title, css=css, script=script, script_hash=Markup("sha256-" + digest), percent=percent)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, jinja2.UndefinedError) as error:
-        raise UserError("%s: is damaged or of another version (%s); make it again" % (where, first_line(error)))
+    page = environment.get_template(template).render(
+        values, title=title, css=css, script=script, script_hash=Markup("sha256-" + digest), percent=percent)
     return page.encode("utf-8", "backslashreplace").decode()  # a file's name may hold bytes that are not UTF-8
 
 
 def report_page(report: Dict[str, Any], where: str) -> str:
     """The page of a report, as report.json holds it; `where` names it in errors."""
-    check_report(report, where)
-    return draw("report.html.j2", "TSM: " + subject(report), where, lambda: report_values(report))
+    return draw("report.html.j2", "TSM: " + subject(report), where, report_values(report))
 
 
 def compare_page(found: Dict[str, Any], where: str) -> str:
     """The page of a comparison, as tsm.compare.compare() gives it."""
-    return draw("compare.html.j2", "TSM: two runs", where, lambda: {
+    return draw("compare.html.j2", "TSM: two runs", where, {
         "r": found, "name": lambda number: name_of(number, found["names"]), "chance": chance(found["mcnemar"]["p"])})
 
 
 def predict_page(found: Dict[str, Any], where: str) -> str:
     """The page of the answers of TSM_predict.py: {model, engine, precision, views, inputs: of as_cards()}."""
-    return draw("predict.html.j2", "TSM: " + found["model"], where, lambda: {"r": found})
+    return draw("predict.html.j2", "TSM: " + found["model"], where, {"r": found})
 
 
 def subject(report: Dict[str, Any]) -> str:
     """What the report is of: the checkpoint's name, or the model's."""
-    model, arguments = report.get("model"), report.get("arguments")
-    name = (model.get("tsm.checkpoint") if isinstance(model, dict) else None) or (
-        arguments.get("model") if isinstance(arguments, dict) else None)
-    return os.path.basename(str(name or "model"))
+    return os.path.basename(str(report["model"].get("tsm.checkpoint") or report["arguments"]["model"]))
 
 
 def report_values(report: Dict[str, Any]) -> Dict[str, Any]:
@@ -98,7 +90,7 @@ def report_values(report: Dict[str, Any]) -> Dict[str, Any]:
     values: Dict[str, Any] = {
         "r": report, "accuracy": accuracy, "found": found, "subject": subject(report), "low": low, "high": high,
         "name": lambda number: name_of(number, names), "views": protocol_from(report["protocol"], "report.json").views,
-        "engine": own_entry(report["inference"]).get("engine"), "workers": own_entry(report["inference"]).get("workers") or [],
+        "engine": report["inference"][OWN].get("engine"), "workers": report["inference"][OWN].get("workers") or [],
         "published": published,
         "speeds": sorted((int(batch), speed) for batch, speed in report["throughput"].items()),
         "speed_rows": [row[:2] + row[4:] for row in rows(report) if row[4]],
@@ -123,9 +115,6 @@ def found_values(found: Dict[str, Any], names: Optional[Sequence[str]]) -> Dict[
     for kind in KINDS:
         entries = [dict(entry, **{key: videos[key][entry["place"]] for key in ("video", "label", "rank", "truth", "views_agree")})
                    for entry in found["gallery"][kind]]
-        for entry in entries:
-            if entry["strip"] is not None and not re.match(re.escape(STRIP) + "[A-Za-z0-9+/=]*$", entry["strip"]):
-                raise ValueError("a film strip is no JPEG")
         if entries:
             cards.append((kind,) + TITLES[kind] + (entries,))
     seen = sorted((row for row in found["classes"] if row["videos"]),
