@@ -32,7 +32,8 @@ from tsm.cli import Corrupt, Killed, UserError, parser, positive, run
 from tsm.files import check_place, write_json, write_text
 from tsm.machine import cores
 from tsm.video.datasets import Entry, each_once, labels_file, read_annotations
-from tsm.video.frames import IMG, VIDEO_SUFFIXES, Naming, count_frames, extract, naming_in, reencode, strict
+from tsm.video.decode import VIDEO_SUFFIXES, count_frames, extract, reencode
+from tsm.video.frames import IMG, Naming, naming_in, strict
 from tsm.workers import each
 
 
@@ -56,8 +57,7 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--annotations", required=True, metavar="FILE", help="something-something-v2-validation.json, or another of the "
                      "forms above")
     cli.add_argument("--labels", metavar="FILE", help="something-something-v2-labels.json, or another of the forms above")
-    cli.add_argument("--videos", required=True, metavar="DIR", help="folder of <id>.webm (or %s; upper "
-                     "case too), or of <id>/ with frames" % ", ".join(VIDEO_SUFFIXES[1:]))
+    cli.add_argument("--videos", required=True, metavar="DIR", help="folder of <id>.webm, .mp4, …, or of <id>/ with frames")
     cli.add_argument("--rawframes", metavar="DIR", help="also extract frames, to DIR/<id>/img_%%05d.jpg")
     cli.add_argument("--output_dir", default=".", metavar="DIR", help="where the lists go (default: here)")
     cli.add_argument("--num_worker", type=positive, default=cores(), metavar="N", help="processes (default: one per core)")
@@ -103,7 +103,7 @@ def files_by_name(folder: str) -> Dict[str, str]:
 def examine(args: argparse.Namespace, video: Video) -> Usable:
     """Decode a video, or count a folder's frames; Corrupt where that fails."""
     if video.file is None:
-        raise Corrupt("no such file, nor with %s" % " or ".join(VIDEO_SUFFIXES[1:]))
+        raise Corrupt("no such file, nor with %s, …" % ", ".join(VIDEO_SUFFIXES[1:6]))
     path = os.path.join(args.videos, video.file)
     if os.path.isdir(path):
         naming, count = naming_in(path)

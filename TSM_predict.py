@@ -38,7 +38,8 @@ from tsm.model.offline import Offline, read_offline
 from tsm.predict import answers as predict
 from tsm.predict.live import watching
 from tsm.protocol import CENTRE_VIEW, Protocol
-from tsm.video.clips import Window, as_video
+from tsm.video.clips import as_video
+from tsm.video.windows import Window
 
 LIVE_WINDOW = 3.0  # seconds
 

@@ -36,7 +36,8 @@ from tsm.machine import keep_freed_memory
 from tsm.protocol import SSV2, frame_indices
 from tsm.samples import Clip, checksum, read_list
 from tsm.video.clips import fill, resized, table_for
-from tsm.video.frames import IMG, VIDEO_DECODER, extract, read_video
+from tsm.video.decode import VIDEO_DECODER, extract, read_video
+from tsm.video.frames import IMG
 
 VIDEOS = os.path.join(REPO, "demo", "videos")
 BASE = "mmaction2 float32"
@@ -101,7 +102,7 @@ def ours(root: str, clips: List[Clip], dtype: str, folder: str, extract_first: b
                 path = os.path.join(folder, "frames")
                 shutil.rmtree(path, ignore_errors=True)
                 clip = clip._replace(frames=extract(os.path.join(root, clip.source), path))
-            fill(path, clip, SSV2, table, out)
+            fill(path, clip.frames, SSV2, table, out)
             times.append(time.perf_counter())
             checksum(out)
             times.append(time.perf_counter())

@@ -16,7 +16,6 @@ from tsm.files import read_json, write_json  # noqa: E402
 from tsm.protocol import SSV2, frame_indices, fuse  # noqa: E402
 from tsm.report.diagnose import DEPARTS, SAME, UNCHECKED, exported_from, first_departure, permutation, read_chain, walk  # noqa: E402
 from tsm.results import write_result  # noqa: E402
-from tsm.samples import Clip  # noqa: E402
 from tsm.video import clips  # noqa: E402
 
 VIDEOS, TRIED = 12, 1
@@ -126,7 +125,7 @@ def test_frames_shifted_by_one(work, repo):
 
     for entry in json.loads((work / "sthv2/sthv2.json").read_text())["samples"]:
         out, path = np.empty(SSV2.video_shape, np.float32), str(repo / "demo/videos" / entry["source"])
-        clips.fill(path, Clip(0, path, None, 0), SSV2, clips.table_for("float32", SSV2), out, sample=late)
+        clips.fill(path, None, SSV2, clips.table_for("float32", SSV2), out, sample=late)
         (work / "sthv2" / entry["file"]).unlink()
         out.tofile(str(work / "sthv2" / entry["file"]))
     stage, text = blamed(work)

@@ -300,7 +300,7 @@ def test_in_memory_a_list_gives_the_same_tensors_and_the_same_refusals(tmp_path,
     named = dict(decoded({"x": clips[5], (1, "y"): clips[4]}, str(tmp_path), SSV2, dtype, 3))
     out = np.empty(SSV2.video_shape, dtype)
     for number in (0, 1, 3, 4, 5):
-        fill(str(tmp_path / str(number)), clips[number], SSV2, table_for(dtype, SSV2), out)
+        fill(str(tmp_path / str(number)), clips[number].frames, SSV2, table_for(dtype, SSV2), out)
         assert got[number].dtype == dtype and np.array_equal(got[number], out)
     assert np.array_equal(named["x"], got[5]) and np.array_equal(named[(1, "y")], got[4])
     assert isinstance(got[2], Corrupt) and "img_00001.jpg: is no JPEG" in str(got[2]) and len(got) == 6

@@ -6,7 +6,7 @@ import shutil
 import cv2
 import pytest
 
-from tsm.video.frames import read_video
+from tsm.video.decode import read_video
 
 
 @pytest.fixture

@@ -181,11 +181,11 @@ def test_a_folder_of_other_things_says_what_it_holds(fails, tmp_path):
 
 
 @pytest.mark.parametrize("names, says", [
-    (["1.jpg", "2.jpg", "3.jpg", "5.jpg"], "4.jpg is missing"), (["img_%05d.jpg" % n for n in (7, 8, 10)], "img_00009.jpg is missing"),
-    (["1.jpg", "2.jpeg", "3.jpg"], "2.jpeg is called otherwise than 1.jpg"), (["1.jpg", "2.jpg", "3.JPG"], "3.JPG is called otherwise"),
-    (["x.jpg"], "x.jpg has no number"), (["1.jpg", "2.jpg", "cover.jpg"], "cover.jpg has no number"),
-    (["01.jpg", "1.jpg", "02.jpg"], "has the number of"), (["001.jpg", "02.jpg", "003.jpg"], "02.jpg has other digits than 001.jpg"),
-    (["a%1.jpg", "a%2.jpg"], "a%1.jpg has a % before its number"), (["notes.txt"], "it holds none"),
+    (["1.jpg", "2.jpg", "3.jpg", "5.jpg"], "5.jpg is the first"), (["img_%05d.jpg" % n for n in (7, 8, 10)], "img_00010.jpg is the first"),
+    (["1.jpg", "2.jpeg", "3.jpg"], "2.jpeg is the first that does not follow"), (["1.jpg", "2.jpg", "3.JPG"], "3.JPG is the first"),
+    (["x.jpg"], "x.jpg is the first"), (["1.jpg", "2.jpg", "cover.jpg"], "cover.jpg is the first"),
+    (["01.jpg", "1.jpg", "02.jpg"], "1.jpg is the first"), (["001.jpg", "02.jpg", "003.jpg"], "02.jpg is the first"),
+    (["a%1.jpg", "a%2.jpg"], "a%1.jpg is the first"), (["notes.txt"], "it holds none"),
 ])
 def test_what_is_odd_among_frames_is_named(tmp_path, names, says):
     for name in names:

@@ -24,9 +24,12 @@ from tsm.predict.answers import Answer, clock, expand, in_order, segments_of
 from tsm.predict.captions import Caption, has_captions, retime, write_captions
 from tsm.protocol import SSV2
 from tsm.video import clips as clips_module
-from tsm.video import frames as frames_module
-from tsm.video.clips import Window, as_video, resized, strip, strips, windowed, windows_of
-from tsm.video.frames import Timeline, read_video, strict, timeline
+from tsm.video import decode
+from tsm.video import windows as windows_module
+from tsm.video.clips import as_video, resized
+from tsm.video.decode import Timeline, read_video, timeline
+from tsm.video.frames import strict
+from tsm.video.windows import Window, strip, strips, windowed, windows_of
 
 QUICK = ("--backend", "onnxruntime")
 
@@ -291,7 +294,7 @@ def test_usage_errors_exit_2(fails, tmp_path, args):
 
 def test_windows_end_with_the_video_and_never_leave_it():
     for frames, rate, length, stride in ((180, 20, 4, 2), (181, 20, 4, 2), (7, 25, 4, 2), (100, 10, 1, 5), (1, 30, 2, 1)):
-        windows = windows_of(frames, Timeline(rate), length, stride)
+        windows = windows_of(Timeline(frames, rate), length, stride)
         assert windows[0][1] == 0 and windows[-1][2] == frames
         assert all(0 <= first < stop <= frames for _, first, stop in windows)
         assert windows[-1][0].end == round(frames / rate, 3)
@@ -511,7 +514,7 @@ def test_strides_and_windows_of_any_length_end(predict, tmp_path):
     assert done.returncode == 1 and "shorter than one of its frames, 0.0500 s" in done.stderr and done.stderr.count("\n") == 1
     done = predict("--window", 1e6, "--json", "out.json", "v.mp4", cwd=tmp_path)
     assert len(entries(done, tmp_path)[0]["windows"]) == 1 and "shorter than a window" in done.stderr
-    assert len(windows_of(20, Timeline(20), 1e-9, 1e-20)) == 20
+    assert len(windows_of(Timeline(20, 20), 1e-9, 1e-20)) == 20
 
 
 def test_a_camera_or_address_that_opencv_cannot_take_is_one_line(predict, tmp_path):
@@ -572,11 +575,11 @@ def paused(tmp_path):
 def test_seconds_are_those_of_the_frames_own_timestamps(monkeypatch, paused, by_opencv):
     path, starts = paused
     if by_opencv:
-        monkeypatch.setattr(frames_module, "decord", None)
+        monkeypatch.setattr(decode, "av", None)
     with strict():
         times = timeline(str(path))
     assert np.allclose(times.starts, starts, atol=0.002) and times.rate == pytest.approx(10, rel=0.01)
-    windows = {window: (first, stop) for window, first, stop in windows_of(60, times, 2, 2)}
+    windows = {window: (first, stop) for window, first, stop in windows_of(times, 2, 2)}
     assert windows[Window(0.0, 2.0)] == (0, 20) and windows[Window(10.0, 12.0)] == (29, 30)
     assert windows[Window(22.0, 24.0)] == (29, 41)
     assert list(windows)[-1].end == pytest.approx(25.9, abs=0.01) and list(windows.values())[-1][1] == 60
@@ -588,7 +591,7 @@ def test_seconds_are_those_of_the_frames_own_timestamps(monkeypatch, paused, by_
 def test_a_constant_rate_is_taken_as_it_was_whatever_its_timestamps_round_to(repo):
     for path in [str(repo / "test/data/video_a.webm"), str(repo / "test/data/kinds/open_gop.avi"), str(repo / "test/data/kinds/whole.mp4")]:
         with strict():
-            assert timeline(path) == Timeline(12.0)
+            assert timeline(path)[1:] == (12.0, None)
 
 
 def test_segments_of_a_variable_rate_tell_when_it_happens(predict, paused):
@@ -617,7 +620,7 @@ def test_windows_hold_the_frames_of_a_clip_of_their_own(tmp_path, length, stride
     with strict():
         every = [resized(frame, SSV2) for _, frame in read_video(str(tmp_path / "v.mp4"), range)]
     found = list(windowed(str(tmp_path / "v.mp4"), length, stride, SSV2, "uint8"))
-    expected = windows_of(len(every), Timeline(20.0), length, stride or length / 2)
+    expected = windows_of(Timeline(len(every), 20.0), length, stride or length / 2)
     assert [window for window, _ in found] == [window for window, _, _ in expected]
     for (_, tensor), (_, first, stop) in zip(found, expected):
         assert np.array_equal(tensor, as_video(every[first:stop], SSV2, "uint8"))
@@ -644,8 +647,8 @@ def test_windows_beyond_the_memory_are_their_own_error(monkeypatch, tmp_path):
     said = dict(sorted(results()))
     assert "killed" in said[0] and "needs more memory than there is; pass a shorter --window" in said[1] and said[2] == ""
     monkeypatch.setattr(predict_module, "windowed", whole)
-    monkeypatch.setattr(clips_module, "ALWAYS_ROOM", 0)
-    monkeypatch.setattr(clips_module, "free_memory", lambda: 6e6)
+    monkeypatch.setattr(windows_module, "ALWAYS_ROOM", 0)
+    monkeypatch.setattr(windows_module, "free_memory", lambda: 6e6)
     assert {said for _, said in results(0.1)} == {""}
     said = {said for _, said in results()}
     assert len(said) == 1 and "a window's frames take 0.0 GB, more than half of the free memory" in said.pop()

@@ -12,7 +12,6 @@ import xxhash
 from clips import DATA, clip_of
 
 from tsm.protocol import SSV2, frame_indices
-from tsm.samples import Clip
 from tsm.video import frames as frames_module
 from tsm.video.clips import fill, normalisation
 from tsm.video.frames import JPEG_DECODER
@@ -123,7 +122,7 @@ def test_each_distinct_frame_is_decoded_and_resized_once(monkeypatch, tmp_path, 
 
     count(frames_module, "decode_picture")
     count(cv2, "resize")
-    fill(str(tmp_path / "clip"), Clip(1, "clip", frames, 0), SSV2, None, np.empty(SSV2.video_shape, np.uint8))
+    fill(str(tmp_path / "clip"), frames, SSV2, None, np.empty(SSV2.video_shape, np.uint8))
     assert calls.count("decode_picture") == calls.count("resize") == distinct
 
 

@@ -19,7 +19,6 @@ from tsm.checkpoint.identify import check_supported, facts_of, fusion_of  # noqa
 from tsm.cli import UserError  # noqa: E402
 from tsm.model.onnxfile import protocol_of  # noqa: E402
 from tsm.protocol import PIPELINES, SSV2, crop_boxes, frame_indices, protocol_from, read_protocol  # noqa: E402
-from tsm.samples import Clip  # noqa: E402
 from tsm.video.clips import fill, normalisation  # noqa: E402
 
 CLASSES, SEGMENTS = 10, 16  # of the checkpoint that a user brings
@@ -87,7 +86,7 @@ def test_a_tensor_of_dense_samples_and_ten_crops_by_its_definition(tmp_path, dty
         cv2.imwrite(str(tmp_path / ("img_%05d.jpg" % (number + 1))), picture)
     out = np.empty(protocol.video_shape, dtype)
     table = normalisation(protocol)
-    fill(str(tmp_path), Clip(1, "", count, 0), protocol, table if dtype == "float32" else None, out)
+    fill(str(tmp_path), count, protocol, table if dtype == "float32" else None, out)
     views = out.reshape(10, -1, 3, 32, 32)
     for crop, box in enumerate(crop_boxes(60, 40, protocol)):
         for place, index in enumerate(frame_indices(count, protocol)):

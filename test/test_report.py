@@ -289,7 +289,7 @@ def test_film_strips_are_of_the_data(works, left, repo):
 
 def test_the_strip_of_a_folder_of_frames_is_that_of_its_frames(tmp_path):
     cv2 = pytest.importorskip("cv2")
-    from tsm.video.clips import strip
+    from tsm.video.windows import strip
 
     for number in range(1, 17):
         cv2.imwrite(str(tmp_path / ("img_%05d.jpg" % number)), np.full((56, 64, 3), 15 * number, np.uint8))

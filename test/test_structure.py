@@ -9,7 +9,7 @@ REPO = Path(__file__).resolve().parent.parent
 TREE = {  # folder of tsm/: its modules, from the ground up
     "": {"cli", "files", "machine", "workers", "protocol", "labels", "samples", "results", "accuracy", "workfolder"},
     "checkpoint": {"reader", "pyconfig", "config", "published", "fetch", "identify"},
-    "video": {"frames", "clips", "datasets"},
+    "video": {"frames", "decode", "clips", "windows", "datasets"},
     "chain": {"stage", "npu"},
     "model": {"network", "onnxfile", "graph", "surgery", "proof", "offline"},
     "infer": {"engine", "int8", "tensors", "preprocess", "journal", "stream", "chunks", "ascend", "cluster"},
@@ -20,6 +20,7 @@ GROUND = {"cli", "files", "machine", "workers"}  # of the modules that stand in 
 FLOORS = [{"checkpoint", "video", "chain"}, {"model"}, {"infer"}, {"report"}, {"predict"}]  # an arrow goes within a folder, or down
 ONLY_IN = {  # a library: the modules, or folders, that may import it
     "torch": {"checkpoint.reader", "model.network"}, "cv2": {"video", "predict"}, "ray": {"infer.cluster"},
+    "av": {"video", "predict"}, "decord": {"video.decode"},
 }
 LONGEST_SCRIPT, LONGEST_FUNCTION = 190, 60  # lines
 

@@ -141,7 +141,7 @@ def make(job: Job, keys: Dict[int, str], done: Dict[int, Made], workers: int) ->
 
     def work(index: int) -> Tuple[Made, List[float]]:
         times = [time.perf_counter()]
-        fill(job.source(index), job.clips[index], job.protocol, table, out, job.naming)
+        fill(job.source(index), job.clips[index].frames, job.protocol, table, out, job.naming)
         times.append(time.perf_counter())
         digest = checksum(out)
         times.append(time.perf_counter())

@@ -19,8 +19,10 @@ from tsm.protocol import Protocol
 from tsm.report.findings import write_csv
 from tsm.report.gallery import strips_of
 from tsm.samples import Clip
-from tsm.video.clips import SMALLER, Window, decoded, windowed
-from tsm.video.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_picture
+from tsm.video.clips import decoded
+from tsm.video.decode import VIDEO_SUFFIXES
+from tsm.video.frames import IMAGE_SUFFIXES, is_picture
+from tsm.video.windows import SMALLER, Window, windowed
 from tsm.workers import each
 
 

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 
 from tsm.cli import Corrupt, UserError
-from tsm.video.frames import Timeline, as_file, count_frames, is_text, read_video, reencode, strict, timeline
+from tsm.video.decode import Timeline, as_file, count_frames, is_text, read_video, reencode, timeline
+from tsm.video.frames import strict
 
 _OURS = b"\0\0\0\x29free" + b"labels drawn in by TSM_predict.py"  # an MP4 box that players skip; it ends each output
 ANY_RATE = 25.0  # frames per second at first of a copy that is given other times; it counts them in 1/12800 s

@@ -14,7 +14,8 @@ import numpy as np
 from tsm.cli import Corrupt
 from tsm.protocol import Protocol
 from tsm.video.clips import resized
-from tsm.video.frames import check_size, is_text
+from tsm.video.decode import is_text
+from tsm.video.frames import check_size
 
 PATIENCE = 15.0  # seconds without a frame before a source counts as dead
 LEAP = 10.0  # seconds between two frames of a recording that are no pause any more but a leap of its timestamps

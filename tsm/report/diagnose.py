@@ -163,10 +163,9 @@ def made_again(chain: Chain, index: int, sample: Callable[[int, Protocol], List[
     path, dtype = source_path(chain, index), chain.manifest["protocol"]["dtype"]
     if not path or not os.path.exists(path):
         raise UserError("%s: no such video; name its folder by --data_root" % (path or "sample %d" % index))
-    clip = Clip(0, path, 0 if os.path.isdir(path) else None, 0)
     out = np.empty(chain.protocol.video_shape, dtype)
     try:
-        clips.fill(path, clip, chain.protocol, clips.table_for(dtype, chain.protocol), out, None, sample, by_opencv)
+        clips.fill(path, None, chain.protocol, clips.table_for(dtype, chain.protocol), out, None, sample, by_opencv)
     except Corrupt as error:
         raise UserError("%s: %s" % (path, error))
     return out

@@ -39,7 +39,7 @@ def _entry(place: int, scores: np.ndarray, source: str, data_root: Optional[str]
     entry: Dict[str, Any] = {"place": place, "strip": None, "problem": None,
              "top": [[ranked.class_id, round(ranked.probability, DIGITS)] for ranked in top(scores, None, ANSWERS)]}
     if data_root:
-        from tsm.video.clips import strip
+        from tsm.video.windows import strip
 
         try:
             entry["strip"] = as_uri(strip(os.path.join(data_root, source)))
@@ -59,7 +59,7 @@ def strips_of(path: str, spans: Sequence[Tuple[Optional[float], Optional[float]]
     Args:
         spans: (start, end) in seconds, in their order in time; (None, None) is the whole.
     """
-    from tsm.video.clips import Window, strip, strips
+    from tsm.video.windows import Window, strip, strips
 
     made: List[Optional[str]] = []
     problem = ""

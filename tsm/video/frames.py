@@ -1,4 +1,4 @@
-"""Frames of clips, strictly: whatever a decoder would pass over or make up is an error.
+"""Pictures, and folders of them, strictly: whatever a decoder would pass over or make up is an error.
 
 Decoders go on where they can: a JPEG that is cut short ends in grey, a video in fewer frames. What they say about it, if
 anything, goes to stderr. So everything written there while a clip is decoded counts as the clip being corrupt.
@@ -9,38 +9,25 @@ import contextlib
 import os
 import re
 import shlex
-import shutil
 import zlib
-from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Iterator, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
 
 from tsm.cli import Corrupt, non_negative
-from tsm.files import natural, part_name
+from tsm.files import natural
 from tsm.protocol import frame_template
 
-try:
-    import decord  # decord2 on current Pythons
-except (ImportError, OSError):
-    decord = None
 try:
     import simplejpeg  # the same libjpeg-turbo as in OpenCV, without the copies around it
 except (ImportError, OSError):
     simplejpeg = None
 
-VIDEO_DECODER = "OpenCV " + cv2.__version__ if decord is None else "decord " + decord.__version__
 JPEG_DECODER = "OpenCV " + cv2.__version__ if simplejpeg is None else "simplejpeg " + simplejpeg.__version__
-JPEG_QUALITY = 95  # of the frames that extract() makes
 MAX_ASPECT = 16  # long side / short side
-VIDEO_SUFFIXES = (".webm", ".mp4", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".asf", ".3gp",
-                  ".flv", ".gif", ".vob", ".ogv")  # the dataset's own first
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _MAX_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])
-_DECODER_ERRORS = (cv2.error, RuntimeError, IndexError) + (
-    () if decord is None else (decord.DECORDError, decord.DECORDLimitReachedError))
-_UNKNOWN = -1e6  # seconds; decord's -1e14 and below say that it does not know when a frame starts
-_PICTURE = "is a picture, not a video; give the folder that its frames are in"
 _NUMBERED = re.compile(r"(.*?)(\d+)(\.\w+)$")  # a frame's name: before its number, the number, after it
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MARKER_IN_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # ends a scan's data, unlike a stuffed zero or a restart marker
@@ -69,16 +56,6 @@ def add_naming(cli: argparse.ArgumentParser) -> None:
                      "(default: %(default)s)")
 
 
-def reencode(path: str) -> str:
-    """The remedy for a video that plays elsewhere and cannot be read here: a command that writes it in a plain form."""
-    return "; if it plays elsewhere, re-encode it: ffmpeg -i %s -an -c:v libx264 -crf 10 NEW.mp4" % shlex.quote(as_file(path))
-
-
-def as_file(path: str) -> str:
-    """The path as FFmpeg takes it for a file's: `a:b.mp4` by itself is an address of the protocol `a`."""
-    return os.path.join(".", path) if ":" in path else path
-
-
 @contextlib.contextmanager
 def strict(remedy: str = "") -> Iterator[None]:
     """Within the block fd 2 is kept off the terminal, and a decoder's exception or word on it raises Corrupt.
@@ -94,7 +71,7 @@ def strict(remedy: str = "") -> Iterator[None]:
         failed = False
         try:
             yield
-        except _DECODER_ERRORS as error:  # their words are about the decoder's own code
+        except (cv2.error, RuntimeError, IndexError) as error:  # their words are about the decoder's own code
             if getattr(error, "code", 0) == -4:  # OpenCV's StsNoMem
                 raise MemoryError
             failed = True
@@ -156,8 +133,11 @@ def naming_in(folder: str) -> Tuple[Naming, int]:
         raise Corrupt((error.strerror or str(error)).lower())
     found = _naming_of(files)
     if found is None:
+        pictures = sorted(filter(is_picture, files), key=natural)
+        first = _naming_of(pictures[:1])
+        odd = next((name for index, name in enumerate(pictures) if not first or name != first[0].name(index)), "")
         raise Corrupt("its pictures are not numbered in one way without a gap, as img_00001.jpg, img_00002.jpg, … are: "
-                      + _odd_among(sorted(filter(is_picture, files), key=natural)))
+                      + (odd + " is the first that does not follow" if odd else "it holds none"))
     return found
 
 
@@ -174,30 +154,6 @@ def _naming_of(files: Sequence[str]) -> Optional[Tuple[Naming, int]]:
     if {naming.name(index) for index in range(len(pictures))} != {match.group() for match in pictures if match}:
         return None
     return naming, len(pictures)
-
-
-def _odd_among(pictures: Sequence[str]) -> str:
-    """What keeps the names of pictures, in natural order, from being numbered in one way without a gap: the first such name."""
-    if not pictures:
-        return "it holds none"
-    parts = {name: match.groups() for name, match in ((name, _NUMBERED.match(name)) for name in pictures) if match}
-    for name in pictures:
-        if name not in parts:
-            return "%s has no number before its suffix" % name
-        if "%" in parts[name][0]:
-            return "%s has a %% before its number" % name
-    styles = [(before, after) for before, _, after in parts.values()]
-    usual = max(styles, key=styles.count)
-    for name, style in zip(pictures, styles):
-        if style != usual:
-            return "%s is called otherwise than %s" % (name, pictures[styles.index(usual)])
-    first = parts[pictures[0]][1]
-    naming = Naming(usual[0] + ("%%0%dd" % len(first) if len(first) > 1 else "%d") + usual[1], int(first))
-    index, name = next((index, name) for index, name in enumerate(pictures) if name != naming.name(index))
-    number = int(parts[name][1]) - naming.start
-    if number > index:
-        return "%s is missing" % naming.name(index)
-    return "%s has %s" % (name, "the number of " + pictures[index - 1] if number < index else "other digits than " + pictures[0])
 
 
 def is_picture(name: str) -> bool:
@@ -294,226 +250,6 @@ def _is_whole_png(data: bytes) -> bool:
         if kind == b"IEND":
             return True
         place = end
-
-
-def read_video(path: str, choose: Callable[[int], Sequence[int]], by_opencv: bool = False) -> Iterator[Frame]:
-    """(index, frame RGB uint8 [H, W, 3]) of the frames choose(number of frames), ascending. For use in strict().
-
-    By decord where it is installed, unless `by_opencv`.
-
-    Frames are decoded from the first on and counted. Seeking would save little and is wrong after a key frame that earlier
-    frames depend on (open GOPs): decoders then drop or make up frames, some without a word.
-    """
-    name = _checked(path)
-    return (_read_by_opencv if by_opencv or decord is None else _read_by_decord)(name, choose)
-
-
-def _checked(path: str) -> str:
-    """The path as decoders take it; raises Corrupt where there is nothing for them to read."""
-    if not os.path.isfile(path):
-        raise Corrupt("is no file")
-    if not os.path.getsize(path):
-        raise Corrupt("is empty")
-    try:
-        return as_file(os.fsencode(path).decode("utf-8"))  # whatever the locale, decoders take UTF-8
-    except UnicodeDecodeError:
-        raise Corrupt("its name is not UTF-8 text, which video decoders need; rename it")
-
-
-def is_text(name: str) -> bool:
-    """Whether OpenCV can take a name: it crashes on one that is not UTF-8."""
-    try:
-        return bool(name.encode("utf-8"))
-    except UnicodeEncodeError:
-        return False
-
-
-def count_frames(path: str) -> int:
-    """Number of frames in a video, each of which was decoded. For use in strict()."""
-    counts: List[int] = []
-
-    def choose(count: int) -> Sequence[int]:
-        counts.append(count)
-        return [count - 1]
-
-    for _ in read_video(path, choose):
-        pass
-    return counts[-1]
-
-
-class Timeline(NamedTuple):
-    """When the frames of a video are shown, in seconds from the first one's start.
-
-    `rate` is in frames per second: the average where frame i is shown at i / rate, and `starts` is then None. Of a variable
-    rate it is the usual one, and `starts`, float64 [frames + 1], has when each frame is shown and when the last one ends.
-    """
-
-    rate: float
-    starts: Optional[np.ndarray] = None
-
-    def start(self, index: int) -> float:
-        """When a frame is shown."""
-        return index / self.rate if self.starts is None else float(self.starts[index])
-
-    def shown(self, start: float, end: float) -> Tuple[int, int]:
-        """(the first frame that is shown from `start` to `end`, the one after the last), of a variable rate; at least one frame.
-
-        To the nearest: what half a usual frame shows of a frame at either end does not count.
-        """
-        assert self.starts is not None
-        starts, slack = self.starts[:-1], 0.5 / self.rate
-        first = max(0, int(np.searchsorted(starts, start + slack, "right")) - 1)
-        return first, max(first + 1, int(np.searchsorted(starts, end - slack)))
-
-
-def timeline(path: str) -> Timeline:
-    """The times of a video's frames, by its own timestamps. For use in strict().
-
-    By decord from its index; OpenCV has to decode the video for them once more. Frames that are all within half a frame of a
-    constant rate are taken to be of that rate, as are those of a file without timestamps, such as an AVI's. Raises Corrupt
-    where a file has neither.
-    """
-    name = _checked(path)
-    rate, starts, end = _times_by_opencv(name) if decord is None else _times_by_decord(name)
-    gaps = np.diff(starts)
-    known = len(starts) > 0 and starts[0] > _UNKNOWN and bool((gaps > 0).all())
-    if 0 < rate < 1000 and not (known and _leaves(rate, starts, end)):
-        return Timeline(rate)
-    usual = float(np.median(gaps)) if len(gaps) else end - starts[0] if known else 0.0
-    if not known or usual <= 0:
-        raise Corrupt("does not say how many frames it has per second" + reencode(path))
-    return Timeline(1 / usual, np.append(starts, end if end > starts[-1] else starts[-1] + usual) - starts[0])
-
-
-def _leaves(rate: float, starts: np.ndarray, end: float) -> bool:
-    """Whether frames that start, and end, at these times leave a constant rate: by half a frame, or the last one by a whole."""
-    places = (starts - starts[0]) * rate - np.arange(len(starts))
-    return bool(np.abs(places).max() > 0.5 or (end - starts[0]) * rate > len(starts) + 1)
-
-
-def _times_by_decord(name: str) -> Tuple[float, np.ndarray, float]:
-    """(frames per second on average, when each frame starts, when the last one ends), in seconds, as they are in the file."""
-    reader = _open_by_decord(name)
-    starts, ends = reader.get_frame_timestamp(range(len(reader))).astype(np.float64).T
-    return float(reader.get_avg_fps()), starts[_cut(starts) :], float(ends.max()) if len(ends) else 0.0
-
-
-def _cut(starts: np.ndarray) -> int:
-    """How many frames at the beginning an edit list cuts, by when decord says that each frame starts."""
-    return int(np.count_nonzero((starts < 0) & (starts > _UNKNOWN)))
-
-
-def _times_by_opencv(name: str) -> Tuple[float, np.ndarray, float]:
-    capture, starts = cv2.VideoCapture(name), []
-    while capture.grab():
-        starts.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
-    return float(capture.get(cv2.CAP_PROP_FPS)), np.array(starts), 0.0
-
-
-def _open_by_decord(path: str) -> "decord.VideoReader":
-    decord.logging.set_level(decord.logging.ERROR)  # by default FFmpeg's errors are not even printed
-    with open(path.encode(), "rb") as file:
-        head = file.read(189)
-    if head[:1] == head[188:] == b"G":  # sync bytes of MPEG-TS, ISO 13818-1: decord loses its first frames, or hangs
-        raise Corrupt("is an MPEG transport stream, which cannot be read exactly; remux it: ffmpeg -i %s -c copy NEW.mp4"
-                      % shlex.quote(path))
-    try:
-        return decord.VideoReader(path, num_threads=1, fault_tol=1e-9)  # not one frame may be repeated for want of another
-    except _DECODER_ERRORS + (AssertionError,) as error:
-        if _holds_picture(path):
-            raise Corrupt(_PICTURE)
-        if "duration" in str(error):
-            raise Corrupt("its header gives no duration: it is a live recording, or damaged; remux it: ffmpeg -i %s -c copy "
-                          "NEW%s, or NEW.mp4" % (shlex.quote(path), os.path.splitext(path)[1]))
-        raise Corrupt("cannot be opened as a video" + reencode(path))
-
-
-def _holds_picture(path: str) -> bool:
-    """Whether a file is one still picture, by its first bytes or its name."""
-    with open(path.encode(), "rb") as file:
-        animated = file.read(4) == b"GIF8" or path.lower().endswith((".mjpg", ".mjpeg"))
-    return not animated and (is_picture(path) or cv2.haveImageReader(path))
-
-
-def _read_by_decord(path: str, choose: Callable[[int], Sequence[int]]) -> Iterator[Frame]:
-    reader = _open_by_decord(path)
-    cut = _cut(reader.get_frame_timestamp(range(len(reader)))[:, 0])
-    count, place = len(reader) - cut, 0
-    if count < 1:
-        raise Corrupt("has no frames")
-    try:
-        for index in choose(count):
-            while place < index:
-                reader.next()
-                place += 1
-            frame = reader.next().asnumpy()
-            place += 1
-            height, width = frame.shape[:2]  # of a tiny frame decord takes the rows' padding for channels
-            yield index, check_size(frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3))
-        while place < count:  # that every frame plays shows that none was dropped before
-            reader.next()
-            place += 1
-    except (StopIteration, decord.DECORDLimitReachedError):
-        raise Corrupt("only %d of its %d frames play: it is damaged, or trimmed by an edit list%s"
-                      % (place, count, reencode(path)))
-    if cut and _has_more(reader):
-        raise Corrupt("its edit list cuts %d frames, but they play%s" % (cut, reencode(path)))
-
-
-def _has_more(reader: "decord.VideoReader") -> bool:
-    try:
-        reader.next()
-    except (StopIteration, decord.DECORDLimitReachedError):
-        return False
-    return True
-
-
-def _read_by_opencv(path: str, choose: Callable[[int], Sequence[int]]) -> Iterator[Frame]:
-    if _holds_picture(path):
-        raise Corrupt(_PICTURE)
-    capture = cv2.VideoCapture(path)
-    count = 0  # counted, not asked for: the container's own figure is an estimate
-    while capture.grab():
-        count += 1
-    if not count:
-        raise Corrupt("has no frames that can be decoded" + reencode(path))
-    capture, place = cv2.VideoCapture(path), -1
-    for index in choose(count):
-        while place < index:
-            capture.grab()
-            place += 1
-        read, frame = capture.retrieve()
-        if not read:
-            raise Corrupt("frame %d cannot be decoded%s" % (index, reencode(path)))
-        yield index, check_size(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-
-
-def extract(path: str, folder: str) -> int:
-    """Extract a video's frames into `folder`, atomically, as JPEGs named as IMG says; returns their number.
-
-    A folder that is newer than the video and holds as many files is kept. Raises Corrupt.
-    """
-    if os.path.isdir(folder) and os.path.getmtime(folder) >= os.path.getmtime(path):
-        with strict(reencode(path)):
-            count = count_frames(path)
-        if len(os.listdir(folder)) == count:
-            return count
-    part, count = part_name(folder), 0
-    shutil.rmtree(part, ignore_errors=True)
-    os.makedirs(part)
-    try:
-        with strict(reencode(path)):
-            for index, frame in read_video(path, range):
-                bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-                _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-                with open(os.path.join(part, IMG.name(index)), "wb") as file:  # imwrite hides a full disk
-                    file.write(jpeg.tobytes())
-                count = index + 1
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return count
 
 
 def check_size(frame: np.ndarray) -> np.ndarray:

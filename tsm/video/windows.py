@@ -1,0 +1,135 @@
+"""Windows of long videos: their tensors, and film strips of them, each video decoded once and in turn."""
+
+import os
+from bisect import bisect_left, bisect_right
+from itertools import accumulate
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import cv2
+import numpy as np
+
+from tsm.cli import Corrupt
+from tsm.machine import free_memory
+from tsm.protocol import Protocol, frame_indices
+from tsm.video.clips import assembled, resized, table_for
+from tsm.video.decode import Timeline, read_in_turn, reencode, timeline
+from tsm.video.frames import naming_in, read_frames, strict
+
+SMALLER = "pass a shorter --window or a longer --stride"  # where windows take too much memory
+ALWAYS_ROOM = 1 << 28  # bytes that the frames of a window may take however full the memory seems
+STRIP_FRAMES, STRIP_HEIGHT, STRIP_QUALITY = 8, 112, 70  # of a film strip: frames, pixels, JPEG's scale
+_STRIP = Protocol(segments=STRIP_FRAMES, sampling="uniform", crops="centre", short_side=STRIP_HEIGHT)
+
+
+class Window(NamedTuple):
+    """A stretch of a video, from `start` to `end` in seconds; the whole of it where both are None."""
+
+    start: Optional[float]
+    end: Optional[float]
+
+
+def windows_of(times: Timeline, length: float, stride: float) -> List[Tuple[Window, int, int]]:
+    """(window, its first frame, the frame after its last) of a video, one window of `length` seconds every `stride` seconds.
+
+    The last one ends with the video, so that its end is not lost; a video no longer than a window is one window. Windows are
+    at least a frame long, and a frame apart.
+    """
+    rate = times.rate
+    duration, length, stride = times.start(times.frames), max(length, 1 / rate), max(stride, 1 / rate)
+    starts = [0.0]
+    while starts[-1] + length < duration - 0.5 / rate:
+        starts.append(min(starts[-1] + stride, duration - length))
+    return [(Window(round(start, 3), round(min(start + length, duration), 3)),) + times.shown(start, start + length)
+            for start in starts]
+
+
+def windowed(
+    path: str, length: float, stride: Optional[float], protocol: Protocol, dtype: str
+) -> Iterator[Tuple[Window, np.ndarray]]:
+    """(window, its tensor [protocol.video_shape]) for each of windows_of() a video, which is decoded once.
+
+    A stride of None is half a window.
+    The frames of a window are sampled as those of a clip. One tensor exists at a time, beside the frames, after the resize,
+    that windows which are not complete were sampled from; decoding waits while the caller does. Raises Corrupt, also after
+    windows were yielded, and before the video is decoded if those frames would take more memory than there is.
+    """
+    cv2.setNumThreads(1)
+    table = table_for(dtype, protocol)
+    with strict(reencode(path)):
+        times = timeline(path)
+        if not times.rate:
+            raise Corrupt("does not say how many frames it has per second" + reencode(path))
+        if stride is not None and stride * times.rate < 0.99:
+            raise Corrupt("a stride of %g s is shorter than one of its frames, %.4f s; pass a longer --stride"
+                          % (stride, 1 / times.rate))
+        windows = windows_of(times, length, stride or length / 2)
+        groups = [[first + index for index in frame_indices(stop - first, protocol)] for _, first, stop in windows]
+        kept = _collected(path, times.frames, groups, lambda frame: resized(frame, protocol))
+        for (window, _, _), indices, frames in zip(windows, groups, kept):
+            yield window, assembled(frames, indices, protocol, dtype, table)
+
+
+def _collected(
+    path: str, count: int, groups: Sequence[Sequence[int]], small: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[Dict[int, np.ndarray]]:
+    """{index: small(frame)} once for each group of indices, in their order in time, as soon as all of it is decoded.
+
+    Kept are the frames of groups that are not complete. Corrupt where they take more bytes than the free memory may hold.
+    """
+    wanted = sorted({index for indices in groups for index in indices})
+    needed = list(accumulate(map(min, reversed(groups)), min))[::-1]  # the first frame of a group and those after it
+    most = max(bisect_right(wanted, max(indices)) - bisect_left(wanted, first) for indices, first in zip(groups, needed))
+    kept: Dict[int, np.ndarray] = {}
+    done = 0
+    for index, frame in read_in_turn(path, wanted, count):
+        kept[index] = small(frame)
+        if index == wanted[0] and most * kept[index].nbytes > max(free_memory() / 2, ALWAYS_ROOM):
+            raise Corrupt("a window's frames take %.1f GB, more than half of the free memory; %s"
+                          % (most * kept[index].nbytes / 1e9, SMALLER))
+        while done < len(groups) and max(groups[done]) <= index:
+            yield kept
+            done += 1
+            for passed in [one for one in kept if done == len(groups) or one < needed[done]]:
+                del kept[passed]
+
+
+def strip(path: str) -> bytes:
+    """A film strip of the video, or of the folder of frames, at `path`: JPEG, the middles of STRIP_FRAMES segments side by side.
+
+    Raises Corrupt.
+    """
+    cv2.setNumThreads(1)
+    if not os.path.isdir(path):
+        return next(strips(path, [Window(None, None)]))
+    with strict():
+        naming, count = naming_in(path)
+        indices = frame_indices(count, _STRIP)
+        small = {index: _strip_frame(frame) for index, frame in read_frames(path, sorted(set(indices)), naming)}
+        return _strip_jpeg([small[index] for index in indices])
+
+
+def strips(path: str, windows: Sequence[Window]) -> Iterator[bytes]:
+    """The film strip of each window of the video at `path`, which is decoded once; windows come in their order in time.
+
+    Raises Corrupt, also after strips were yielded.
+    """
+    cv2.setNumThreads(1)
+    with strict(reencode(path)):
+        times = timeline(path)
+        spans = [(0, times.frames) if window.start is None or window.end is None else times.shown(window.start, window.end)
+                 for window in windows]
+        groups = [[first + index for index in frame_indices(stop - first, _STRIP)] for first, stop in spans]
+        for indices, small in zip(groups, _collected(path, times.frames, groups, _strip_frame)):
+            yield _strip_jpeg([cv2.cvtColor(small[one], cv2.COLOR_RGB2BGR) for one in indices])
+
+
+def _strip_frame(frame: np.ndarray) -> np.ndarray:
+    width = max(1, round(frame.shape[1] * STRIP_HEIGHT / frame.shape[0]))
+    return cv2.resize(frame, (width, STRIP_HEIGHT), interpolation=cv2.INTER_AREA)
+
+
+def _strip_jpeg(frames: Sequence[np.ndarray]) -> bytes:
+    done, jpeg = cv2.imencode(".jpg", cv2.hconcat(frames), [cv2.IMWRITE_JPEG_QUALITY, STRIP_QUALITY])
+    if not done:
+        raise Corrupt("no picture can be made of it")
+    return jpeg.tobytes()
