@@ -25,9 +25,11 @@ import sys
 import time
 from typing import Callable, Dict, List, Tuple
 
+from tsm.cli import folder_name, non_negative, parser, positive, run
+
+# isort: split
 import numpy as np
 
-from tsm.cli import folder_name, non_negative, parser, positive, run
 from tsm.infer.engine import Computing, Engine, about, add_agreement, add_options, computing_of, has_bf16, infer, open_engine
 from tsm.infer.tensors import check_protocol, list_inputs, read_tensor
 from tsm.machine import cores, peak_memory

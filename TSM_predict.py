@@ -28,8 +28,6 @@ import itertools
 import sys
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-from tqdm import tqdm
-
 from tsm.cli import Corrupt, camera_number, complain, fail, parser, positive, printable, run, seconds, warn
 from tsm.infer.engine import Engine, about, add_options, computing_of, open_engine, score
 from tsm.labels import labels_in, read_labels, top
@@ -87,6 +85,8 @@ def predict_files(
 
     Ctrl-C is raised after the entry of a video of which something is known.
     """
+    from tqdm import tqdm
+
     scores = tqdm(score(engine, model, tensors), total=None if args.window else len(paths),
                   unit="window" if args.window else "video", disable=None)
     results: Iterator[Tuple[int, Any]] = ((number, (window, output)) for (number, window), output, _, _ in scores)

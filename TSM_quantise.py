@@ -20,9 +20,11 @@ import os
 import time
 from typing import Any, Dict, Iterator, List, Tuple
 
+from tsm.cli import Corrupt, UserError, parser, positive, run
+
+# isort: split
 import numpy as np
 
-from tsm.cli import Corrupt, UserError, parser, positive, run
 from tsm.infer.int8 import calibration_view, int8_file, quantise, views_from_tensors, weights_file, write_int8
 from tsm.infer.tensors import list_inputs
 from tsm.machine import cores

@@ -21,10 +21,12 @@ import json
 import os
 from typing import Sequence
 
+from tsm.cli import UserError, fail, one_line, parser, positive, run
+
+# isort: split
 import numpy as np
 
 from tsm.checkpoint.identify import check_supported, facts_of, test_in_words
-from tsm.cli import UserError, fail, one_line, parser, positive, run
 from tsm.files import replacing, sha256
 from tsm.protocol import SSV2, Protocol, segments
 

@@ -174,8 +174,8 @@ if [ $device = npu ]; then
     bench=("$python" -m ais_bench) model=tsm_bs suffix=om target=ascend
 elif [ -z "${PYTHON:-}" ]; then
     "$suite/setup.sh"
-    . "$suite/.venv/bin/activate"
-    echo "environment: . ${s}.venv/bin/activate"
+    python=${s}.venv/bin/python
+    unset PYTHONHOME
 fi
 [ -z "$ray" ] || "$python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("ray"))' ||
     fail "--ray $ray: $python has no Ray (Python 3.10 or newer); run $python -m pip install -r $suite/requirements-cluster.txt"

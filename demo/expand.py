@@ -17,12 +17,14 @@ import argparse
 import os
 import sys
 
-import numpy as np
-
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
 from tsm.cli import parser, run  # noqa: E402
+
+# isort: split
+import numpy as np  # noqa: E402
+
 from tsm.protocol import SSV2  # noqa: E402
 
 CONFIG = """model = dict(

@@ -16,15 +16,17 @@ import sys
 import time
 from typing import Iterator, Tuple
 
-import cv2
-import numpy as np
-from numpy.random import RandomState
-
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.dirname(HERE)]
 
-from render import TEMPLATES, label_index, render, shape_and_length  # noqa: E402, I001
 from tsm.cli import UserError, parser, run  # noqa: E402
+
+# isort: split
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+from numpy.random import RandomState  # noqa: E402
+from render import TEMPLATES, label_index, render, shape_and_length  # noqa: E402
+
 from tsm.files import read_json, replacing, write_json  # noqa: E402
 from tsm.protocol import SSV2  # noqa: E402
 

@@ -270,15 +270,30 @@ def test_a_closed_standard_output_is_no_fault(repo, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("error, says", [("KeyboardInterrupt", "-c: error: interrupted\n"), ("ValueError", "Traceback")])
-def test_an_interruption_while_libraries_are_imported_is_one_line(repo, tmp_path, error, says):
-    done = subprocess.run([sys.executable, "-c", "import tsm; raise %s" % error], cwd=str(repo), stderr=subprocess.PIPE,
-                          universal_newlines=True)
-    assert done.returncode and done.stderr.startswith(says) and (error == "ValueError") == (done.stderr.count("\n") > 1)
+@pytest.mark.parametrize("code, says", [
+    ("raise KeyboardInterrupt", "-c: error: interrupted\n"), ("raise ValueError", "Traceback"),
+    ("import no_such_package", "-c: error: %s lacks a package of the suite (No module named 'no_such_package'); run " % sys.executable),
+    ("raise ImportError('libGL.so.1: cannot open\\nmore')", "-c: error: %s lacks a package of the suite (libGL.so.1: " % sys.executable),
+    ("from tsm.cli import nothing", "Traceback"), ("import tsm.nothing", "Traceback")])
+def test_what_goes_wrong_while_libraries_are_imported_is_one_line_unless_it_is_our_fault(repo, code, says):
+    done = subprocess.run([sys.executable, "-c", "import tsm; " + code], cwd=str(repo), stderr=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode and done.stderr.startswith(says), done.stderr
+    assert (says == "Traceback") == (done.stderr.count("\n") > 1)
+
+
+def test_an_interpreter_without_the_packages_is_told_of_setup(repo, tmp_path):
+    """Of every script: without site, Python finds none of them."""
+    def helped(script):
+        return subprocess.run([sys.executable, "-S", "-B", str(repo / script), "--help"], cwd=str(tmp_path), stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE, universal_newlines=True)
+
+    for script, done in side_by_side(helped, [name for name in scripts(repo) if not name.startswith("tsm/chain/")]):
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, (script, done.stderr)
+        assert "lacks a package of the suite" in done.stderr and str(repo / "setup.sh") in done.stderr
 
 
 def test_every_script_passes_through_tsm_first(repo):
-    """So that the variables are set: no script of ours imports a library that reports before it imports tsm."""
+    """So that the variables are set, and a missing package is one line: no script of ours imports a package before tsm."""
     for name in scripts(repo):
         seen = []
         for node in ast.parse((repo / name).read_text(encoding="utf-8")).body:
@@ -287,7 +302,7 @@ def test_every_script_passes_through_tsm_first(repo):
             elif isinstance(node, ast.ImportFrom):
                 seen += [(node.module or "").split(".")[0]]
         assert "tsm" in seen, name
-        assert not {"onnxruntime", "openvino", "nncf"} & set(seen[: seen.index("tsm")]), name
+        assert not {"cv2", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "torch", "tqdm"} & set(seen[: seen.index("tsm")]), name
 
 
 @needs_strace

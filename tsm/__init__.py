@@ -8,7 +8,8 @@ run_all.sh, which tsm/chain/stage.py starts with this environment.
 A picture whose header claims more pixels than any frame has is refused by OpenCV before it takes the memory; that limit too
 is read when its library is imported.
 
-A script that is interrupted while it still imports libraries ends in one line, as it does later (tsm.cli.run).
+A script that is interrupted while it still imports libraries, or whose interpreter lacks one, ends in one line, as it does later
+(tsm.cli.run).
 """
 
 import os
@@ -24,11 +25,18 @@ _modules: Dict[str, Any] = sys.modules  # OpenVINO has no such variable; without
 _modules.setdefault("openvino_telemetry", None)  # importing it raises ImportError, as where it is not installed
 
 
+_SUITE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
 def _end(kind: Any, error: Any, trace: Any) -> None:
     if issubclass(kind, KeyboardInterrupt):
-        sys.stderr.write("%s: error: interrupted\n" % os.path.basename(sys.argv[0]))
+        said = "interrupted"
+    elif issubclass(kind, ImportError) and (error.name or "").split(".")[0] != "tsm":  # a fault of ours otherwise
+        said = "%s lacks a package of the suite (%s); run %s, and use %s" % (
+            sys.executable, str(error).split("\n")[0], os.path.join(_SUITE, "setup.sh"), os.path.join(_SUITE, ".venv/bin/python"))
     else:
-        sys.__excepthook__(kind, error, trace)
+        return sys.__excepthook__(kind, error, trace)
+    sys.stderr.write("%s: error: %s\n" % (os.path.basename(sys.argv[0]), said))
 
 
 sys.excepthook = _end
