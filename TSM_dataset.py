@@ -3,21 +3,23 @@
 
     python3 TSM_dataset.py --annotations something-something-v2-validation.json \\
         --labels something-something-v2-labels.json --videos 20bn-something-something-v2
-    python3 TSM_dataset.py --annotations jester-v1-validation.csv --labels jester-v1-labels.csv --videos 20bn-jester-v1
-    python3 TSM_dataset.py --annotations kinetics_val.csv --labels kinetics_400_labels.csv --videos val
+    python3 TSM_dataset.py --annotations testlist01.txt --labels classInd.txt --videos UCF-101
     python3 TSM_dataset.py --annotations own.csv --videos my_videos          # lines of `name,label`
 
-Writes sthv2_val_list_videos.txt (`<id>.webm <label>`, in the annotations' order); of other annotations than Something-Something V2's,
-FILE_list_videos.txt, and FILE_labels.json for --labels of the later steps, unless one of other names is there, which is refused.
-FILE is the annotations' name. Videos may lie in folders below --videos. Where they are folders of frames (Jester, Something-
-Something V1), these are counted, the list is FILE_list_rawframes.txt, and how the frames are called is printed.
+Annotations: a CSV, TSV or JSON that names a video and a label (in a header, among other columns, in any order), `name,label`
+without a header, a list of `<file> <label>`, UCF101's lists, one of HMDB51's split files (it stands for all of its split).
 
-Classes are numbered as the labels file has them: a JSON object {name: class}, a JSON list, a name per line, or a CSV of names
-and numbers. Without one, labels that are names are numbered by the alphabet, which is said; a list of `<file> <label>` is taken too.
+Writes sthv2_val_list_videos.txt (`<id>.webm <label>`, in the annotations' order); of other annotations than Something-Something V2's,
+STEM_list_videos.txt (STEM: the annotations' name), and STEM_labels.json for --labels of the later steps; one of other names is not
+overwritten. Videos may lie in folders below --videos. Where they are folders of frames (Jester, Something-Something V1), these are
+counted, the list is STEM_list_rawframes.txt, and how the frames are called is printed.
+
+Classes are numbered as the labels file has them, from 0 or from 1 on: a JSON object {name: class} or {class: name}, a JSON list, a
+name per line with its number or without, or a CSV of names and numbers. Without one, a column of numbers beside that of the labels
+counts; else labels that are names are numbered by the alphabet, which is said.
 
 With --rawframes DIR it also extracts every frame of the videos, in its own size, as DIR/<id>/img_00001.jpg, … (JPEG of quality
-95) and writes …_list_rawframes.txt (`<id> <frames> <label>`): what the guide's three shell scripts do, restartable, a
-folder at a time.
+95) and writes …_list_rawframes.txt (`<id> <frames> <label>`): what the guide's three shell scripts do, but restartable.
 
 Every video is decoded once, as TSM_preprocess.py will decode it, so the two agree on what is usable. Each video that is not
 is named, and the run ends without lists; with --on-error skip it is left out.
@@ -54,9 +56,8 @@ class Usable(NamedTuple):
 
 def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
-    cli.add_argument("--annotations", required=True, metavar="FILE", help="something-something-v2-validation.json, or another of the "
-                     "forms above")
-    cli.add_argument("--labels", metavar="FILE", help="something-something-v2-labels.json, or another of the forms above")
+    cli.add_argument("--annotations", required=True, metavar="FILE", help="something-something-v2-validation.json, or another form")
+    cli.add_argument("--labels", metavar="FILE", help="something-something-v2-labels.json, or another form")
     cli.add_argument("--videos", required=True, metavar="DIR", help="folder of <id>.webm, .mp4, …, or of <id>/ with frames")
     cli.add_argument("--rawframes", metavar="DIR", help="also extract frames, to DIR/<id>/img_%%05d.jpg")
     cli.add_argument("--output_dir", default=".", metavar="DIR", help="where the lists go (default: here)")

@@ -71,10 +71,11 @@ def test_every_video_that_cannot_be_used_is_named(run, fails, works, dataset, tm
 
 @pytest.mark.parametrize("name, text, word", [
     ("validation.json", "{", "not JSON"),
-    ("validation.json", "[]", "not a JSON list of annotations"),
+    ("validation.json", "[]", "validation.json: no annotations in it"),
+    ("validation.json", '["1"]', "entry 0: not an object with a video and its label"),
     ("validation.json", '[{"id": "1"}]', "entry 0"),
     ("validation.json", '[{"id": "1", "template": "Juggling [something]"}]', "not in the labels"),
-    ("validation.json", '[{"id": "../1", "template": "Closing [something]"}]', "id '../1'"),
+    ("validation.json", '[{"id": "../1", "template": "Closing [something]"}]', "'../1' is not a name inside"),
     ("validation.json", '[{"id": 1, "template": "Closing [something]"}, {"id": 1, "template": "Closing [something]"}]', "twice"),
     ("labels.json", '{"Closing something": "5"}', "1 labels, whose classes are not the numbers 0 to 0"),
     ("labels.json", '["Closing something"]', "is not in the labels"),
@@ -182,9 +183,19 @@ def test_jester_s_folders_of_frames_are_counted_and_can_be_preprocessed(works, r
     ("/a.mp4,zebra\n", "own.csv, line 1: '/a.mp4' is not a name inside"), ("", "own.csv: no annotations"),
     ("name,label\n", "own.csv: no annotations"), ("a b.mp4,zebra\na b.mp4,ant\n", "own.csv, line 2: id a b.mp4 appears twice"),
     ("a b.mp4,zebra\nnone.mp4,ant\n", "videos/none.mp4: no such file"), ("a b,zebra,ant\n", "own.csv, line 1: expected"),
-    ("label,youtube_id\nx,y\n", "own.csv, line 1: a header of Kinetics names label, youtube_id, time_start, time_end"),
-    ("label,youtube_id,time_start,time_end\nx,y,start,2\n", "own.csv, line 2: no label, youtube_id"),
-    ("label,youtube_id,time_start,time_end\n", "own.csv: no annotations"), ("[]", "own.csv: needs --labels"),
+    ("label,youtube_id,time_start,time_end\nx,y,start,2\n", "own.csv, line 2: its time_start and time_end are not seconds"),
+    ("label,youtube_id,time_start,time_end\nx,y,1\n", "own.csv, line 2: has 3 cells, and the header 4"),
+    ("label,youtube_id,time_start,time_end\n", "own.csv: no annotations"), ("[]", "own.csv: no annotations"),
+    ('[{"id": 1, "template": "Closing [something]"}]', "own.csv: needs --labels"),
+    ('[{"id": "a b", "label": ["x", "y"]}]', "own.csv, entry 0: names no label"),
+    ('{"id": "a b", "label": "x"}\n{"id": "c", "label": ""}\n', "own.csv, entry 1: names no label; a test split has no labels"),
+    ('{"a b": "x", "a b": "y"}', "own.csv: 'a b' is there twice"),
+    ("uid,label,split\na b.mp4,zebra,val\n", "own.csv, line 1: expected a video's name and its label, as in 'name,label', found 'uid,"),
+    ("video_id,frames\na b.mp4,37\n", "own.csv, line 1: there is no video video_id, and no other"),
+    ("1 ApplyEyeMakeup\n2 Archery\n", "own.csv, line 1: expected a video's name and its label"),
+    ("1 ApplyEyeMakeup\n2 Archery\n", "it names classes: pass it by --labels"),
+    ("a/x.avi 1\nb/y.avi 2\na/z.avi 1\n", "own.csv: its labels are 1 to 2, one per folder, as in UCF101's train lists"),
+    ("video,kind\na b.mp4,cat\n", "own.csv, line 1: there is no video video, and no other line has the label 'kind'"),
     ('a b.mp4,"cat\nin a folder/c.webm,dog\n"d,e",fish\n', "own.csv, line 1: a quote (\") in it is not closed"),
     ('a b.mp4,cat\nin a folder/c.webm,dog"\n', "own.csv, line 2: a quote (\") in it is not closed"),
     ('a b.mp4,"cat" or dog\n', "own.csv, line 1: is not a line of a CSV"), ("a b.mp4,c\rd,e\n", "own.csv, line 1: is not a line of a CSV"),
@@ -205,11 +216,130 @@ def test_annotations_that_are_not_understood_are_one_line(fails, videos, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own.csv", "videos"]
 
 
-@pytest.mark.parametrize("header", ["filename,class_name", "video,action", "Clip,Label Name", "id,label_id", "path,category", "video,kind"])
+@pytest.mark.parametrize("header", ["filename,class_name", "video,action", "Clip,Label Name", "id,label_id", "videoId,Class"])
 def test_a_header_is_no_class(works, videos, tmp_path, header):
     (tmp_path / "own.csv").write_text(header + "\na b.mp4,zebra\nin a folder/c.webm,ant\n")
     lists(works, tmp_path, "--annotations", "own.csv", "--on-error", "skip")
     assert json.loads((tmp_path / "own_labels.json").read_text()) == ["ant", "zebra"]
+
+
+VIDEO_LABELS = {"a b.mp4": "zebra", "in a folder/c.webm": "ant", "d,e.WEBM": "bee"}
+
+
+@pytest.mark.parametrize("name, text", [
+    ("own.csv", 'label,frames,video_path\nzebra,3,a b.mp4\nant,4,in a folder/c.webm\nbee,5,"d,e.WEBM"\n'),
+    ("own.csv", '\ufeff"Video Name";"Label";"Shape"\r\n"a b";"zebra";"(1; 2)"\r\n"in a folder/c";"ant";""\r\n"d,e";"bee";"x"\r\n'),
+    ("own.tsv", "id\tsplit\tclass\na b\tval\tzebra\nin a folder/c\tval\tant\nd,e\tval\tbee\n"),
+    ("own.json", json.dumps([{"id": name, "label": label, "placeholders": []} for name, label in VIDEO_LABELS.items()])),
+    ("own.json", json.dumps(VIDEO_LABELS)),
+    ("own.json", "\ufeff" + json.dumps({name: {"label": label} for name, label in VIDEO_LABELS.items()})),
+    ("own.jsonl", "".join(json.dumps({"file_name": name, "label": label}) + "\r\n"
+                               for name, label in VIDEO_LABELS.items())),
+    ("own.csv", "a b;zebra\nin a folder/c;ant\nd,e;bee\n"),
+])
+def test_annotations_of_every_form_say_the_same(works, videos, tmp_path, name, text):
+    """Names with spaces and commas in JSON as in a CSV; a label before its video; other columns, quotes, byte order marks, CRLF."""
+    (tmp_path / name).write_bytes(text.encode())
+    said, made = lists(works, tmp_path, "--annotations", name)
+    assert made == {"own_list_videos.txt": ["a b.mp4 2", "in a folder/c.webm 0", "d,e.WEBM 1"]} and "by the alphabet" in said
+
+
+def annotated(folder, name, text, labels=None):
+    """{first name of a video: its class} of annotations, and Annotations."""
+    from tsm.video.datasets import read_annotations
+
+    (folder / name).write_text(text)
+    if labels:
+        (folder / "labels").write_text(labels)
+    found = read_annotations(str(folder / name), str(folder / "labels") if labels else None, lambda name: name.endswith((".avi", ".mp4")))
+    return {entry.names[0]: entry.label for entry in found.entries}, found
+
+
+CLASS_IND, JESTER = "1 ApplyEyeMakeup\n2 Archery\n", "video_id,label,frames,label_id,shape,format\n"
+
+
+@pytest.mark.parametrize("name, text, labels, wanted, names", [
+    ("testlist01.txt", "ApplyEyeMakeup/v.avi\nArchery/w.avi\n", CLASS_IND, [0, 1], ["ApplyEyeMakeup", "Archery"]),
+    ("testlist01.txt", "UCF-101/Archery/v.avi\nUCF-101/ApplyEyeMakeup/w.avi\n", None, [1, 0], ["ApplyEyeMakeup", "Archery"]),
+    ("trainlist01.txt", "ApplyEyeMakeup/v.avi 1\nArchery/w.avi 2\n", CLASS_IND, [0, 1], ["ApplyEyeMakeup", "Archery"]),
+    ("own.txt", "x/v.avi 1\ny/w.avi 3\n", None, [1, 3], None),  # no list of UCF101's: classes 0 and 2 have no video in it
+    ("own.csv", "v.avi,1\nw.avi,2\n", '{"a": 1, "b": 2}', [0, 1], ["a", "b"]),  # numbers as the labels file has them
+    ("own.csv", "v.avi,1\nw.avi,b\n", "a\nb\n", [1, 1], ["a", "b"]),
+    ("jester.csv", JESTER + '1,Swiping Left,36,18,"(176, 100)",jpg\n2,Doing other things,37,0,"(176, 100)",jpg\n', None, [18, 0], None),
+    ("jester.csv", JESTER + '1,Swiping Left,36,18,"(176, 100)",jpg\n2,Doing other things,37,0,"(176, 100)",jpg\n',
+     "Swiping Left\nDoing other things\n", [0, 1], ["Swiping Left", "Doing other things"]),
+    ("jester.csv", JESTER + "1,b,36,0,,jpg\n2,a,37,1,,jpg\n", None, [0, 1], ["b", "a"]),
+    ("own.csv", "video,class_name,class_id\nv,b,1\nw,a,2\n", None, [0, 1], ["b", "a"]),
+    ("Diving48_V2_test.json", '[{"vid_name": "v", "label": 40, "start_frame": 0, "end_frame": 9}, {"vid_name": "w", "label": 8}]', None,
+     [40, 8], None),
+    ("metadata.jsonl", '{"file_name": "v.mp4", "label": 3}\n', None, [3], None),
+    ("kinetics.csv", ",label,youtube_id,time_start,time_end,split,full_path,num_files\n0,b,v,0,276,val,/n/x,3\n1,a,w,1.0,11,val,/n/y,3\n",
+     None, [1, 0], ["a", "b"]),
+    ("kinetics.json", '{"v": {"annotations": {"label": "b", "segment": [84.0, 94.0]}, "url": "x"}}', None, [0], ["b"]),
+    ("test-answers.csv", "7;Moving something, away\n8;Covering something\n",
+     '{"Covering something": "0", "Moving something, away": "1"}', [1, 0], ["Covering something", "Moving something, away"]),
+])
+def test_public_datasets_are_read_as_they_come(tmp_path, name, text, labels, wanted, names):
+    classes, found = annotated(tmp_path, name, text, labels)
+    assert list(classes.values()) == wanted and found.labels == names
+    if name.startswith("kinetics"):
+        assert list(classes)[0] == ("v_000000_000276" if name.endswith("csv") else "v_000084_000094")
+
+
+def test_hmdb51_s_numbers_are_no_classes(tmp_path, fails):
+    """0, 1 and 2 say whether a video is in the split, to train or to test; the class is the name of the file."""
+    (tmp_path / "wave_test_split1.txt").write_text("w 1.avi 2 \nw2.avi 0 \n")
+    (tmp_path / "wave_test_split2.txt").write_text("w2.avi 2\n")
+    classes, found = annotated(tmp_path, "brush_hair_test_split1.txt", "b1.avi 1 \nb2.avi 2 \nb3.avi 2 \n")
+    assert classes == {"brush_hair/b2.avi": 0, "brush_hair/b3.avi": 0, "wave/w 1.avi": 1} and found.stem == "test_split1"
+    assert found.labels == ["brush_hair", "wave"] and found.entries[2].names == ("wave/w 1.avi", "w 1.avi")
+    (tmp_path / "my_test_split3.txt").write_text("a.avi 17\n")
+    assert "my_test_split3.txt, line 1: expected '<video> <0, 1 or 2>' as in HMDB51's" in fails(
+        "TSM_dataset.py", "--annotations", "my_test_split3.txt", "--videos", ".", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("text, wanted", [
+    ("0 Approaching\n1 Attaching it\n", ["Approaching", "Attaching it"]), ("1 b c\n0 a\n", ["a", "b c"]), ("a 1\nb c 0\n", ["b c", "a"]),
+    ("0: a\n1: b c\n", ["a", "b c"]), ("a: 0\nb c: 1\n", ["a", "b c"]), ("0. a\n1) b\n", ["a", "b"]), ("0\ta\n1\tb c\n", ["a", "b c"]),
+    ("b\t1\na\t0\n", ["a", "b"]), ("1,brush hair\n2,cartwheel\n", ["brush hair", "cartwheel"]), ("1 a\n2 b\n3 c\n", ["a", "b", "c"]),
+    ('{"0": "a", "1": "b"}', ["a", "b"]), ('{"1": "b", "0": "a"}', ["a", "b"]), ('{"2": "b", "1": "a"}', ["a", "b"]),
+    ('{"a": 1, "b": 2}', ["a", "b"]), ('{"a": "1", "b": "0"}', ["b", "a"]),
+    ('[["Back", "15som"], ["Back", "25som"]]', ["Back 15som", "Back 25som"]),
+    ("id;name;description\n1;b;x, y\n0;a;\n", ["a", "b"]), ("Label,Class ID,split\nb,1,x\na,0,x\n", ["a", "b"]),
+    ("name\na\nb\n", ["a", "b"]), ('"a"\n"b ""c"""\n', ["a", 'b "c"']), ('1,"b, c"\r\n0,a\r\n', ["a", "b, c"]),
+    ("\ufeff0 a\r\n1 b\r\n", ["a", "b"]),
+    ("video 1\nvideo 2\n", ["video 1", "video 2"]), ("3 point shot\nfall\n", ["3 point shot", "fall"]),
+    ("Putting, something\nb\n", ["Putting, something", "b"]),
+])
+def test_label_files_are_read_as_what_they_are(tmp_path, text, wanted):
+    from tsm.labels import read_labels
+
+    (tmp_path / "labels").write_bytes(text.encode())
+    assert read_labels(str(tmp_path / "labels"), len(wanted)) == wanted
+
+
+@pytest.mark.parametrize("text, says", [
+    ("fall\nfall\nwave\n", "'fall' is there twice; mend it"), ('{"fall": 0, "fall": 1, "wave": 2}', "'fall' is there twice"),
+    ('{"0": "fall", "1": "fall"}', "'fall' is there twice"), ("0 a\n2 b\n", "2 labels, whose classes are not the numbers 0 to 1 or 1 to 2"),
+    ("10 push ups\n20 squats\n", "write a JSON list of names if the numbers belong"), ("0,a\n0,b\n", "2 labels, whose classes"),
+    ("2 a\n3 b\n", "2 labels, whose classes"), ('{"0": ["a"]}', "not label names"), ('{"a": null}', "'a' has None for a class"),
+])
+def test_label_files_that_cannot_be_are_told_why(tmp_path, text, says):
+    from tsm.cli import UserError
+    from tsm.labels import read_classes
+
+    (tmp_path / "labels").write_text(text)
+    with pytest.raises(UserError) as raised:
+        read_classes(str(tmp_path / "labels"))
+    assert says in str(raised.value) and "labels: " in str(raised.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "gb18030"])
+def test_another_encoding_is_one_line(fails, videos, tmp_path, encoding):
+    (tmp_path / "own.csv").write_bytes("name,label\na b.mp4,挥手\n".encode(encoding))
+    for words in (["own.csv"], ["own.txt", "--labels", "own.csv"]):
+        assert "own.csv: not UTF-8 text; save it as UTF-8" in fails(
+            "TSM_dataset.py", "--videos", "videos", "--annotations", *words, cwd=tmp_path)
 
 
 def test_a_video_that_is_called_like_a_column_is_none(works, videos, tmp_path):

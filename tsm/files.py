@@ -67,9 +67,12 @@ def read_text(path: str) -> str:
     with open(path, "rb") as file:
         raw = file.read()
     try:
-        return raw.decode("utf-8-sig")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:  # UTF-16 without a byte order mark has them
         raise UserError("%s: not UTF-8 text; save it as UTF-8" % path)
+    return text
 
 
 def write_text(path: str, text: str) -> None:

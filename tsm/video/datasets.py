@@ -1,29 +1,32 @@
 """The annotations of a video dataset, in the forms that they come in -> which video is of which class, and the classes' names.
 
-Forms: Something-Something V2's JSON; the CSV of Jester and Something-Something V1 (`id;label`); Kinetics' CSV, whose header names
-youtube_id, time_start, time_end and label; a CSV of one's own, `name,label`; a list as TSM_preprocess.py reads it. Numbers and
-file names are mmaction2's (tools/data/parse_file_list.py): classes are numbered as the labels file has them, and without
-one by the alphabet.
+Forms: a CSV or TSV whose header names a video and a label, in any order and among other columns; the same as JSON (a list of
+objects, an object of them by video, or one on each line); `name,label` or `id;label` without a header; a list as
+TSM_preprocess.py reads it; UCF101's lists, whose folders are the labels; HMDB51's split files. Among them are Something-Something
+V1 and V2, Jester, Kinetics and Diving48. Numbers and file names are mmaction2's (tools/data/parse_file_list.py): classes are
+numbered as the labels file has them, and without one by the alphabet.
 """
 
 import csv
-import json
+import glob
 import os
 import re
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from tsm.cli import UserError
 from tsm.files import read_text
-from tsm.labels import read_names
+from tsm.labels import head, is_number, parse_json, read_classes
 from tsm.samples import FOLDER_LINE, VIDEO_LINE
 
 SSV2_LIST = "sthv2_val"  # what lists of Something-Something V2 are called (the guide's)
 _VIDEO_LINE, _FOLDER_LINE = (re.compile(line, re.ASCII | re.DOTALL) for line in (VIDEO_LINE, FOLDER_LINE))
-_KINETICS = ("label", "youtube_id", "time_start", "time_end")
-_NAME_HEADS = {"name", "video", "video_name", "video_id", "video_path", "clip", "clip_name", "clip_id", "file", "file_name", "filename",
-               "path", "file_path", "filepath", "id"}
-_LABEL_HEADS = {"label", "label_id", "label_name", "class", "class_id", "class_name", "class_label", "category", "category_id",
-                "category_name", "template", "action", "name", "target"}
+_NUMBERS = ("label_id", "class_id", "category_id")
+# Names of columns, the first one that is there being used; `name` is a label where no other column is one.
+_LABELS = ("template", "label", "label_name", "class", "class_name", "class_label", "category", "category_name", "action", "target",
+           *_NUMBERS, "name")
+_VIDEOS = ("path", "file_path", "filepath", "video_path", "file", "file_name", "filename", "video", "video_name", "clip", "clip_name",
+           "vid", "vid_name", "name", "video_id", "clip_id", "id", "youtube_id")
+_TIMES = ("time_start", "time_end")  # of Kinetics, in seconds
 _NUMERIC = re.compile(r"[-+]?(\d[\d.,]*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)  # what somebody would call a number, a class or not
 
 IsThere = Callable[[str], bool]  # whether a name is that of a video: by its suffix, or as one is in the folder of videos
@@ -38,11 +41,13 @@ class Entry(NamedTuple):
 
 
 class Named(NamedTuple):
-    """A line of a CSV: by which names its video's file may go, as in Entry; its label as written; file and line."""
+    """What an annotation says: by which names its video's file may go, as in Entry; its label as written; file and line."""
 
     names: Tuple[str, ...]
     label: str
     where: str
+    number: str = ""  # of the label's class, where a column of its own has it
+    template: bool = False  # whether the label is a template of Something-Something V2
 
 
 class Annotations(NamedTuple):
@@ -61,27 +66,31 @@ def read_annotations(path: str, labels_path: Optional[str], is_there: IsThere) -
         labels_path: the dataset's labels file, of any form that tsm.labels reads; None where there is none.
     Raises: UserError that names file and line of what is not understood, and of a label that is not among the labels.
     """
-    names = read_names(labels_path) if labels_path else None
-    if names and len(set(names)) < len(names):
-        raise UserError("%s: the label %r is there twice; mend it" % (labels_path, next(n for n in names if names.count(n) > 1)))
-    text = read_text(path)
-    stem = os.path.splitext(os.path.basename(path))[0]
-    if path.lower().endswith(".json") or text.lstrip()[:1] in ("[", "{"):
+    names, first = read_classes(labels_path) if labels_path else (None, 0)
+    stem, text = os.path.splitext(os.path.basename(path))[0], read_text(path)
+    split = re.match(r".+_(test_split\d)$", stem)
+    if path.lower().endswith((".json", ".jsonl")) or text.lstrip()[:1] in ("[", "{"):
+        named = _of_json(text, path)
+    elif split:
+        stem, named = split.group(1), _of_hmdb51(path, split.group(1))
+    else:
+        lines = [("%s, line %d" % (path, number), line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        named = _of_text(lines, is_there, names is None) if lines else []
+    if not named:
+        raise UserError("%s: no annotations in it" % path)
+    if any(one.template for one in named):
+        stem = SSV2_LIST
         if names is None:
             raise UserError("%s: needs --labels, the dataset's file of labels" % path)
-        return Annotations(SSV2_LIST, _of_json(text, path, names), names, False)
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
-        raise UserError("%s: no annotations in it" % path)
-    if _is_list(lines, is_there):
-        return Annotations(stem, _of_list(lines, path, names), names, False)
-    named = _of_csv(lines, path, is_there)
+    if names is None and all(one.number for one in named):
+        named, names, first = _by_numbers(named)
     alphabetical = names is None and _are_names(named)
     if alphabetical:
-        _check_first(named, is_there)
         names = sorted({one.label for one in named}, key=_plain)
+    elif names is None:
+        _check_base(named, path)
     classes = _classes(names)
-    entries = [Entry(one.names, _number(one.label, classes, one.where), one.where) for one in named]
+    entries = [Entry(one.names, _number(one.label, classes, first, one.where), one.where) for one in named]
     return Annotations(stem, _each_once(entries), names, alphabetical)
 
 
@@ -96,7 +105,7 @@ def labels_file(found: Annotations, folder: str) -> str:
     if not os.path.lexists(path):
         return path
     try:
-        same = read_names(path) == found.labels
+        same = read_classes(path)[0] == found.labels
     except (UserError, OSError):
         same = False
     if not same:
@@ -115,30 +124,105 @@ def each_once(entries: Sequence[Entry], found: Sequence[Optional[str]]) -> None:
                             % (entry.where, entry.names[0], first.where, first.names[0]))
 
 
-def _of_json(text: str, path: str, names: Sequence[str]) -> List[Entry]:
-    """Something-Something V2's: a list of objects with an id and a template."""
+def _columns(names: Iterable[str]) -> Tuple[str, str]:
+    """Of names of columns, that of the video and that of the label; empty where no column is one."""
+    known = set(names)
+    label = next((name for name in _LABELS if name in known), "")
+    return next((name for name in _VIDEOS if name in known - {label}), ""), label
+
+
+def _of_json(text: str, path: str) -> List[Named]:
+    """A list of objects, an object on each line, or an object of them by video."""
     try:
-        found: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError("%s: not JSON (%s); make it again" % (path, error))
-    if not isinstance(found, list) or not found:
-        raise UserError("%s: not a JSON list of annotations; pass something-something-v2-validation.json" % path)
-    entries, numbers = [], _classes(names)
-    for number, entry in enumerate(found):
-        where = "%s, entry %d" % (path, number)
         try:
-            name, template = str(entry["id"]), entry["template"].replace("[", "").replace("]", "")
-        except (KeyError, TypeError, AttributeError):
-            raise UserError("%s: no id and template; a test split has none, and so no accuracy" % where)
-        if template not in numbers:
-            raise UserError("%s: template %r is not in the labels; are both of the same dataset?" % (where, template))
-        if not re.match(r"[\w-]+$", name):
-            raise UserError("%s: id %r is not a number or word" % (where, name))
-        entries.append(Entry((name,), numbers[template], where))
-    return _each_once(entries)
+            found = parse_json(text, path)
+        except ValueError:
+            found = [parse_json(line, path) for line in text.splitlines() if line.strip()]
+    except ValueError as error:
+        raise UserError("%s: not JSON (%s); make it again" % (path, error))
+    if isinstance(found, dict) and not all(_columns(map(head, found))):
+        found = [dict(value, id=key, youtube_id=key) if isinstance(value, dict) else {"id": key, "label": value}
+                 for key, value in found.items()]
+    named = []
+    for number, entry in enumerate([found] if isinstance(found, dict) else found if isinstance(found, list) else []):
+        where = "%s, entry %d" % (path, number)
+        if not isinstance(entry, dict):
+            raise UserError("%s: not an object with a video and its label" % where)
+        record = {head(key): value for key, value in entry.items()}
+        inner = record.get("annotations")
+        if isinstance(inner, dict):  # Kinetics'
+            record.update(inner)
+        if isinstance(record.get("segment"), list):
+            record.update(zip(_TIMES, record["segment"]))
+        named.append(_of_record(record, where))
+    return named
 
 
-def _is_list(lines: Sequence[Tuple[int, str]], is_there: IsThere) -> bool:
+def _of_record(record: Mapping[str, Any], where: str) -> Named:
+    """What {column: value} says. Kinetics' videos are <youtube_id>_<start>_<end>, in six digits, in a folder of their label or in none."""
+    video, label = _columns(record)
+    values = [record.get(column) for column in (video, label)]
+    if not all(isinstance(value, (str, int)) and str(value).strip() for value in values):
+        raise UserError("%s: names no %s; a test split has no labels, and so no accuracy" % (where, "label" if values[0] else "video"))
+    name, text = (str(value).strip() for value in values)
+    if label == "template":
+        text = text.replace("[", "").replace("]", "")
+    names = [name]
+    if "youtube_id" in record and all(time in record for time in _TIMES):
+        try:
+            timed = "%s_%06d_%06d" % ((record["youtube_id"],) + tuple(int(float(record[time])) for time in _TIMES))
+        except (TypeError, ValueError, OverflowError):
+            raise UserError("%s: its %s are not seconds" % (where, " and ".join(_TIMES)))
+        names = [timed] + ["%s/%s" % (folder, timed) for folder in (text.replace('"', ""), _plain(text))] + names
+    number = next((str(record[column]) for column in _NUMBERS if column != label and is_number(record.get(column))), "")
+    return Named(tuple(_inside(one, where) for one in names), text, where, number, label == "template")
+
+
+def _of_hmdb51(path: str, split: str) -> List[Named]:
+    """The test videos of a split of HMDB51: a file per class, beside `path`; of its numbers 2 is test, 1 train, 0 neither."""
+    named = []
+    ending = "_%s%s" % (split, os.path.splitext(path)[1])
+    for file in sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(path)), "*" + ending))):
+        label = os.path.basename(file)[: -len(ending)]
+        for number, line in enumerate(read_text(file).split("\n"), 1):
+            where, match = "%s, line %d" % (file, number), re.match(r"(\S.*?)\s+([012])$", line.strip())
+            if line.strip() and not match:
+                raise UserError("%s: expected '<video> <0, 1 or 2>' as in HMDB51's split files, whose name this file has; rename it if it "
+                                "is none" % where)
+            if match and match.group(2) == "2":
+                named.append(Named(tuple(_inside(name, where) for name in (label + "/" + match.group(1), match.group(1))), label, where))
+    return named
+
+
+def _of_text(lines: Sequence[Tuple[str, str]], is_there: IsThere, unlabelled: bool) -> List[Named]:
+    """A CSV with or without a header, a list, or UCF101's; `lines` are pairs of file and line, and the text of it."""
+    mark = next((mark for mark in "\t;," if all(mark in line for _, line in lines)), ",")
+    cells = lines[0][1].split(mark)
+    columns = [head(cell) for cell in cells]
+    video, label = _columns(columns)
+    if video and label and not is_there(cells[columns.index(video)].strip()):
+        rows = [_cells(line, mark, where) for where, line in lines[1:]]
+        for (where, _), row in zip(lines[1:], rows):
+            if len(row) != len(columns):
+                raise UserError("%s: has %d cells, and the header %d; mend it" % (where, len(row), len(columns)))
+        return [_of_record(dict(zip(columns, row)), where) for (where, _), row in zip(lines[1:], rows)]
+    if _is_list(lines, is_there):
+        return _of_list(lines)
+    rows = [_cells(line, mark, where) for where, line in lines]
+    if all(len(row) == 1 and os.path.dirname(row[0]).strip("/") for row in rows):  # UCF101's test lists: a folder is a label
+        return [Named((_inside(name, where),), os.path.basename(os.path.dirname(name)), where) for (where, _), (name,) in zip(lines, rows)]
+    for row, (where, line) in zip(rows, lines):
+        if len(row) != 2 or not all(row):
+            hint = "; it names classes: pass it by --labels" if all(re.match(r"\d+\s+\D+$", line) for _, line in lines) else (
+                "; a test split has no labels" if len(row) == 1 else ", or a header that names them, as 'video,label'")
+            raise UserError("%s: expected a video's name and its label, as in 'name%slabel', found %r%s" % (where, mark, line[:80], hint))
+    named = [Named((_inside(name, where),), label, where) for (name, label), (where, _) in zip(rows, lines)]
+    if unlabelled and not is_number(named[0].label):
+        _check_first(named, is_there)
+    return named
+
+
+def _is_list(lines: Sequence[Tuple[str, str]], is_there: IsThere) -> bool:
     """Whether all lines end in a number of their own, as in a list, and are no CSV whose labels happen to.
 
     Where each has a comma or a semicolon, it is a list if what stands before the numbers are names of videos.
@@ -151,18 +235,16 @@ def _is_list(lines: Sequence[Tuple[int, str]], is_there: IsThere) -> bool:
                for form in (_VIDEO_LINE, _FOLDER_LINE))
 
 
-def _of_list(lines: Sequence[Tuple[int, str]], path: str, names: Optional[Sequence[str]]) -> List[Entry]:
+def _of_list(lines: Sequence[Tuple[str, str]]) -> List[Named]:
     """A list of TSM_preprocess.py's kind; the number of a folder's frames is counted again."""
-    entries, classes = [], _classes(names)
-    of_folders = _FOLDER_LINE.match(lines[0][1]) is not None
-    for number, line in lines:
-        where = "%s, line %d" % (path, number)
-        match = (_FOLDER_LINE if of_folders else _VIDEO_LINE).match(line)
+    form, shown = (_FOLDER_LINE, "<folder> <frames> <label>") if _FOLDER_LINE.match(lines[0][1]) else (_VIDEO_LINE, "<file> <label>")
+    named = []
+    for where, line in lines:
+        match = form.match(line)
         if not match:
-            raise UserError("%s: expected '%s', found %r" % (where, "<folder> <frames> <label>" if of_folders else "<file> <label>",
-                                                            line[:80]))
-        entries.append(Entry((_inside(match.group(1), where),), _number(match.groups()[-1], classes, where), where))
-    return _each_once(entries)
+            raise UserError("%s: expected '%s', found %r" % (where, shown, line[:80]))
+        named.append(Named((_inside(match.group(1), where),), match.groups()[-1], where))
+    return named
 
 
 def _cells(line: str, mark: str, where: str) -> List[str]:
@@ -175,38 +257,30 @@ def _cells(line: str, mark: str, where: str) -> List[str]:
         raise UserError("%s: is not a line of a CSV (%s); mend it" % (where, error))
 
 
-def _of_csv(lines: Sequence[Tuple[int, str]], path: str, is_there: IsThere) -> List[Named]:
-    """Every line of a CSV but its header."""
-    mark = ";" if all(";" in line for _, line in lines) else ","
-    places = ["%s, line %d" % (path, number) for number, _ in lines]
-    rows = [_cells(line, mark, where) for (_, line), where in zip(lines, places)]
-    header = [cell.lower().replace(" ", "_") for cell in rows[0]]
-    if "youtube_id" in header:
-        if not set(_KINETICS) <= set(header):
-            raise UserError("%s: a header of Kinetics names %s, and this one %s" % (places[0], ", ".join(_KINETICS), ", ".join(header)))
-        columns = [header.index(name) for name in _KINETICS]
-        found = [_of_kinetics(row, columns, where) for row, where in zip(rows[1:], places[1:])]
-    else:
-        for row, where, (_, line) in zip(rows, places, lines):
-            if len(row) != 2 or not all(row):
-                raise UserError("%s: expected a video's name and its label, as in 'name%slabel', found %r%s"
-                                % (where, mark, line[:80], "; a test split has no labels" if len(row) == 1 else ""))
-        start = int(not is_there(rows[0][0]) and _is_header(header, [row[1] for row in rows[1:]]))
-        found = [Named((_inside(name, where),), label, where) for (name, label), where in zip(rows[start:], places[start:])]
-    if not found:
-        raise UserError("%s: no annotations in it" % path)
-    return found
+def _by_numbers(named: List[Named]) -> Tuple[List[Named], Optional[List[str]], int]:
+    """Annotations that have a column of numbers: (they, the names in the order of these from 0 or 1 on, which of the two); where
+    not all classes occur, (they with the numbers for labels, None, 0)."""
+    names = dict(sorted((int(one.number), one.label) for one in named))
+    first = min(names)
+    if len(set(names.values())) == len({(one.number, one.label) for one in named}) == len(names) and list(names) in (
+            list(range(len(names))), list(range(1, 1 + len(names)))):
+        return named, list(names.values()), first
+    return [one._replace(label=one.number) for one in named], None, 0
 
 
-def _is_header(cells: Sequence[str], labels: Sequence[str]) -> bool:
-    """Whether the two cells of a first line, in lower case, name columns; `labels` are those of the other lines."""
-    return cells[1] in _LABEL_HEADS or cells[0] in _NAME_HEADS and cells[1] not in map(str.lower, labels)
+def _check_base(named: Sequence[Named], path: str) -> None:
+    """UserError where numbers of classes seem to be counted from 1: each has a folder of its own, as in UCF101's train lists."""
+    pairs = {(os.path.dirname(one.names[0]), int(one.label)) for one in named}
+    folders, numbers = {folder for folder, _ in pairs}, sorted({number for _, number in pairs})
+    if "" not in folders and len(folders) == len(pairs) > 1 and numbers == list(range(1, len(pairs) + 1)):
+        raise UserError("%s: its labels are 1 to %d, one per folder, as in UCF101's train lists, where TSM's classes begin with 0; name "
+                        "them by --labels (UCF101's classInd.txt)" % (path, len(pairs)))
 
 
 def _check_first(named: Sequence[Named], is_there: IsThere) -> None:
     """UserError where the first line seems to be a header: it names no video, as another line does, and has a label of its own."""
     first, *others = named
-    own = len(first.names) == 1 and all(one.label != first.label for one in others)  # Kinetics' have several names, and a known header
+    own = all(one.label != first.label for one in others)
     if own and not is_there(first.names[0]) and any(is_there(one.names[0]) for one in others):
         raise UserError("%s: there is no video %s, and no other line has the label %r; write a header as name,label, or take the line out"
                         % (first.where, first.names[0], first.label))
@@ -214,33 +288,17 @@ def _check_first(named: Sequence[Named], is_there: IsThere) -> None:
 
 def _are_names(named: Sequence[Named]) -> bool:
     """Whether labels are names, not numbers of classes; UserError for the first that is neither where others look like numbers."""
-    bad = next((one for one in named if not _is_number(one.label)), None)
+    bad = next((one for one in named if not is_number(one.label)), None)
     if bad and any(_NUMERIC.match(one.label) for one in named):
-        good = next((one for one in named if _is_number(one.label)), None)
+        good = next((one for one in named if is_number(one.label)), None)
         raise UserError("%s: label %r is not the number of a class, a whole one from 0%s; mend it, or name the labels by --labels"
                         % (bad.where, bad.label, ", as that of %s is" % good.where if good else ""))
     return bad is not None
 
 
-def _of_kinetics(row: Sequence[str], columns: Sequence[int], where: str) -> Named:
-    """A line of Kinetics' CSV. Its video is <youtube_id>_<start>_<end>, in six digits, in a folder of its label or in none."""
-    try:
-        label, video, start, end = (row[column] for column in columns)
-        name = "%s_%06d_%06d" % (video, int(float(start)), int(float(end)))
-    except (IndexError, ValueError, OverflowError):
-        raise UserError("%s: no %s in it" % (where, ", ".join(_KINETICS)))
-    folders = [label.replace('"', ""), _plain(label)]
-    names = [name] + ["%s/%s" % (folder, name) for folder in folders] + [video]
-    return Named(tuple(_inside(one, where) for one in names), label, where)
-
-
 def _plain(label: str) -> str:
     """A label as mmaction2 writes Kinetics': without quotes, an underscore for a space."""
     return label.replace('"', "").replace(" ", "_")
-
-
-def _is_number(text: str) -> bool:
-    return re.match(r"[0-9]{1,6}$", text) is not None
 
 
 def _classes(names: Optional[Sequence[str]]) -> Dict[str, int]:
@@ -249,18 +307,19 @@ def _classes(names: Optional[Sequence[str]]) -> Dict[str, int]:
     return dict(numbers, **{name: number for number, name in enumerate(names or ())})
 
 
-def _number(label: str, classes: Dict[str, int], where: str) -> int:
-    """The class of a label, which is one of the names of the `classes`, or a number."""
+def _number(label: str, classes: Dict[str, int], first: int, where: str) -> int:
+    """The class of a label, which is one of the names of the `classes`, or a number; that of the first class is `first`."""
     known = classes.get(label, classes.get(_plain(label)))
     if known is not None:
         return known
-    if not _is_number(label):
+    if not is_number(label):
         raise UserError("%s: label %r is not %s" % (where, label, "in the labels; are both of the same dataset?" if classes else
                                                     "a number, as others are; mend it, or name the labels by --labels"))
-    count = 1 + max(classes.values(), default=int(label))
-    if int(label) >= count:
-        raise UserError("%s: label %s is not one of the %d classes; mend the line" % (where, label, count))
-    return int(label)
+    number, count = int(label) - first, 1 + max(classes.values(), default=int(label))
+    if not 0 <= number < count:
+        hint = "; are they counted from 1, which the labels file should say?" if number == count else ""
+        raise UserError("%s: label %s is not one of the %d classes; mend the line%s" % (where, label, count, hint))
+    return number
 
 
 def _inside(name: str, where: str) -> str:
