@@ -1,70 +1,185 @@
 #!/usr/bin/env python3
-"""A list of videos -> the result files of TSM_preprocess.py + TSM_infer.py, with no tensor on disk.
+"""A list of videos -> the result files of TSM_preprocess.py + TSM_infer.py, with no tensor on disk. Restartable.
 
-    python3 TSM_stream.py --model ./tsm_new_bs1.onnx --data_root demo/videos --ann_file sthv2_val_list_videos.txt \\
-        --output ./inference_result --output_dirname out --outfmt TXT
+    python3 TSM_py --model ./tsm_new_bs1.onnx --data_root demo/videos --ann_file sthv2_val_list_videos.txt \\
+        --output ./inference_result --output_dirname out --outfmt TXT       # here, on this CPU
+    … --model ./tsm_bs8.om --devices 0,1                       # one ais_bench per chip, each pulling the next chunk
+    … --ray auto                                               # on the hosts of the Ray cluster that this host is in
+    … --shard 0/3                                              # the first third; others do 1/3 and 2/3, on a shared folder
+    … --merge                                                  # once all shards are done: the result files of the whole
+    … --status                                                 # what is done; nothing is touched
 
-Videos are decoded in processes of their own, computed as they come, and forgotten; the queue between the two is bounded,
-so memory does not grow with the list. At the end the same files exist as after the two scripts, byte for byte but for the
-times: inference_result/out/<i>_0.txt, inference_result/out_summary.json, sthv2/sthv2.info and sthv2/sthv2.json (whose
-checksums are those of the tensors that were computed from). TSM_postprocess.py and TSM_report.py read them as usual.
+On a CPU, videos are decoded in processes of their own, computed as they come, and forgotten; the queue between the two is
+bounded, so memory does not grow with the list. Chips and clusters take the list in chunks, which return only scores: a chip
+reads tensors from files, so those of a chunk lie in a folder of its host until it is done.
 
-Killed at any time, the same command continues where it stopped: a result is kept while its video (size and time of
-change), the model, the precision and the decoders are the same. A clip that cannot be read ends the run, or with
---on-error skip is left out and listed in the manifest.
+At the end the same files exist as after the two scripts, byte for byte but for the times, whoever computed them and whatever
+died on the way: inference_result/out/<i>_0.txt, inference_result/out_summary.json, sthv2/sthv2.info and sthv2/sthv2.json
+(whose checksums are those of the tensors that were computed from). TSM_postprocess.py and TSM_report.py read them as usual.
 
-Limits: for one CPU host and a model of modify_onnx.py; TSM_chunked.py takes a list to NPUs, which read tensors from files, and
-to several hosts. The two share their record of what is finished, so either goes on where the other stopped.
+Killed at any time, the same command, or another of these ways, continues where it stopped: a result is kept while its video
+(size and time of change), the model, the int8 file, the precision and the decoders are the same. A clip that cannot be read
+ends the run, or with --on-error skip is left out and listed in the manifest.
+
+--chunk auto makes chunks of 60 s of work, from a measured sample or the last chunks; on an NPU as large as 20 GB of tensors
+allow. Hosts of a cluster are examined first: versions, model, data. One that differs is named and not used.
+
+Limits: a model of modify_onnx.py. Processors of different kinds may round differently in the sixth decimal. The suite, the
+model, the list and the videos must be under the same paths on every host of a cluster; shards share the folder --output.
 """
 
 import argparse
-import sys
+import contextlib
+from functools import partial
+from typing import Any, Dict, Tuple
 
-from tsm.cli import parser, run
-from tsm.infer import journal, stream
-from tsm.infer.engine import Computing, about, add_agreement, add_options, computing_of, open_engine
-from tsm.machine import cores
-from tsm.model.offline import Offline, read_offline
-from tsm.samples import refuse
+from tsm.cli import UserError, parser, run
+from tsm.files import locked
+from tsm.infer import journal
+from tsm.infer.ascend import check_space, chip_list, chips_here, on_chips
+from tsm.infer.engine import add_agreement, add_options, network_of
+from tsm.infer.lists import (
+    Job,
+    add_inputs,
+    check_places,
+    chunk_option,
+    finish,
+    in_turn,
+    job_of,
+    missing_shards,
+    rounds,
+    shard_of,
+    share,
+)
+from tsm.model.offline import read_offline
+from tsm.samples import refuse, refuse_killed
 
 
 def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
-    stream.add_inputs(cli)
+    add_inputs(cli)
     add_options(cli)
     add_agreement(cli)
-    return cli.parse_args()
+    cli.add_argument("--device", choices=("cpu", "npu"), help="default: npu for an .om file, else cpu")
+    cli.add_argument("--protocol", default="", metavar="FILE", help="npu only: how the network is tested, as TSM_checkpoint.py wrote "
+                     "it; a CPU takes it from the model (default: as on Something-Something V2)")
+    cli.add_argument("--chunk", type=chunk_option, default=0, metavar="N|auto", help="videos per chunk of a chip or a host of a "
+                     "cluster (default: auto)")
+    cli.add_argument("--devices", type=chip_list, metavar="LIST", help="npu only: chips of this host, as in 0,1 (default: those that "
+                     "npu-smi lists)")
+    cli.add_argument("--ray", metavar="ADDRESS", help="on a Ray cluster: auto, HOST:PORT, or local to start one here")
+    cli.add_argument("--shard", type=share, metavar="I/N", help="do share I, from 0, of N, and leave the result files to --merge")
+    cli.add_argument("--merge", action="store_true", help="make the result files of what shards did; with --shard, after that one")
+    cli.add_argument("--status", action="store_true", help="say what is done, and touch nothing")
+    cli.add_argument("--scratch", metavar="DIR", help="npu only: for tensors (default: --output_dir; on a cluster each host's "
+                     "folder for temporary files)")
+    args = cli.parse_args()
+    args.device = args.device or ("npu" if args.model.endswith(".om") else "cpu")
+    if args.device == "cpu" and (args.devices or args.scratch or args.protocol):
+        cli.error("--devices, --scratch and --protocol are for an NPU; a CPU takes the protocol from the model")
+    if args.device == "npu" and (args.precision != "fp32" or args.backend or args.streams or args.int8_model):
+        cli.error("--precision, --int8_model, --backend and --streams are for a CPU; atc decided the precision of an NPU's model")
+    if bool(args.ray) + bool(args.devices) > 1 or args.ray and (args.shard or args.merge):
+        cli.error("--ray goes with neither --devices nor --shard nor --merge")
+    return args
 
 
-def process(args: argparse.Namespace, work: journal.Work, model: Offline, computing: Computing) -> None:
-    """Bring the results in line with the list."""
+def carrier(args: argparse.Namespace, job: Job) -> Tuple[Any, int]:
+    """(who carries out the chunks, how many chunks a host has at a time; 0: it takes videos one after the other, whatever their
+    chunks)."""
+    if args.ray:
+        from tsm.infer.cluster import most_chips, on_ray
+
+        if args.precision == "int8":
+            network_of(read_offline(job.model), job.computing)  # what is wrong with the file is said here, once, not by every host
+
+        return partial(on_ray, address=args.ray), most_chips(args.ray) if args.device == "npu" else 1
+    if args.device == "cpu":
+        return in_turn, 0
+    chips = args.devices or chips_here()
+    print("[INFO] chips: %s" % ", ".join(map(str, chips)))
+    return partial(on_chips, chips=chips), len(chips) + 1
+
+
+def carry_out(args: argparse.Namespace, work: journal.Work, job: Job, found: journal.Survey, folder: str) -> None:
+    """Do what is left in `found`; the journal is in `folder`."""
     from tqdm import tqdm
 
-    found = journal.survey(work)
     if args.on_error == "fail":
         refuse(args.ann_file, work.clips, found.corrupt)
-    kept, left = len(found.done), len(found.keys)
-    engine, int8 = open_engine(model, computing, listed=True)
-    print("[INFO] %s on %d threads, %s, %s views at a time, fused by %s" % (
-        engine.name, cores(), args.precision, engine.streams, model.fusion), flush=True)
-    results = stream.compute_list(work, engine, model, found, args.num_worker or cores())
-    for _ in tqdm(results, total=left, desc="videos", unit="video", disable=None):
-        if args.on_error == "fail":
-            refuse(args.ann_file, work.clips, found.corrupt)
-    facts = dict(about(engine, model, args.precision, int8), **stream.agreement_with_fp32(args, work, found, model, computing))
-    stream.finish(work, found, args.ann_file, sys.argv[1:], facts)
+    if not found.keys:
+        return
+    carry, at_once = carrier(args, job)
+    ready = len(found.done) + len(found.corrupt)
+    with journal.appending(work, found, folder) as log, tqdm(
+            total=ready + len(found.keys), initial=ready, desc="videos", unit="video", disable=None) as bar:
+        def flight(under_way: Dict[str, int]) -> None:
+            bar.set_postfix_str(", ".join("%s: %d" % item for item in sorted(under_way.items())), refresh=False)
+
+        for chunks in rounds(args.chunk, work, job, found, at_once):
+            if job.device == "npu" and not args.ray:
+                check_space(job, chunks, at_once)
+            print("[INFO] to do: %d videos, chunks: %d" % (sum(len(chunk.keys) for chunk in chunks), len(chunks)), flush=True)
+            with contextlib.closing(carry(job, chunks, flight)) as pieces:
+                for piece in pieces:
+                    log.keep(piece)
+                    bar.update(len(piece.scored) + len(piece.skipped))
+                    if args.on_error == "fail":
+                        refuse(args.ann_file, work.clips, found.corrupt)
+
+
+def show(found: journal.Survey, work: journal.Work, videos: int) -> None:
+    """What is done, and by whom."""
+    print("%d of %d videos are done, %d cannot be read, %d are to do"
+          % (len(found.done), videos, len(found.corrupt), len(found.keys)))
+    for worker in journal.workers_of(found.records):
+        print("  %(host)s, %(device)s: %(videos)d videos in %(chunks)d pieces, %(videos_per_second).2f videos per second" % worker)
+    for line in missing_shards(found, videos, journal.shards(work.folder)):
+        print("  " + line)
+
+
+def conclude(args: argparse.Namespace, work: journal.Work, job: Job, found: journal.Survey, model: Any, kept: int) -> None:
+    """Make the result files of the whole list."""
+    refuse_killed(args.ann_file, work.clips, found.corrupt)
+    left = missing_shards(found, len(work.clips), journal.shards(work.folder)) or ["no shard has done them"]
+    if found.keys:
+        raise UserError("%s: %d of %d videos are not done: %s" % (args.ann_file, len(found.keys), len(work.clips), "; ".join(left)))
+    if args.on_error == "fail":
+        refuse(args.ann_file, work.clips, found.corrupt)
+    finish(args, work, job.computing, found, model)
+    show(found, work, len(work.clips))
     print("%d results in %s: %d made, %d already right, %d skipped"
           % (len(found.done), work.folder, len(found.done) - kept, kept, len(found.corrupt)))
 
 
+def do_shard(args: argparse.Namespace, work: journal.Work, job: Job) -> None:
+    """Do one share of the list, with a journal of its own."""
+    mine = shard_of(len(work.clips), *args.shard)
+    with journal.held(work, shared=True):
+        folder = journal.shard_folder(work, args.shard)
+        with locked(folder):
+            found = journal.survey(work, mine)
+            carry_out(args, work, job._replace(shard=args.shard), found, folder)
+    show(found, work, len(mine))
+
+
 def main() -> None:
     args = get_args()
-    stream.check_places(args)
-    model = read_offline(args.model)
-    computing = computing_of(args, model.path)
-    work = stream.work_of(args, model.tested_by, model.dtype.name, stream.digests_of(model.path, computing.int8_model), computing)
-    with journal.held(work):
-        process(args, work, model, computing)
+    check_places(args)
+    work, job, model = job_of(args)
+    if args.status:
+        mine = shard_of(len(work.clips), *args.shard or (0, 1))
+        show(journal.survey(work, mine, closing=True), work, len(mine))
+        return
+    if args.shard:
+        do_shard(args, work, job)
+    if args.merge or not args.shard:
+        with journal.held(work):
+            found = journal.survey(work, closing=args.merge)
+            kept = len(found.done)
+            if not args.merge:
+                carry_out(args, work, job, found, work.folder)
+            conclude(args, work, job, found, model, kept)
 
 
 if __name__ == "__main__":

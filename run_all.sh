@@ -25,10 +25,10 @@ data and model
   --dtype float32|uint8  tensors on disk: float32 is the guide's, uint8 a quarter of it, cpu only (default: float32)
   --num_worker N         preprocessing processes (default: the processors that this process may use)
   --stream               cpu only: decode, infer and forget, with no tensor on disk
-  --chunk N              in chunks of N videos, whose tensors are dropped (npu) or never written (cpu); 0: all at once
+  --chunk N              npu and --ray: in chunks of N videos, of which only scores are kept; cpu: as --stream; 0: all at once
                          (default: all at once while that is under 20 GB; else on a cpu --stream, on an npu as many as fit)
   --devices LIST         npu only: in chunks on these chips at once, as in 0,1 (default of a list in chunks: all of npu-smi's)
-  --ray ADDRESS          in chunks on the hosts of a Ray cluster: auto, HOST:PORT, or local (see TSM_chunked.py --help)
+  --ray ADDRESS          in chunks on the hosts of a Ray cluster: auto, HOST:PORT, or local (see TSM_stream.py --help)
 how it runs
   --device auto|cpu|npu  npu: atc and ais_bench on an Atlas host; cpu: TSM_infer.py (default: npu if CANN is installed)
   --fusion score|prob    score: mean of the class scores, then softmax (the guide); prob: softmax per view, then mean
@@ -242,7 +242,14 @@ preprocess=("$python" "${s}TSM_preprocess.py" "${videos[@]}" --batch_size "$batc
 [ "$dtype" = float32 ] || preprocess+=(--dtype "$dtype")
 [ -z "$protocol" ] || preprocess+=(--protocol "$protocol")
 if [ "$chunk" = auto ] && [ -z "$stream$devices$ray" ]; then
-    chunk=$("$python" "${s}TSM_chunked.py" --size --ann_file "$ann_file" --dtype "$dtype" ${protocol:+--protocol "$protocol"})
+    chunk=$("$python" -c 'import sys
+sys.path.insert(0, sys.argv[1])
+from tsm import cli, protocol, samples
+sys.argv[0] = "run_all.sh"
+def size(suite, ann_file, dtype, path=""):
+    test = protocol.read_protocol(path)
+    print(samples.chunk_size(len(samples.read_list(ann_file, test)), dtype, 2, test))
+cli.run(lambda: size(*sys.argv[1:]))' "$suite" "$ann_file" "$dtype" ${protocol:+"$protocol"})
     [ "$chunk" = 0 ] || [ $device = npu ] || stream=1
     [ "$chunk" = 0 ] || chunk=auto
 fi
@@ -294,10 +301,7 @@ if [ "$precision" = int8 ]; then
 fi
 bench+=(${engine[@]+"${engine[@]}"})  # so for bash before 4.4, to which an empty array is an unset variable
 infer=("${bench[@]}" --model "./$model$batch.$suffix")
-if [ -n "$stream" ]; then
-    stage infer "Decoding and inference" -- "$python" "${s}TSM_stream.py" ${engine[@]+"${engine[@]}"} --model "./$model$batch.$suffix" \
-        "${videos[@]}" --output ./inference_result --output_dirname out --outfmt TXT
-elif [ "$chunk" = 0 ]; then
+if [ "$chunk" = 0 ] && [ -z "$stream" ]; then
     stage infer "Inference" "${needs[@]}" --in sthv2/sthv2.json --out inference_result/out \
         --out inference_result/out_summary.json -- \
         "${infer[@]}" --input ./sthv2/preprocess_bin --output ./inference_result --output_dirname out --outfmt TXT
@@ -305,8 +309,9 @@ else
     [ -z "$devices" ] || engine+=(--devices "$devices")
     [ -z "$ray" ] || engine+=(--ray "$ray")
     [ $device = cpu ] || [ -z "$protocol" ] || engine+=(--protocol "$protocol")
-    stage infer "Decoding and inference in chunks" -- "$python" "${s}TSM_chunked.py" ${engine[@]+"${engine[@]}"} --device "$device" \
-        --model "./$model$batch.$suffix" "${videos[@]}" --chunk "$chunk" --output ./inference_result --output_dirname out --outfmt TXT
+    case $chunk in auto | 0) ;; *) engine+=(--chunk "$chunk") ;; esac
+    stage infer "Decoding and inference" -- "$python" "${s}TSM_stream.py" ${engine[@]+"${engine[@]}"} --model "./$model$batch.$suffix" \
+        "${videos[@]}" --output ./inference_result --output_dirname out --outfmt TXT
 fi
 results=(--result_path=inference_result/out_summary.json --info_path=sthv2/sthv2.info)
 stage accuracy "Accuracy" -- "$python" "${s}TSM_postprocess.py" --json accuracy.json "${results[@]}"

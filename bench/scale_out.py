@@ -3,9 +3,9 @@
 
     bench/run.sh scale_out       # makes what this needs, then runs it; needs requirements-cluster.txt
 
-Measured: the same list by TSM_stream.py, by TSM_chunked.py here, and by TSM_chunked.py on a Ray cluster of one node, in int8,
-by whole processes' wall clock, in turns. Ray's own start is not in it, as a cluster is there before. Then the time of one
-chunk beyond its videos, from the journal.
+Measured: the same list by TSM_stream.py here, and in chunks on a Ray cluster of one node, in int8, by whole processes' wall
+clock, in turns. Ray's own start is not in it, as a cluster is there before. Then the time of one chunk beyond its videos, from
+the journal.
 
 Simulated, from these: the videos of Something-Something V2's validation set on 1 to 64 such hosts, and on 1 to 16 chips, two
 to a host, with one host in ten dying at a random moment of the run. What was not measured here is an option, and shown.
@@ -27,13 +27,14 @@ from turns import REPO, link_clips  # sets up the path to the suite
 from tsm.checkpoint.published import VIDEOS
 from tsm.cli import UserError, parser, positive, positive_number, run
 from tsm.files import write_json
-from tsm.infer.chunks import TENSOR_BYTES, WORK_SECONDS
 from tsm.infer.journal import JOURNAL, read_journal
+from tsm.infer.lists import WORK_SECONDS
 from tsm.machine import cores, processor_name
 from tsm.protocol import SSV2
 from tsm.report.collect import ATLAS_THROUGHPUT
+from tsm.samples import TENSOR_BYTES
 
-AIMS = {"local": "< 3 %", "Ray": "< 8 %"}
+AIMS = {"Ray": "< 8 %"}
 
 
 def get_args() -> argparse.Namespace:
@@ -53,11 +54,11 @@ def get_args() -> argparse.Namespace:
     return cli.parse_args()
 
 
-def timed(folder: str, script: str, *more: str) -> float:
+def timed(folder: str, *more: str) -> float:
     """Seconds of a run from nothing."""
     for name in ("sthv2", "results"):
         shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
-    command = [sys.executable, os.path.join(REPO, script), "--model", "../tsm_u8_bs1.onnx", "--precision", "int8", "--int8_model",
+    command = [sys.executable, os.path.join(REPO, "TSM_stream.py"), "--model", "../tsm_u8_bs1.onnx", "--precision", "int8", "--int8_model",
                "../tsm_u8_int8.xml", "--agreement", "0", "--data_root", "videos", "--ann_file", "list.txt", "--output", "results",
                "--outfmt", "TXT"] + list(more)
     began = time.time()
@@ -83,9 +84,7 @@ def measure(args: argparse.Namespace, folder: str) -> Dict[str, Any]:
     address = (nodes.stdout.readline() if nodes.stdout else "").strip()
     if not address:
         raise UserError("no Ray cluster starts here; %s -m pip install -r requirements-cluster.txt" % sys.executable)
-    chunk = ["--chunk", str(args.chunk)]
-    ways: Dict[str, List[str]] = {"streaming": ["TSM_stream.py"], "local": ["TSM_chunked.py"] + chunk,
-                                  "Ray": ["TSM_chunked.py"] + chunk + ["--ray", address]}
+    ways: Dict[str, List[str]] = {"here": [], "Ray": ["--chunk", str(args.chunk), "--ray", address]}
     measured: Dict[str, Any] = {way: {"seconds": []} for way in ways}
     try:
         for _ in range(args.rounds):
@@ -185,9 +184,9 @@ def main() -> None:
     shutil.rmtree(folder)
     print("%s, %s, int8, %d videos in chunks of %d, %d rounds, %d cores\n" % (
         processor_name(), time.strftime("%Y-%m-%d"), args.videos, args.chunk, args.rounds, cores()))
-    print("| way | videos per second | over streaming | aim | of a chunk beyond its videos, s |\n|---|---|---|---|---|")
+    print("| way | videos per second | over here | aim | of a chunk beyond its videos, s |\n|---|---|---|---|---|")
     for way, found in measured.items():
-        over = median(a / b - 1 for a, b in zip(found["seconds"], measured["streaming"]["seconds"]))
+        over = median(a / b - 1 for a, b in zip(found["seconds"], measured["here"]["seconds"]))
         found["overhead"] = over
         print("| %s | %.2f | %s | %s | %s |" % (
             way, args.videos / median(found["seconds"]), "%+.1f %%" % (100 * over) if way in AIMS else "", AIMS.get(way, ""),

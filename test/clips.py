@@ -45,7 +45,7 @@ def listed(folder, model, clips):
 
 
 def arguments(*more):
-    """The arguments of TSM_stream.py and TSM_chunked.py for listed()."""
+    """The arguments of TSM_stream.py for listed()."""
     return ["--model", "new.onnx", "--data_root", "videos", "--ann_file", "list.txt", "--output", "res", "--outfmt", "TXT",
             "--backend", "onnxruntime"] + [str(word) for word in more]
 

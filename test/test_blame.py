@@ -362,11 +362,11 @@ def test_agreement_counts_flips_on_a_few_videos(works, work):
 
 
 def test_agreement_of_a_device_whose_tensors_are_gone(works, repo, work):
-    """As on an NPU in chunks: a model for ATC, no tensors, the commands as TSM_chunked.py is given them."""
+    """As on an NPU in chunks: a model for ATC, no tensors, the commands as TSM_stream.py is given them."""
     works("modify_onnx.py", "-m1", "tsm_bs1.onnx", "-m2", "tsm_new_bs1.onnx", "-bs", 1, cwd=work)
     stages = read_json(str(work / "stages.json"), "stages")
     del stages["preprocess"]
-    stages["infer"] = {"command": ["python3", "TSM_chunked.py", "--device", "npu", "--model", "./tsm_bs1.om", "--data_root",
+    stages["infer"] = {"command": ["python3", "TSM_stream.py", "--device", "npu", "--model", "./tsm_bs1.om", "--data_root",
                                    str(repo / "demo/videos"), "--ann_file", "list.txt", "--chunk", "auto"]}
     write_json(str(work / "stages.json"), stages, "stages")
     shutil.rmtree(str(work / "sthv2/preprocess_bin"))

@@ -1,4 +1,4 @@
-"""TSM_chunked.py --ray on a real Ray cluster of several nodes on this machine: the same files, whatever joins, dies or differs."""
+"""TSM_stream.py --ray on a real Ray cluster of several nodes on this machine: the same files, whatever joins, dies or differs."""
 
 import contextlib
 import json
@@ -15,12 +15,11 @@ import pytest
 from clips import arguments, listed, results
 from processes import LONGEST, children_of, command_of, wait_for
 
-from tsm.cli import UserError
 from tsm.files import sha256
-from tsm.infer.chunks import Chunk, Job, Unfit, check_clips, examine, in_turn, versions
 from tsm.infer.cluster import ENVIRONMENT
 from tsm.infer.engine import Computing
 from tsm.infer.journal import JOURNAL, Source, keys_of, read_journal
+from tsm.infer.lists import Chunk, Job, Unfit, check_clips, examine, versions
 from tsm.protocol import SSV2
 from tsm.samples import Clip
 from tsm.video.frames import IMG
@@ -86,7 +85,7 @@ def add(cluster, cpus=1):
 
 def start(repo, folder, cluster, *more):
     """A driver in a process group of its own."""
-    command = [sys.executable, str(repo / "TSM_chunked.py")] + arguments("--ray", cluster.address, "--chunk", CHUNK, *more)
+    command = [sys.executable, str(repo / "TSM_stream.py")] + arguments("--ray", cluster.address, "--chunk", CHUNK, *more)
     return subprocess.Popen(command, cwd=str(folder), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             universal_newlines=True, start_new_session=True)
 
@@ -180,7 +179,7 @@ def test_a_node_that_dies_in_the_middle_of_a_chunk_costs_that_chunk(repo, fresh,
         for node in others:
             cluster.remove_node(node)
     assert results(fresh) == expected and before < CLIPS // CHUNK
-    assert all(line.startswith("TSM_chunked.py: warning: host ") for line in err.splitlines()), err
+    assert all(line.startswith("TSM_stream.py: warning: host ") for line in err.splitlines()), err
     numbers = [one.number for record in records(fresh) for one in record.done]
     assert sorted(numbers) == list(range(CLIPS))  # each video exactly once
     assert len(summary(fresh)["tsm"]["workers"]) == 3
@@ -195,8 +194,8 @@ def test_a_killed_driver_goes_on_where_it_was_in_any_way(repo, works, fresh, exp
     kept = sum(len(record.done) for record in records(fresh))
     assert not (fresh / "res/out_summary.json").exists() and not (fresh / "sthv2/sthv2.json").exists()
     assert "%d of %d videos are done, 0 cannot be read, %d are to do" % (kept, CLIPS, CLIPS - kept) in works(
-        "TSM_chunked.py", *arguments("--status"), cwd=fresh)
-    works("TSM_chunked.py", *arguments("--shard", "1/2", "--chunk", CHUNK), cwd=fresh)
+        "TSM_stream.py", *arguments("--status"), cwd=fresh)
+    works("TSM_stream.py", *arguments("--shard", "1/2", "--chunk", CHUNK), cwd=fresh)
     done = sum(len(record.done) for path in (fresh / "res/out").glob(".shard_*/" + JOURNAL) for record in read_journal(str(path)))
     assert 0 < done <= CLIPS // 2
     process = start(repo, fresh, cluster)
@@ -217,7 +216,7 @@ def test_chips_of_a_cluster_s_host_share_a_list(repo, works, thin_om, tmp_path, 
     args = [word for word in arguments("--model", thin_om, "--chunk", 2) if word not in ("--backend", "onnxruntime")]
     node = cluster.add_node(num_cpus=1, resources={"NPU": 2}, object_store_memory=10**8, env_vars=standins)
     try:
-        done = subprocess.run([sys.executable, str(repo / "TSM_chunked.py"), *args, "--ray", cluster.address], cwd=str(folder),
+        done = subprocess.run([sys.executable, str(repo / "TSM_stream.py"), *args, "--ray", cluster.address], cwd=str(folder),
                               env=dict(os.environ, PYTHONPATH=standins["PYTHONPATH"]), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                               universal_newlines=True, timeout=LONGEST)
     finally:
@@ -228,7 +227,7 @@ def test_chips_of_a_cluster_s_host_share_a_list(repo, works, thin_om, tmp_path, 
     calls, failed = (tmp_path / "calls").read_text().split(), done.stderr.splitlines()
     assert len(calls) == 4 + len(failed) and all("aclrtSetDevice failed on device 1" in line for line in failed)
     assert sorted(one.number for record in records(folder) for one in record.done) == list(range(7))
-    assert "0 made, 7 already right" in works("TSM_chunked.py", *args, "--devices", "0", cwd=folder, env=standins)
+    assert "0 made, 7 already right" in works("TSM_stream.py", *args, "--devices", "0", cwd=folder, env=standins)
 
 
 def namespaces(*flags):
@@ -331,11 +330,11 @@ def test_a_host_that_is_cut_off_costs_its_chunk(repo, fresh, expected, cluster, 
 
 @NEEDS_RAY
 def test_no_cluster_is_one_line(fails, fresh):
-    line = fails("TSM_chunked.py", *arguments("--ray", "127.0.0.1:9"), cwd=fresh)
+    line = fails("TSM_stream.py", *arguments("--ray", "127.0.0.1:9"), cwd=fresh)
     assert "--ray 127.0.0.1:9: no cluster is reached" in line and "ray start --head" in line
-    assert "Ray Client is not used" in fails("TSM_chunked.py", *arguments("--ray", "ray://x:1"), cwd=fresh)
+    assert "Ray Client is not used" in fails("TSM_stream.py", *arguments("--ray", "ray://x:1"), cwd=fresh)
     for address in ("here", "here:\u00b2"):
-        assert "neither auto nor local nor HOST:PORT" in fails("TSM_chunked.py", *arguments("--ray", address), cwd=fresh)
+        assert "neither auto nor local nor HOST:PORT" in fails("TSM_stream.py", *arguments("--ray", address), cwd=fresh)
 
 
 def job(folder, **changes):
@@ -362,7 +361,7 @@ def test_where_ray_is_missing_one_line_says_what_to_install(repo, setting):
     program = ("import importlib.util, sys; find = importlib.util.find_spec\n"
                "importlib.util.find_spec = lambda name, *rest: None if name == 'ray' else find(name, *rest)\n"
                "del sys.argv[0]; sys.path.insert(0, %r); import runpy\nrunpy.run_path(sys.argv[0], run_name='__main__')" % str(repo))
-    done = subprocess.run([sys.executable, "-c", program, str(repo / "TSM_chunked.py")] + arguments("--ray", "auto"),
+    done = subprocess.run([sys.executable, "-c", program, str(repo / "TSM_stream.py")] + arguments("--ray", "auto"),
                           cwd=str(setting), stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     wanted = "requirements-cluster.txt" if sys.version_info >= (3, 10) else "Python 3.10 or newer"
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and wanted in done.stderr, done.stderr
@@ -378,8 +377,6 @@ def test_a_host_whose_videos_differ_or_are_missing_names_one(tmp_path):
     os.utime(str(tmp_path / "b.webm"), (1, 1))
     with pytest.raises(Unfit, match="has another .*b.webm than the run"):
         check_clips(host, chunk)
-    with pytest.raises(UserError, match="videos 3:6: this host now has another .*b.webm than the run .*; run the same command again"):
-        list(in_turn(host, [chunk], lambda under_way: None))
     (tmp_path / "a.webm").unlink()
     with pytest.raises(Unfit, match="has no usable .*a.webm: no such file"):
         check_clips(host, chunk)
@@ -390,7 +387,7 @@ def test_nothing_is_reported_to_ray_s_makers(fails, setting, tmp_path):
     """What Ray's reports of usage go by is set before Ray is imported; a stand-in for Ray tells."""
     (tmp_path / "ray.py").write_text("import json, os\njson.dump(dict(os.environ), open(%r, 'w'))\ndef is_initialized(): return False\n"
                                      "def init(**how): raise ConnectionError('nobody here')\n" % str(tmp_path / "seen"))
-    line = fails("TSM_chunked.py", *arguments("--ray", "auto"), cwd=setting, env={"PYTHONPATH": str(tmp_path)})
+    line = fails("TSM_stream.py", *arguments("--ray", "auto"), cwd=setting, env={"PYTHONPATH": str(tmp_path)})
     seen = json.loads((tmp_path / "seen").read_text())
     assert "--ray auto: no cluster is reached (nobody here)" in line
     assert seen["RAY_USAGE_STATS_ENABLED"] == "0" and seen["RAY_USAGE_STATS_REPORT_URL"] == "http://127.0.0.1:9/"

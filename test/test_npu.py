@@ -350,7 +350,7 @@ def test_what_ais_bench_would_refuse_is_mended_or_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def in_chunks(works, thin_om, thin_onnx, tmp_path_factory):
-    """(folder with a list of 7 clips, TSM_chunked.py's arguments for it, the CPU's probabilities)."""
+    """(folder with a list of 7 clips, TSM_stream.py's arguments for it, the CPU's probabilities)."""
     folder = listed(tmp_path_factory.mktemp("chips"), thin_onnx, 7)
     works("TSM_stream.py", *arguments(), cwd=folder)
     expected = [np.loadtxt(str(folder / "res/out" / ("%d_0.txt" % number))) for number in range(7)]
@@ -381,7 +381,7 @@ def test_two_chips_share_a_list_though_one_fails_every_second_time(emptied, run,
     folder, args, expected = emptied
     (tmp_path / "flaky").mkdir()
     (tmp_path / "flaky/1").write_text("")
-    done = run("TSM_chunked.py", *args, cwd=folder, env=dict(
+    done = run("TSM_stream.py", *args, cwd=folder, env=dict(
         atlas, STANDIN_FLAKY=str(tmp_path / "flaky"), STANDIN_CALLS=str(tmp_path / "calls"), STANDIN_GENERATION="2025"))
     assert done.returncode == 0, done.stderr
     check_chunks(folder, expected)
@@ -396,23 +396,23 @@ def test_a_dead_chip_is_left_out_and_without_any_the_run_ends(emptied, run, fail
     for chip in "01":
         (tmp_path / "flaky" / chip).write_text("dead")
     env = dict(atlas, STANDIN_FLAKY=str(tmp_path / "flaky"))
-    done = run("TSM_chunked.py", *args, "--devices", "0,1", cwd=folder, env=env)
+    done = run("TSM_stream.py", *args, "--devices", "0,1", cwd=folder, env=env)
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and ("failed 3 times" in last or "no chip is left" in last) and "Traceback" not in done.stderr
     assert not (folder / "res/out_summary.json").exists() and not list((folder / "sthv2").glob(".tsm_*"))
     (tmp_path / "flaky/0").unlink()
-    done = run("TSM_chunked.py", *args, "--devices", "0,1", cwd=folder, env=env)
+    done = run("TSM_stream.py", *args, "--devices", "0,1", cwd=folder, env=env)
     assert done.returncode == 0 and 1 <= len(done.stderr.splitlines()) <= 3, done.stderr
     summary = json.loads((folder / "res/out_summary.json").read_text())
     assert [worker["device"] for worker in summary["tsm"]["workers"]] == ["chip 0"]
-    assert "7 of 7 videos are done" in works("TSM_chunked.py", *args, "--status", cwd=folder, env=env)
+    assert "7 of 7 videos are done" in works("TSM_stream.py", *args, "--status", cwd=folder, env=env)
 
 
 def test_a_wrong_protocol_is_the_model_s_word_and_not_the_chips_fault(emptied, run, atlas, tmp_path):
     folder, args, _ = emptied
     (tmp_path / "p.json").write_text(json.dumps(SSV2._replace(short_side=200, size=192)._asdict()))
     for given in ("0", "0,1"):
-        done = run("TSM_chunked.py", *args, "--devices", given, "--protocol", tmp_path / "p.json", cwd=folder, env=atlas)
+        done = run("TSM_stream.py", *args, "--devices", given, "--protocol", tmp_path / "p.json", cwd=folder, env=atlas)
         last = done.stderr.splitlines()[-1]
         assert done.returncode == 1 and "failed 3 times" in last and "tensorsize" in last and "not match" in last, done.stderr
         assert not (folder / "res/out_summary.json").exists()
@@ -434,9 +434,9 @@ def test_a_chunk_of_nothing_readable_needs_no_chip(emptied, works, fails, atlas,
             (folder / "videos" / name).unlink()
             (folder / "videos" / name).write_bytes(b"")
         env = dict(atlas, STANDIN_CALLS=str(tmp_path / "calls"))
-        out = works("TSM_chunked.py", *args, "--devices", "0", "--on-error", "skip", cwd=folder, env=env)
+        out = works("TSM_stream.py", *args, "--devices", "0", "--on-error", "skip", cwd=folder, env=env)
         assert "5 made, 0 already right, 2 skipped" in out and len((tmp_path / "calls").read_text().split()) == 3
-        assert "line 3: 2.webm: is empty" in fails("TSM_chunked.py", *args, "--devices", "0", cwd=folder, env=env)
+        assert "line 3: 2.webm: is empty" in fails("TSM_stream.py", *args, "--devices", "0", cwd=folder, env=env)
     finally:
         for name, target in zip(("2.webm", "3.webm"), kept):
             (folder / "videos" / name).unlink()
@@ -447,7 +447,7 @@ def test_run_all_divides_a_list_over_chips(works, atlas, in_chunks, repo, tmp_pa
     said = works("run_all.sh", 4, "--device", "npu", "--devices", "0,1", "--chunk", 3, "--data_root", in_chunks[0] / "videos",
                  "--ann_file", in_chunks[0] / "list.txt", "--checkpoint", repo / "demo/tsm_thin.pth", "--exporter", "builtin", *PERF,
                  "--work_dir", tmp_path, cwd=tmp_path, env=atlas)
-    assert "TSM_chunked.py --devices 0,1 --device npu --model ./tsm_bs4.om" in said and "[INFO] chips: 0, 1" in said
+    assert "TSM_stream.py --devices 0,1 --chunk 3 --model ./tsm_bs4.om" in said and "[INFO] chips: 0, 1" in said
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["accuracy"]["videos"] == 7
     assert {worker["device"] for worker in found["inference"]["tsm"]["workers"]} <= {"chip 0", "chip 1"}

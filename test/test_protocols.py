@@ -19,6 +19,7 @@ from tsm.checkpoint.identify import check_supported, facts_of, fusion_of  # noqa
 from tsm.cli import UserError  # noqa: E402
 from tsm.model.onnxfile import protocol_of  # noqa: E402
 from tsm.protocol import PIPELINES, SSV2, crop_boxes, frame_indices, protocol_from, read_protocol  # noqa: E402
+from tsm.samples import chunk_size  # noqa: E402
 from tsm.video.clips import fill, normalisation  # noqa: E402
 
 CLASSES, SEGMENTS = 10, 16  # of the checkpoint that a user brings
@@ -106,12 +107,9 @@ def test_processes_are_as_many_as_the_memory_holds_tensors_for(monkeypatch, tmp_
     assert 0 < machine.free_memory(str(tmp_path / "meminfo")) <= 2000 * 1024 and machine.free_memory() > 2000 * 1024
 
 
-def test_the_disk_is_measured_by_the_protocol(own, works):
+def test_the_disk_is_measured_by_the_protocol():
     """A video of ten dense samples in ten crops takes 482 MB."""
-    (own / "p.json").write_text(json.dumps(SSV2._replace(**PIPELINES["dense-ten"])._asdict()))
-    (own / "list.txt").write_text("a.webm 0\n" * 42)
-    size = ["TSM_chunked.py", "--size", "--ann_file", "list.txt"]
-    assert works(*size, cwd=own) == "0\n" and works(*size, "--protocol", "p.json", cwd=own) == "20\n"
+    assert chunk_size(42, "float32", 2, SSV2) == 0 and chunk_size(42, "float32", 2, SSV2._replace(**PIPELINES["dense-ten"])) == 20
 
 
 @pytest.mark.parametrize("name, value", [

@@ -228,11 +228,9 @@ if name == "TSM_checkpoint.py":
     if open(path).read() == "bad":
         sys.exit("TSM_checkpoint.py: error: %s: is no checkpoint" % path)
 elif name == "TSM_dataset.py":
-    made("sthv2_val_list_videos.txt")
+    made("sthv2_val_list_videos.txt", "a.webm 0" + chr(10))
 elif name == "TSM_preprocess.py":
     made("sthv2/sthv2.json")
-elif name == "TSM_chunked.py" and args[0] == "--size":
-    print(os.environ.get("SIZE", "0"))
 elif name == "TSM_quantise.py":
     made("tsm_int8.xml", os.environ.get("INT8", ""))
     made("tsm_int8.bin")
@@ -258,7 +256,7 @@ def wired(repo, tmp_path):
     for name in [path.name for path in repo.glob("*.py")] + ["demo/expand.py"]:
         (suite / name).write_text(FAKE)
     (tmp_path / "root").mkdir()
-    (tmp_path / "list.txt").write_text("")
+    (tmp_path / "list.txt").write_text("a.webm 0\n")
     (tmp_path / "a.pth").write_text("")
 
     def run(*args, **env):
@@ -282,7 +280,7 @@ def test_the_checkpoint_is_examined_before_anything_else(wired, tmp_path):
     assert done.returncode == 0, done.stderr
     assert calls[0] == ["TSM_checkpoint.py", str(tmp_path / "a.pth")]
     assert [call[0] for call in calls[1:]] == [
-        "TSM_chunked.py", "TSM_preprocess.py", "pytorch2onnx.py", "modify_onnx.py", "TSM_infer.py", "TSM_postprocess.py",
+        "TSM_preprocess.py", "pytorch2onnx.py", "modify_onnx.py", "TSM_infer.py", "TSM_postprocess.py",
         "TSM_infer.py", "TSM_report.py"]
     (tmp_path / "a.pth").write_text("bad")
     done, calls = wired(1, *OWN)
@@ -340,7 +338,7 @@ def test_paths_are_the_caller_s_whatever_they_look_like(wired, tmp_path):
 def test_the_demo_s_checkpoint_comes_first_and_needs_no_examination(wired):
     done, calls = wired(1)
     assert done.returncode == 0, done.stderr
-    assert [call[0] for call in calls[:3]] == ["expand.py", "TSM_dataset.py", "TSM_chunked.py"]
+    assert [call[0] for call in calls[:3]] == ["expand.py", "TSM_dataset.py", "TSM_preprocess.py"]
 
 
 def test_what_is_not_given_is_left_to_the_scripts(wired):
@@ -349,7 +347,7 @@ def test_what_is_not_given_is_left_to_the_scripts(wired):
     for call in calls:
         assert not {"--num_worker", "--backend", "--loop"} & {word.split("=")[0] for word in call}, call
     done, calls = wired(2, *OWN, "--num_worker", 3, "--backend", "onnxruntime", "--loop", 5, "--perf_batches", "2,4")
-    assert called(calls, "TSM_preprocess.py")[0][-4:-2] == ["--batch_size", "2"] and "--num_worker" in calls[2]
+    assert called(calls, "TSM_preprocess.py")[0][-4:-2] == ["--batch_size", "2"] and "--num_worker" in calls[1]
     infer = called(calls, "TSM_infer.py")
     assert [call[:2] for call in infer] == [["--backend", "onnxruntime"]] * 3
     assert infer[1][2:] == ["--model=tsm_new_bs2.onnx", "--loop=5"] and infer[2][2:] == ["--model=tsm_new_bs4.onnx", "--loop=5"]
@@ -370,33 +368,34 @@ def test_int8_is_calibrated_in_one_way_whether_chunked_or_not(wired, tmp_path):
     assert whole == [["--model", "tsm_new_bs1.onnx", "--data_root", root, "--ann_file", ann_file, "--on-error", "skip",
                       "--num_worker", "2", "--output", "tsm_int8.xml"]]
     (tmp_path / "work/tsm_int8.xml").unlink()
-    for flags, script in (("--chunk", "7"), "TSM_chunked.py"), (("--stream",), "TSM_stream.py"):
+    for flags in ("--chunk", "7"), ("--stream",):
         _, calls = wired(1, *OWN, "--precision", "int8", "--on-error", "skip", "--num_worker", 2, *flags)
-        assert called(calls, "TSM_quantise.py") == whole and len(called(calls, script)) == 1
+        assert called(calls, "TSM_quantise.py") == whole and len(called(calls, "TSM_stream.py")) == 1
         assert not called(calls, "TSM_preprocess.py")
         (tmp_path / "work/tsm_int8.xml").unlink()
 
 
 def test_a_list_beyond_the_disk_is_streamed_on_a_cpu(wired, tmp_path):
     root, ann_file = str(tmp_path / "root"), str(tmp_path / "list.txt")
-    _, calls = wired(4, *OWN, "--precision", "bf16", "--dtype", "uint8", "--labels", "list.txt", "--start_index", 0, SIZE="7")
-    assert called(calls, "TSM_chunked.py") == [["--size", "--ann_file", ann_file, "--dtype", "uint8"]]
+    (tmp_path / "list.txt").write_text("a.webm 0\n" * 2120)
+    _, calls = wired(4, *OWN, "--precision", "bf16", "--dtype", "uint8", "--labels", "list.txt", "--start_index", 0)
     assert called(calls, "TSM_stream.py") == [["--precision", "bf16", "--model", "./tsm_new_bs4.onnx", "--data_root", root,
                                                "--ann_file", ann_file, "--start_index", "0", "--output", "./inference_result",
                                                "--output_dirname", "out", "--outfmt", "TXT"]]
     assert called(calls, "modify_onnx.py")[0][-4:] == ["--input_dtype", "uint8", "--labels", ann_file]
+    (tmp_path / "list.txt").write_text("a.webm 0\n")
     _, calls = wired(1, *OWN, "--stream")
-    assert not called(calls, "TSM_chunked.py") and len(called(calls, "TSM_stream.py")) == 1
+    assert len(called(calls, "TSM_stream.py")) == 1
 
 
 def test_a_list_goes_to_a_cluster_in_chunks(wired, tmp_path):
     done, calls = wired(1, *OWN, "--precision", "int8", "--on-error", "skip", "--ray", "10.0.0.1:6379")
     assert done.returncode == 0, done.stderr
-    assert called(calls, "TSM_chunked.py") == [[
-        "--precision", "int8", "--int8_model", "tsm_int8.xml", "--ray", "10.0.0.1:6379", "--device", "cpu", "--model", "./tsm_new_bs1.onnx",
-        "--data_root", str(tmp_path / "root"), "--ann_file", str(tmp_path / "list.txt"), "--on-error", "skip", "--chunk", "auto",
+    assert called(calls, "TSM_stream.py") == [[
+        "--precision", "int8", "--int8_model", "tsm_int8.xml", "--ray", "10.0.0.1:6379", "--model", "./tsm_new_bs1.onnx",
+        "--data_root", str(tmp_path / "root"), "--ann_file", str(tmp_path / "list.txt"), "--on-error", "skip",
         "--output", "./inference_result", "--output_dirname", "out", "--outfmt", "TXT"]]
-    assert not called(calls, "TSM_preprocess.py") and not called(calls, "TSM_stream.py")
+    assert not called(calls, "TSM_preprocess.py")
 
 
 def test_inference_is_done_again_when_the_int8_file_is_another(wired, tmp_path):

@@ -3,9 +3,6 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -130,26 +127,6 @@ def test_a_second_run_does_nothing_again_and_a_changed_video_alone_is_redone(wor
     (setting / "list.txt").write_text("".join((setting / "list.txt").read_text().splitlines(True)[:3]))
     works("TSM_stream.py", *ARGS, cwd=setting)
     assert len(list((setting / "res/out").glob("*.txt"))) == 3  # none of the longer list is left
-
-
-def test_killed_at_any_moment_it_continues(repo, works, setting):
-    works("TSM_stream.py", *ARGS, cwd=setting)
-    expected = files(setting)
-    shutil.rmtree(str(setting / "res"))
-    shutil.rmtree(str(setting / "sthv2"))
-    command = [sys.executable, str(repo / "TSM_stream.py")] + list(ARGS)
-    for wanted in (1, 3):
-        process = subprocess.Popen(command, cwd=str(setting), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                   start_new_session=True)
-        while process.poll() is None and len(list((setting / "res").rglob("*.txt"))) < wanted:
-            time.sleep(0.01)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if process.returncode:
-            assert not (setting / "res/out_summary.json").exists() and not (setting / "sthv2/sthv2.json").exists()
-    works("TSM_stream.py", *ARGS, cwd=setting)
-    assert files(setting) == expected and not list(setting.rglob("*.part"))
 
 
 def test_nothing_is_removed_but_what_the_run_made(fails, works, setting):

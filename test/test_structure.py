@@ -12,7 +12,7 @@ TREE = {  # folder of tsm/: its modules, from the ground up
     "video": {"frames", "decode", "clips", "windows", "datasets"},
     "chain": {"stage", "npu"},
     "model": {"network", "onnxfile", "graph", "surgery", "proof", "offline"},
-    "infer": {"engine", "int8", "tensors", "preprocess", "journal", "stream", "chunks", "ascend", "cluster"},
+    "infer": {"engine", "int8", "tensors", "preprocess", "journal", "lists", "ascend", "cluster"},
     "report": {"findings", "gallery", "collect", "page", "compare", "diagnose"},
     "predict": {"answers", "live", "captions"},
 }

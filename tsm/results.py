@@ -16,7 +16,7 @@ from tsm.files import read_json, replacing, sealed, unsealed, write_text
 
 TIMES = ("NPU_compute_time", "H2D_latency", "D2H_latency")  # figures of a summary, each statistics()
 LARGEST = 3.5e38  # of a score: float32's
-OWN = "tsm"  # in a summary: what TSM_infer.py, TSM_stream.py and TSM_chunked.py add, sealed
+OWN = "tsm"  # in a summary: what TSM_infer.py and TSM_stream.py add, sealed
 
 
 def result_name(path: str) -> str:

@@ -85,6 +85,15 @@ def _under(roots: Iterable[str], source: str, where: str) -> str:
                     % (where, source))
 
 
+TENSOR_BYTES = 20 * 10**9  # of a list's tensors on a disk at a time, unless the user says otherwise
+
+
+def chunk_size(videos: int, dtype: str, at_once: int, protocol: Protocol) -> int:
+    """Videos per chunk of a list so that the tensors of `at_once` chunks stay under TENSOR_BYTES; 0 if all of the list's do."""
+    fit = TENSOR_BYTES // protocol.nbytes(dtype)
+    return 0 if videos <= fit else max(1, fit // at_once)
+
+
 def refuse(ann_file: str, clips: Mapping[int, Clip], corrupt: Mapping[int, Corrupt]) -> None:
     """UserError that names the first of the clips that cannot be read, if there is one."""
     if corrupt:

@@ -23,10 +23,10 @@ from typing import Any, Iterator, List, Sequence, Tuple
 import numpy as np
 
 from tsm.chain.npu import devices, listing, the_chip
-from tsm.cli import UserError, first_line, warn
+from tsm.cli import Corrupt, UserError, first_line, warn
 from tsm.files import write_json
-from tsm.infer.chunks import ATTEMPTS, SUITE, Chunk, Flight, Job, check_clips
 from tsm.infer.journal import Piece, Scored
+from tsm.infer.lists import ATTEMPTS, SUITE, Chunk, Flight, Job, check_clips
 from tsm.machine import cores, die_with_parent
 from tsm.results import TIMES, read_npy, read_summary, summary_path
 from tsm.samples import read_manifest
@@ -113,7 +113,7 @@ def infer(job: Job, chunk: Chunk, folder: str, chip: str, running: List[Any]) ->
     """The piece of a preprocessed chunk, by a single-device ais_bench on a chip."""
     manifest = read_manifest(os.path.join(folder, MANIFEST))
     lines = {clip.line: index for index, clip in chunk.clips.items()}
-    skipped = {lines[entry["line"]]: entry["reason"] for entry in manifest["skipped"] if entry["line"] in lines}
+    skipped = {lines[entry["line"]]: Corrupt(entry["reason"]) for entry in manifest["skipped"] if entry["line"] in lines}
     samples = {entry["id"]: entry for entry in manifest["samples"]}
     for index, clip in chunk.clips.items():
         if index not in skipped and samples.get(index, {}).get("source") != clip.source:
@@ -217,7 +217,7 @@ def infer_somewhere(job: Job, chunk: Chunk, folder: str, pool: Pool, running: Li
             return piece
 
 
-def on_chips(job: Job, chunks: Sequence[Chunk], flight: Flight, chips: Sequence[int]) -> Iterator[Tuple[Chunk, Piece]]:
+def on_chips(job: Job, chunks: Sequence[Chunk], flight: Flight, chips: Sequence[int]) -> Iterator[Piece]:
     """Carrier: on NPU chips of this host, each pulling the next chunk.
 
     While the chips infer, one more chunk is preprocessed, by all cores. A chip that fails ATTEMPTS times in a row is not
@@ -242,7 +242,7 @@ def on_chips(job: Job, chunks: Sequence[Chunk], flight: Flight, chips: Sequence[
         for future in as_completed(futures):
             under_way.discard(futures[future].start)
             flight({socket.gethostname(): len(under_way)})
-            yield futures[future], future.result()
+            yield future.result()
     finally:
         pool.end()
         for future in futures:

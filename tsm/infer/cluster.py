@@ -1,5 +1,5 @@
 """Chunks on the hosts of a Ray cluster: https://docs.ray.io. Ray starts the processes, carries chunks to them and pieces back,
-and notices when one dies; what a chunk is, and what is done already, is tsm.infer.chunks' and tsm.infer.journal's.
+and notices when one dies; what a chunk is, and what is done already, is tsm.infer.lists' and tsm.infer.journal's.
 
 A host works at one chunk at a time with all its cores, or at one per NPU chip. Nothing of the data passes through Ray: the
 suite, the list, the videos and the model must be under the same paths on every host, and each host is examined first.
@@ -17,8 +17,8 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Se
 
 from tsm.cli import UserError, first_line, warn
 from tsm.infer import ascend
-from tsm.infer.chunks import ATTEMPTS, SUITE, Chunk, Flight, Job, Unfit, examine, run_chunk
 from tsm.infer.journal import Piece
+from tsm.infer.lists import ATTEMPTS, SUITE, Chunk, Flight, Job, Unfit, examine, run_chunk
 from tsm.machine import cores
 
 PATIENCE = 30  # seconds without any host that could do something
@@ -178,8 +178,8 @@ class Dispatch:
         """{host: chunks under way there}."""
         return dict(Counter(self.names[node].name for _, node in self.running.values()))
 
-    def answers(self) -> Iterator[Tuple[Chunk, Piece]]:
-        """Take what has come within a second: (chunk, its piece)."""
+    def answers(self) -> Iterator[Piece]:
+        """The pieces that come within a second."""
         pending = list(self.asked) + list(self.running)
         if not pending:
             time.sleep(1.0)
@@ -202,9 +202,9 @@ class Dispatch:
         else:
             self.fit[node] = self.names[node]
 
-    def _taken(self, reference: Any) -> Iterator[Tuple[Chunk, Piece]]:
-        """(chunk, its piece), or nothing where it has to be done again; UserError once that has happened too often."""
-        chunk, node = self.running[reference]
+    def _taken(self, reference: Any) -> Iterator[Piece]:
+        """The piece of a chunk, or nothing where it has to be done again; UserError once that has happened too often."""
+        _, node = self.running[reference]
         try:
             answer = self.ray.get(reference)
         except Exception as error:  # the process or the host died, more often than Ray tries again
@@ -214,7 +214,7 @@ class Dispatch:
             return
         del self.running[reference]
         self.failures[node] = 0
-        yield chunk, answer.piece._replace(host=self.names[node].name)
+        yield answer.piece._replace(host=self.names[node].name)
 
     def _again(self, reference: Any, answer: Answer) -> None:
         """Have a chunk done again; UserError once that has happened too often."""
@@ -247,7 +247,7 @@ def _on(node: str) -> Any:
     return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
-def on_ray(job: Job, chunks: Sequence[Chunk], flight: Flight, address: str) -> Iterator[Tuple[Chunk, Piece]]:
+def on_ray(job: Job, chunks: Sequence[Chunk], flight: Flight, address: str) -> Iterator[Piece]:
     """Carrier: on the hosts of a Ray cluster.
 
     A host that lacks the data or the model, or has other versions, is named and not used; so is one that fails ATTEMPTS

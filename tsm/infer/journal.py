@@ -15,7 +15,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Opt
 
 import numpy as np
 
-from tsm.cli import Corrupt
+from tsm.cli import Corrupt, Killed
 from tsm.files import locked, write_text
 from tsm.protocol import Protocol
 from tsm.results import result_path, summary_path, write_result
@@ -55,7 +55,7 @@ class Piece(NamedTuple):
     began: float
     ended: float
     scored: List[Scored]
-    skipped: Dict[int, str]  # {number: why it cannot be read}
+    skipped: Dict[int, Corrupt]  # {number: why it cannot be read}
     times: List[Tuple[float, float]]  # ms of computing and of waiting, of each video or of each batch
     facts: Dict[str, Any]  # about the engine, for the summary's `tsm` entry
     figures: Dict[str, Any]  # of ais_bench's summary: the latencies, of which it keeps no list
@@ -248,7 +248,8 @@ class Log:
             path = work.result(one.number)
             write_result(path, work.outfmt, one.scores[None])
             done.append(Done(one.number, found.keys.pop(one.number), one.checksum, file_checksum(path) or "", one.views_agree))
-        skipped = [(number, found.keys.pop(number), reason) for number, reason in piece.skipped.items() if number in found.keys]
+        left_out = {number: error for number, error in piece.skipped.items() if number in found.keys}
+        skipped = [(number, found.keys.pop(number), str(error)) for number, error in left_out.items() if not isinstance(error, Killed)]
         record = Record(piece.host, piece.device, round(piece.began, 3), round(piece.ended, 3), done, skipped,
                         [(round(compute, 3), round(wait, 3)) for compute, wait in piece.times], piece.facts, piece.figures)
         try:
@@ -259,7 +260,7 @@ class Log:
             raise
         found.records.append(record)
         found.done.update((one.number, one) for one in done)
-        found.corrupt.update((number, Corrupt(reason)) for number, _, reason in skipped)
+        found.corrupt.update(left_out)
 
 
 @contextlib.contextmanager
