@@ -18,9 +18,9 @@ so scores may tie: of equal scores the lower class comes first, and the number o
 import argparse
 import json
 
-from tsm.accuracy import accuracy_of
 from tsm.cli import parser, run
 from tsm.files import write_json
+from tsm.results import accuracy_of
 
 
 def get_args() -> argparse.Namespace:

@@ -23,7 +23,6 @@ import argparse
 import os
 from typing import Any, Dict, List, Optional
 
-from tsm.accuracy import accuracy_from, read_accuracy
 from tsm.cli import UserError, check_outputs, non_negative, parser, positive, run, warn
 from tsm.files import read_json, sha256, write_json, write_text
 from tsm.labels import labels_in, read_labels
@@ -32,7 +31,7 @@ from tsm.report.compare import compare, load_run
 from tsm.report.findings import Columns, columns_of, confusion_rows, findings, prediction_rows, write_csv
 from tsm.report.gallery import gallery, with_strips
 from tsm.report.page import report_page
-from tsm.results import read_results, read_summary, views_agree
+from tsm.results import accuracy_from, read_accuracy, read_results, read_summary, views_agree
 from tsm.samples import manifest_path, read_info, read_manifest
 from tsm.workfolder import CONFUSION, PREDICTIONS, REPORT, STAGES
 

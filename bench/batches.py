@@ -17,10 +17,10 @@ from typing import Any, Dict, List
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, REPO)
 
-from tsm.accuracy import accuracy_of  # noqa: E402
 from tsm.cli import UserError, parser, positive, run  # noqa: E402
 from tsm.files import read_json, write_json  # noqa: E402
 from tsm.infer.tensors import list_inputs  # noqa: E402
+from tsm.results import accuracy_of  # noqa: E402
 
 LARGE = 32
 

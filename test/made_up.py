@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from tsm.accuracy import accuracy_from
 from tsm.protocol import SSV2
 from tsm.report.collect import NOTE, Model, check, complete, latency
 from tsm.report.findings import columns_of, findings
 from tsm.report.gallery import gallery, with_strips
+from tsm.results import accuracy_from
 
 
 def scores_of(videos, classes, right=0.6, seed=0):

@@ -10,8 +10,8 @@ from made_up import report, scores_of
 
 from tsm.files import read_json, write_json
 from tsm.protocol import SSV2
-from tsm.report.compare import chance, mcnemar
-from tsm.results import summarise
+from tsm.report.compare import chance
+from tsm.results import mcnemar, summarise
 
 CLASSES = 5
 

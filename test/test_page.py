@@ -15,9 +15,9 @@ from made_up import report, scores_of
 
 from tsm.cli import UserError
 from tsm.files import read_json, sealed, unsealed, write_json
-from tsm.labels import read_labels
+from tsm.labels import name_of, read_labels
 from tsm.report.compare import compare
-from tsm.report.findings import confidence, name_of, reverses
+from tsm.report.findings import confidence, reverses
 from tsm.report.gallery import STRIP
 from tsm.report.page import as_json, compare_page, matrix, report_page
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from tsm.accuracy import measure, wilson
 from tsm.protocol import SSV2
+from tsm.results import measure, wilson
 from tsm.samples import Clip, manifest_of, write_manifest
 
 RNG = np.random.RandomState(7)
@@ -174,8 +174,15 @@ def test_ties_go_to_the_lower_class_and_are_counted():
 
 
 def test_mean_class_accuracy_weighs_classes_alike():
-    scores = np.eye(174)[[0, 0, 0, 7]]
-    assert measure(scores, np.array([0, 0, 0, 3]), 0).mean_class_accuracy == 0.5
+    scores = np.eye(174)[[0, 0, 0, 3, 3]]
+    assert measure(scores, np.array([0, 0, 0, 3, 0]), 0).mean_class_accuracy == (3 / 4 + 1) / 2
+
+
+def test_mean_class_accuracy_counts_a_class_that_was_answered_and_has_no_video():
+    """As mmaction2 0.24 and 1.2 do: mean_class_accuracy([e0, e0, e0, e7], [0, 0, 0, 3]) is 1 / 3, of the classes 0, 3 and 7."""
+    for answers, labels, wanted in (([0, 0, 0, 7], [0, 0, 0, 3], 1 / 3), ([7], [7], 1), ([1, 2, 3], [0, 0, 0], 0),
+                                    ([5, 5, 1, 9], [5, 5, 5, 5], (2 / 4) / 3)):
+        assert measure(np.eye(174)[answers], np.array(labels), 0).mean_class_accuracy == pytest.approx(wanted)
 
 
 def test_wilson_interval_against_published_values():

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 onnx = pytest.importorskip("onnx")
+from made_up import report  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
 
-from tsm.accuracy import Accuracy  # noqa: E402
 from tsm.checkpoint import published  # noqa: E402
 from tsm.files import read_json, sealed, write_json  # noqa: E402
 from tsm.protocol import PIPELINES, SSV2  # noqa: E402
 from tsm.report.collect import published_of, rows, verdict  # noqa: E402
-from tsm.results import joined, statistics, summarise  # noqa: E402
+from tsm.report.findings import another_order  # noqa: E402
+from tsm.results import Accuracy, joined, statistics, summarise  # noqa: E402
 
 ARGS = ("--result_path=inference_result/out_summary.json", "--info_path=sthv2/sthv2.info", "--model", "new.onnx",
         "--batch_size", 1, "--perf_batches", 1)
@@ -398,3 +399,45 @@ def test_outputs_are_checked_before_any_work(fails, left, args, status, says):
     assert says in fails("TSM_report.py", *ARGS, *args, cwd=left, status=status)
     assert sorted(str(path) for path in left.rglob("*")) == before
     assert "would overwrite" in fails("TSM_report.py", "--redraw", "x.html", cwd=left, status=2)
+
+
+def numbered(order, classes=20, videos=60, share=0.9, names=None):
+    """The check of labels that stand for the network's class order[label], of which a share is answered rightly."""
+    truth = np.arange(videos) % classes
+    answers = np.where(np.arange(videos) % 10 < 10 * share, np.asarray(order)[truth], (np.asarray(order)[truth] + 7) % classes)
+    made = report(classes=classes, names=names, scores={index: np.eye(classes)[answer] for index, answer in enumerate(answers)},
+                  labels=dict(enumerate(truth.tolist())))
+    return next(entry for entry in made["checks"] if entry["name"] == "order of the labels")
+
+
+def test_labels_in_another_order_are_told_by_the_results_alone():
+    numbers = np.arange(20)
+    names = ["Tilting", "Closing", "opening", "Moving"] + ["name %d" % number for number in range(16)]
+    alphabet = np.array(sorted(numbers, key=lambda number: names[number]))
+    mixed = np.random.RandomState(1).permutation(20)
+    for order, words in (
+            (np.argsort(alphabet), "the alphabet's order, as MIT's code"), (alphabet, "number the names in the alphabet's order"),
+            (19 - numbers, "reverse order"), (np.argsort(sorted(numbers, key=str)), "sorted as text"),
+            (sorted(numbers, key=lambda number: str(number + 1)), "sorted as text"), (mixed, "learnt on the other half of the videos"),
+            ((numbers - 1) % 20, "lowered by one: is a line too many"), ((numbers + 1) % 20, "raised by one: is a line missing")):
+        found = numbered(order, names=names)
+        assert found["state"] == "fail" and words in found["text"], (words, found)
+        assert found["text"].startswith("another order of the labels explains the accuracy: top-1 is 0.")
+    found = numbered(numbers, names=names)
+    assert found == {"name": "order of the labels", "state": "pass",
+                     "text": "top-1 is 0.9000 with the labels as they are; no other order explains more"}
+    assert numbered(mixed, videos=5)["state"] == "pass"  # too few to tell
+
+
+def test_labels_counted_from_1_have_no_0():
+    for truth, words in ((range(1, 13), "are they counted from 1?"), (range(12), "is a line too many at the beginning")):
+        truth = np.array(list(truth))
+        assert words in another_order(truth, truth - 1, 14, None)[1]
+        assert ("was one taken from each?" if words[0] == "a" else "raised by one") in another_order(truth, truth + 1, 14, None)[1]
+
+
+def test_an_order_is_not_learnt_from_chance():
+    random = np.random.RandomState(0)
+    for classes, videos in ((2, 300), (50, 200), (174, 1000)):
+        for answers in (random.randint(0, classes, videos), np.zeros(videos, int)):
+            assert not another_order(np.arange(videos) % classes, answers, classes, None)[0]

@@ -7,7 +7,7 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 TREE = {  # folder of tsm/: its modules, from the ground up
-    "": {"cli", "files", "machine", "workers", "protocol", "labels", "samples", "results", "accuracy", "workfolder"},
+    "": {"cli", "files", "machine", "workers", "protocol", "labels", "samples", "results", "workfolder"},
     "checkpoint": {"reader", "pyconfig", "config", "published", "fetch", "identify"},
     "video": {"frames", "decode", "clips", "windows", "datasets"},
     "chain": {"stage", "npu"},

@@ -152,7 +152,12 @@ def labels_in(metadata: Mapping[str, str], classes: int) -> Optional[List[str]]:
     return names if fits else None
 
 
+def name_of(number: int, names: Optional[Sequence[str]]) -> str:
+    """A class's name, or its number if no names are known."""
+    return names[number] if names else "class %d" % number
+
+
 def top(probabilities: np.ndarray, labels: Optional[Sequence[str]], count: int) -> List[Ranked]:
     """The `count` most probable classes of probabilities [classes], the lower class first among equals."""
     order = np.argsort(-probabilities, kind="stable")[:count]
-    return [Ranked(int(index), labels[index] if labels else "class %d" % index, float(probabilities[index])) for index in order]
+    return [Ranked(int(index), name_of(index, labels), float(probabilities[index])) for index in order]

@@ -1,20 +1,24 @@
-"""Result files and the summary beside them, as ais_bench defines them: written and read. Also its printed figures.
+"""Result files and the summary beside them, as ais_bench defines them: written and read. Its printed figures; and accuracy.
 
 OUTPUT/OUTPUT_DIRNAME/<input's name>_0.<txt|npy|bin> holds one row of class scores per row of the model's output;
 OUTPUT/OUTPUT_DIRNAME_summary.json says which input file gave which result file, and how long each batch took.
 """
 
 import json
+import math
 import os
 import re
-from typing import Any, Dict, Iterator, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from tsm.cli import UserError, first_line
 from tsm.files import read_json, replacing, sealed, unsealed, write_text
+from tsm.protocol import SSV2
+from tsm.samples import manifest_path, read_info, read_manifest
 
 TIMES = ("NPU_compute_time", "H2D_latency", "D2H_latency")  # figures of a summary, each statistics()
+Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 LARGEST = 3.5e38  # of a score: float32's
 OWN = "tsm"  # in a summary: what TSM_infer.py and TSM_stream.py add, sealed
 
@@ -212,3 +216,88 @@ def read_results(path: str, labels: Dict[int, int], classes: int) -> Dict[int, n
         raise UserError("%s: no result for video %d (%d missing of %d); run the inference again"
                         % (path, missing[0], len(missing), len(labels)))
     return scores
+
+
+class Accuracy(NamedTuple):
+    """Fractions 0..1 over `videos` videos; the interval is Wilson's (JASA 22, 1927)."""
+
+    videos: int
+    skipped: int
+    top1_acc: float
+    top5_acc: float
+    mean_class_accuracy: float
+    top1_interval_95: Tuple[float, float]
+    verdicts_on_ties: int
+
+
+def wilson(hits: int, total: int) -> Tuple[float, float]:
+    """Wilson's 95 % score interval of hits / total."""
+    share, square = hits / total, Z95 ** 2
+    centre = (share + square / (2 * total)) / (1 + square / total)
+    half = Z95 / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total ** 2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mcnemar(one: int, other: int) -> float:
+    """Exact two-sided p of McNemar's test: `one` videos are right in the first run alone, `other` in the second alone.
+
+    If the runs are equally good, each such video falls to either side like a fair coin (McNemar, Psychometrika 12, 1947).
+    """
+    total, term, tail = one + other, 1, 1
+    for number in range(min(one, other)):
+        term = term * (total - number) // (number + 1)
+        tail += term
+    return min(1.0, 2 * tail / (1 << total))
+
+
+def ranks(scores: np.ndarray, labels: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The places, from 0, of the labels int [videos] among class scores float [videos, classes]; each int [videos].
+
+    Returns: (of equal scores the lower class first, every tie for the label, every tie against it).
+    """
+    own = scores[np.arange(len(labels)), labels][:, None]
+    above, tied = (scores > own).sum(1), scores == own
+    lower = tied & (np.arange(scores.shape[1]) < labels[:, None])
+    return above + lower.sum(1), above, above + tied.sum(1) - 1
+
+
+def measure(scores: np.ndarray, labels: np.ndarray, skipped: int) -> Accuracy:
+    """Accuracy of class scores float [videos, classes] against labels int [videos].
+
+    Of equal scores the lower class comes first; verdicts that would change if it did not are counted. Mean class accuracy is
+    mmaction2's: the mean of the share of a class's videos that are right, over the classes that have a video or were answered; one
+    without a video counts as 0.
+    """
+    rank, best, worst = ranks(scores, labels)
+    right = rank < 1
+    per_class = [right[labels == number].sum() / max(1, (labels == number).sum()) for number in np.union1d(labels, scores.argmax(1))]
+    ties = np.any([(best < k) & (worst >= k) for k in (1, 5)], 0).sum()
+    return Accuracy(len(labels), skipped, float(right.mean()), float((rank < 5).mean()), float(np.mean(per_class)),
+                    wilson(int(right.sum()), len(labels)), int(ties))
+
+
+def accuracy_of(result_path: str, info_path: str) -> Accuracy:
+    """Accuracy of the inference summed up in `result_path` against the labels in `info_path`, joined by index.
+
+    The number of classes and of skipped videos come from the manifest beside the info file; without one they are those of
+    Something-Something V2 and 0.
+    """
+    manifest_file = manifest_path(info_path)
+    classes, skipped = SSV2.classes, 0
+    if os.path.exists(manifest_file):
+        manifest = read_manifest(manifest_file)
+        classes, skipped = manifest["protocol"]["classes"], len(manifest["skipped"])
+    labels: Dict[int, int] = read_info(info_path, classes)
+    return accuracy_from(read_results(result_path, labels, classes), labels, skipped)
+
+
+def accuracy_from(scores: Mapping[int, np.ndarray], labels: Mapping[int, int], skipped: int) -> Accuracy:
+    """Accuracy of class scores float [classes] by index against labels by index."""
+    order = sorted(labels)
+    return measure(np.stack([scores[index] for index in order]), np.array([labels[index] for index in order]), skipped)
+
+
+def read_accuracy(path: str) -> Accuracy:
+    """The Accuracy that TSM_postprocess.py --json wrote to `path`."""
+    facts = read_json(path, "accuracy")
+    return Accuracy(**dict(facts, top1_interval_95=tuple(facts["top1_interval_95"])))

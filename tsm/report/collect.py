@@ -8,14 +8,14 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 
 from tsm import __version__
-from tsm.accuracy import Accuracy
 from tsm.checkpoint import published
 from tsm.cli import UserError
 from tsm.files import read_json
 from tsm.machine import processor_name
 from tsm.model.onnxfile import load, metadata, protocol_of
 from tsm.protocol import FUSIONS, PIPELINES, SSV2, differences, protocol_from
-from tsm.results import OWN, TIMES, is_time, own_entry, read_summary, throughput_in
+from tsm.report.findings import another_order
+from tsm.results import OWN, TIMES, Accuracy, is_time, own_entry, read_summary, throughput_in
 from tsm.workfolder import STAGES
 
 LATENCY_BINS = 40
@@ -157,7 +157,8 @@ def complete(
         compared: other runs beside this one, as tsm.compare.compare() gives them.
     """
     report.update(names=names, findings=findings, agreement=agreement, compared=compared)
-    more = (_joined(report, counted), _proved(model), _same_protocol(report, model), _nothing_skipped(report), _precision(report))
+    more = (_joined(report, counted), _labels(report), _proved(model), _same_protocol(report, model), _nothing_skipped(report),
+            _precision(report))
     report["checks"] = [entry for entry in more + (*report["checks"], _no_ties(report)) if entry]
 
 
@@ -189,6 +190,14 @@ def _joined(report: Dict[str, Any], counted: Optional[Accuracy]) -> Dict[str, st
     if differs:
         return check("results", FAIL, "accuracy.json says %s %s, the result files give %s; run TSM_postprocess.py again" % differs[0])
     return check("results", PASS, "%d results joined with %d labels by id, none missing, none twice" % (videos, videos))
+
+
+def _labels(report: Dict[str, Any]) -> Optional[Dict[str, str]]:
+    if not report["findings"]:
+        return None
+    label, answer = (np.array(report["findings"]["videos"][name]) for name in ("label", "answer"))
+    found, words = another_order(label, answer, report["protocol"]["classes"], report["names"])
+    return check("order of the labels", FAIL if found else PASS, words)
 
 
 def _proved(model: Model) -> Dict[str, str]:

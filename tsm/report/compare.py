@@ -5,11 +5,11 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 
 import numpy as np
 
-from tsm.accuracy import accuracy_from
 from tsm.cli import UserError, printable, warn
 from tsm.files import read_json
-from tsm.report.findings import Columns, columns_of, name_of
-from tsm.results import read_results
+from tsm.labels import name_of
+from tsm.report.findings import Columns, columns_of
+from tsm.results import accuracy_from, mcnemar, read_results
 from tsm.samples import manifest_path, read_info, read_manifest
 from tsm.workfolder import LABELS, REPORT, SUMMARY
 
@@ -74,18 +74,6 @@ def _moved_with(folder: str, path: str) -> str:
     parts = path.split(os.sep)
     tails = [os.path.join(folder, *parts[start:]) for start in range(len(parts))]
     return next(filter(os.path.exists, tails), os.path.join(folder, path))
-
-
-def mcnemar(one: int, other: int) -> float:
-    """Exact two-sided p of McNemar's test: `one` videos are right in the first run alone, `other` in the second alone.
-
-    If the runs are equally good, each such video falls to either side like a fair coin (McNemar, Psychometrika 12, 1947).
-    """
-    total, term, tail = one + other, 1, 1
-    for number in range(min(one, other)):
-        term = term * (total - number) // (number + 1)
-        tail += term
-    return min(1.0, 2 * tail / (1 << total))
 
 
 def _keys(columns: Columns) -> Dict[Key, int]:

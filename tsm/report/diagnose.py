@@ -13,9 +13,11 @@ import numpy as np
 from tsm.cli import Corrupt, UserError
 from tsm.files import natural, read_json
 from tsm.infer.tensors import read_tensor
+from tsm.labels import labels_in
 from tsm.model.offline import Offline, one_view, read_offline
 from tsm.model.onnxfile import load, session
 from tsm.protocol import FUSIONS, Protocol, differences, frame_indices, fuse, protocol_from
+from tsm.report.findings import another_order
 from tsm.results import read_results, read_summary
 from tsm.samples import Clip, checksum, evenly, manifest_path, read_info, read_list, read_manifest
 from tsm.video import clips
@@ -28,7 +30,6 @@ ROUGHEST = 0.1  # of bf16, int8 and an NPU's fp16
 LEVELS = 1.0  # mean difference of pixels, of 0..255, above which tensors are not the same
 ROUNDING = 0.05  # the same where the decoders are those that made the tensors: only the processor may be another
 DECODED = 4.0  # the same between two decoders, which convert colours in their own ways
-GAIN = 0.2  # of top-1, by which another numbering of the labels has to explain more than the given one
 FP16_MOST = 65504.0
 
 
@@ -451,7 +452,7 @@ def unlike_the_list(chain: Chain, listed: Sequence[Clip]) -> str:
 
 
 def check_labels(chain: Chain, listed: Sequence[Clip]) -> Row:
-    """Do the labels belong to the results: those of the list, or with an offset, or in another order?"""
+    """Do the labels belong to the results: are they those of the list, in the order of the network's classes?"""
     unlike = unlike_the_list(chain, listed)
     if unlike:
         return Row("labels", DEPARTS, None, None, len(listed), unlike)
@@ -462,37 +463,10 @@ def check_labels(chain: Chain, listed: Sequence[Clip]) -> Row:
     order = sorted(chain.labels)
     truth = np.array([chain.labels[index] for index in order])
     answers = np.array([int(results[index].argmax()) for index in order])
-    right = float((answers == truth).mean())
-    for offset, words in ((1, "lowered by one: are they counted from 1?"), (-1, "raised by one: was one taken from each?")):
-        other = float((answers == truth - offset).mean())
-        if other > right + GAIN:
-            return Row("labels", DEPARTS, None, None, len(order), "top-1 is %.4f as it is, and %.4f with all labels %s" % (
-                right, other, words))
-    learnt, other = permutation(truth, answers)
-    if learnt.any() and other > float((answers == truth)[learnt].mean()) + GAIN:
-        return Row("labels", DEPARTS, None, None, len(order), "top-1 is %.4f as it is, and %.4f with the classes in another "
-                   "order, found on the other half of the videos: are they numbered as the network was trained?" % (right, other))
-    explains = "no other numbering explains more" if learnt.any() else "no class has two videos, so no other order can be learnt"
-    return Row("labels", SAME, None, None, len(order), "top-1 is %.4f; %s%s" % (
-        right, explains, "; labels and videos are those of the list" if listed else ""))
-
-
-def permutation(truth: np.ndarray, answers: np.ndarray) -> Tuple[np.ndarray, float]:
-    """(the videos that it is measured on, bool; top-1 on them if each class is called what it is mostly answered as).
-
-    The naming is learnt on one half of each class's videos and measured on the other; a name is given once.
-    """
-    measured = np.zeros(len(truth), bool)
-    for number in np.unique(truth):
-        measured[np.flatnonzero(truth == number)[1::2]] = True
-    names: Dict[int, int] = {}
-    pairs, counts = np.unique(np.stack([truth, answers])[:, ~measured], axis=1, return_counts=True)
-    for place in np.argsort(-counts, kind="stable"):
-        label, answer = (int(value) for value in pairs[:, place])
-        if label not in names and answer not in names.values():
-            names[label] = answer
-    hits = [names.get(int(label)) == answer for label, answer in zip(truth[measured], answers[measured])]
-    return measured, float(np.mean(hits)) if hits else 0.0
+    found, words = another_order(truth, answers, chain.protocol.classes, labels_in(chain.model.metadata, chain.protocol.classes))
+    if not found and listed:
+        words += "; labels and videos are those of the list"
+    return Row("labels", DEPARTS if found else SAME, None, None, len(order), words)
 
 
 def missing_row(stage: str, path: str, what: str) -> Optional[Row]:

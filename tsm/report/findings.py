@@ -10,13 +10,15 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
-from tsm.accuracy import ranks, wilson
 from tsm.files import replacing
+from tsm.labels import name_of
+from tsm.results import mcnemar, ranks, wilson
 
 Columns = Dict[str, List[Any]]
 PAIRS = 20  # most confused pairs that are kept
 MATRIX = 12  # classes of the small confusion matrix
 HISTOGRAM, RELIABILITY, COVERAGE = 20, 15, 50  # bins of the probability, bins of ECE, points of the coverage curve
+GAIN, CHANCE = 0.2, 0.01  # of top-1, and McNemar's p, from which another order of the labels explains the accuracy
 DIGITS = 6  # of a probability, as in the result files
 SWAPS = (("left", "right"), ("up", "down"), ("upwards", "downwards"), ("opening", "closing"), ("open", "close"),
          ("folding", "unfolding"), ("covering", "uncovering"), ("covering something with something", "uncovering something"),
@@ -154,17 +156,68 @@ def _swapped(name: str) -> Iterator[str]:
             yield " ".join(text.split())
 
 
+def another_order(truth: np.ndarray, answers: np.ndarray, classes: int, names: Optional[Sequence[str]]) -> Tuple[bool, str]:
+    """(does another order of the labels explain the accuracy, in words), of labels and answers int [videos].
+
+    Tried are the known ways to number classes otherwise (_orders), the best first, and then the order that one half of the videos
+    teaches, on the other half. One explains if it gains GAIN of top-1 and that is no CHANCE.
+    """
+    right = answers == truth
+    given = "top-1 is %.4f with the labels as they are" % right.mean()
+    known = [(answers == order[truth], right, words) for order, words in _orders(truth, classes, names)]
+    measured, found = permutation(truth, answers)
+    learnt = (found, right[measured], "with the classes in another order, learnt on the other half of the videos; number them as the "
+              "network was trained")
+    for found, before, words in sorted(known, key=lambda one: -one[0].mean()) + [learnt]:
+        gained, lost = int((found & ~before).sum()), int((before & ~found).sum())
+        if gained - lost > GAIN * len(found) and mcnemar(lost, gained) < CHANCE:
+            return True, "another order of the labels explains the accuracy: %s, and %.4f %s" % (given, found.mean(), words)
+    return False, "%s; no other order explains more%s" % (
+        given, "" if measured.any() else " (no class has two videos, so only the usual ones were tried)")
+
+
+def _orders(truth: np.ndarray, classes: int, names: Optional[Sequence[str]]) -> Iterator[Tuple[np.ndarray, str]]:
+    """(the network's class by label, int [classes]; in words): the ways in which lists number classes that the network has otherwise."""
+    numbers = np.arange(classes)
+    yield numbers - 1, "with each lowered by one: " + (
+        "are they counted from 1?" if truth.min() else "is a line too many at the beginning of the labels file?")
+    yield numbers + 1, "with each raised by one: " + (
+        "was one taken from each?" if truth.max() < classes - 1 else "is a line missing at the beginning of the labels file?")
+    yield numbers[::-1], "with the classes in the reverse order"
+    for key in (str, str.casefold) if names else ():
+        alphabet = np.array(sorted(numbers, key=lambda number, key=key: key(names[number])))  # type: ignore[index,misc]
+        yield np.argsort(alphabet), ("with the classes in the alphabet's order, as MIT's code numbers Something-Something V1 and Jester; "
+                                     "sort the labels file, and make the lists again with it")
+        yield alphabet, "with labels that number the names in the alphabet's order; make the lists again with the network's labels file"
+    for first in (0, 1):
+        as_text = np.array(sorted(numbers, key=lambda number, first=first: str(first + number)))  # type: ignore[misc]
+        for order in (np.argsort(as_text), as_text):
+            yield order, "with the numbers of the classes sorted as text (1, 10, 100, 2), as names of folders are"
+
+
+def permutation(truth: np.ndarray, answers: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """(the videos that it is measured on, bool; of these, which are right if each class is called what it is mostly answered as).
+
+    The naming is learnt on one half of each class's videos and measured on the other; a name is given once.
+    """
+    measured = np.zeros(len(truth), bool)
+    for number in np.unique(truth):
+        measured[np.flatnonzero(truth == number)[1::2]] = True
+    names: Dict[int, int] = {}
+    pairs, counts = np.unique(np.stack([truth, answers])[:, ~measured], axis=1, return_counts=True)
+    for place in np.argsort(-counts, kind="stable"):
+        label, answer = (int(value) for value in pairs[:, place])
+        if label not in names and answer not in names.values():
+            names[label] = answer
+    return measured, np.array([names.get(int(label)) == answer for label, answer in zip(truth[measured], answers[measured])], bool)
+
+
 def findings(columns: Columns, classes: int, names: Optional[Sequence[str]]) -> Dict[str, Any]:
     """All that the page shows of the videos, their gallery apart, as the key `findings` of report.json."""
     counts = confusion(columns, classes)
     pairs = confused_pairs(counts, reverses(names))
     return {"classes": class_rows(columns, counts), "pairs": pairs, "matrix": small_matrix(counts, pairs),
             "confidence": confidence(columns), "videos": columns}
-
-
-def name_of(number: int, names: Optional[Sequence[str]]) -> str:
-    """A class's name, or its number if no names are known."""
-    return names[number] if names else "class %d" % number
 
 
 def write_csv(path: str, rows: Iterator[Sequence[Any]]) -> None:

@@ -14,10 +14,10 @@ import shlex
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from tsm.cli import UserError
+from tsm.labels import name_of
 from tsm.protocol import protocol_from
 from tsm.report.collect import rows, time_split
 from tsm.report.compare import chance
-from tsm.report.findings import name_of
 from tsm.report.gallery import KINDS
 from tsm.results import OWN
 
