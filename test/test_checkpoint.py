@@ -388,6 +388,18 @@ def test_a_config_that_holds_only_a_test_pipeline(thin, tmp_path, monkeypatch, p
             check_supported(found, path)
 
 
+@pytest.mark.parametrize("text, says", [
+    (PIPELINE.replace("test_pipeline", "val_pipeline"), "its validation"), ("", ""), (PIPELINE, ""),
+    ("train_pipeline = []", "Something-Something V2's test"),
+])
+def test_a_config_without_a_test_is_a_note(thin, tmp_path, monkeypatch, text, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.py").write_text(EIGHT + text)
+    found = facts(thin, config="c.py")
+    assert found.notes == (["note: c.py has no test; %s is followed" % says] if says else [])
+    assert found.protocol.mean == ((1, 2, 3) if "_pipeline = [d" in text else SSV2.mean)
+
+
 @pytest.mark.parametrize("meta, segments, says", [
     ({"config": EIGHT}, None, "the config in its meta says 8"), ({}, 8, "--segments says 8"), ({"config": SIXTEEN}, None, ""),
     ({}, 16, "")])

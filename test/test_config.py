@@ -130,7 +130,7 @@ def test_values_of_any_size_are_not_made(value):
     started = time.time()
     assert "a.py" in refused("n = %s\nmodel = dict(backbone=dict(type='ResNetTSM', num_segments=n))" % value)
     many = "a = [0] * 256\nx = [%s]\n" % ("*a, " * 9000) + "y = [%s]" % ("dict(**{1: 2}), [*a], a + a, " * 5000)
-    assert facts(many) == {} and time.time() - started < 10
+    assert "too many" in refused(many) and time.time() - started < 10
 
 
 @pytest.mark.parametrize("value", ["get()", "open('canary', 'w')", "int('16')", "[n for n in (16,)][0]", "16 if n else 8", "n",
@@ -144,13 +144,13 @@ def test_code_in_a_value_that_is_needed_is_refused_with_its_place(value, tmp_pat
 
 
 @pytest.mark.parametrize("change", ["def model():\n    pass", "import model", "model += x", "model[f()] = 3", "y = f(model)",
-                                    "y = [model['backbone'].pop('depth')]", "@f(model)\ndef g():\n    pass", "y: dict = f(model)"])
+                                    "y = [model['backbone'].popitem('depth')]", "@f(model)\ndef g():\n    pass", "y: dict = f(model)"])
 def test_code_that_changes_a_value_that_is_needed_is_refused(change):
     assert "model" in refused("x = {}\nmodel = dict(backbone=dict(type='ResNetTSM', depth=50))\n%s\n" % change)
 
 
-@pytest.mark.parametrize("change", ["model.update(f())", "model.update(x, y)", "model['backbone'].pop('depth')", "f(model)", "print(1)",
-                                    "if 1:\n    model = 3", "del model", "for model in []:\n    pass", "while f():\n    pass",
+@pytest.mark.parametrize("change", ["model.update(f())", "model.update(x, y)", "model['backbone'].popitem()", "model.update([1])", "f(model)",
+                                    "print(1)", "if 1:\n    model = 3", "del model", "for model in []:\n    pass", "while f():\n    pass",
                                     "with open('x') as model:\n    pass", "try:\n    f()\nexcept E:\n    pass", "assert f()"])
 def test_statements_that_could_change_what_is_read_are_refused_with_their_line(change):
     assert "a.py, line 3: code (" in refused("x = {}\nmodel = dict(backbone=dict(type='ResNetTSM', depth=50))\n%s\n" % change)
@@ -173,6 +173,79 @@ def test_bases_of_mmengine(tmp_path):
                                             "model['backbone']['num_segments'] = n\n")
     for path in (tmp_path / "a.py", tmp_path / "deep" / "b.py"):
         assert config.facts(pyconfig.read(str(path)), "x")["segments"] == 16
+
+
+BASE = """model = dict(type='Recognizer2D', backbone=dict(type='ResNetTSM', depth=50, num_segments=16, shift_div=4),
+             cls_head=dict(type='TSMHead', num_classes=400, num_segments=16, average_clips='score'))
+steps = [1]
+both = dict(model=model, steps=steps)
+"""
+LAZY = "from mmengine.config import read_base\nwith read_base():\n    from .base import *\n"
+
+
+@pytest.mark.parametrize("text, segments, shift_div, classes", [
+    (LAZY + "model.update(dict(backbone=dict(pretrained=None), cls_head=dict(num_classes=2)))", 16, 4, 2),
+    (LAZY + "model.update(backbone=dict(shift_div=8), cls_head=dict(num_classes=2))", 16, 8, 2),
+    (LAZY + "model['backbone'].update(dict(shift_div=8))", 16, 8, 400),
+    (LAZY + "model.cls_head.update(num_classes=2)\nmodel.backbone.shift_div = 8", 16, 8, 2),
+    (LAZY + "model.backbone = dict(type='ResNetTSM', shift_div=2)\nmodel.update(dict(backbone=dict(num_segments=16)))", 16, 2, 400),
+    (LAZY + "model.merge(dict(cls_head=dict(num_classes=2)))", 16, 4, 2),
+    (LAZY + "model.merge(dict(backbone=dict(_delete_=True, type='ResNetTSM'), cls_head=dict(num_classes=2)))", 8, 8, 2),
+    (LAZY + "model = dict(model, cls_head=dict(type='TSMHead', num_classes=2, num_segments=16))", 16, 4, 2),
+    (LAZY + "model = dict(model)\nmodel.update(dict(backbone=dict(type='ResNetTSM', num_segments=16)))", 16, 8, 400),
+    (LAZY + "model = {**model}\nmodel['backbone'].update(dict(type='ResNetTSM', shift_div=8))", 16, 8, 400),
+    (LAZY + "own = model.copy()\nown.update(dict(backbone=dict(shift_div=8)))", 16, 8, 400),  # a copy of one level
+    (LAZY + "both.model.update(dict(backbone=dict(shift_div=8)))", 16, 4, 400),  # what a base hands on is in one place each
+    (LAZY + "new = dict(shift_div=8)\nmodel.update(backbone=new)\nnew.update(shift_div=2)", 16, 8, 400),
+    (LAZY + "model.backbone.pop('shift_div')\nmodel.cls_head.pop('nothing')", 16, 8, 400),
+    ("model.update(cls_head=dict(num_classes=2))\n" + LAZY, 16, 4, 2),  # bases come first
+    (LAZY + "    from .base import model as own\nown.update(cls_head=dict(num_classes=2))", 16, 4, 2),  # the same dict
+    ("_base_ = './base.py'\nmodel = _base_.model\nmodel.update(dict(backbone=dict(pretrained=None), cls_head=dict(num_classes=2)))",
+     16, 4, 2),
+    ("_base_ = './base.py'\n_base_.model.update(dict(cls_head=dict(num_classes=2)))", 16, 4, 2),
+    ("_base_ = './base.py'\n_base_.model.backbone.shift_div = 8\nmodel = dict(cls_head=dict(num_classes=2))", 16, 8, 2),
+    ("_base_ = './base.py'\nown = dict(backbone=dict(shift_div=8))\nown.update(dict(backbone=dict(num_segments=16)))\nmodel = own",
+     16, 4, 400),
+])
+def test_what_came_from_a_base_merges_at_every_depth(tmp_path, text, segments, shift_div, classes):
+    """As mmengine 0.10.7 reads each of these; a dict of the file's own is replaced, as Python does it."""
+    (tmp_path / "base.py").write_text(BASE)
+    (tmp_path / "a.py").write_text(text)
+    found = config.facts(pyconfig.read(str(tmp_path / "a.py")), "a.py")
+    assert (found["segments"], found["shift_div"], found["classes"]) == (segments, shift_div, classes)
+
+
+def test_three_levels_of_lazy_configs(tmp_path):
+    (tmp_path / "base.py").write_text(BASE)
+    (tmp_path / "b.py").write_text(LAZY + "model.update(dict(backbone=dict(shift_div=8)))\nown = dict(backbone=dict(depth=50))\n")
+    (tmp_path / "a.py").write_text(LAZY.replace(".base", ".b") + "own.update(dict(backbone=dict(shift_div=2)))\n"
+                                   "model.update(dict(backbone=own['backbone']))\n")
+    read = pyconfig.read(str(tmp_path / "a.py"))
+    assert read["own"] == {"backbone": {"depth": 50, "shift_div": 2}} and read["steps"] == [1]
+    assert read["model"]["backbone"] == {"type": "ResNetTSM", "depth": 50, "num_segments": 16, "shift_div": 2}
+
+
+def test_lists_are_changed_where_they_stand():
+    """So a pipeline that a dataset holds already changes with it."""
+    found = facts("test_pipeline = [%s]\ndata = dict(test=dict(pipeline=test_pipeline))\ntest_pipeline.pop(0)\n"
+                  "test_pipeline.insert(0, %s)\ntest_pipeline += [%s]\ntest_pipeline.append(dict(type='ToTensor'))\n"
+                  "own = test_pipeline.copy()\nown.append(dict(type='Unknown'))" % (
+                      ", ".join(("dict(type='Unknown')",) + STEPS[1:3]), STEPS[0], STEPS[3]))
+    assert (found["sampled"], found["mean"]) == (8, (1, 2, 3))
+
+
+@pytest.mark.parametrize("text, validated, size", [
+    ("data = dict(train=f(), val=dict(pipeline=%s))", "its validation", 224),
+    ("train_pipeline = []\nval_pipeline = %s", "its validation", 224),
+    ("test_dataloader = None\nval_dataloader = dict(dataset=dict(type='V', pipeline=%s))", "its validation", 224),
+    ("data = dict(train=f(), val=dict(), test=dict(pipeline=%s))", None, 224), ("test_pipeline = %s\nval_pipeline = f()", None, 224),
+    ("data = dict(train=f())\nx = %s", "Something-Something V2's test", None), ("train_dataloader = f()\nx = %s",
+                                                                             "Something-Something V2's test", None),
+    ("x = %s", None, None),
+])
+def test_a_config_that_has_no_test_is_tested_as_it_is_validated(text, validated, size):
+    found = facts(text % WHOLE)
+    assert (found.get("validated"), found.get("size")) == (validated, size)
 
 
 def test_missing_and_circular_bases_are_named(tmp_path):
@@ -252,7 +325,7 @@ def test_texts_that_would_take_long_do_not(tmp_path):
     assert facts("#" + "a/" * 50000) == {}
     assert "not a config" in refused("a/" * 50000) and "too long" in refused("#" * (1 << 19)) and "too long" in refused("/a.py\n" * 9999)
     tree = "a = {}\n" + "a = dict(x=a, y=a, z=a)\n" * 18
-    assert facts(tree + "/b.py\n" + tree) == {}
+    assert "too many" in refused(tree)
     for number in range(20):
         (tmp_path / ("%d.py" % number)).write_text("_base_ = ['%d.py', './%d.py']" % (number + 1, number + 1))
     (tmp_path / "20.py").write_text("")

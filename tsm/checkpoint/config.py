@@ -76,7 +76,7 @@ def facts(config: Dict[str, Any], where: str, network: str = "") -> Dict[str, An
         network: what the weights are of, where that is known; of a config of another network nothing else is read.
     Returns: network (in words, as tsm.facts names it), classes, segments, head_segments (those that the head averages),
         shift_div, average_clips; of the test: sampling, sampled (frames of a sample), crops, short_side, size, mean, std,
-        filename_tmpl, start_index.
+        filename_tmpl, start_index; validated, what is tested instead in words, where a config has no test but trains.
     Raises: UserError that names `where` and the value that is none; Unsupported for code in place of a value, an option or a step
         of the test pipeline that is not known.
     """
@@ -84,7 +84,7 @@ def facts(config: Dict[str, Any], where: str, network: str = "") -> Dict[str, An
     if found["network"] and (not _OWN.match(found["network"]) or network not in ("", found["network"])):
         return {"network": found["network"]}
     kind = _type_at(config, "model", "backbone")
-    datasets = _test_datasets(config, where)
+    found["validated"], datasets, pipeline = _tested(config)
     found.update(_frames(datasets, where))
     _check_options(get(config, "model", "backbone"), _BACKBONES[kind], where, "model.backbone")
     for place, known in _OPTIONS.items():
@@ -100,7 +100,7 @@ def facts(config: Dict[str, Any], where: str, network: str = "") -> Dict[str, An
                                     ("test_cfg", "average_clips"))
     if found["average_clips"] not in (None, "prob", "score"):
         raise Unsupported("%s: average_clips = %s; prob and score are known" % (where, shown(found["average_clips"])))
-    found.update(_test(config, datasets, where))
+    found.update(_test(config, datasets, pipeline, where))
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -169,10 +169,21 @@ def _check_options(options: Any, known: Dict[str, Any], where: str, what: str) -
             raise Unsupported("%s: %s has %s = %s, which this suite does not know" % (where, what, shown(name), shown(value)))
 
 
-def _test_datasets(config: Dict[str, Any], where: str) -> List[Dict[str, Any]]:
-    """The dataset of a test and all dicts in it, as wrappers and lists of datasets hold them; empty where there is none."""
-    loaders = get(config, "test_dataloader")
-    waiting = [get(config, "data", "test")]
+def _tested(config: Dict[str, Any]) -> Tuple[Optional[str], List[Dict[str, Any]], Any]:
+    """(what stands for the test in a config that trains and has none, the test's datasets, its `test_pipeline`)."""
+    for phase, validated in (("test", None), ("val", "its validation")):
+        datasets, pipeline = _datasets(config, phase), get(config, phase + "_pipeline")
+        if datasets or pipeline is not None:
+            return validated, datasets, pipeline
+    data = config.get("data")
+    trains = {"train_pipeline", "train_dataloader"} & set(config) or isinstance(data, dict) and "train" in data
+    return "Something-Something V2's test" if trains else None, [], None
+
+
+def _datasets(config: Dict[str, Any], phase: str) -> List[Dict[str, Any]]:
+    """The dataset of a phase and all dicts in it, as wrappers and lists of datasets hold them; empty where there is none."""
+    loaders = get(config, phase + "_dataloader")
+    waiting = [get(config, "data", phase)]
     waiting += [get(loader, "dataset") for loader in sequence(loaders) or [loaders]]
     found: List[Dict[str, Any]] = []
     seen = set()
@@ -226,10 +237,9 @@ def _no_template(value: Any) -> str:
         return "%s; a file name with one number in it is needed, as img_{:05}.jpg" % shown(value)
 
 
-def _test(config: Dict[str, Any], datasets: List[Dict[str, Any]], where: str) -> Dict[str, Any]:
-    """What the test shows the network: by the pipeline of its dataset, else by `test_pipeline`, and by what normalises beside it."""
+def _test(config: Dict[str, Any], datasets: List[Dict[str, Any]], alone: Any, where: str) -> Dict[str, Any]:
+    """What the test shows the network: by the pipeline of its dataset, else by `alone`, and by what normalises beside it."""
     pipelines = {id(dataset["pipeline"]): dataset["pipeline"] for dataset in datasets if dataset.get("pipeline") is not None}
-    alone = get(config, "test_pipeline")
     if not pipelines and alone is None and datasets:
         raise Unsupported("%s: its test dataset (%s) has no pipeline that this suite finds; write pipeline=[…] in it"
                           % (where, shown(datasets[0].get("type"))))

@@ -173,7 +173,8 @@ def _said(
     kept, broken = _kept_config(meta, "%s: %s" % (path, _META), bool(config or stated), network)
     said.append((_META, kept))
     row, notes = _row_of(path)
-    notes = broken + notes
+    notes = broken + ["note: %s has no test; %s is followed" % (source, facts["validated"])
+                      for source, facts in said if "validated" in facts] + notes
     if row:
         said.append((_PUBLISHED, published.facts(row)))
     more, beside = _of_segments(path, said)

@@ -1,9 +1,9 @@
 """The names that an mmaction2 config assigns, a Python file or the text of one kept in a checkpoint. Nothing in it is executed.
 
 The text is parsed (ast) and only its values are worked out: literals, dict(...), names assigned before, `*name`, `**name`,
-arithmetic and sums of plain values, `name[key] = …`, `name.update(…)`, `_base_` files and `_delete_`, as mmcv's and mmengine's
-Config take them. Any other value becomes a Code, and only one in a place that is asked for is an error; so is a statement that
-could change what was read.
+arithmetic and sums of plain values, `name[key] = …`, methods of dicts and lists (_METHODS), `_base_` files, `_delete_` and
+read_base(), as mmcv's and mmengine's Config take them. Any other value becomes a Code, and only one in a place that is asked for
+is an error; so is a statement that could change what was read.
 """
 
 import ast
@@ -16,14 +16,14 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 from tsm.cli import UserError
 
 _LIMIT = 1 << 18  # characters of a config and its bases
-_MADE = 1 << 8  # items or characters of a value made of others, as a text of _LIMIT may ask for very many
+_ROOM = 1 << 20  # items and characters that all values made of others may have, as a text of _LIMIT may ask for very many
 _FILES = 100  # of a config, its bases counted as often as they are included
-_DEPTH = 20  # of dicts in dicts
 _ARITHMETIC: Dict[Any, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod, ast.Pow: operator.pow,
 }
 _NAMES = re.compile(r"(?m)^(?:(?:/|[A-Za-z]:[\\/]|\\\\).*|[\w.~-]*/[\w.~/-]+)\.py\r?$")  # lines that name a file; mmcv's are absolute
+_UNKNOWN = object()  # what a call gives that is not carried out
 
 
 class Unsupported(UserError):
@@ -37,12 +37,43 @@ class Code(NamedTuple):
     what: str
 
 
+class Based(dict):
+    """A dict that came from a base, mmengine's ConfigDict: update() merges into it at every depth, and what is put into it is copied."""
+
+
+_METHODS: Dict[str, Any] = {  # that are carried out, and whose they are
+    "update": dict, "merge": Based, "get": dict, "pop": (dict, list), "copy": (dict, list), "append": list, "extend": list, "insert": list,
+}
+
+
+class _Reading(NamedTuple):
+    """Which files are being read, each the base of the one before, the sizes of all that were read, and what is left of _ROOM."""
+
+    chain: Tuple[str, ...]
+    sizes: List[int]
+    room: List[int]
+
+    def pay(self, items: int) -> None:
+        self.room[0] -= items
+        if self.room[0] < 0:
+            raise MemoryError
+
+
+class _Scope(NamedTuple):
+    """A text that is being read."""
+
+    names: Dict[str, Any]
+    where: str  # it is, in words
+    folder: Optional[str]  # what its bases are relative to, if known
+    reading: _Reading
+
+
 def read(path: str) -> Dict[str, Any]:
     """The names that a config file assigns, its `_base_` files merged in.
 
     Raises: UserError, naming the file, where it or a base of it is missing, is not Python, or includes itself.
     """
-    return _read(path, _Reading((), []))
+    return _read(path, _Reading((), [], [_ROOM]))
 
 
 def parse(text: str, where: str) -> Dict[str, Any]:
@@ -55,7 +86,7 @@ def parse(text: str, where: str) -> Dict[str, Any]:
     if not 1 <= len(parts) <= _FILES:
         raise UserError("%s: too long for a config" % where)
     for part in parts:
-        config = _names(part.encode("utf-8", "replace"), where, None, _Reading((), []), config)
+        config = _names(part.encode("utf-8", "replace"), where, None, _Reading((), [], [_ROOM]), config)
     return config
 
 
@@ -81,13 +112,6 @@ def get(config: Any, *keys: str) -> Any:
     return config
 
 
-class _Reading(NamedTuple):
-    """Which files are being read, each the base of the one before, and the sizes of all that were read."""
-
-    chain: Tuple[str, ...]
-    sizes: List[int]
-
-
 def _read(path: str, reading: _Reading) -> Dict[str, Any]:
     place = os.path.realpath(path)
     if place in reading.chain:
@@ -104,7 +128,7 @@ def _read(path: str, reading: _Reading) -> Dict[str, Any]:
     reading.sizes.append(len(raw))
     if sum(reading.sizes) > _LIMIT or len(reading.sizes) > _FILES:
         raise UserError("%s: too long for a config, or with too many bases (at most %d characters in %d files)" % (path, _LIMIT, _FILES))
-    return _names(raw, path, os.path.dirname(path), _Reading(reading.chain + (place,), reading.sizes), {})
+    return _names(raw, path, os.path.dirname(path), reading._replace(chain=reading.chain + (place,)), {})
 
 
 def _base(name: Any, where: str, folder: str, reading: _Reading) -> Dict[str, Any]:
@@ -116,119 +140,82 @@ def _base(name: Any, where: str, folder: str, reading: _Reading) -> Dict[str, An
 
 
 def _names(raw: bytes, where: str, folder: Optional[str], reading: _Reading, base: Dict[str, Any]) -> Dict[str, Any]:
-    """The values of the names that a config's text assigns, over those of `base`; `folder` is what its `_base_` files are
-    relative to, if known."""
+    """The values of the names that a config's text assigns, over those of `base`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes in its strings
             tree = ast.parse(raw)
         for statement in tree.body:
             if isinstance(statement, ast.Assign) and [getattr(target, "id", "") for target in statement.targets] == ["_base_"]:
-                given = _value(statement.value, {}, where)
+                given = _value(statement.value, _Scope({}, where, folder, reading))
                 refuse_code(given)
                 for name in [given] if isinstance(given, str) else sequence(given):
                     if folder is not None:
-                        base = _merged(_base(name, where, folder, reading), base)
-        names: Dict[str, Any] = {"_base_": base}
-        for statement in tree.body:
-            _carry_out(statement, names, where, folder, reading)
-        del names["_base_"]
-        return _merged(names, base)
+                        base = _merged(_base(name, where, folder, reading), base, reading)
+        base = _based(base, reading, True)
+        scope = _Scope({"_base_": base}, where, folder, reading)
+        for statement in sorted(tree.body, key=lambda one: not isinstance(one, ast.With)):  # mmengine reads bases first
+            _carry_out(statement, scope)
+        refuse_code(scope.names.pop("_base_"))
+        return _merged(scope.names, base, reading)
     except SyntaxError as error:
         raise UserError("%s: not a config in Python (line %s: %s)" % (where, error.lineno, error.msg))
     except (ValueError, RecursionError, MemoryError):
-        raise UserError("%s: not a config in Python" % where)
+        raise UserError("%s: not a config in Python, or its values are too many or too deep" % where)
 
 
-def _merged(
-    child: Dict[str, Any], base: Dict[str, Any], depth: int = 0, done: Optional[Dict[Tuple[int, int], Dict[str, Any]]] = None
-) -> Dict[str, Any]:
-    """A config over its base, as mmcv's Config merges them: dicts key by key, unless the child's has `_delete_`.
-
-    `done` holds what was merged before, as one dict may stand in many places.
-    """
-    if depth > _DEPTH:
-        raise ValueError("too deep")
-    done = {} if done is None else done
-    pair = (id(child), id(base))
-    if pair not in done:
-        merged = dict(base)
-        for key, value in child.items():
-            if isinstance(value, dict):
-                below = base.get(key)
-                if isinstance(below, dict) and not value.get("_delete_"):
-                    value = _merged(value, below, depth + 1, done)
-                else:
-                    value = {name: item for name, item in value.items() if name != "_delete_"}
-            if key != "_delete_":
-                merged[key] = value
-        done[pair] = merged
-    return done[pair]
+def _based(value: Any, reading: _Reading, afresh: bool = False) -> Any:
+    """A value as mmengine puts it into a dict that came from a base: lists copied, and dicts, but for those that did; with `afresh`
+    those too, as it hands a base on."""
+    reading.pay(1)
+    if type(value) is dict or afresh and type(value) is Based:
+        return Based((key, _based(item, reading, afresh)) for key, item in value.items())
+    return type(value)(_based(item, reading, afresh) for item in value) if type(value) in (list, tuple) else value
 
 
-def _carry_out(statement: ast.stmt, names: Dict[str, Any], where: str, folder: Optional[str], reading: _Reading) -> None:
-    """Take in one statement: an assignment, an update of a dict, an import of bases, a definition.
+def _merged(child: Dict[str, Any], base: Any, reading: _Reading) -> Dict[str, Any]:
+    """A config over its base, as mmcv's Config merges them: dicts key by key, unless the child's has `_delete_`."""
+    reading.pay(len(child))
+    merged = dict(base) if isinstance(base, dict) and not child.get("_delete_") else {}
+    for key, value in child.items():
+        if key != "_delete_":
+            merged[key] = _merged(value, merged.get(key), reading) if isinstance(value, dict) else value
+    return merged
+
+
+def _carry_out(statement: Any, scope: _Scope) -> None:
+    """Take in one statement: an assignment, a method of a dict or a list, an import of bases, a definition.
 
     Raises: Unsupported where it is another, which could change what is read.
     """
+    names, value = scope.names, getattr(statement, "value", None)
+    _spoil(statement, scope)
     if isinstance(statement, ast.ImportFrom):  # a class is known by its name
         names.update((alias.asname or alias.name, alias.name) for alias in statement.names)
     elif isinstance(statement, ast.With) and _is_call(statement.items[0].context_expr, "read_base"):
-        for inner in statement.body:
-            if isinstance(inner, ast.ImportFrom) and folder is not None:
-                module = (inner.module or "").replace(".", "/") + ".py"
-                base = _base("../" * (inner.level - 1) + module if inner.level else "::" + module, where, folder, reading)
-                wanted = {alias.asname or alias.name: alias.name for alias in inner.names}
-                names.update(base if "*" in wanted else {name: base[given] for name, given in wanted.items() if given in base})
+        known: Dict[str, Any] = {}
+        for inner in statement.body if scope.folder is not None else ():
+            _import_base(inner, scope, known)
     elif isinstance(statement, (ast.Import, ast.FunctionDef, ast.ClassDef)):
-        _spoil([statement], names, where)
-        for node in statement.names if isinstance(statement, ast.Import) else [statement]:  # type: ignore[list-item]
-            changed = (getattr(node, "asname", None) or node.name).split(".")[0]  # type: ignore[attr-defined]
-            names[changed] = _code(statement, where, "code that changes %s" % changed)
-    elif isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
-        _assigned(statement, names, where)
-    elif not _updated(statement, names, where) and not _is_idle(statement):
-        raise Unsupported("%s, line %d: code (%s) that is not run could change what is read; write the values themselves there"
-                          % (where, statement.lineno, type(getattr(statement, "value", statement)).__name__))
-
-
-def _assigned(statement: Any, names: Dict[str, Any], where: str) -> None:
-    """Carry out an assignment."""
-    _spoil([statement], names, where)
-    if isinstance(statement, ast.Assign):
-        for target in statement.targets:
-            if getattr(target, "id", "") != "_base_":
-                _assign(target, _value(statement.value, names, where), names, where)
-    elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
-        _assign(statement.target, _value(statement.value, names, where), names, where)
+        for node in statement.names if isinstance(statement, ast.Import) else [statement]:
+            changed = (getattr(node, "asname", None) or node.name).split(".")[0]
+            names[changed] = _code(statement, scope, "code that changes %s" % changed)
+    elif isinstance(statement, ast.Assign):
+        for target in statement.targets if getattr(statement.targets[0], "id", "") != "_base_" else ():
+            _assign(target, _value(value, scope), scope)
+    elif isinstance(statement, ast.AnnAssign):
+        if value is not None:
+            _assign(statement.target, _value(value, scope), scope)
     elif isinstance(statement, ast.AugAssign):
-        value = _computed(statement.op, _value(statement.target, names, where), _value(statement.value, names, where))
-        if value is None:
-            value = _code(statement, where, "an assignment to %s" % _root(statement.target))
-        _assign(statement.target, value, names, where)
-
-
-def _spoil(given: Sequence[ast.AST], names: Dict[str, Any], where: str) -> None:
-    """Dicts and lists that are handed to code are not known any more."""
-    for call in (node for part in given for node in ast.walk(part)):
-        if isinstance(call, ast.Call) and not _is_call(call, "dict"):
-            for node in ast.walk(call):
-                if isinstance(node, ast.Name) and isinstance(names.get(node.id), (dict, list)):
-                    names[node.id] = _code(call, where, "code that may change %s" % node.id)
-
-
-def _updated(statement: ast.stmt, names: Dict[str, Any], where: str) -> bool:
-    """Carry out name.update(…) with a dict or keywords; whether the statement is one."""
-    call = getattr(statement, "value", None)
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute) or call.func.attr != "update":
-        return False
-    given = _arguments(call)
-    _spoil([value for _, value in given], names, where)
-    container, items = _value(call.func.value, names, where), _dict(given, call, names, where)
-    if not isinstance(container, dict) or not isinstance(items, dict):
-        return False
-    container.update(items)
-    return True
+        old = _value(statement.target, scope)
+        made = _computed(statement.op, old, _value(value, scope), scope.reading)
+        if isinstance(old, list) and made is not None:  # it changes where it stands
+            old[:], made = made, old
+        code = _code(statement, scope, "an assignment to %s" % _root(statement.target))
+        _assign(statement.target, code if made is None else made, scope)
+    elif not (_called(value, scope) is not _UNKNOWN if isinstance(value, ast.Call) else _is_idle(statement)):
+        raise Unsupported("%s, line %d: code (%s) that is not run could change what is read; write the values themselves there"
+                          % (scope.where, statement.lineno, type(value or statement).__name__))
 
 
 def _is_idle(statement: ast.stmt) -> bool:
@@ -236,40 +223,104 @@ def _is_idle(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Pass) or isinstance(statement, ast.Expr) and type(statement.value).__name__ in ("Constant", "Str")
 
 
-def _assign(target: ast.AST, value: Any, names: Dict[str, Any], where: str) -> None:
+def _import_base(statement: Any, scope: _Scope, known: Dict[str, Any]) -> None:
+    """Take in `from .base import *`, or names of it; `known` holds the bases that were read already."""
+    if isinstance(statement, ast.ImportFrom):
+        module = (statement.module or "").replace(".", "/") + ".py"
+        name = "../" * (statement.level - 1) + module if statement.level else "::" + module
+        if name not in known:
+            known[name] = _based(_base(name, scope.where, str(scope.folder), scope.reading), scope.reading, True)
+        base = known[name]
+        wanted = {alias.asname or alias.name: alias.name for alias in statement.names}
+        scope.names.update(base if "*" in wanted else {name: base[given] for name, given in wanted.items() if given in base})
+
+
+def _spoil(part: ast.AST, scope: _Scope) -> None:
+    """Dicts and lists that are handed to code are not known any more."""
+    for call in ast.walk(part):
+        if isinstance(call, ast.Call) and not _is_call(call, "dict") and not _method(call, scope):
+            for node in ast.walk(call):
+                if isinstance(node, ast.Name) and isinstance(scope.names.get(node.id), (dict, list)):
+                    scope.names[node.id] = _code(call, scope, "code that may change %s" % node.id)
+
+
+def _method(call: Any, scope: _Scope) -> str:
+    """The name of the method of a known dict or list that a call is of; empty for another call."""
+    known = isinstance(call.func, ast.Attribute) and isinstance(scope.names.get(_root(call.func.value)), (dict, list))
+    return call.func.attr if known and call.func.attr in _METHODS else ""
+
+
+def _called(call: Any, scope: _Scope) -> Any:
+    """What a method of a known dict or list gives, carried out; _UNKNOWN for any other call."""
+    name = _method(call, scope)
+    container = _value(call.func.value, scope) if name else None
+    args: List[Any] = [_value(arg, scope) for arg in call.args] if name else []
+    if not isinstance(container, _METHODS.get(name, ())) or any(isinstance(arg, Code) for arg in args):
+        return _UNKNOWN
+    scope.reading.pay(len(container) + sum(map(len, map(sequence, args))))
+    if name in ("update", "merge"):
+        given = _dict([(None, arg) for arg in call.args] + [(word.arg, word.value) for word in call.keywords], call, scope)
+        if not isinstance(given, dict):
+            return _UNKNOWN
+        if name == "merge":
+            made = _based(_merged(given, container, scope.reading), scope.reading, True)
+            container.clear()
+            return container.update(made)
+        return _update(container, given, scope.reading)
+    if type(container) is Based and name in ("pop", "copy"):
+        return Based(container) if name == "copy" else container.pop(*(args + [None])[:2])
+    try:
+        return getattr(container, name)(*args)
+    except (TypeError, ValueError, LookupError):  # not the arguments that it takes
+        return _UNKNOWN
+
+
+def _update(container: Dict[Any, Any], given: Dict[Any, Any], reading: _Reading) -> None:
+    """container.update(given), which merges into what came from a base."""
+    for key, value in given.items():
+        if type(container) is Based and isinstance(container.get(key), dict) and isinstance(value, dict):
+            _update(container[key], value, reading)
+        else:
+            container[key] = _based(value, reading) if type(container) is Based else value
+
+
+def _assign(target: ast.AST, value: Any, scope: _Scope) -> None:
     if isinstance(target, ast.Name):
-        names[target.id] = value
+        scope.names[target.id] = value
     elif isinstance(target, (ast.Tuple, ast.List)):
         parts = list(sequence(value))
         fits = len(parts) == len(target.elts)
         for number, part in enumerate(target.elts):
-            _assign(part, parts[number] if fits else _code(target, where, "an assignment to several names"), names, where)
+            _assign(part, parts[number] if fits else _code(target, scope, "an assignment to several names"), scope)
     elif isinstance(target, (ast.Attribute, ast.Subscript)):
-        container, key = _value(target.value, names, where), _key(target, names, where)
+        container, key = _value(target.value, scope), _key(target, scope)
         places = range(-len(container), len(container)) if isinstance(container, list) else ()
         if isinstance(container, dict) and isinstance(key, (str, int)) or type(key) is int and key in places:
-            container[key] = value
+            container[key] = _based(value, scope.reading) if type(container) is Based else value
         elif _root(target):
-            names[_root(target)] = _code(target, where, "code that changes %s" % _root(target))
+            scope.names[_root(target)] = _code(target, scope, "code that changes %s" % _root(target))
 
 
-def _value(node: ast.AST, names: Dict[str, Any], where: str) -> Any:
+def _value(node: Any, scope: _Scope) -> Any:
     """The value of an expression; Code where only running it would give one."""
     value: Any = None
     if isinstance(node, ast.Name):
-        return names.get(node.id, _code(node, where, "the name %s" % node.id))
+        return scope.names.get(node.id, _code(node, scope, "the name %s" % node.id))
     if isinstance(node, ast.Dict):
-        return _dict(list(zip(node.keys, node.values)), node, names, where)
+        return _dict(list(zip(node.keys, node.values)), node, scope)
     if _is_call(node, "dict"):
-        return _dict(_arguments(node), node, names, where)
+        return _dict([(None, arg) for arg in node.args] + [(word.arg, word.value) for word in node.keywords], node, scope)
+    if isinstance(node, ast.Call):
+        value = _called(node, scope)
+        return _code(node, scope, "a call of %s" % (_root(node.func) or "code")) if value is _UNKNOWN else value
     if isinstance(node, (ast.List, ast.Tuple)):
-        return _items(node, names, where)
+        return _items(node, scope)
     if isinstance(node, ast.JoinedStr):
-        return _joined(node, names, where)
+        return _joined(node, scope)
     if isinstance(node, ast.Set) and isinstance(node.elts[0], ast.Set):  # mmcv's {{_base_.name}}
-        return _value(node.elts[0].elts[0], names, where)
+        return _value(node.elts[0].elts[0], scope)
     if isinstance(node, (ast.Attribute, ast.Subscript)):
-        container, key = _value(node.value, names, where), _key(node, names, where)
+        container, key = _value(node.value, scope), _key(node, scope)
         if isinstance(container, Code):
             return container
         if isinstance(container, dict) and isinstance(key, (str, int)):
@@ -277,70 +328,71 @@ def _value(node: ast.AST, names: Dict[str, Any], where: str) -> Any:
         elif sequence(container) and type(key) is int and -len(container) <= key < len(container):
             value = container[key]
     elif isinstance(node, ast.BinOp):
-        value = _computed(node.op, _value(node.left, names, where), _value(node.right, names, where))
+        value = _computed(node.op, _value(node.left, scope), _value(node.right, scope), scope.reading)
     else:
         try:
-            return ast.literal_eval(node)  # type: ignore[arg-type]
+            return ast.literal_eval(node)
         except (ValueError, TypeError):
             pass
-    return value if value is not None else _code(node, where, _described(node))
+    return value if value is not None else _code(node, scope, "code (%s)" % type(node).__name__)
 
 
-def _items(node: Any, names: Dict[str, Any], where: str) -> Any:
+def _items(node: Any, scope: _Scope) -> Any:
     """A list or a tuple, `*name` in it unpacked."""
     items: List[Any] = []
     for item in node.elts:
-        value = _value(getattr(item, "value", item) if isinstance(item, ast.Starred) else item, names, where)
+        value = _value(getattr(item, "value", item) if isinstance(item, ast.Starred) else item, scope)
         if not isinstance(item, ast.Starred):
             items.append(value)
-        elif isinstance(value, (list, tuple)) and not isinstance(value, Code) and len(value) <= _MADE:
+        elif isinstance(value, (list, tuple)) and not isinstance(value, Code):
+            scope.reading.pay(len(value))
             items.extend(value)
         else:
-            return value if isinstance(value, Code) else _code(node, where, "a list of such items")
+            return value if isinstance(value, Code) else _code(node, scope, "a list of such items")
     return items if isinstance(node, ast.List) else tuple(items)
 
 
-def _joined(node: ast.JoinedStr, names: Dict[str, Any], where: str) -> Any:
+def _joined(node: ast.JoinedStr, scope: _Scope) -> Any:
     """An f-string of texts and whole numbers that are shown as they are."""
     parts = []
     for part in node.values:
         shape = isinstance(part, ast.FormattedValue) and (part.format_spec or part.conversion != -1)
-        value = _value(getattr(part, "value", part) if isinstance(part, ast.FormattedValue) else part, names, where)
-        if shape or type(value) not in (str, int) or len(str(value)) > _MADE and isinstance(part, ast.FormattedValue):
-            return value if isinstance(value, Code) else _code(node, where, _described(node))
+        value = _value(getattr(part, "value", part) if isinstance(part, ast.FormattedValue) else part, scope)
+        if shape or type(value) not in (str, int):
+            return value if isinstance(value, Code) else _code(node, scope, "code (JoinedStr)")
         parts.append(str(value))
+        scope.reading.pay(len(parts[-1]))
     return "".join(parts)
 
 
-def _arguments(call: Any) -> List[Tuple[Any, ast.AST]]:
-    """The arguments of dict(…) or update(…) as pairs for _dict()."""
-    return [(None, arg) for arg in call.args] + [(word.arg, word.value) for word in call.keywords]
-
-
-def _dict(given: List[Tuple[Any, ast.AST]], node: ast.AST, names: Dict[str, Any], where: str) -> Any:
+def _dict(given: List[Tuple[Any, ast.AST]], node: ast.AST, scope: _Scope) -> Any:
     """A dict of (key: an expression or a keyword's name; None for `**`, value) pairs."""
     made: Dict[Any, Any] = {}
     for key, item in given:
-        key = _value(key, names, where) if isinstance(key, ast.AST) else key
-        value = _value(item, names, where)
+        key = _value(key, scope) if isinstance(key, ast.AST) else key
+        value = _value(item, scope)
         if isinstance(key, (str, int)):
             made[key] = value
-        elif key is None and isinstance(value, dict) and len(value) <= _MADE:
+        elif key is None and isinstance(value, dict):
+            scope.reading.pay(len(value))
             made.update(value)
         else:
-            return value if isinstance(value, Code) else _code(node, where, "a dict of such keys")
+            return value if isinstance(value, Code) else _code(node, scope, "a dict of such keys")
     return made
 
 
-def _computed(sign: ast.operator, left: Any, right: Any) -> Any:
+def _computed(sign: ast.operator, left: Any, right: Any, reading: _Reading) -> Any:
     """A sum of two plain values of a kind, one of them so many times, or arithmetic on numbers; None for all else."""
-    if type(left) in (str, list, tuple) and type(right) in (str, list, tuple, int):
-        whole = len(left) * max(0, right) if type(right) is int else len(left) + len(right)
-        kinds = int if isinstance(sign, ast.Mult) else type(left) if isinstance(sign, ast.Add) else None
-        fits = whole <= _MADE and type(right) is kinds
-        return (left * right if kinds is int else left + right) if fits else None
-    if type(left) is int and type(right) in (str, list, tuple):
-        return _computed(sign, right, left) if isinstance(sign, ast.Mult) else None
+    if type(left) is int and type(right) in (str, list, tuple) and isinstance(sign, ast.Mult):
+        left, right = right, left
+    if type(left) in (str, list, tuple):
+        if type(right) is int and isinstance(sign, ast.Mult):
+            reading.pay(len(left) * max(0, right))
+            return left * right
+        if type(right) is type(left) and isinstance(sign, ast.Add):
+            reading.pay(len(left) + len(right))
+            return left + right
+        return None
     if type(left) not in (int, float) or type(right) not in (int, float) or type(sign) not in _ARITHMETIC:
         return None
     if isinstance(sign, ast.Pow) and (type(right) is not int or abs(right) > 64 or abs(left) > 1 << 16):
@@ -352,12 +404,11 @@ def _computed(sign: ast.operator, left: Any, right: Any) -> Any:
     return value if abs(value) < 1 << 62 else None
 
 
-def _key(node: ast.AST, names: Dict[str, Any], where: str) -> Any:
+def _key(node: Any, scope: _Scope) -> Any:
     """The key of an attribute or a subscript."""
     if isinstance(node, ast.Attribute):
         return node.attr
-    inner: Any = node.slice  # type: ignore[attr-defined]
-    return _value(getattr(inner, "value", inner) if type(inner).__name__ == "Index" else inner, names, where)  # Python 3.8
+    return _value(node.slice.value if type(node.slice).__name__ == "Index" else node.slice, scope)  # Python 3.8
 
 
 def _root(node: ast.AST) -> str:
@@ -367,15 +418,9 @@ def _root(node: ast.AST) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def _is_call(node: ast.AST, name: str) -> bool:
+def _is_call(node: Any, name: str) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
 
 
-def _code(node: ast.AST, where: str, what: str) -> Code:
-    return Code("%s, line %d" % (where, getattr(node, "lineno", 0)), what)
-
-
-def _described(node: ast.AST) -> str:
-    if isinstance(node, ast.Call):
-        return "a call of %s" % (_root(node.func) or "code")
-    return "code (%s)" % type(node).__name__
+def _code(node: ast.AST, scope: _Scope, what: str) -> Code:
+    return Code("%s, line %d" % (scope.where, getattr(node, "lineno", 0)), what)
