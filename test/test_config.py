@@ -149,8 +149,9 @@ def test_code_that_changes_a_value_that_is_needed_is_refused(change):
     assert "model" in refused("x = {}\nmodel = dict(backbone=dict(type='ResNetTSM', depth=50))\n%s\n" % change)
 
 
-@pytest.mark.parametrize("change", ["model.update(f())", "model.update(x, y)", "model['backbone'].popitem()", "model.update([1])", "f(model)",
-                                    "print(1)", "if 1:\n    model = 3", "del model", "for model in []:\n    pass", "while f():\n    pass",
+@pytest.mark.parametrize("change", ["model.update(f())", "model.update(x, y)", "model['backbone'].popitem()", "f(model)",
+                                    "model.update([1])", "print(1)",
+                                    "if 1:\n    model = 3", "del model", "for model in []:\n    pass", "while f():\n    pass",
                                     "with open('x') as model:\n    pass", "try:\n    f()\nexcept E:\n    pass", "assert f()"])
 def test_statements_that_could_change_what_is_read_are_refused_with_their_line(change):
     assert "a.py, line 3: code (" in refused("x = {}\nmodel = dict(backbone=dict(type='ResNetTSM', depth=50))\n%s\n" % change)

@@ -215,6 +215,13 @@ def beside(state):
                        for key, value in state.items()},
         "channels last": {key: value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
                           for key, value in state.items()},
+        "list": [{"lr": 0.1}, state],
+        "deep": {"model": {"net": {"inner": {"weights": state}}}, "optimizer": {"exp_avg": other}},
+        "teacher beside": {"state_dict": dict(renamed(other, "teacher."), **renamed(state, "student."))},
+        "teacher first": {"teacher": other, "student": state},
+        "momentum": dict({key.replace("backbone.", "backbone_m.", 1): value for key, value in other.items()}, **state),
+        "momentum before": {"state_dict": dict(renamed(other, "momentum_"), **state)},
+        "twice": {"state_dict": state, "model": dict(state)},
         "mit": {"epoch": 45, "arch": "resnet50", "state_dict": mits(state), "best_prec1": torch.tensor(59.1)},
     }
 
@@ -241,6 +248,28 @@ def test_what_stands_beside_the_weights_stops_nothing(state, tmp_path, monkeypat
     assert_same(loaded, beside(state)["half"]["state_dict"] if name == "half" else state)
     assert "mmengine" not in sys.modules and set(sys.modules) == before
     assert all(type(value) in (str, int, float, bool, type(None), list, tuple) for value in meta.values())
+
+
+@pytest.mark.parametrize("first, second", [("student.", "other."), ("a.", "b."), ("net1.module.", "net2.module."),
+                                           ("encoder_q.", "encoder_k."), ("x/", "y/")])
+@pytest.mark.parametrize("naming", [dict, mits])
+def test_two_networks_are_named_and_refused(state, tmp_path, first, second, naming):
+    """By prefixes in one state dict, or in two of them; whichever is larger."""
+    other = {key: value + 1 if value.is_floating_point() else value for key, value in state.items()}
+    state, other = naming(state), naming(dict(other, **{"backbone.x.weight": torch.ones(1)}))
+    held = {first[:-1]: state, second[:-1]: other} if first[-1] == "/" else dict(renamed(state, first), **renamed(other, second))
+    save(tmp_path / "a.pth", {"epoch": 1, "state_dict": held})
+    with pytest.raises(UserError) as raised:
+        reader.load(str(tmp_path / "a.pth"))
+    assert "a.pth: holds more than one network (" in str(raised.value) and "save the state_dict of the one to test" in str(raised.value)
+    assert first in str(raised.value) and second in str(raised.value)
+
+
+@pytest.mark.parametrize("name, passed", [("teacher beside", "state_dict/teacher.…"), ("teacher first", "teacher/…"), ("twice", None),
+                                          ("momentum", "backbone_m…"), ("ema beside", "ema_state_dict/module.…"), ("ema only", None)])
+def test_a_network_that_is_passed_over_is_told(state, tmp_path, name, passed):
+    save(tmp_path / "a.pth", beside(state)[name])
+    assert reader.load(str(tmp_path / "a.pth"))[1].get("passed") == passed
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -173,6 +173,7 @@ def _said(
     kept, broken = _kept_config(meta, "%s: %s" % (path, _META), bool(config or stated), network)
     said.append((_META, kept))
     row, notes = _row_of(path)
+    broken += ["note: %s holds another network too (%s), which is passed over" % (path, meta["passed"])] if meta.get("passed") else []
     notes = broken + ["note: %s has no test; %s is followed" % (source, facts["validated"])
                       for source, facts in said if "validated" in facts] + notes
     if row:

@@ -49,7 +49,8 @@ _STARTS = tuple((re.compile(start, re.DOTALL), what, remedy) for start, what, re
     (rb"\x93NUMPY", "a NumPy array", "make a dict of tensors of it and torch.save() that"),
     (rb"[\t\n\r\x20-\x7e]{24,}", "a text file", "pass the checkpoint, .pth"),
 ))
-_EMA = re.compile(r"(?:^|[/._-])ema", re.IGNORECASE)  # a moving average's copy of the weights
+_COPY = re.compile(r"(?:^|[/._-])(ema|swa|averag|momentum|teacher)", re.IGNORECASE)  # beside a network, no other that one would test
+_NETWORK = re.compile(r"((?:.*?\.)?)(\w*)(backbone|base_model)(\w*)\.")  # what a weight of one begins with
 _PLAIN = (str, int, float, type(None))
 
 
@@ -90,28 +91,29 @@ def load(path: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
     """The weights in a checkpoint and the plain values beside them, on the CPU.
 
     Args:
-        path: a file of torch.save: a state dict, or a dict with one in it, under whatever name; one whose name speaks of
-            an EMA only where no other is there.
+        path: a file of torch.save: a state dict, or one in dicts and lists, under whatever name; a copy, as an EMA's or a teacher's
+            (_COPY), only where no other is there.
     Returns: (weights by mmaction2's names, prefixes as `module.` dropped and MIT's names translated, float32 where they
         are floating point; numbers, strings and lists of strings of the checkpoint and of its `meta`, by name, and
-        `naming`: MIT, where names were translated).
-    Raises: UserError where the file is no checkpoint, is damaged, or has no weights that can be read without code.
+        `naming`: MIT, where names were translated, and `passed`: the names of other networks that are there).
+    Raises: UserError where the file is no checkpoint, is damaged, has no weights that can be read without code, or two networks.
     """
     with open(path, "rb") as file:
         start = file.read(512)
         file.seek(0)
         try:
             root, read = (_open_zip if start.startswith(_ZIP_MAGIC) else _open_legacy)(file)
-            whole = _state_in(root, path)
-            state = _network_part(whole)
+            whole, passed = _state_in(root, path)
+            state = _translated(whole)
             foreign = ["%s, made by %s" % (key, value.name) for key, value in state.items() if isinstance(value, Foreign)]
             if foreign:
                 raise UserError("%s: holds weights that only other code can read (%s); save a state_dict of plain tensors"
                                 % (path, foreign[0][:200]))
             tensors = _read_all({key: value for key, value in state.items() if isinstance(value, _Values)}, read,
                                 os.fstat(file.fileno()).st_size)
-            if not tensors:
-                raise UserError("%s: no state_dict in it; pass a checkpoint of TSM" % path)
+            if not any(tensor.numel() for tensor in tensors.values()):
+                raise UserError("%s: %s" % (path, "its weights are empty, as in DeepSpeed's shards; join them (zero_to_fp32.py) and pass "
+                                            "what that writes" if tensors else "no state_dict in it; pass a checkpoint of TSM"))
         except (UserError, MemoryError):
             raise
         except _Other as error:
@@ -125,8 +127,9 @@ def load(path: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
             why = " (%s)" % error if isinstance(error, _Damaged) else ""
             raise UserError("%s: not a PyTorch checkpoint, or a damaged one%s; fetch it again" % (path, why))
     beside = root.get("meta") if isinstance(root, dict) else None
-    mits = {"naming": "MIT"} if any(re.match(r"(.*\.)?base_model\.", key) for key in whole) else {}
-    return tensors, dict(dict(_plain(root), **_plain(beside)), **mits)
+    said = {"naming": "MIT"} if any(key.startswith("base_model.") for key in whole) else {}
+    said.update({"passed": passed} if passed else {})
+    return tensors, dict(dict(_plain(root), **_plain(beside)), **said)
 
 
 def save(path: str, state: Dict[str, Tensor], meta: Dict[str, Any]) -> None:
@@ -393,51 +396,71 @@ def _read_all(state: Dict[str, _Values], read: Read, room: int) -> Dict[str, Ten
     return tensors
 
 
-def _dicts(value: Any, name: str, depth: int, seen: Set[int]) -> Iterator[Tuple[str, Dict[Any, Any]]]:
+def _dicts(value: Any, name: str, depth: int, seen: Set[int]) -> Iterator[Tuple[str, Dict[str, Any]]]:
     """The dicts in a checkpoint that hold weights, with their names, the outer ones first."""
-    if not isinstance(value, dict) or id(value) in seen:
+    if not isinstance(value, (dict, list)) or id(value) in seen or "optim" in name:
         return
     seen.add(id(value))
-    if any(str(key).endswith("weight") and isinstance(held, (_Values, Foreign)) for key, held in value.items()):
-        yield name, value
+    items = list(value.items() if isinstance(value, dict) else enumerate(value))
+    if any(str(key).endswith("weight") and isinstance(held, (_Values, Foreign)) for key, held in items):
+        yield name, {key: held for key, held in items if isinstance(key, str)}
     if depth:
-        for key, held in value.items():
-            yield from _dicts(held, "%s/%s" % (name, key), depth - 1, seen)
+        for key, held in items:
+            yield from _dicts(held, "%s%s/" % (name, key), depth - 1, seen)
 
 
-def _state_in(root: Any, path: str) -> Dict[str, Any]:
-    """The state dict in what a checkpoint holds: that of most weights which no name calls an EMA."""
-    found = list(_dicts(root, "", 3, set()))
+def _state_in(root: Any, path: str) -> Tuple[Dict[str, Any], str]:
+    """(the weights of the network in what a checkpoint holds, without a prefix before all of them, as `module.`, the names of other
+    networks there).
+
+    Raises: UserError where there is none, or more than one that no name calls a copy (_COPY).
+    """
+    found = list(_dicts(root, "", 5, set()))
+    networks = {name + prefix: part for name, state in found for prefix, part in _networks(state).items()}
+    most = max(map(len, networks.values()), default=0)
+    networks = {name: part for name, part in networks.items() if 9 * len(part) >= most}
+    own = {name: part for name, part in networks.items() if re.search(r"(^|[./])$", name)} or networks
+    own = {name: part for name, part in own.items() if not _COPY.search(name)} or own
+    name, state = next(iter(own.items())) if own else ("", {})
+    if any(part != state for part in own.values()):
+        raise UserError("%s: holds more than one network (%s); save the state_dict of the one to test, without that prefix, and pass that"
+                        % (path, ", ".join("%s…" % one for one in own)[:200]))
+    if own:
+        return state, ", ".join("%s…" % one for one, part in networks.items() if part != state)[:200]
     if found:
-        _, state = max(found, key=lambda pair: (not _EMA.search(pair[0]), len(pair[1])))
-        return {key: value for key, value in state.items() if isinstance(key, str)}
+        state = max((state for _, state in found), key=len)
+        return {re.sub(r"^(module\.)+", "", key): value for key, value in state.items()}, ""
     held = root if isinstance(root, dict) else {"": root}
     objects = [value.name for value in held.values() if isinstance(value, Foreign)]
     if objects:
         raise UserError("%s: holds a pickled object (%s), which only its own code can read; save its state_dict() and pass that"
                         % (path, objects[0][:200]))
-    raise UserError("%s: no state_dict in it; pass a checkpoint of TSM" % path)
+    raise UserError("%s: no state_dict in it%s; pass a checkpoint of TSM"
+                    % (path, " (but %s)" % ", ".join(map(str, held))[:200] if isinstance(root, dict) and root else ""))
 
 
-def _network_part(state: Dict[str, Any]) -> Dict[str, Any]:
-    """The weights of the network itself, by mmaction2's names.
+def _networks(state: Dict[str, Any]) -> Dict[str, Dict[str, Any]]:
+    """The networks in a state dict: by the prefix of all their weights, or, of one that is beside another, by its backbone's name."""
+    found: Dict[str, Dict[str, Any]] = {}
+    for prefix, before, word, after in {match.groups() for match in map(_NETWORK.match, state) if match}:
+        beside = before + word + after + "." if before or after else ""
+        found[prefix + beside[:-1]] = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix + beside)
+                                       and (beside or key[len(prefix) :].split(".")[0] in _PARTS)}
+    return found
 
-    A prefix before all of them (`module.`, `model.`) is dropped, and so is what stands beside them (an EMA's copy, a data
-    preprocessor, counters). A state dict of another naming is returned as it is, but for `module.`.
-    """
-    found = [re.match(r"((?:.*?\.)?)(?:backbone|base_model)\.", key) for key in state]
-    prefixes = {match.group(1) for match in found if match}
-    if not prefixes:
-        return {re.sub(r"^(module\.)+", "", key): value for key, value in state.items()}
-    prefix = min(prefixes, key=lambda prefix: (bool(_EMA.search(prefix)), len(prefix), prefix))
-    own = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    named = {_translated(key): value for key, value in own.items() if key.split(".")[0] in _PARTS}
+
+def _translated(state: Dict[str, Any]) -> Dict[str, Any]:
+    """The weights of a network by mmaction2's names, without what stands beside them (a data preprocessor, counters); one of another
+    naming is returned as it is."""
+    if not any(key.startswith(("backbone.", "base_model.")) for key in state):
+        return state
+    named = {_by_mmaction2(key): value for key, value in state.items() if key.split(".")[0] in _PARTS}
     shifted = {key[: -len("net.conv.weight")] for key in named if key.endswith(".conv.0.net.conv.weight")}
     return {re.sub(r"(?<=\.conv\.0\.)bn\.", "net.bn.", key) if key.rsplit("bn.", 1)[0] in shifted else key: value
             for key, value in named.items()}
 
 
-def _translated(key: str) -> str:
+def _by_mmaction2(key: str) -> str:
     """A name of MIT's temporal-shift-module (ops/models.py) as mmaction2's; others as they are."""
     key = re.sub(r"^(?:new_fc|base_model\.fc)\.", "cls_head.fc_cls.", key)
     key = re.sub(r"^base_model\.classifier\.", "cls_head.fc_cls.", key)
