@@ -5,8 +5,9 @@
     python3 TSM_compare.py --stages WORK_DIR           # a few videos through the whole chain again
     python3 TSM_compare.py --agreement 8 WORK_DIR      # what a device computed, against fp32 on this CPU
 
-A run is the work folder of run_all.sh, or a report.json. Two runs are joined by the names of their videos; videos that only
-one of them has are counted and left out. Printed: top-1 and top-5 of both, McNemar's exact test of the videos that only one of
+A run is the work folder of run_all.sh, or a report.json. Two runs are joined by the names of their videos, and where
+these differ in folder or suffix (videos and their frames) by the rest, if only one video of each run has it; videos that only one
+of them has are counted and left out. Printed: top-1 and top-5 of both, McNemar's exact test of the videos that only one of
 the two gets right, how far the probabilities are apart, the videos whose answer differs with both answers and their margins
 over the runner-up, and the classes that changed. --json, --csv and --page write the same to files. Runs that give a class's name
 different numbers are refused; names that are only spelt differently get a warning, and those of RUN_A are shown.

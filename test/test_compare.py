@@ -127,6 +127,33 @@ def test_a_video_that_is_listed_twice_counts_twice(works, tmp_path):
     assert "2 videos in both" in works("TSM_compare.py", "a", "b", cwd=tmp_path)
 
 
+@pytest.mark.parametrize("ours, theirs, joined", [
+    (["0.webm", "1.webm"], ["0", "1"], 2),  # videos and frames
+    (["val/0.mp4", "val/1.mp4"], ["0.avi", "1.avi"], 2),  # another root
+    (["videos/a/1.mp4", "videos/b/1.mp4"], ["frames/a/1", "frames/b/1"], 2),  # an end that is longer than the name
+    (["a/1.mp4", "b/1.mp4"], ["1", "2"], 0),  # which of the two is not known
+    (["a/1.mp4", "x.mp4"], ["b/1.mp4", "x.mp4"], 1),
+    (["v_1.25.mp4", "v_1.26.mp4"], ["f/v_1.25", "f/v_1.26"], 2), (["same.mp4", "same.mp4"], ["same", "same"], 0)])
+def test_videos_and_their_frames_are_one_and_it_is_said(works, fails, tmp_path, ours, theirs, joined):
+    for run, names in (("a", ours), ("b", theirs)):
+        work(tmp_path / run, {0: hit(0), 1: hit(run == "b")}, {0: 0, 1: 0}, dict(enumerate(names)))
+    if not joined:
+        assert "no video in common" in fails("TSM_compare.py", "a", "b", cwd=tmp_path)
+        return
+    out = works("TSM_compare.py", "a", "b", "--page", "c.html", "--json", "c.json", cwd=tmp_path)
+    equal = len(set(ours) & set(theirs))
+    assert "%d videos in both (%d of them under another folder or suffix" % (joined + equal, joined) in out
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert found["renamed"] == joined and [flip["video"] for flip in found["flips"]] == [ours[1]]
+    assert "of them under another folder or suffix" in (tmp_path / "c.html").read_text()
+
+
+def test_videos_of_another_label_are_not_the_same_for_their_name(fails, tmp_path):
+    for run, source, label in (("a", "jump/1.mp4", 0), ("b", "run/1.mp4", 1)):
+        work(tmp_path / run, {0: hit(0)}, {0: label}, {0: source})
+    assert "no video in common" in fails("TSM_compare.py", "a", "b", cwd=tmp_path)
+
+
 def test_what_cannot_be_compared_is_one_line(fails, works, runs):
     work(runs / "other", {0: hit(0)}, {0: 0}, {0: "elsewhere.webm"})
     assert "no video in common" in fails("TSM_compare.py", "a", "other", cwd=runs)

@@ -1,6 +1,8 @@
 """Two runs on the same videos: which flipped, and whether the difference is more than chance."""
 
 import os
+import re
+from collections import Counter
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -14,6 +16,7 @@ from tsm.samples import manifest_path, read_info, read_manifest
 from tsm.workfolder import LABELS, REPORT, SUMMARY
 
 LEAST = 1e-300  # a p value below it is not told from 0
+SUFFIX = r"\.(?=[0-9]*[A-Za-z])[A-Za-z0-9]{2,5}$"  # of a video; a folder of its frames has none
 Key = Tuple[str, int]  # a video's name, and which of the videos of this name
 
 
@@ -86,6 +89,32 @@ def _keys(columns: Columns) -> Dict[Key, int]:
     return places
 
 
+def _join(a: Columns, b: Columns) -> Tuple[List[Tuple[int, int]], int]:
+    """(the places in both of each video that both have, in the order of A; how many of them have another name in B).
+
+    Names that are not the same are those of one video where their ends are, without the suffix: the longest end that only one video
+    of each run has. So a list of videos is joined with one of frames, and with one that starts from another folder.
+    """
+    keys = _keys(a), _keys(b)
+    pairs = {place: keys[1][key] for key, place in keys[0].items() if key in keys[1]}
+    equal = len(pairs)
+    words = [[re.sub(SUFFIX, "", name).split("/") for name in columns["video"]] for columns in (a, b)]
+    most = max(len(parts) for side in words for parts in side)
+    for depth in range(most, 0, -1) if equal < min(map(len, words)) else ():
+        ours, theirs = (_once(side, depth) for side in words)
+        taken = set(pairs.values())
+        pairs.update((place, theirs[end]) for end, place in ours.items() if place not in pairs and theirs.get(end, -1) not in taken | {-1}
+                     and a["label"][place] == b["label"][theirs[end]])
+    return sorted(pairs.items()), len(pairs) - equal
+
+
+def _once(names: Sequence[Sequence[str]], depth: int) -> Dict[Tuple[str, ...], int]:
+    """{the last `depth` parts of a name: its place}, of the ends that one name has."""
+    ends = [tuple(parts[-depth:]) for parts in names]
+    counts = Counter(ends)
+    return {end: place for place, end in enumerate(ends) if counts[end] == 1}
+
+
 def _check_names(a: Run, b: Run) -> None:
     """UserError where a name stands for one class in a run and for another in the other; a warning where names are spelt otherwise."""
     pairs = list(enumerate(zip(a.names or (), b.names or ())))
@@ -101,7 +130,7 @@ def _check_names(a: Run, b: Run) -> None:
 
 
 def compare(a: Run, b: Run) -> Dict[str, Any]:
-    """What differs between two runs, over the videos that both have, joined by their names; plain values for JSON.
+    """What differs between two runs, over the videos that both have, joined by their names (_join); plain values for JSON.
 
     Raises UserError where they have no video in common, or do not agree on the classes, their order or a video's label.
     """
@@ -109,11 +138,9 @@ def compare(a: Run, b: Run) -> Dict[str, Any]:
         raise UserError("%s has %d classes, and %s has %d; these are runs of different networks" % (
             a.name, a.classes, b.name, b.classes))
     _check_names(a, b)
-    keys_a, keys_b = _keys(a.columns), _keys(b.columns)
-    common = [key for key in keys_a if key in keys_b]
-    if not common:
+    pairs, renamed = _join(a.columns, b.columns)
+    if not pairs:
         raise UserError("%s and %s have no video in common; are they of the same data?" % (a.name, b.name))
-    pairs = [(keys_a[key], keys_b[key]) for key in common]
     for place, other in pairs:
         if a.columns["label"][place] != b.columns["label"][other]:
             raise UserError("%s: has label %d in %s, and %d in %s; the runs were made with different lists" % (
@@ -124,8 +151,8 @@ def compare(a: Run, b: Run) -> Dict[str, Any]:
     top5 = [float(np.mean([run.columns["rank"][pair[side]] <= 5 for pair in pairs])) for side, run in enumerate((a, b))]
     flips = _flips(a.columns, b.columns, pairs)
     return {
-        "a": dict(a.about, name=a.name), "b": dict(b.about, name=b.name), "names": a.names or b.names, "videos": len(common),
-        "only_a": len(keys_a) - len(common), "only_b": len(keys_b) - len(common),
+        "a": dict(a.about, name=a.name), "b": dict(b.about, name=b.name), "names": a.names or b.names, "videos": len(pairs),
+        "renamed": renamed, "only_a": len(a.columns["video"]) - len(pairs), "only_b": len(b.columns["video"]) - len(pairs),
         "top1": [float(right_a.mean()), float(right_b.mean())], "top5": top5,
         "mcnemar": {"lost": lost, "gained": gained, "p": mcnemar(lost, gained)},
         "probability": _differences(a, b, pairs), "classes": _classes(a.columns, pairs, right_a, right_b), "flips": flips,
@@ -177,8 +204,9 @@ def text(found: Dict[str, Any], most: int = 20) -> str:
     lost, gained = found["mcnemar"]["lost"], found["mcnemar"]["gained"]
     names = found["names"] and [printable(name) for name in found["names"]]
     only = ", ".join("%d only in %s" % (found["only_" + side], side.upper()) for side in "ab" if found["only_" + side])
+    renamed = " (%d of them under another folder or suffix, and joined by the rest of the name)" % found["renamed"]
     lines = ["A  " + printable(found["a"]["name"]), "B  " + printable(found["b"]["name"]),
-             "%d videos in both%s" % (found["videos"], "; not compared: " + only if only else "")]
+             "%d videos in both%s%s" % (found["videos"], renamed if found["renamed"] else "", "; not compared: " + only if only else "")]
     for key, title in (("top1", "top-1"), ("top5", "top-5")):
         lines.append("%s  A %.4f   B %.4f   difference %+.4f" % (
             title, found[key][0], found[key][1], found[key][1] - found[key][0]))
