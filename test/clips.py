@@ -54,3 +54,13 @@ def results(folder):
     """{name: bytes} of the result files, the info file and the manifest that arguments() ask for."""
     paths = [path for top in ("res/out", "sthv2") for path in sorted((folder / top).iterdir()) if path.name[0] != "."]
     return {str(path.relative_to(str(folder))): path.read_bytes() for path in paths}
+
+
+def copy_of(folder, copy):
+    """A copy of a run's folder that a test may change, its tensors apart, which are links to the same files; the copy."""
+
+    def put(one, other):
+        return (os.link if one.endswith(".bin") else shutil.copy2)(one, other)
+
+    shutil.copytree(str(folder), str(copy), copy_function=put)
+    return copy

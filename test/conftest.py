@@ -1,6 +1,8 @@
 """What the tests share: running a script as a user does, and models, made once per session."""
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,6 +13,8 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
+CHAIN = 12  # clips
+LONG = ("test_cluster.py", "test_npu.py", "test_run_all.py", "test_predict.py")
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +27,14 @@ def pytest_configure(config):
     """One process for all of pytest-xdist's workers to fork scripts from; it imports its libraries while tests are collected."""
     if not hasattr(config, "workerinput"):
         config.forked = forked.Server(tempfile.mkdtemp(prefix="tsm"))
+
+
+def pytest_collection_modifyitems(items):
+    """Of a Ray cluster, a browser and other people's servers the quick leg has none; files that take long are begun first."""
+    for item in items:
+        if any(item.get_closest_marker(mark) for mark in ("ray", "browser", "network")):
+            item.add_marker("all")
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 def pytest_unconfigure(config):
@@ -87,28 +99,64 @@ def fails(run):
 
 
 @pytest.fixture(scope="session")
-def model_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("model")
+def once(tmp_path_factory):
+    """once(name, make) -> a folder that make(folder) fills, one time for all workers of pytest-xdist. Nobody writes into it later."""
+
+    def once(name, make):
+        root = tmp_path_factory.getbasetemp()
+        folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / name
+        with open(str(folder) + ".lock", "a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.seek(0)
+            if lock.read() != "made":
+                shutil.rmtree(str(folder), ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                lock.write("made")
+        return folder
+
+    return once
 
 
 @pytest.fixture(scope="session")
-def demo_checkpoint(works, model_dir):
+def demo_checkpoint(works, once):
     """The demo's checkpoint of the full-size network."""
-    works("demo/expand.py", "--output", "tsm_demo.pth", cwd=model_dir)
-    return model_dir / "tsm_demo.pth"
+    return once("full", lambda folder: works("demo/expand.py", "--output", "tsm_demo.pth", cwd=folder)) / "tsm_demo.pth"
 
 
 @pytest.fixture(scope="session")
-def thin_onnx(works, model_dir):
-    """The demo's thin network, which knows the demo's classes and is quick, as an offline model for a CPU."""
-    works("pytorch2onnx.py", REPO / "demo/tsm_thin.pth", "--output-file", "thin.onnx", "--shape", 1, 48, 3, 256, 256, cwd=model_dir)
-    works("modify_onnx.py", "-m1", "thin.onnx", "-m2", "thin_new.onnx", "-bs", 1, "--target", "cpu", cwd=model_dir)
-    return model_dir / "thin_new.onnx"
+def thin_onnx(works, once):
+    """The demo's thin network, which knows the demo's classes and is quick, as an offline model for a CPU; beside it thin.onnx."""
+
+    def make(folder):
+        works("pytorch2onnx.py", REPO / "demo/tsm_thin.pth", "--output-file", "thin.onnx", "--shape", 1, 48, 3, 256, 256, cwd=folder)
+        works("modify_onnx.py", "-m1", "thin.onnx", "-m2", "thin_new.onnx", "-bs", 1, "--target", "cpu", cwd=folder)
+
+    return once("thin", make) / "thin_new.onnx"
 
 
 @pytest.fixture(scope="session")
-def thin_om(works, model_dir, thin_onnx):
+def thin_om(works, once, thin_onnx):
     """The thin network for an NPU, batch 4, as the stand-in for ATC would leave it."""
-    works("modify_onnx.py", "-m1", "thin.onnx", "-m2", "thin_bs4.onnx", "-bs", 4, cwd=model_dir)
-    (model_dir / "thin_bs4.onnx").rename(model_dir / "thin_bs4.om")
-    return model_dir / "thin_bs4.om"
+
+    def make(folder):
+        works("modify_onnx.py", "-m1", thin_onnx.parent / "thin.onnx", "-m2", "thin_bs4.onnx", "-bs", 4, cwd=folder)
+        (folder / "thin_bs4.onnx").rename(folder / "thin_bs4.om")
+
+    return once("om", make) / "thin_bs4.om"
+
+
+@pytest.fixture(scope="session")
+def chain(works, once):
+    """The folder that run_all.sh leaves of CHAIN of the demo's clips and the thin network; beside it their list, list.txt."""
+    data = REPO / "demo/annotations/something-something-v2-validation.json"
+
+    def make(folder):
+        works("TSM_dataset.py", "--annotations", data, "--labels", str(data).replace("validation", "labels"), "--videos",
+              REPO / "demo/videos", cwd=folder)
+        lines = (folder / "sthv2_val_list_videos.txt").read_text().splitlines(True)
+        (folder / "list.txt").write_text("".join(lines[:CHAIN]))
+        works("run_all.sh", 1, "--device", "cpu", "--exporter", "builtin", "--checkpoint", REPO / "demo/tsm_thin.pth", "--data_root",
+              REPO / "demo/videos", "--ann_file", "list.txt", "--loop", 1, "--work_dir", "run", cwd=folder, env={"PYTHON": sys.executable})
+
+    return once("chain", make) / "run"

@@ -182,6 +182,7 @@ def test_another_model_under_the_same_name_is_another_work(works, setting, flags
     assert "0 of 5 videos are done" in works("TSM_stream.py", *args, "--status", cwd=setting)
 
 
+@pytest.mark.all
 def test_the_int8_file_belongs_to_the_work_whether_it_is_named_or_not(works, setting):
     """As far as what is recorded goes: the file need not be one that OpenVINO reads."""
     args = [word for word in arguments("--precision", "int8") if word not in ("--backend", "onnxruntime")]

@@ -144,6 +144,7 @@ def standing_still(*nodes):
         tell(signal.SIGCONT)
 
 
+@pytest.mark.ray
 @NEEDS_RAY
 def test_one_node_and_another_that_joins_late_give_the_same_files(repo, fresh, expected, cluster):
     process = start(repo, fresh, cluster)
@@ -164,6 +165,7 @@ def test_one_node_and_another_that_joins_late_give_the_same_files(repo, fresh, e
     assert 0.8 * found["throughput"] < CLIPS / max(worker["seconds"] for worker in workers) and "%d made" % CLIPS in out
 
 
+@pytest.mark.ray
 @NEEDS_RAY
 def test_a_node_that_dies_in_the_middle_of_a_chunk_costs_that_chunk(repo, fresh, expected, cluster):
     others = [add(cluster), add(cluster)]
@@ -185,6 +187,7 @@ def test_a_node_that_dies_in_the_middle_of_a_chunk_costs_that_chunk(repo, fresh,
     assert len(summary(fresh)["tsm"]["workers"]) == 3
 
 
+@pytest.mark.ray
 @NEEDS_RAY
 def test_a_killed_driver_goes_on_where_it_was_in_any_way(repo, works, fresh, expected, cluster):
     process = start(repo, fresh, cluster)
@@ -205,6 +208,7 @@ def test_a_killed_driver_goes_on_where_it_was_in_any_way(repo, works, fresh, exp
     assert "0 made, %d already right" % CLIPS in works("TSM_stream.py", *arguments(), cwd=fresh)
 
 
+@pytest.mark.ray
 @NEEDS_RAY
 def test_chips_of_a_cluster_s_host_share_a_list(repo, works, thin_om, tmp_path, cluster):
     """Over the stand-in for ais_bench, of which every second call on chip 1 fails, the first not."""
@@ -234,6 +238,7 @@ def namespaces(*flags):
     return shutil.which("unshare") and subprocess.call(["unshare", *flags, "true"], stderr=subprocess.DEVNULL) == 0
 
 
+@pytest.mark.ray
 @NEEDS_RAY
 @pytest.mark.skipif(not namespaces("-m"), reason="NOT RUN: no mount namespaces here, so no node can lack what the others have")
 def test_a_node_without_the_model_is_named_and_a_chunk_of_nothing_readable_is_passed_by(repo, thin_onnx, tmp_path, cluster):
@@ -314,6 +319,7 @@ def other_host(cluster):
         subprocess.call(["ip", "link", "del", ours], stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.ray
 @NEEDS_RAY
 @pytest.mark.skipif(not shutil.which("ip"), reason="NOT RUN: no ip command, so no host can be cut off")
 def test_a_host_that_is_cut_off_costs_its_chunk(repo, fresh, expected, cluster, other_host):
@@ -328,6 +334,7 @@ def test_a_host_that_is_cut_off_costs_its_chunk(repo, fresh, expected, cluster, 
     assert sorted(one.number for record in records(fresh) for one in record.done) == list(range(CLIPS))
 
 
+@pytest.mark.ray
 @NEEDS_RAY
 def test_no_cluster_is_one_line(fails, fresh):
     line = fails("TSM_stream.py", *arguments("--ray", "127.0.0.1:9"), cwd=fresh)

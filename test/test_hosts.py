@@ -29,6 +29,7 @@ def without_locks(error):
     return ["strace", "-f", "-qq", "-e", "trace=flock", "-e", "inject=flock:error=" + error, "-o", os.devnull]
 
 
+@pytest.mark.all
 @needs_strace
 @pytest.mark.parametrize("error", ["EBADF", "ENOLCK", "ENOSYS", "EOPNOTSUPP"])
 def test_a_file_system_without_locks_is_a_warning(error, repo, tmp_path):
@@ -42,6 +43,7 @@ def test_a_file_system_without_locks_is_a_warning(error, repo, tmp_path):
     assert (tmp_path / "sthv2/preprocess_bin/0.bin").exists()
 
 
+@pytest.mark.all
 @needs_strace
 def test_the_shell_scripts_go_on_without_locks(repo, tmp_path):
     """setup.sh as far as the interpreter that cannot make .venv; run_all.sh as far as its first stage."""
@@ -62,6 +64,7 @@ def test_the_shell_scripts_go_on_without_locks(repo, tmp_path):
     assert "warning: %s: cannot be locked" % work in done.stderr and "== 1. The checkpoint" in done.stdout, done.stderr
 
 
+@pytest.mark.all
 @needs_strace
 @pytest.mark.parametrize("script, lock", [
     ("TSM_preprocess.py", "sthv2/.lock"), ("run_all.sh", ".lock"), ("setup.sh", ".setup.lock")])
@@ -194,6 +197,7 @@ def side_by_side(work, items):
         return list(zip(items, pool.map(work, items)))
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("name", sorted(LOCALES))
 def test_help_in_every_locale(name, repo, locales):
     found = scripts(repo)
@@ -212,6 +216,7 @@ def test_help_for_every_encoding_of_the_output(encoding, repo):
         assert done.returncode == 0 and "usage: " in done.stdout.decode(encoding), (script, done.stderr)
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("name", sorted(LOCALES))
 def test_names_are_names_in_every_locale(name, repo, locales, tmp_path):
     """A list of UTF-8 names is read, its frames are found; a missing one is shown as it is called."""
@@ -305,6 +310,7 @@ def test_every_script_passes_through_tsm_first(repo):
         assert not {"cv2", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "torch", "tqdm"} & set(seen[: seen.index("tsm")]), name
 
 
+@pytest.mark.all
 @needs_strace
 def test_what_the_demo_does_not_run_keeps_to_itself_too(quiet, repo, thin_onnx, tmp_path):
     """int8, ONNX Runtime as the back end, and the surgery for an NPU."""

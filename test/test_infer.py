@@ -260,6 +260,7 @@ def test_what_runs_is_what_was_proved(fails, thin_onnx, tmp_path):
     assert "its proof is of another graph" in fails("TSM_infer.py", "-m", other, cwd=tmp_path)
 
 
+@pytest.mark.all
 def test_int8_agrees_with_fp32_at_any_batch_size(works, tensors, thin_onnx, int8, tmp_path):
     exact = probabilities(works, tensors, "fp32", "-m", thin_onnx, "--backend", "openvino")
     small = ("--precision", "int8", "--int8_model", int8)
@@ -271,6 +272,7 @@ def test_int8_agrees_with_fp32_at_any_batch_size(works, tensors, thin_onnx, int8
     assert kept["top1_agreement_with_fp32"] == {"same": 3, "videos": 3} and json.loads(kept["int8"]["calibration"])["clips"] == 2
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("damage, says", [
     (lambda folder: (folder / "q.xml").unlink(), "no such file; make it: python3 TSM_quantise.py"),
     (lambda folder: (folder / "q.bin").unlink(), "q.xml"),
@@ -285,6 +287,7 @@ def test_a_damaged_int8_file_is_named(fails, tensors, thin_onnx, int8, tmp_path,
     assert says in fails("TSM_infer.py", "-m", thin_onnx, "--precision", "int8", "--int8_model", "q.xml", cwd=tmp_path)
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("changes", [{"fc_bias": lambda bias: bias + 1}, {"dtype": "uint8"}])
 def test_int8_of_another_network_is_refused(fails, thin_onnx, int8, tmp_path, changes):
     other = saved_again(thin_onnx, tmp_path / "other.onnx", **changes)

@@ -297,6 +297,7 @@ def test_weights_that_do_not_fit_are_told_what_they_are(kind, change, says):
     assert says in str(raised.value) and "\n" not in str(raised.value) and str(raised.value).startswith("a.pth: ")
 
 
+@pytest.mark.all
 def test_int8_of_mobilenet(mobile):
     """Clips and convolutions per channel are quantised, and the answers stay near."""
     pytest.importorskip("nncf")

@@ -100,6 +100,7 @@ def test_equal_reports_give_equal_bytes_and_the_file_is_enough():
     assert len(first.encode()) < 300_000 and not re.search(r"https?://", first)
 
 
+@pytest.mark.browser
 def test_a_page_of_24777_videos_opens_quickly_and_works(page, large, names):
     assert large.stat().st_size < 5_000_000
     page.size(1400)
@@ -135,6 +136,7 @@ def test_a_page_of_24777_videos_opens_quickly_and_works(page, large, names):
     assert page.js("document.querySelectorAll('#video-table tbody tr').length") == 0
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("width", [400, 1400])
 def test_nothing_overlaps(page, large, tmp_path, width):
     page.size(width)
@@ -144,6 +146,7 @@ def test_nothing_overlaps(page, large, tmp_path, width):
         assert overflowing(page) == []
 
 
+@pytest.mark.browser
 def test_the_test_of_overlaps_sees_one(page, tmp_path):
     path = drawn(report(), tmp_path / "r.html")
     page.size(1400)
@@ -153,6 +156,7 @@ def test_the_test_of_overlaps_sees_one(page, tmp_path):
     assert len(overflowing(page)) >= 2
 
 
+@pytest.mark.browser
 def test_without_scripts_the_page_shows_what_it_knows(page, tmp_path):
     path = drawn(report(), tmp_path / "r.html")
     page.scripts(False)
@@ -168,6 +172,7 @@ def test_without_scripts_the_page_shows_what_it_knows(page, tmp_path):
         assert " hidden" in part  # what needs scripts is shown by scripts
 
 
+@pytest.mark.browser
 def test_it_is_light_and_dark_and_printed(page, tmp_path):
     path = drawn(report(), tmp_path / "r.html")
 
@@ -194,6 +199,7 @@ def test_it_is_light_and_dark_and_printed(page, tmp_path):
     assert min(map(contrast, (light, dark, printed))) > 7
 
 
+@pytest.mark.browser
 def test_names_are_text_whatever_they_hold(page, tmp_path):
     sources = {index: NASTY[index % len(NASTY)] + "\udcff.webm" for index in range(60)}
     path = drawn(report(60, 12, NASTY, sources=sources), tmp_path / "r.html")
@@ -206,6 +212,7 @@ def test_names_are_text_whatever_they_hold(page, tmp_path):
     assert "\u2028" not in as_json(NASTY) and "</script" not in as_json(NASTY)
 
 
+@pytest.mark.browser
 def test_the_page_forbids_every_request(page, tmp_path):
     path = drawn(report(), tmp_path / "r.html")
     more = '<img src="https://example.org/x.png"><script>document.title = "ran"</script></main>'
@@ -243,6 +250,7 @@ def flat(right, videos=8, classes=12):
     return scores, labels
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("right, videos", [(True, 8), (False, 8), (True, 1), (False, 1)])
 def test_all_right_all_wrong_one_video(page, tmp_path, right, videos):
     scores, labels = flat(right, videos)
@@ -345,6 +353,7 @@ def test_a_damaged_report_is_neither_drawn_nor_compared(fails, tmp_path, path, n
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bad.json", "good.json"]
 
 
+@pytest.mark.browser
 def test_two_runs_have_a_page(page, tmp_path):
     from tsm.report.compare import Run
     from tsm.report.findings import columns_of

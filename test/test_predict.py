@@ -244,6 +244,7 @@ def test_an_address_that_answers_nothing_is_one_line(predict, tmp_path):
     assert done.stderr.count("\n") == 1, done.stderr
 
 
+@pytest.mark.all
 def test_memory_does_not_grow_with_a_video_s_length(repo, thin_onnx, tmp_path):
     """Ten minutes against one, in KB; the decoder itself keeps a queue of frames, which a minute does not fill."""
     peaks = []

@@ -1,6 +1,6 @@
 """TSM_preprocess.py killed, starved and misled: what is right is kept, what is not is made again, nothing is half there.
 
-TSM_KILLS=100 and TSM_MEMORY=2000 run the kill and the memory test in full size.
+TSM_KILLS=100 and TSM_MEMORY=2000 (./test/run.sh --full) run the kill and the memory test in full size.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from processes import LONGEST, children_of, wait_for
 
 from tsm.files import locked
 
-KILLS = int(os.environ.get("TSM_KILLS", 12))
+KILLS = int(os.environ.get("TSM_KILLS", 2))
 MEMORY = int(os.environ.get("TSM_MEMORY", 600))
 
 
@@ -57,7 +57,7 @@ def finished(output_dir):
 def test_killed_again_and_again_it_ends_with_the_same_bytes(works, start, tmp_path):
     root, ann_file = linked(tmp_path, 24)
     begin = time.monotonic()
-    works("TSM_preprocess.py", *arguments(root, ann_file, "undisturbed"), cwd=tmp_path)
+    works("TSM_preprocess.py", *arguments(root, ann_file, "undisturbed"), cwd=tmp_path, process=True)
     duration = time.monotonic() - begin
     expected, out = contents(tmp_path / "undisturbed"), tmp_path / "out"
     chance, kills, kept = random.Random(0), 0, {}
@@ -212,6 +212,7 @@ def test_a_read_only_folder_ends_in_one_line(fails, small_disk, tmp_path):
     assert "Read-only file system" in fails("TSM_preprocess.py", *arguments(root, ann_file, small_disk / "out"), cwd=tmp_path)
 
 
+@pytest.mark.all
 def test_memory_does_not_grow_with_the_number_of_videos(repo, tmp_path):
     root, _ = linked(tmp_path, 0)
     program = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "

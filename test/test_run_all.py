@@ -67,6 +67,7 @@ def demo(suite, home):
     return done.stdout
 
 
+@pytest.mark.all
 @pytest.mark.skipif(not traced.works(), reason="strace is missing or may not trace; .ci/run installs it")
 def test_no_stage_opens_a_connection_or_writes_outside_its_folder(suite, demo, home):
     log = home.parent / "log"
@@ -75,10 +76,12 @@ def test_no_stage_opens_a_connection_or_writes_outside_its_folder(suite, demo, h
     assert str(suite / "report.json") in traced.changed(log, suite)  # the trace sees something
 
 
+@pytest.mark.all
 def test_the_demo_leaves_nothing_at_home(demo, home):
     assert os.listdir(str(home)) == []
 
 
+@pytest.mark.all
 def test_the_demo_reaches_its_accuracy_and_ends_with_the_table(suite, demo):
     found = report(suite)
     assert found["accuracy"]["videos"] == CLIPS and found["accuracy"]["top1_acc"] >= 0.95
@@ -92,6 +95,7 @@ def test_the_demo_reaches_its_accuracy_and_ends_with_the_table(suite, demo):
     assert set(found["stages"]) >= {"lists", "checkpoint", "preprocess", "export", "surgery_bs1", "infer", "accuracy"}
 
 
+@pytest.mark.all
 def test_a_second_run_redoes_nothing(suite, demo):
     before = report(suite)
     done = chain(suite, 1, "--loop", 1)
@@ -102,6 +106,7 @@ def test_a_second_run_redoes_nothing(suite, demo):
     assert report(suite)["accuracy"] == before["accuracy"]
 
 
+@pytest.mark.all
 def test_batch_4_gives_the_same_accuracy(suite, demo, tmp_path):
     """By the thin network, whose second run redoes none of the tensors."""
     chosen = ("--checkpoint", "demo/tsm_thin.pth", "--data_root", "demo/videos", "--ann_file", "sthv2_val_list_videos.txt",
@@ -119,6 +124,7 @@ def blocks(repo, name):
     return found.group(1)
 
 
+@pytest.mark.all
 def test_the_readme_commands_by_hand_give_the_same_numbers(repo, suite, demo, tmp_path):
     """On the first clips of the demo, from nothing: the probabilities that run_all.sh left for them."""
     folder = clone(repo, tmp_path / "by hand", BY_HAND)
@@ -132,6 +138,7 @@ def test_the_readme_commands_by_hand_give_the_same_numbers(repo, suite, demo, tm
         assert np.allclose(found, expected, atol=1e-5), name
 
 
+@pytest.mark.all
 def test_the_readme_s_prediction_is_what_the_command_prints(repo, suite, demo):
     text = (repo / "README.md").read_text(encoding="utf-8")
     shown = re.search(r"<!-- predict -->\n```bash\n.*?```\n\n```\n(.*?)```", text, re.DOTALL).group(1)

@@ -30,7 +30,7 @@ def wanted(repo, python):
 
 def wheels(requirements, python, folder):
     """{package: file name of its wheel} that pip would take for aarch64, dependencies apart."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--dry-run", "--ignore-installed",
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", "2", "install", "--dry-run", "--ignore-installed",
                "--quiet", "--report", "-", "--no-deps", "--only-binary=:all:", "--python-version", python,
                "--implementation", "cp", "--target", str(folder)]
     for version in GLIBC:
@@ -43,6 +43,7 @@ def wheels(requirements, python, folder):
             for entry in json.loads(done.stdout)["install"]}
 
 
+@pytest.mark.network
 def test_every_requirement_has_a_wheel_for_aarch64(repo, tmp_path):
     have = subprocess.run([sys.executable, "-m", "pip", "--version"], stdout=subprocess.PIPE, universal_newlines=True).stdout
     if int(re.match(r"pip (\d+)|", have).group(1) or 0) < 23:
@@ -50,6 +51,8 @@ def test_every_requirement_has_a_wheel_for_aarch64(repo, tmp_path):
     asked = {python: wanted(repo, python) for python in PYTHONS}
     with ThreadPoolExecutor(len(PYTHONS)) as pool:
         answers = dict(zip(PYTHONS, pool.map(lambda python: wheels(asked[python], python, tmp_path), PYTHONS)))
+    if all("Retrying" in found for found in answers.values()):
+        pytest.skip("NOT RUN: pip's index does not answer: %.200s" % answers[PYTHONS[0]])
     for python, found in answers.items():
         assert isinstance(found, dict), "Python %s on aarch64: %s" % (python, found)
         assert len(found) == len(asked[python])
