@@ -30,13 +30,12 @@ from tsm.cli import folder_name, non_negative, parser, positive, run
 # isort: split
 import numpy as np
 
-from tsm.infer.engine import Computing, Engine, about, add_agreement, add_options, computing_of, has_bf16, infer, open_engine
+from tsm.infer.engine import Computing, about, add_agreement, add_options, agreement_facts, computing_of, open_engine, run_batches
 from tsm.infer.tensors import check_protocol, list_inputs, read_tensor
 from tsm.machine import cores, peak_memory
 from tsm.model.offline import Offline, read_offline
 from tsm.results import result_name, result_path, statistics, summarise, summary_path, throughput_line, write_result, write_summary
 
-HINT_VIDEOS = 2  # that bf16 is measured on
 SYNTHETIC_VIDEOS = 8  # about so many are computed without --input, unless --loop says otherwise
 
 
@@ -73,12 +72,6 @@ def synthetic(model: Offline, kind: str) -> np.ndarray:
     return (values if model.dtype.kind == "f" else 127 + 50 * values).clip(-255, 255).astype(model.dtype)
 
 
-def time_of(engine: Engine, model: Offline, video: np.ndarray) -> float:
-    """Seconds per video, the first not counted."""
-    times, _ = infer(engine, model, [[0]] * (1 + HINT_VIDEOS), lambda number: video, 1, lambda number, output: None)
-    return sum(times[1:]) / HINT_VIDEOS / 1000
-
-
 def results_folder(args: argparse.Namespace) -> str:
     """The folder of results, made; the summary of an earlier run must not outlive the results it sums up."""
     folder = os.path.join(args.output, args.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))
@@ -91,15 +84,13 @@ def results_folder(args: argparse.Namespace) -> str:
 def agreement(
     computing: Computing, model: Offline, batches: List[List[int]], read: Callable[[int], np.ndarray],
     top1: Dict[int, np.ndarray],
-) -> Dict[str, int]:
-    """On how many videos, of the files whose `top1` is given, fp32 gives the same top-1: {same, videos}."""
+) -> List[bool]:
+    """Of each video of the files whose `top1` is given, whether fp32 gives the same top-1."""
     exact: Dict[int, np.ndarray] = {}
     engine, _ = open_engine(model, computing._replace(precision="fp32"))
     chosen = [[number] for number in sorted(top1)] if model.fusion else [batch for batch in batches if set(batch) & set(top1)]
-    infer(engine, model, chosen, read, 1, lambda number, output: exact.update({number: output.argmax(-1)}),
-          "fp32, for comparison")
-    return {"same": sum(int((top1[number] == exact[number]).sum()) for number in top1),
-            "videos": sum(len(rows) for rows in top1.values())}
+    run_batches(engine, model, chosen, read, 1, lambda number, output: exact.update({number: output.argmax(-1)}), "fp32, for comparison")
+    return [same for number in top1 for same in (top1[number] == exact[number]).tolist()]
 
 
 def print_figures(times: List[float], waits: List[float], batch: int, throughput: float) -> None:
@@ -150,24 +141,19 @@ def main() -> None:
     def voted(number: int, votes: np.ndarray) -> None:
         agree[result_name(files[number])] = votes.tolist()
 
-    infer(engine, model, batches[:1] * args.warmup_count, read, 1, lambda number, output: None)
+    run_batches(engine, model, batches[:1] * args.warmup_count, read, 1, lambda number, output: None)
     folder = results_folder(args) if args.output and files else ""  # only now: a run that cannot begin leaves an earlier one whole
-    times, waits = infer(engine, model, batches, read, loop, done, "inference", voted if files else None)
+    times, waits = run_batches(engine, model, batches, read, loop, done, "inference", voted if files else None)
 
     facts = dict(about(engine, model, args.precision, int8), views_agree=agree or None)
     if args.precision != "fp32" and top1:
-        facts["top1_agreement_with_fp32"] = agreement(computing, model, batches, read, top1)
-        print("[INFO] top-1 agrees with fp32 on %(same)d of %(videos)d videos" % facts["top1_agreement_with_fp32"])
+        facts.update(agreement_facts(agreement(computing, model, batches, read, top1)))
 
     videos = (args.batchsize or model.batch) * len(times)
     if files and not args.batchsize:  # the last batch may be partial
         videos = loop * len(files) * model.batch // packed
     throughput = 1000 * videos / sum(times)
     print_figures(times, waits, args.batchsize or model.batch, throughput)
-    if made is not None and args.precision == "fp32" and model.fusion and engine.name.startswith("OpenVINO") and has_bf16():
-        seconds = time_of(open_engine(model, computing._replace(precision="bf16"))[0], model, made)
-        print("[INFO] hint: --precision bf16 is %.1f times as fast on this processor (measured on %d videos); it, and int8, say "
-              "how often they agree with fp32" % (1 / seconds / throughput, HINT_VIDEOS))
     if folder:
         write_summary(folder, summarise(pairs, times, waits, throughput, sys.argv[1:], tsm=facts))
 

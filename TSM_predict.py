@@ -29,7 +29,7 @@ import sys
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from tsm.cli import Corrupt, camera_number, complain, fail, parser, positive, printable, run, seconds, warn
-from tsm.infer.engine import Engine, about, add_options, computing_of, open_engine, score
+from tsm.infer.engine import Engine, about, add_options, computing_of, open_engine, run_stream
 from tsm.labels import labels_in, read_labels, top
 from tsm.machine import cores
 from tsm.model.offline import Offline, read_offline
@@ -87,7 +87,7 @@ def predict_files(
     """
     from tqdm import tqdm
 
-    scores = tqdm(score(engine, model, tensors), total=None if args.window else len(paths),
+    scores = tqdm(run_stream(engine, model, tensors), total=None if args.window else len(paths),
                   unit="window" if args.window else "video", disable=None)
     results: Iterator[Tuple[int, Any]] = ((number, (window, output)) for (number, window), output, _, _ in scores)
     if not args.window:
@@ -127,7 +127,7 @@ def watch(
                 if not answers:
                     predict.warn_if_short(name, Window(recent.start, recent.end), window)
                 video = as_video(recent.frames, protocol, model.dtype.name)
-                for _, output, _, _ in score(engine, model, (one for one in [(name, video[None])])):
+                for _, output, _, _ in run_stream(engine, model, (one for one in [(name, video[None])])):
                     answers.append(predict.Answer(Window(recent.start, recent.end), top(output, names, args.top)))
                 print("  %s  %s" % (predict.clock(recent.end), predict.in_words(answers[-1].ranked)), flush=True)
                 recent = newest(recent.end + stride)

@@ -331,4 +331,3 @@ if [ $device = npu ] && [ "$agreement" != 0 ]; then
     report+=(--agreement agreement.json)
 fi
 stage report "Report" -- "$python" "${s}TSM_report.py" "${report[@]}"
-[ $device = npu ] || [ "$precision" != fp32 ] || sed -n 's/^\[INFO\] hint: /hint: /p' "perf/bs${perf_batches%%[^0-9]*}.log"

@@ -24,7 +24,7 @@ from turns import REPO, Way, answer, random_video, take_turns  # sets up the pat
 
 from tsm.cli import UserError, parser, positive, run
 from tsm.files import write_json
-from tsm.infer.engine import BACKENDS, infer, streams_for
+from tsm.infer.engine import BACKENDS, run_batches, streams_for
 from tsm.infer.int8 import quantise, read_int8, views_from_tensors
 from tsm.infer.tensors import list_inputs
 from tsm.machine import processor_name
@@ -82,7 +82,7 @@ def one_way(way: str, folder: str) -> None:
     engine = BACKENDS[backend](network, way, precision, streams_for(model))
 
     def compute(videos: int) -> None:
-        infer(engine, model, [[0]] * videos, lambda number: video, 1, lambda number, output: None)
+        run_batches(engine, model, [[0]] * videos, lambda number: video, 1, lambda number, output: None)
 
     answer(engine.name, compute)
 

@@ -319,7 +319,7 @@ def test_how_many_views_have_the_answer_is_a_column(works, left):
 
 
 def test_votes_of_views_are_counted():
-    from tsm.infer.engine import Engine, compute
+    from tsm.infer.engine import Engine, submit_views
     from tsm.model.offline import Offline
     from tsm.results import views_agree
 
@@ -331,7 +331,8 @@ def test_votes_of_views_are_counted():
 
     model_ = Offline("m", None, 2, (2,) + protocol.video_shape, np.dtype("float32"), "score", protocol, {})
     votes, outputs = [], []
-    compute(Engine("e", 1, submit, lambda: None), model_, np.zeros((2,) + protocol.video_shape, np.float32), outputs.append, votes.append)
+    engine = Engine("e", 1, submit, lambda: None)
+    submit_views(engine, model_, np.zeros((2,) + protocol.video_shape, np.float32), outputs.append, votes.append)
     assert votes[0].tolist() == [4, 6] and outputs[0].argmax(1).tolist() == [1, 2]
     own = sealed({"views_agree": {"0": [0, 6], "1": [1, 6]}}, "inference")
     summary = summarise([("0.bin", "x"), ("1.bin", "y")], [1.0], [0.0], 1.0, [], tsm=own)

@@ -5,7 +5,6 @@ better than a batch's, and memory does not grow with the batch. Any other model 
 """
 
 import argparse
-import contextlib
 import threading
 import time
 from collections import deque
@@ -126,7 +125,7 @@ def even_streams(views: int, most: int) -> int:
 
 def streams_for(model: Offline, listed: bool = False) -> int:
     """Views computed at a time by default: one per core, evened out over a batch's views unless one video follows another
-    (`listed`, see score()); 1 for a model that runs whole."""
+    (`listed`, see run_stream()); 1 for a model that runs whole."""
     if model.protocol is None:
         return 1
     return cores() if listed else even_streams(model.protocol.views * model.batch, cores())
@@ -155,6 +154,12 @@ def add_agreement(cli: argparse.ArgumentParser) -> None:
     """The option on how many videos a precision below fp32 is held against fp32."""
     cli.add_argument("--agreement", type=non_negative, default=8, metavar="N", help="of a precision below fp32: how many videos are "
                      "computed again in fp32, to tell how often the answer is the same (default: %(default)s)")
+
+
+def agreement_facts(same: Sequence[bool]) -> Dict[str, Dict[str, int]]:
+    """For the summary's `tsm` entry, also printed: on how many videos, each being True or False, fp32 gives the same top-1."""
+    print("[INFO] top-1 agrees with fp32 on %d of %d videos" % (sum(same), len(same)))
+    return {"top1_agreement_with_fp32": {"same": sum(same), "videos": len(same)}}
 
 
 def computing_of(args: argparse.Namespace, model_path: str) -> Computing:
@@ -187,7 +192,7 @@ def about(engine: Engine, model: Offline, precision: str, int8: Dict[str, str]) 
             "threads": cores(), "model": model.metadata, "int8": int8 or None, "peak_memory_bytes": peak_memory()}
 
 
-def compute(engine: Engine, model: Offline, samples: np.ndarray, take: Take, voted: Optional[Take] = None) -> None:
+def submit_views(engine: Engine, model: Offline, samples: np.ndarray, take: Take, voted: Optional[Take] = None) -> None:
     """Submit samples, [samples, …], view by view or whole; take(output [samples, classes]) once all of them are done.
 
     Before that, voted(int [samples]) is told how many of the views have the fused answer, if the model runs view by view.
@@ -216,7 +221,7 @@ def compute(engine: Engine, model: Offline, samples: np.ndarray, take: Take, vot
         engine.submit(view, lambda output, number=number: finish(number, output))  # type: ignore[misc]
 
 
-def infer(
+def run_batches(
     engine: Engine, model: Offline, batches: Sequence[List[int]], read: Callable[[int], np.ndarray], loop: int,
     done: Callable[[int, np.ndarray], None], progress: str = "", voted: Optional[Callable[[int, np.ndarray], None]] = None,
 ) -> Tuple[List[float], List[float]]:
@@ -226,13 +231,13 @@ def infer(
         read: file number -> samples [samples, …]; called ahead of need, in another thread.
         done: called with a file's number and output [samples, classes], once, after its batch's last run.
         progress: the name of a progress bar; no bar without one.
-        voted: called with a file's number and how many of its views have the fused answer, int [samples]; see compute().
+        voted: called with a file's number and how many of its views have the fused answer, int [samples]; see submit_views().
     Returns: (ms per run, ms that it waited for files). A run lasts from its first view's start to its last view's end.
     """
     from tqdm import tqdm
 
     runs = [(batch, turn) for batch in batches for turn in range(loop)]
-    data = reading_ahead(lambda number=number: read(number) for batch, _ in runs for number in batch)  # type: ignore[misc]
+    data = reading_ahead(read(number) for batch, _ in runs for number in batch)
     times, waits = [], []
     for batch, turn in tqdm(runs, desc=progress, unit="batch", disable=None if progress else True):
         outputs, seconds, waited = _run(engine, model, batch, data, voted)
@@ -263,12 +268,12 @@ def _run(
         if model.fusion is None:
             whole.append(samples)
         else:
-            compute(engine, model, samples, lambda output, number=number: outputs.update({number: output}),  # type: ignore[misc]
+            submit_views(engine, model, samples, lambda output, number=number: outputs.update({number: output}),  # type: ignore[misc]
                     voted and (lambda votes, number=number: voted(number, votes)))  # type: ignore[misc]
     if whole:
         files = model.batch // len(whole[0])
         filled = np.concatenate(whole + [whole[0]] * (files - len(whole)))  # as ais_bench fills up a partial batch
-        compute(engine, model, filled, lambda output: outputs.update(zip(batch, np.split(output, files))))
+        submit_views(engine, model, filled, lambda output: outputs.update(zip(batch, np.split(output, files))))
     engine.wait()
     return outputs, time.perf_counter() - start, waited
 
@@ -282,7 +287,7 @@ class _Begun(NamedTuple):
     waited: float  # seconds
 
 
-def score(
+def run_stream(
     engine: Engine, model: Offline, videos: Generator[Tuple[Any, Any], None, None],
     voted: Optional[Callable[[Any, int], None]] = None,
 ) -> Iterator[Tuple[Any, Any, float, float]]:
@@ -298,11 +303,6 @@ def score(
     The result is the fused probabilities, float32 [classes]. An error that ends the work is raised after all results that were
     begun before it.
     """
-    def jobs() -> Generator[Callable[[], Any], None, None]:
-        with contextlib.closing(videos):
-            for video in videos:
-                yield lambda video=video: video  # type: ignore[misc]
-
     begun: Deque[_Begun] = deque()
     ended = 0.0
 
@@ -315,7 +315,7 @@ def score(
         if isinstance(samples, Exception):
             results.append((samples, arrived))
         else:
-            compute(engine, model, samples, lambda output: results.append((output[0], time.perf_counter())),
+            submit_views(engine, model, samples, lambda output: results.append((output[0], time.perf_counter())),
                     voted and (lambda votes: voted(key, int(votes[0]))))  # type: ignore[misc]
 
     def done() -> Iterator[Tuple[Any, Any, float, float]]:
@@ -327,7 +327,7 @@ def score(
             seconds, ended = max(0.0, end - max(arrived, ended)), max(ended, end)
             yield key, result, 1000 * seconds, 1000 * waited
 
-    ahead, asked = reading_ahead(jobs()), time.perf_counter()
+    ahead, asked = reading_ahead(videos), time.perf_counter()
     failed: Optional[BaseException] = None
     try:
         for key, samples in ahead:

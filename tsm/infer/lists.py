@@ -27,7 +27,7 @@ import numpy as np
 from tsm import __version__
 from tsm.cli import Corrupt, folder_name, positive
 from tsm.files import check_place, sha256
-from tsm.infer.engine import Computing, Engine, about, computing_of, open_engine, score
+from tsm.infer.engine import Computing, Engine, about, agreement_facts, computing_of, open_engine, run_stream
 from tsm.infer.int8 import weights_file
 from tsm.infer.journal import (
     REVISION,
@@ -300,7 +300,7 @@ def compute(
     checksums: Dict[int, str] = {}
     agree: Dict[int, int] = {}
     videos = videos_of(source, chosen, workers, checksums)
-    for number, output, compute_ms, wait_ms in score(engine, model, videos, lambda key, votes: agree.update({key: votes})):
+    for number, output, compute_ms, wait_ms in run_stream(engine, model, videos, lambda key, votes: agree.update({key: votes})):
         if not isinstance(output, Corrupt):
             output = Scored(number, output, checksums.pop(number), agree.pop(number))
         yield number, output, compute_ms, wait_ms
@@ -347,10 +347,9 @@ def agreement_with_fp32(
         return {}
     engine, _ = open_engine(model, computing._replace(precision="fp32"), listed=True)
     videos = videos_of(work.source, {index: work.clips[index] for index in chosen}, args.num_worker or cores(), {})
-    same = [int(output.argmax() == read_scores(work.result(index), work.source.protocol.classes)[0].argmax())
-            for index, output, _, _ in score(engine, model, videos) if not isinstance(output, Exception)]
-    print("[INFO] top-1 agrees with fp32 on %d of %d videos" % (sum(same), len(same)))
-    return {"top1_agreement_with_fp32": {"same": sum(same), "videos": len(same)}}
+    same = [bool(output.argmax() == read_scores(work.result(index), work.source.protocol.classes)[0].argmax())
+            for index, output, _, _ in run_stream(engine, model, videos) if not isinstance(output, Exception)]
+    return agreement_facts(same)
 
 
 def remove_others(work: Work, done: Mapping[int, Done]) -> None:

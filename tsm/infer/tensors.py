@@ -1,9 +1,10 @@
 """Files of tensors, as ais_bench reads them: listed, checked against the manifest, read ahead of their need."""
 
+import contextlib
 import os
 import queue
 import threading
-from typing import Any, Callable, Dict, Generator, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Generator, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -98,39 +99,37 @@ def read_tensor(path: str, shape: Tuple[int, ...], dtype: np.dtype, entry: Optio
     return flat.reshape((-1,) + shape[1:])
 
 
-def reading_ahead(jobs: Generator[Callable[[], Any], None, None]) -> Iterator[Any]:
-    """Results of the jobs, in order; a thread does them up to AHEAD places before they are asked for, and closes `jobs`."""
-    ready: "queue.Queue[Tuple[Optional[np.ndarray], Optional[BaseException]]]" = queue.Queue(AHEAD)
-    stop = threading.Event()
+def reading_ahead(items: Generator[Any, None, None]) -> Iterator[Any]:
+    """The items, in order; a thread takes up to AHEAD of them before they are asked for, and closes the generator in the end.
 
-    def put(item: Tuple[Optional[np.ndarray], Optional[BaseException]]) -> None:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.2)
-                return
-            except queue.Full:
-                continue
+    The thread is a daemon, so that nobody who leaves has to wait for an item that is slow to come; an executor's would be joined.
+    """
+    ready: "queue.Queue[Tuple[bool, Any]]" = queue.Queue()
+    room, ended = threading.Semaphore(AHEAD), threading.Event()
 
     def work() -> None:
+        failure: Optional[BaseException] = None
         try:
-            for job in jobs:
-                put((job(), None))
-                if stop.is_set():
-                    return
+            with contextlib.closing(items):
+                for item in items:
+                    ready.put((True, item))
+                    room.acquire()
+                    if ended.is_set():
+                        return
         except BaseException as error:  # handed to the reader, who raises it
-            put((None, error))
-        finally:
-            jobs.close()
-        put((None, None))
+            failure = error
+        ready.put((False, failure))
 
     threading.Thread(target=work, daemon=True).start()
     try:
         while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is None:
+            more, item = ready.get()
+            if not more:
+                if item is not None:
+                    raise item
                 return
+            room.release()
             yield item
     finally:
-        stop.set()
+        ended.set()
+        room.release()
