@@ -17,6 +17,7 @@ from tsm import machine  # noqa: E402
 from tsm.checkpoint import published, reader  # noqa: E402
 from tsm.checkpoint.identify import check_supported, facts_of, fusion_of  # noqa: E402
 from tsm.cli import UserError  # noqa: E402
+from tsm.infer.tensors import Inputs, check_protocol  # noqa: E402
 from tsm.model.onnxfile import protocol_of  # noqa: E402
 from tsm.protocol import PIPELINES, SSV2, crop_boxes, frame_indices, protocol_from, read_protocol  # noqa: E402
 from tsm.samples import chunk_size  # noqa: E402
@@ -325,11 +326,25 @@ def test_tensors_and_info_of_another_protocol_are_refused(chained, fails, works,
     folder, _ = chained
     line = fails("TSM_infer.py", "--model", thin_onnx, "--input", "sthv2/preprocess_bin", "--output", tmp_path, "--output_dirname", "o",
                  "--outfmt", "TXT", cwd=folder / "work")
-    assert "not of the protocol of" in line and "classes 10, not 174" in line
+    assert "not of the protocol of" in line and "segments 16, not 8" in line and "classes" not in line
     (tmp_path / "sthv2.info").write_text("0 173\n1 3\n2 3\n3 3\n")
     line = fails("TSM_postprocess.py", "--result_path=inference_result/out_summary.json", "--info_path=%s" % (tmp_path / "sthv2.info"),
                  cwd=folder / "work")
     assert "0_0.txt" in line and "174" in line
+
+
+def test_tensors_are_held_against_a_model_by_what_pixels_depend_on(capsys):
+    """Of uint8, which the model normalises, not by the colours either."""
+    for dtype, changes, says in (
+            ("float32", {"shift_div": 4}, ""), ("float32", {"classes": 10}, "note: m.json is of 174 classes, m.onnx of 10"),
+            ("uint8", {"mean": (1.0, 2.0, 3.0)}, ""), ("float32", {"mean": (1.0, 2.0, 3.0)}, None), ("uint8", {"size": 224}, None)):
+        inputs, protocol = Inputs([], {}, "m.json", SSV2, dtype), SSV2._replace(**changes)
+        if says is None:
+            with pytest.raises(UserError, match="m.json: its tensors are not of the protocol of m.onnx .%s" % list(changes)[0]):
+                check_protocol(inputs, protocol, np.dtype(dtype), "m.onnx")
+        else:
+            check_protocol(inputs, protocol, np.dtype(dtype), "m.onnx")
+            assert capsys.readouterr().out.startswith(says)
 
 
 def test_a_foreign_export_takes_the_protocol_that_was_found_out(chained, works, tmp_path):

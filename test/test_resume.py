@@ -19,6 +19,11 @@ from clips import VIDEOS, clip_of, contents, linked, times
 from processes import LONGEST, children_of, wait_for
 
 from tsm.files import locked
+from tsm.infer.preprocess import JOURNAL, Job, journal_line, read_journal, survey
+from tsm.protocol import SSV2
+from tsm.samples import read_list
+from tsm.video.clips import basis, fingerprint
+from tsm.video.frames import IMG
 
 KILLS = int(os.environ.get("TSM_KILLS", 2))
 MEMORY = int(os.environ.get("TSM_MEMORY", 600))
@@ -121,6 +126,53 @@ def test_changes_invalidate_what_they_must_and_nothing_else(works, tmp_path):
     (out / "preprocess_bin/0.bin").unlink()
     assert again() == [0] and sorted(os.listdir(str(out / "preprocess_bin"))) == ["0.bin", "1.bin", "2.bin"]
     assert again("--dtype", "float32") == [0, 1, 2]
+
+
+def test_what_no_pixel_depends_on_makes_no_tensor_again(works, tmp_path):
+    """Classes and shift; of uint8 also the colours, as its model normalises. The manifest follows."""
+    root, ann_file = linked(tmp_path, 2)
+    args = arguments(root, ann_file) + ["--protocol", tmp_path / "p.json"]
+
+    def again(made, **changes):
+        (tmp_path / "p.json").write_text(json.dumps(SSV2._replace(**changes)._asdict()))
+        assert counts(works("TSM_preprocess.py", *args, cwd=tmp_path)) == (made, 2 - made, 0)
+        found = json.loads((tmp_path / "out/sthv2.json").read_text())["protocol"]
+        assert all(found[name] == value for name, value in changes.items())
+
+    again(2)
+    again(0, classes=400)
+    again(0, classes=10, shift_div=4)
+    again(0, mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0])
+    again(2, size=224)
+    args.extend(["--dtype", "float32"])
+    again(2, size=224, classes=10)
+    again(0, size=224)
+    again(2, size=224, mean=[1.0, 2.0, 3.0])
+
+
+def test_journals_of_versions_to_which_classes_counted_hold(works, tmp_path):
+    """Of this protocol, and of another of the same pixels where its manifest is there."""
+    root, ann_file = linked(tmp_path, 2)
+    works("TSM_preprocess.py", *arguments(root, ann_file), cwd=tmp_path)
+    out, clips = tmp_path / "out", dict(enumerate(read_list(str(ann_file), SSV2)))
+
+    def found(protocol, written_by):
+        entries = read_journal(str(out / JOURNAL))
+        common = basis(clips, written_by, "uint8", IMG)
+        keys = {index: fingerprint(str(root / clip.source), clip, written_by, common) for index, clip in clips.items()}
+        (out / JOURNAL).write_text("".join(journal_line(entry._replace(key=keys[index])) for index, entry in entries.items()))
+        done, left = survey(Job(clips, str(root), IMG, protocol, "uint8", str(out), None))
+        return len(done), len(left)
+
+    ten, twelve = (SSV2._replace(classes=classes, shift_div=4) for classes in (10, 12))
+    assert found(ten, SSV2) == found(ten, ten) == (2, 0)
+    assert found(twelve, ten) == (0, 2)
+    manifest = json.loads((out / "sthv2.json").read_text())
+    manifest["protocol"].update(ten._asdict())
+    for name in ("kind", "format", "digest"):
+        manifest.pop(name)
+    (out / "sthv2.json").write_text(json.dumps(manifest))
+    assert found(twelve, ten) == (2, 0) and found(ten._replace(short_side=300), ten) == (0, 2)
 
 
 def test_other_versions_make_everything_anew(works, repo, tmp_path):

@@ -66,6 +66,12 @@ class Protocol(NamedTuple):
         """Shape of one video's tensor: (frames, 3, size, size)."""
         return (self.frames,) + self.frame_shape
 
+    def pixels(self, dtype: str) -> "Protocol":
+        """What a tensor of a dtype depends on: where two protocols are equal here, so are their tensors. Not the classes, not the
+        shift; of uint8, which the model normalises, not the colours either."""
+        same = self._replace(classes=SSV2.classes, shift_div=SSV2.shift_div)
+        return same if dtype == "float32" else same._replace(mean=SSV2.mean, std=SSV2.std)
+
     def nbytes(self, dtype: str) -> int:
         """Bytes of one video's tensor."""
         return int(np.prod(self.video_shape)) * np.dtype(dtype).itemsize

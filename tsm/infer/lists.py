@@ -259,20 +259,21 @@ def opened(job: Job) -> Tuple[Engine, Offline, Dict[str, str]]:
 def in_turn(job: Job, chunks: Sequence[Chunk], flight: Optional[Flight] = None) -> Iterator[Piece]:
     """Carrier: in this process, which decodes and computes one video after the other, each a piece of its own, whatever chunks they
     are in, so that the engine is never idle. It uses all cores, so a second process would gain nothing."""
-    began = time.time()
+    began, checksums, agree = time.time(), {}, {}  # type: ignore[var-annotated]
+    listed = {index: clip for chunk in chunks for index, clip in chunk.clips.items()}
+    videos = videos_of(job.source, listed, job.num_worker or cores(), checksums)
     engine, model, int8 = opened(job)
     if flight:
         print("[INFO] %s on %d threads, %s, %s views at a time, fused by %s" % (
             engine.name, cores(), job.computing.precision, engine.streams, model.fusion), flush=True)
-    work = {index: clip for chunk in chunks for index, clip in chunk.clips.items()}
-    for number, scored, compute_ms, wait_ms in compute(job.source, work, engine, model, job.num_worker or cores()):
+    for number, output, compute_ms, wait_ms in run_stream(engine, model, videos, lambda key, votes: agree.update({key: votes})):
         facts = about(engine, model, job.computing.precision, int8)
-        del facts["model"]  # which conclude() knows
+        del facts["model"]  # which finish() knows
         piece = Piece(socket.gethostname(), "cpu", began, time.time(), [], {}, [], facts, {})
-        if isinstance(scored, Corrupt):
-            piece.skipped[number] = scored
+        if isinstance(output, Corrupt):
+            piece.skipped[number] = output
         else:
-            piece.scored.append(scored)
+            piece.scored.append(Scored(number, output, checksums.pop(number), agree.pop(number)))
             piece.times.append((compute_ms, wait_ms))
         yield piece
         began = piece.ended
@@ -293,32 +294,23 @@ def run_chunk(job: Job, chunk: Chunk) -> Piece:
     return whole
 
 
-def compute(
-    source: Source, chosen: Mapping[int, Clip], engine: Engine, model: Offline, workers: int
-) -> Iterator[Tuple[int, Any, float, float]]:
-    """(number, Scored or Corrupt, ms of computing, ms of waiting) of clips, in the order in which they are done."""
-    checksums: Dict[int, str] = {}
-    agree: Dict[int, int] = {}
-    videos = videos_of(source, chosen, workers, checksums)
-    for number, output, compute_ms, wait_ms in run_stream(engine, model, videos, lambda key, votes: agree.update({key: votes})):
-        if not isinstance(output, Corrupt):
-            output = Scored(number, output, checksums.pop(number), agree.pop(number))
-        yield number, output, compute_ms, wait_ms
-
-
 def videos_of(
     source: Source, chosen: Mapping[int, Clip], workers: int, checksums: Dict[int, str]
 ) -> Generator[Tuple[int, Any], None, None]:
-    """(index, tensor [1, frames, 3, size, size] or Corrupt) of some clips, in any order; their checksums go to `checksums`."""
-    with contextlib.closing(
-        clips.decoded(chosen, source.data_root, source.protocol, source.dtype, workers, source.naming)
-    ) as results:
-        for index, video in results:
-            if isinstance(video, Corrupt):
-                yield index, video
-            else:
-                checksums[index] = checksum(video)
-                yield index, video[None]
+    """(index, tensor [1, frames, 3, size, size] or Corrupt) of some clips, in any order; their checksums go to `checksums`. What
+    decodes them is forked before this returns, so call it before an engine starts its threads."""
+    results = clips.decoded(chosen, source.data_root, source.protocol, source.dtype, workers, source.naming)
+
+    def videos() -> Generator[Tuple[int, Any], None, None]:
+        with contextlib.closing(results):
+            for index, video in results:
+                if isinstance(video, Corrupt):
+                    yield index, video
+                else:
+                    checksums[index] = checksum(video)
+                    yield index, video[None]
+
+    return videos()
 
 
 def shard_of(videos: int, number: int, count: int) -> range:
@@ -345,8 +337,8 @@ def agreement_with_fp32(
     chosen = sorted(found.done)[: args.agreement]
     if model is None or computing.precision == "fp32" or not chosen:
         return {}
-    engine, _ = open_engine(model, computing._replace(precision="fp32"), listed=True)
     videos = videos_of(work.source, {index: work.clips[index] for index in chosen}, args.num_worker or cores(), {})
+    engine, _ = open_engine(model, computing._replace(precision="fp32"), listed=True)
     same = [bool(output.argmax() == read_scores(work.result(index), work.source.protocol.classes)[0].argmax())
             for index, output, _, _ in run_stream(engine, model, videos) if not isinstance(output, Exception)]
     return agreement_facts(same)

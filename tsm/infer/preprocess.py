@@ -11,8 +11,8 @@ import numpy as np
 
 from tsm.cli import Corrupt, UserError
 from tsm.files import replacing, write_text
-from tsm.protocol import Protocol
-from tsm.samples import Clip, checksum
+from tsm.protocol import Protocol, protocol_from
+from tsm.samples import Clip, checksum, read_manifest
 from tsm.video.clips import basis, fill, fingerprint, table_for
 from tsm.video.frames import Naming
 from tsm.workers import each
@@ -87,9 +87,19 @@ def is_intact(path: str, made: Made, size: int) -> bool:
                                        or checksum(np.fromfile(path, np.uint8)) == made.xxh3_128)
 
 
+def bases(job: Job) -> List[str]:
+    """What the tensors have in common; then what earlier versions of the suite, to which classes and shift counted too, said of the
+    same pixels: for this protocol, and for that of the manifest that is there."""
+    protocols = [job.protocol.pixels(job.dtype), job.protocol]
+    with contextlib.suppress(UserError, OSError):
+        protocols.append(protocol_from(read_manifest(job.file(MANIFEST))["protocol"], MANIFEST))
+    found = [basis(job.clips, one, job.dtype, job.naming) for one in protocols if one.pixels(job.dtype) == protocols[0]]
+    return list(dict.fromkeys(found))
+
+
 def survey(job: Job) -> Tuple[Dict[int, Made], Dict[int, str]]:
     """(the tensors that are right already, {index: key} of those that are to be made)."""
-    common, journal = basis(job.clips, job.protocol, job.dtype, job.naming), read_journal(job.file(JOURNAL))
+    (common, *older), journal = bases(job), read_journal(job.file(JOURNAL))
     done: Dict[int, Made] = {}
     keys: Dict[int, str] = {}
     for index, clip in job.clips.items():
@@ -99,6 +109,8 @@ def survey(job: Job) -> Tuple[Dict[int, Made], Dict[int, str]]:
             job.refuse(index, error)
             continue
         old = journal.get(index)
+        if old and old.key != key and old.key in [fingerprint(job.source(index), clip, job.protocol, one, job.naming) for one in older]:
+            old = old._replace(key=key)
         if old and old.key == key and is_intact(job.tensor(index), old, job.nbytes):
             done[index] = old
         else:

@@ -213,7 +213,8 @@ def _proved(model: Model) -> Dict[str, str]:
 
 def _same_protocol(report: Dict[str, Any], model: Model) -> Dict[str, str]:
     made = protocol_from(report["protocol"], "the manifest")
-    differs = differences(made, protocol_from(model.protocol, "the model"))
+    dtype = report["protocol"]["dtype"]
+    differs = differences(made.pixels(dtype), protocol_from(model.protocol, "the model").pixels(dtype))
     return check("protocol", FAIL if differs else PASS, "the tensors are not of the model's protocol: " + differs if differs
                  else "tensors and model: %d segments, %d views, %d pixels" % (made.segments, made.views, made.size))
 

@@ -108,9 +108,10 @@ def read_chain(folder: str, given: Dict[str, Optional[str]]) -> Chain:
 def check_one_run(model: Offline, protocol: Protocol, manifest: Dict[str, Any], labels: Dict[int, int], info_path: str) -> None:
     """UserError unless the model takes the run's tensors, which are of `protocol`, and labels and manifest are of the same samples."""
     manifest_file = manifest_path(info_path)
-    differs = differences(protocol, model.tested_by)
-    if not differs and manifest["protocol"]["dtype"] != model.dtype.name:
-        differs = "%s, not %s" % (manifest["protocol"]["dtype"], model.dtype.name)
+    dtype = model.dtype.name
+    differs = differences(protocol.pixels(dtype), model.tested_by.pixels(dtype))
+    if not differs and manifest["protocol"]["dtype"] != dtype:
+        differs = "%s, not %s" % (manifest["protocol"]["dtype"], dtype)
     if differs:
         raise UserError("%s: the run's tensors are of another protocol than this model's (%s); name the run's own by --model"
                         % (model.path, differs))
