@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -64,3 +65,38 @@ def copy_of(folder, copy):
 
     shutil.copytree(str(folder), str(copy), copy_function=put)
     return copy
+
+
+def filmed(path, pictures, starts=10, codec="mpeg4", sound=None, pix_fmt="yuv420p", options=None):
+    """A video of pictures, RGB uint8 [H, W, 3], by PyAV: at a rate, or when `starts` says, in seconds, and last that the last one ends.
+
+    `sound` is a codec: a tone as long as the video.
+    """
+    import av
+    import numpy as np
+
+    pictures = list(pictures)
+    starts = np.arange(len(pictures) + 1) / starts if np.isscalar(starts) else np.asarray(starts)
+    ticks, written = np.round(starts * 1000).astype(int), 0
+    with av.open(str(path), "w") as film:
+        track = film.add_stream(codec, options=dict({"bf": "0"}, **(options or {})))
+        track.height, track.width, track.pix_fmt = pictures[0].shape[0], pictures[0].shape[1], pix_fmt
+        track.time_base = track.codec_context.time_base = Fraction(1, 1000)
+        heard = film.add_stream(sound, rate=48000) if sound else None
+        for number, picture in enumerate(pictures + [None]):
+            frame = None
+            if picture is not None:
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                frame.pts, frame.time_base = int(ticks[number]), Fraction(1, 1000)
+            for packet in track.encode(frame):
+                packet.duration = int(ticks[written + 1] - ticks[written])
+                written += 1
+                film.mux(packet)
+        for start in range(0, int(starts[-1] * 48000), 1024) if sound else ():
+            count = min(1024, int(starts[-1] * 48000) - start)
+            wave = np.sin(np.arange(start, start + count) / 10).astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(np.stack([wave, wave]), format="fltp", layout="stereo")
+            frame.sample_rate, frame.pts, frame.time_base = 48000, start, Fraction(1, 48000)
+            film.mux(heard.encode(frame))
+        if sound:
+            film.mux(heard.encode())

@@ -1,6 +1,7 @@
 """TSM_predict.py: names for one's own videos, equal to the measured protocol; windows, files, errors that stop nobody."""
 
 import csv
+import functools
 import json
 import os
 import resource
@@ -10,18 +11,20 @@ import subprocess
 import sys
 import time
 
+import av
 import cv2
 import numpy as np
 import pytest
+from clips import filmed
 from processes import LONGEST
 
 pytest.importorskip("onnx")
 from tsm.cli import Corrupt
 from tsm.labels import Ranked, labels_in, read_labels, top
 from tsm.predict import answers as predict_module
-from tsm.predict import live
+from tsm.predict import captions, live
 from tsm.predict.answers import Answer, clock, expand, in_order, segments_of
-from tsm.predict.captions import Caption, has_captions, retime, write_captions
+from tsm.predict.captions import Caption, has_captions, write_captions
 from tsm.protocol import SSV2
 from tsm.video import clips as clips_module
 from tsm.video import decode
@@ -548,27 +551,23 @@ def test_ctrl_c_over_files_keeps_what_was_found(repo, thin_onnx, clips):
 
 
 def times_of(path):
-    """When OpenCV says that each frame of a video is shown, in seconds."""
-    capture, times = cv2.VideoCapture(str(path)), []
-    while capture.grab():
-        times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
-    return times
+    """When each frame of a video is shown, in seconds from the first, and the last one's end."""
+    with av.open(str(path)) as film:
+        frames = [(frame.pts, frame.duration) for frame in film.decode(video=0)]
+        unit = float(film.streams.video[0].time_base)
+    return [(start - frames[0][0]) * unit for start in [start for start, _ in frames] + [sum(frames[-1])]]
 
 
-def greys(path, count, rate=10):
-    """An MP4 of even greys, frame n of brightness 4 n."""
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, (64, 48))
-    for number in range(count):
-        writer.write(np.full((48, 64, 3), 4 * number, np.uint8))
-    writer.release()
+def greys(count, size=(64, 48)):
+    """Even greys, picture n of brightness 4 n."""
+    return [np.full((size[1], size[0], 3), 4 * number % 256, np.uint8) for number in range(count)]
 
 
 @pytest.fixture
 def paused(tmp_path):
     """A video of 60 frames whose frame 29 is shown for 20 s, the others for 0.1 s; (its path, when each starts and the end)."""
-    greys(tmp_path / "paused.mp4", 60)
     starts = np.array([0.1 * number + (19.9 if number > 29 else 0) for number in range(61)])
-    retime(str(tmp_path / "paused.mp4"), starts)
+    filmed(tmp_path / "paused.mp4", greys(60), starts)
     return tmp_path / "paused.mp4", starts
 
 
@@ -605,14 +604,79 @@ def test_segments_of_a_variable_rate_tell_when_it_happens(predict, paused):
 
 @pytest.mark.parametrize("gaps", [[0.04], [0.03, 0.07, 0.5], [0.001, 0.2], [0.1] * 19 + [30.0]])
 def test_an_annotated_copy_keeps_the_pace(tmp_path, gaps):
-    greys(tmp_path / "v.mp4", 40)
     starts = np.append(0, np.cumsum(np.resize(gaps, 40)))
-    retime(str(tmp_path / "v.mp4"), starts)
+    filmed(tmp_path / "v.mp4", greys(40), starts)
     write_captions(str(tmp_path / "v.mp4"), str(tmp_path / "o.mp4"), [Caption(0.0, None, "label")])
-    assert times_of(tmp_path / "o.mp4") == pytest.approx(starts[:-1], abs=0.002) and has_captions(str(tmp_path / "o.mp4"))
+    assert times_of(tmp_path / "o.mp4") == pytest.approx(starts, abs=1e-4) and has_captions(str(tmp_path / "o.mp4"))
+
+
+def sound_of(path):
+    """(codec, seconds) of a video's sound."""
+    with av.open(str(path)) as film:
+        track = film.streams.audio[0]
+        return track.codec_context.codec.canonical_name, sum(frame.samples for frame in film.decode(track)) / track.rate
+
+
+@pytest.mark.parametrize("name, codec, sound, kept", [
+    ("v.mp4", "mpeg4", "aac", "aac"), ("v.ts", "libx264", "aac", "aac"), ("v.webm", "libvpx", "libopus", "opus"),
+    ("v.mkv", "mpeg4", "libmp3lame", "mp3"), ("v.avi", "mpeg4", "pcm_s16le", "aac"), ("v.mkv", "libx264", "ac3", "aac")])
+def test_an_annotated_copy_plays_in_a_browser_with_its_sound(tmp_path, name, codec, sound, kept):
+    filmed(tmp_path / name, greys(50), 25, codec, sound)
+    write_captions(str(tmp_path / name), str(tmp_path / "o.mp4"), [Caption(0.0, None, "label")])
+    with av.open(str(tmp_path / "o.mp4")) as film:
+        context = film.streams.video[0].codec_context
+        assert (context.name, context.pix_fmt, context.width, context.height) == ("h264", "yuv420p", 64, 48)
+    assert times_of(tmp_path / "o.mp4") == pytest.approx(times_of(tmp_path / name)[:-1] + [2], abs=0.002)
+    assert sound_of(tmp_path / "o.mp4") == (kept, pytest.approx(2, abs=0.06))
+
+
+def test_pictures_of_a_copy_are_those_of_the_video_and_sizes_become_even(tmp_path):
+    pictures = [cv2.GaussianBlur(np.random.RandomState(0).randint(0, 256, (241, 321, 3), np.uint8), (0, 0), 9) for _ in range(3)]
+    filmed(tmp_path / "v.mkv", pictures, codec="ffv1", pix_fmt="bgr0")
+    write_captions(str(tmp_path / "v.mkv"), str(tmp_path / "o.mp4"), [Caption(9.0, None, "")])
     with strict():
-        both = [timeline(str(tmp_path / name)) for name in ("v.mp4", "o.mp4")]
-    assert both[0].start(40) == pytest.approx(starts[-1], abs=0.05) == both[1].start(40)
+        copied = [frame for _, frame in read_video(str(tmp_path / "o.mp4"), range)]
+    assert copied[0].shape == (242, 322, 3) and np.abs(copied[2][:241, :321].astype(int) - pictures[2]).mean() < 3
+
+
+def drawn(folder, text, size=(320, 240)):
+    """The picture of a grey video into which a text was drawn, RGB."""
+    filmed(folder / "v.mp4", greys(10, size)[9:])
+    write_captions(str(folder / "v.mp4"), str(folder / "o.mp4"), [Caption(0.0, None, text)])
+    with strict():
+        return next(read_video(str(folder / "o.mp4"), range))[1].astype(int)
+
+
+def differ(one, other):
+    return bool((np.abs(one - other) > 60).any())
+
+
+@pytest.mark.parametrize("size", [(320, 240), (96, 128), (1280, 96)])
+@pytest.mark.parametrize("label", [
+    "Putting something that cannot actually stand upright upright on the table, so it falls on its side", "把某物放在桌子上使其倒下" * 3,
+    "a" * 90, "بدون ارتفاع", "Überschlag – naïve", "日本語のラベル"])
+def test_labels_are_drawn_whole_and_in_their_own_script(tmp_path, size, label):
+    picture = drawn(tmp_path, "0.97 " + label, size)
+    assert differ(picture, drawn(tmp_path, "0.97 " + label[:-1], size))  # the last letter is there
+    assert label.isascii() or differ(picture, drawn(tmp_path, "0.97 " + "?" * len(label), size))
+    assert np.abs(picture[-size[1] // 8 :] - 36).max() < 20  # and the picture below it
+
+
+def test_where_pyav_lacks_h264_or_opencv_letters_a_warning_says_so(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(captions, "_encoder", functools.lru_cache(None)(captions._encoder.__wrapped__))
+    monkeypatch.setattr(captions, "_warn_of_letters", functools.lru_cache(None)(captions._warn_of_letters.__wrapped__))
+    monkeypatch.setattr(av, "codecs_available", {"mpeg4"})
+    monkeypatch.delattr(cv2, "FontFace", raising=False)
+    captions._banner.cache_clear()
+    for _ in range(2):
+        assert differ(drawn(tmp_path, "label"), drawn(tmp_path, "标签"))
+    assert times_of(tmp_path / "o.mp4") == pytest.approx([0, 0.1], abs=0.001)
+    said = capsys.readouterr().err
+    assert said.count("warning: ") == 2 and "no H.264 encoder" in said and "ASCII" in said
+    captions._banner.cache_clear()
+    monkeypatch.setattr(captions, "av", None)
+    with pytest.raises(Corrupt, match="pip install av"):
+        drawn(tmp_path, "label")
 
 
 @pytest.mark.parametrize("length, stride", [(1.0, None), (2.0, 0.1), (1.3, 0.35), (0.5, 2.0), (50.0, 1.0)])

@@ -2,18 +2,23 @@
 
 import contextlib
 import os
+import textwrap
 import zlib
-from typing import Iterator, NamedTuple, Optional, Sequence
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 import cv2
 import numpy as np
 
-from tsm.cli import Corrupt, UserError
-from tsm.video.decode import Timeline, as_file, count_frames, is_text, read_video, reencode, timeline
+from tsm.cli import Corrupt, UserError, warn
+from tsm.video.decode import as_file, as_rgb, av, opened, read_in_turn, reencode, survey
 from tsm.video.frames import strict
 
-_OURS = b"\0\0\0\x29free" + b"labels drawn in by TSM_predict.py"  # an MP4 box that players skip; it ends each output
-ANY_RATE = 25.0  # frames per second at first of a copy that is given other times; it counts them in 1/12800 s
+_OURS = b"labels drawn in by TSM_predict.py"  # the comment of each output, which MP4 has at its end
+_UNIT = Fraction(1, 60000)  # seconds; a copy's frames are shown at multiples of it
+_CARRIED = ("aac", "mp3", "opus", "flac")  # sound that browsers play from MP4; other sound becomes AAC
+_SMALLEST = 6  # pixels that letters are high at least
 
 
 class Caption(NamedTuple):
@@ -25,137 +30,201 @@ class Caption(NamedTuple):
 
 
 def write_captions(path: str, output: str, captions: Sequence[Caption]) -> None:
-    """Copy a video to `output` (.mp4) with captions drawn in, frame by frame; whole or not at all.
+    """Copy a video to `output` (.mp4, H.264) with captions drawn in, frame by frame; whole or not at all.
 
-    Each frame is shown for as long as in the original, also at a variable rate. OpenCV draws ASCII alone, so other letters
-    become question marks; sound is not copied. Raises Corrupt, or UserError or OSError where `output` cannot be written.
+    Each frame is shown when it is in the original, and sound is kept. Memory is bounded, whatever the length. Raises Corrupt, or
+    UserError or OSError where `output` cannot be written.
     """
+    if av is None:
+        raise Corrupt("labels are drawn into videos by PyAV, which is missing: python3 -m pip install av")
+    encoder = _encoder()
+    if not hasattr(cv2, "FontFace") and not all(caption.text.isascii() for caption in captions):
+        _warn_of_letters()
     folder, name = os.path.split(output)
     part = os.path.join(folder, ".%08x.part.mp4" % zlib.crc32(os.fsencode(name)))  # no longer than a name may be
-    writer, count = None, 0
+    failed = UserError("%s: cannot be written whole; is the folder writable, and the disk not full?" % output)
+
+    @contextlib.contextmanager
+    def writing() -> Iterator[None]:
+        try:
+            yield
+        except av.error.FFmpegError:
+            raise failed
+
     try:
         with strict(reencode(path)):
-            times = timeline(path)
-            for index, frame in read_video(path, range):
-                shown = times.start(index)
-                text = next((c.text for c in captions if c.start <= shown and (c.end is None or shown < c.end)), "")
-                image = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-                _draw(image, text.encode("ascii", "replace").decode())
-                with _writing(output):
-                    writer = writer or _open_writer(part, times, image)
-                    writer.write(image)
-                count = index + 1
-        with _writing(output):
-            if writer is not None:
-                writer.release()
-            if count_frames(part) != count:  # OpenCV does not tell that a disk is full
-                raise Corrupt("not all of it was written")
-            if times.starts is not None:
-                retime(part, times.starts)
-        with open(part, "ab") as file:
-            file.write(_OURS)
+            moments = _moments(path)
+            with opened(as_file(path)) as (source, stream), writing(), av.open(as_file(part), "w", format="mp4") as copy:
+                copy.metadata["comment"] = _OURS.decode()
+                track = _picture_track(copy, encoder, stream, next(read_in_turn(path, [0], len(moments) - 1))[1])
+                _copy(source, stream, copy, track, moments, captions, writing)
         os.replace(part, output)
     except OSError as error:
         error.filename = output
         raise
     finally:
-        with contextlib.suppress(Corrupt), strict():
-            if writer is not None:
-                writer.release()
         with contextlib.suppress(OSError):
             os.remove(part)
 
 
 def has_captions(path: str) -> bool:
     """Whether write_captions() made the file at `path`; not, as far as one can tell, if it cannot be read."""
-    if not os.path.isfile(path) or os.path.getsize(path) < len(_OURS):
-        return False
     with contextlib.suppress(OSError), open(path, "rb") as file:
-        file.seek(-len(_OURS), os.SEEK_END)
-        return file.read() == _OURS
+        file.seek(max(0, os.path.getsize(path) - 1024))
+        return _OURS in file.read()
     return False
 
 
-@contextlib.contextmanager
-def _writing(output: str) -> Iterator[None]:
-    """strict(), for what is said of the file that is written: UserError that names it."""
-    try:
-        with strict():
-            yield
-    except Corrupt:
-        raise UserError("%s: cannot be written whole; is the folder writable, and the disk not full?" % output)
+@lru_cache(maxsize=None)
+def _encoder() -> str:
+    if "libx264" in av.codecs_available:
+        return "libx264"
+    warn("this PyAV has no H.264 encoder; labels are drawn into MPEG-4 videos, which browsers do not play")
+    return "mpeg4"
 
 
-def _open_writer(part: str, times: Timeline, image: np.ndarray) -> "cv2.VideoWriter":
-    rate = times.rate if times.starts is None else ANY_RATE
-    if not is_text(part):
-        raise Corrupt("OpenCV takes UTF-8 alone")
-    rate = round(rate, 2 if rate < 600 else 1)  # MPEG-4 counts time in units of at least 1/65535 s
-    writer = cv2.VideoWriter(as_file(part), cv2.VideoWriter.fourcc(*"mp4v"), rate, (image.shape[1], image.shape[0]))
-    if not writer.isOpened():
-        raise Corrupt("cannot be opened")
-    return writer
+@lru_cache(maxsize=None)
+def _warn_of_letters() -> None:
+    warn("OpenCV %s draws ASCII letters alone, others become question marks; OpenCV 5 draws them" % cv2.__version__)
 
 
-def retime(path: str, starts: np.ndarray) -> None:
-    """Have an MP4 file of OpenCV's show its frames at these times: seconds [frames + 1], 0 first, the last one's end last.
-
-    OpenCV writes at a constant rate alone. Its index (`moov`, ISO/IEC 14496-12) is at the end of the file, so it is made anew
-    without touching the frames: the durations in `stts`, and their sum wherever it stands. Raises Corrupt if it is otherwise.
-    """
-    with open(path, "r+b") as file:
-        place, name, size, total = 0, b"", 0, os.path.getsize(path)
-        while name != b"moov":
-            place += size
-            file.seek(place)
-            size, name = int.from_bytes(file.read(4), "big"), file.read(4)
-            if size < 8 or place + size > total:  # a size of 1 is followed by the true one
-                size = int.from_bytes(file.read(8), "big") if size == 1 else 0
-            if not size:
-                raise Corrupt("its index is not found")
-        file.seek(place)
-        index = file.read(size)
-        if place + size != total:
-            raise Corrupt("its index is not at its end")
-        file.seek(place)
-        file.write(_retimed(index, starts))
+def _picture_track(copy: Any, encoder: str, stream: Any, image: np.ndarray) -> Any:
+    """A track of `copy` for pictures like `image`, of even size, as H.264 needs it, in the shape of the track `stream`."""
+    track = copy.add_stream(encoder, options={"preset": "veryfast", "crf": "20", "bf": "0"})
+    track.height, track.width = (side + side % 2 for side in image.shape[:2])
+    track.pix_fmt, track.time_base, track.codec_context.time_base = "yuv420p", _UNIT, _UNIT
+    track.codec_context.color_range, track.codec_context.colorspace = 1, 6  # as FFmpeg makes them of RGB: 16 to 235, BT.601
+    if stream.sample_aspect_ratio:
+        track.sample_aspect_ratio = stream.sample_aspect_ratio
+    return track
 
 
-def _retimed(boxes: bytes, starts: np.ndarray) -> bytes:
-    """MP4 boxes, each its size, its name and its content, with the times of retime()."""
-    scales = [int.from_bytes(boxes[boxes.index(name) + 16 :][:4], "big") for name in (b"mvhd", b"mdhd")]
-    durations = np.maximum(1, np.diff(np.round(starts * scales[1]).astype(np.int64)))
-    media = int(durations.sum())
-    movie = media * scales[0] // scales[1]
-    if media >= 1 << 32:
-        raise Corrupt("it is too long")
-    runs = np.flatnonzero(np.diff(durations, prepend=-1))  # where another duration begins
-    table = np.stack([np.diff(np.append(runs, len(durations))), durations[runs]], 1).astype(">u4").tobytes()
-    whole = {b"mvhd": (16, movie), b"tkhd": (20, movie), b"elst": (8, movie), b"mdhd": (16, media)}  # in boxes of version 0
-
-    def rewritten(data: bytes) -> bytes:
-        done, place = b"", 0
-        while place < len(data):
-            size, name = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
-            content = data[place + 8 : place + size]
-            if name in (b"moov", b"trak", b"edts", b"mdia", b"minf", b"stbl"):
-                content = rewritten(content)
-            elif name in whole:
-                offset, ticks = whole[name]
-                content = content[:offset] + ticks.to_bytes(4, "big") + content[offset + 4 :]
-            elif name == b"stts":
-                content = bytes(4) + len(runs).to_bytes(4, "big") + table
-            done += (8 + len(content)).to_bytes(4, "big") + name + content
-            place += size
-        return done
-
-    return rewritten(boxes)
+def _moments(path: str) -> np.ndarray:
+    """When each frame is shown and the last one ends, in seconds of the file's own, float64 [frames + 1]."""
+    facts = survey(path)
+    count = len(facts.starts)
+    if not count:
+        raise Corrupt("has no frames")
+    if not facts.known:
+        return np.arange(count + 1) / (facts.rate or 25.0)
+    usual = float(np.median(np.diff(facts.starts))) if count > 1 else 1 / (facts.rate or 25.0)
+    return np.append(facts.starts, facts.end if facts.end > facts.starts[-1] else facts.starts[-1] + usual)
 
 
-def _draw(image: np.ndarray, text: str) -> None:
-    """Write a line of text at the top of an image, as large as fits its width."""
-    font, width = cv2.FONT_HERSHEY_SIMPLEX, image.shape[1]
-    scale = max(0.3, min(0.9, 0.95 * width / max(1, cv2.getTextSize(text, font, 1.0, 1)[0][0])))
-    (_, height), below = cv2.getTextSize(text, font, scale, 1)
-    cv2.rectangle(image, (0, 0), (width, height + 2 * below), (0, 0, 0), -1)
-    cv2.putText(image, text, (4, height + below // 2 + 2), font, scale, (255, 255, 255), 1, cv2.LINE_AA)
+def _copy(source: Any, stream: Any, copy: Any, track: Any, moments: np.ndarray, captions: Sequence[Caption], writing: Any) -> None:
+    """Write PyAV's pictures `stream` of the container `source`, with captions, into `track` of `copy`, and its sound."""
+    sound = source.streams.best("audio")
+    begin = min(moments[0], (source.start_time or 0) / av.time_base)
+    ticks = np.round((moments - begin) / float(_UNIT)).astype(np.int64) - np.arange(len(moments))
+    ticks = np.maximum.accumulate(ticks) + np.arange(len(moments))  # no two frames at once
+    hear = _sound_into(copy, sound, begin) if sound is not None and sound.codec_context is not None else None
+    filters: Dict[Any, Any] = {}
+    played = written = 0
+
+    def put(packets: Sequence[Any]) -> None:
+        nonlocal written
+        for packet in packets:
+            packet.duration = int(ticks[written + 1] - ticks[written])
+            written += 1
+        copy.mux(packets)
+
+    for packet in source.demux([stream, sound] if hear else [stream]):
+        if hear and packet.stream.index != stream.index:
+            with writing():
+                copy.mux(hear(packet))
+            continue
+        for frame in packet.decode():
+            if played == len(moments) - 1:
+                raise Corrupt("more than its %d frames play" % played)
+            moment = moments[played] - moments[0]
+            text = next((c.text for c in captions if c.start <= moment and (c.end is None or moment < c.end)), "")
+            drawn = av.VideoFrame.from_ndarray(_even(as_rgb(frame, filters), text, track), format="rgb24").reformat(format="yuv420p")
+            drawn.pts, drawn.time_base = int(ticks[played]), _UNIT
+            played += 1
+            with writing():
+                put(track.encode(drawn))
+    if played != len(moments) - 1:
+        raise Corrupt("only %d of its %d frames play" % (played, len(moments) - 1))
+    with writing():
+        put(track.encode())
+
+
+def _sound_into(copy: Any, sound: Any, begin: float) -> Callable[[Any], List[Any]]:
+    """A function: a packet of `sound` -> the packets of it for `copy`, which begins at `begin` seconds of it."""
+    samples: Optional[int] = None
+
+    def carried(packet: Any) -> List[Any]:
+        if packet.dts is None:  # the end
+            return []
+        shift = round(begin / packet.time_base)
+        packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, track
+        return [packet]
+
+    def encoded(packet: Any) -> List[Any]:
+        nonlocal samples
+        frames, made = [], []
+        with contextlib.suppress(Corrupt, av.error.FFmpegError), strict():  # what is damaged of the sound is left out
+            frames = packet.decode()
+        for frame in frames:
+            if samples is None:
+                samples = round(((frame.time or begin) - begin) * frame.sample_rate)
+            frame.pts, frame.time_base = samples, Fraction(1, frame.sample_rate)
+            samples += frame.samples
+            made += track.encode(frame)
+        return made + (track.encode() if not packet.size and samples is not None else [])
+
+    if sound.codec_context.codec.canonical_name in _CARRIED:
+        track = copy.add_stream_from_template(sound)
+        return carried
+    track = copy.add_stream("aac", rate=min(sound.rate or 48000, 48000))
+    return encoded
+
+
+def _even(image: np.ndarray, text: str, track: Any) -> np.ndarray:
+    """A picture in the track's size, with a caption."""
+    below, aside = track.height - image.shape[0], track.width - image.shape[1]
+    if below in (0, 1) and aside in (0, 1):
+        image = cv2.copyMakeBorder(image, 0, below, 0, aside, cv2.BORDER_REPLICATE)
+    else:  # a video whose frames change their size
+        image = cv2.resize(image, (track.width, track.height))
+    if text:
+        banner = _banner(text, track.width, track.height)
+        image[: len(banner)] = banner
+    return image
+
+
+@lru_cache(maxsize=64)
+def _banner(text: str, width: int, height: int) -> np.ndarray:
+    """A text on black, uint8 [rows, width, 3] of at most `height` rows: whole, in as many lines and as small as that takes."""
+    text, size = text.encode("utf-8", "replace").decode(), max(_SMALLEST, min(28, height // 12))
+    while True:
+        lines, pitch = _lines(text, width - 4, size), size + size // 3
+        rows = min(height, len(lines) * pitch + size // 3)
+        if rows < height // 2 or size == _SMALLEST:
+            break
+        size -= 1
+    banner = np.zeros((rows, width, 3), np.uint8)
+    for number, line in enumerate(lines):
+        _put(banner, line, number * pitch + size, size)
+    return banner
+
+
+def _lines(text: str, width: int, size: int) -> List[str]:
+    """The text in lines of at most `width` pixels, broken between words where it can be."""
+    nowhere = np.zeros((1, 1 << 14, 3), np.uint8)
+    columns = len(text)
+    while True:
+        lines = textwrap.wrap(text, max(1, columns))
+        if columns <= 1 or all(_put(nowhere, line, 0, size) <= width for line in lines):
+            return lines
+        columns = max(map(len, lines)) - 1
+
+
+def _put(image: np.ndarray, line: str, below: int, size: int) -> int:
+    """Write a line into an image, RGB uint8, with letters of `size` pixels that stand on row `below`; returns where it ends."""
+    white = (255, 255, 255)
+    if hasattr(cv2, "FontFace"):  # OpenCV 5, whose own font has the letters of most scripts
+        return int(cv2.putText(image, line, (4, below), white, cv2.FontFace("uni"), size)[0][0])
+    style = line.encode("ascii", "replace").decode(), cv2.FONT_HERSHEY_SIMPLEX, size / 30
+    cv2.putText(image, style[0], (4, below), style[1], style[2], white, 1, cv2.LINE_AA)
+    return 4 + int(cv2.getTextSize(style[0], style[1], style[2], 1)[0][0])

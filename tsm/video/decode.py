@@ -69,9 +69,7 @@ def read_video(path: str, choose: Callable[[int], Sequence[int]], by_opencv: boo
     """(index, frame RGB uint8 [H, W, 3]) of the frames choose(number of frames), ascending. For use in strict()."""
     name = _checked(path)
     short = None if by_opencv else _short(name)
-    count, pictures = short or (len(_survey(name, by_opencv).starts), _pictures(name, by_opencv))
-    if not count:
-        raise Corrupt("has no frames")
+    count, pictures = short or (len(survey(name, by_opencv).starts), _pictures(name, by_opencv))
     yield from _chosen(pictures, choose(count), count)
 
 
@@ -126,7 +124,7 @@ def _short(name: str) -> Optional[Tuple[int, Iterator[Picture]]]:
     with contextlib.suppress(Corrupt), strict(), _failing():
         reader = decord.VideoReader(name, num_threads=1, fault_tol=1e-9)  # not one frame may be repeated for want of another
         count, first = len(reader), reader.next()
-        plain = av is None or len(_survey(name).starts) == count  # no edit list cuts any
+        plain = av is None or len(survey(name).starts) == count  # no edit list cuts any
         if plain and count * int(np.prod(first.shape)) <= SHORT_CLIP:
             return count, _pictures_by_decord(reader, first)
     return None
@@ -212,9 +210,21 @@ class Survey(NamedTuple):
     starts: np.ndarray
     end: float
 
+    @property
+    def known(self) -> bool:
+        """Whether it says of each frame when it starts, one after the other."""
+        return not np.isnan(self.starts).any() and bool((np.diff(self.starts) > 0).all())
 
-def _survey(name: str, by_opencv: bool = False) -> Survey:
-    """By its packets, where each is a frame, or else, as OpenCV must, by decoding it."""
+
+def survey(path: str, by_opencv: bool = False) -> Survey:
+    """By a video's packets, where each is a frame, or else, as OpenCV must, by decoding it; at least one frame. For strict()."""
+    facts = _survey(_checked(path), by_opencv)
+    if not len(facts.starts):
+        raise Corrupt("has no frames")
+    return facts
+
+
+def _survey(name: str, by_opencv: bool) -> Survey:
     if by_opencv or av is None:
         capture, moments = cv2.VideoCapture(name), array("d")
         while capture.grab():
@@ -230,6 +240,8 @@ def _survey(name: str, by_opencv: bool = False) -> Survey:
             moment = one.dts if kind == "avi" else one.pts  # an AVI file has a place for each frame, and FFmpeg guesses the rest
             shown.append(math.nan if moment is None else moment * unit)
             ends = max(ends, shown[-1] + (one.duration or 0) * unit)
+        if kind == "avi":  # it says how long each frame is in units that may be far shorter
+            ends = max(ends, (stream.duration or 0) * unit)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
     return Survey(rate, np.sort(shown) if apart else np.array(shown), ends)
 
@@ -269,11 +281,9 @@ def timeline(path: str) -> Timeline:
     Frames that are all within half a frame of a constant rate are taken to be of that rate, as are those of a file without
     timestamps, such as a raw stream's.
     """
-    average, starts, end = _survey(_checked(path))
-    count, gaps = len(starts), np.diff(starts)
-    if not count:
-        raise Corrupt("has no frames")
-    known = not np.isnan(starts).any() and bool((gaps > 0).all())
+    facts = survey(path)
+    average, starts, end = facts
+    count, gaps, known = len(starts), np.diff(starts), facts.known
     usual = float(np.median(gaps)) if len(gaps) else end - starts[0]
     for rate in (average, 1 / usual if known and usual > 0 else 0.0):
         if 0 < rate < 1000 and not (known and _leaves(rate, starts, end)):
