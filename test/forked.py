@@ -10,6 +10,7 @@ Beside the socket lies a command, python, that does what its words say of a Pyth
 twenty starts are not the test.
 """
 
+import array
 import atexit
 import contextlib
 import gc
@@ -22,6 +23,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -67,7 +69,7 @@ def run(argv, cwd, env, timeout, memory=0):
     """A script's run to its end -> CompletedProcess with text; `memory`: bytes that it may address, 0: any."""
     with contextlib.ExitStack() as stack:
         streams = [stack.enter_context(open(os.devnull, "rb"))]
-        streams += [stack.enter_context(os.fdopen(os.memfd_create("stream"), "r+b")) for _ in range(2)]
+        streams += [stack.enter_context(tempfile.TemporaryFile()) for _ in range(2)]
         connection = stack.enter_context(connected())
         pid = begin(connection, {"argv": argv, "cwd": cwd, "env": dict(env), "memory": memory}, [stream.fileno() for stream in streams])
         connection.settimeout(timeout)
@@ -111,7 +113,7 @@ def connected():
 def begin(connection, request, streams):
     """Have a process begun; its id."""
     text = json.dumps(request).encode()
-    socket.send_fds(connection, [b"%20d" % len(text)], streams)
+    connection.sendmsg([b"%20d" % len(text)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", streams))])
     connection.sendall(text)
     return int(connection.recv(20))
 
@@ -132,7 +134,8 @@ def serve(address):
 
 def keep(connection):
     """Begin the process that a client asks for, and tell its end. Returns in that process only."""
-    size, streams, _, _ = socket.recv_fds(connection, 20, 3)
+    size, (sent,), _, _ = connection.recvmsg(20, socket.CMSG_LEN(3 * array.array("i").itemsize))
+    streams = array.array("i", sent[2])
     text = b""
     while len(text) < int(size):
         text += connection.recv(1 << 20)
@@ -143,7 +146,7 @@ def keep(connection):
     connection.sendall(b"%20d" % pid)
     _, status = os.waitpid(pid, 0)
     with contextlib.suppress(OSError):  # whoever asked has ended
-        connection.sendall(b"%d" % os.waitstatus_to_exitcode(status))
+        connection.sendall(b"%d" % (-os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)))
     os._exit(0)
 
 

@@ -18,8 +18,6 @@ STARTED = {  # script: (arguments, what it prints, a file that it makes)
                    "--outfmt", "TXT"], "[INFO] throughput", "one/out/0_0.txt"),
     "TSM_stream": (["--model", "tsm_new_bs1.onnx", *LIST, "--output", "two", "--output_dirname", "out", "--output_dir", "two"],
                    "[INFO] throughput", "two/out_summary.json"),
-    "TSM_chunked": (["--model", "tsm_new_bs1.onnx", *LIST, "--output", "two", "--output_dirname", "out", "--output_dir", "two"],
-                    "2 made", "two/out_summary.json"),
     "TSM_quantise": (["--model", "tsm_new_bs1.onnx", "--input", "sthv2/preprocess_bin/0.bin"], "calibrated on 1 clip", "tsm_int8.xml"),
     "TSM_postprocess": ([*RUN, "--json", "new.json"], "accuracy over 12 videos", "new.json"),
     "TSM_report": ([*RUN, "--model", "tsm_new_bs1.onnx", "--batch_size", "1", "--output", "new.json"], "top-1 / top-5", "new.json"),

@@ -8,4 +8,8 @@ echo "reference stack: $(.venv-reference/bin/python --version), $(.venv-referenc
     grep -E '^(torch|mmcv|mmaction2|numpy|onnx|onnxruntime|opencv-python|decord)==' | paste -sd ' ')"
 # mmaction2's activations are GBs that come and go: kept in the process, they cost no page faults (a third of its time).
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=16000000000
-exec .venv-reference/bin/python -m pytest -q -p no:cacheprovider -rs --tb=short -W ignore test/reference "$@"
+places=(test/reference)
+for word in "$@"; do
+    [ ! -e "${word%%::*}" ] || places=()  # the arguments name some
+done
+exec .venv-reference/bin/python -m pytest -q -p no:cacheprovider -rs --tb=short -W ignore --durations=15 "${places[@]}" "$@"
