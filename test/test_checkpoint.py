@@ -247,6 +247,10 @@ REFUSED = {
         backbone__conv1__weight=(64, 3, 7, 7), neck__lateral__weight=(1, 1, 1, 1), rpn_head__conv__weight=(1, 1, 1, 1),
         roi_head__bbox_head__fc_cls__weight=(81, 1024)),
     "a transformer": lambda state: zeros(patch_embed__proj__weight=(8, 3, 16, 16), blocks__0__attn__qkv__weight=(24, 8)),
+    "a network with fake quantisation (QAT)": lambda state: dict(
+        state, **zeros(backbone__conv1__conv__weight_fake_quant__scale=(1,))),
+    "MobileNetV2 of single images, or of MIT's online demo for Jester (the same names; shifted from the past alone, 224 pixels), of 27": lambda state: zeros(
+        features__0__0__weight=(32, 3, 3, 3), features__2__conv__6__weight=(24, 96, 1, 1), classifier__weight=(27, 1280)),
     "TIN": lambda state: {key.replace(".conv1.conv.net.", ".conv1.conv.net2."): value for key, value in state.items()},
     "TANet": lambda state: dict(state, **zeros(backbone__layer1__0__tam__G__0__weight=(16, 8))),
     "TRN": lambda state: dict(state, **zeros(cls_head__consensus__classifier__1__weight=(8, 8))),
@@ -475,6 +479,23 @@ def test_files_of_mit_s_have_to_say_their_segments(thin, fails, works, tmp_path)
     assert "segments: 8 (--segments)" in said and "normalised: mean 123.675 116.28 103.53, std 58.395 57.12 57.375 (default)" in said
 
 
+@pytest.mark.parametrize("path, naming, classes, says", [
+    ("TSM_something_RGB_resnet50_shift8_blockres_avg_segment8_e45.pth", "MIT", 174, "Something-Something V1 by the alphabet"),
+    ("x/TSM_something_RGB_resnet50_shift8_blockres_avg_segment8_e45/ckpt.best.pth.tar", "MIT", 174, "Something-Something V1 by"),
+    ("TSM_somethingv1_RGB_resnet50_segment8.pth", "MIT", 174, "Something-Something V1 by"),
+    ("TSM_somethingv2_RGB_resnet50_shift8_blockres_avg_segment8_e45.pth", "MIT", 174, ""), ("a_segment8.pth", "MIT", 174, ""),
+    ("TSM_jester_RGB_resnet50_shift8_blockres_avg_segment8_e30.pth", "MIT", 27, "Jester by the alphabet"),
+    ("a_segment8.pth", "MIT", 27, "Jester by the alphabet"), ("a_segment8.pth", "MIT", 101, ""),
+    ("TSM_something_RGB_segment8.pth", "", 174, ""), ("tsm_jester_segment8.pth", "", 27, ""),
+    ("epic_segment8.ckpt", "MIT", 397, "97 verbs"),
+])
+def test_classes_of_mit_s_that_are_numbered_otherwise_are_a_note(path, naming, classes, says):
+    state = zeros(backbone__conv1__conv__weight=(8, 3, 7, 7), backbone__layer1__0__conv1__conv__net__weight=(8, 8, 1, 1),
+                  backbone__layer1__0__conv3__conv__weight=(8, 8, 1, 1), cls_head__fc_cls__weight=(classes, 8))
+    found = facts(state, path, {"naming": naming})
+    assert found.protocol.segments == 8 and len(found.notes) == (1 if says else 0) and says in "".join(found.notes)
+
+
 def test_the_command_line_of_all_that(works, fails, thin, tmp_path):
     torch.save(thin, str(tmp_path / "own.pth"))
     torch.save({"meta": {"cfg": SIXTEEN}, "state_dict": thin}, str(tmp_path / "sixteen.pth"))
@@ -503,6 +524,9 @@ OTHER_FILES = {  # what a file is: its bytes
     "an ONNX model; pass the checkpoint": b"\x08\x07\x12\x07pytorch",
     "a pickle that torch.save() did not write": pickle.dumps({"a.weight": np.zeros(3)}, 4),
     "a pickle that torch.save() did not write (of": pickle.dumps({"a.weight": np.zeros(3)}, 0),
+    "weights of PaddlePaddle (.pdparams), as PaddleVideo's TSM, which shifts the other way round": pickle.dumps(
+        {"conv1._batch_norm._mean": np.zeros(3)}, 2),
+    "weights of PaddlePaddle": pickle.dumps({"fc.weight": np.zeros(3), "StructuredToParameterName@@": {"a": "b"}}, 4),
     "a text file; pass the checkpoint": b"model = dict(type='Recognizer2D')\n", "a NumPy array; make": b"\x93NUMPY\x01\x00",
 }
 

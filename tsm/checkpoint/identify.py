@@ -31,6 +31,7 @@ _META = "the config in its meta"
 _NETWORK = ("network", "classes", "segments", "shift_div")  # what the sources have to agree on
 _TEST = ("sampling", "crops", "size", "short_side", "mean", "std", "average_clips")  # of which the first source counts
 _OTHERS = (  # networks of other families, by what their weights are called
+    (r"fake_quant\.", "a network with fake quantisation (QAT)"),
     (r"(^|\.)(rpn|roi|bbox|mask|keypoint)_head\.", "a detector"), (r"(^|\.)decode_head\.", "a network that segments images"),
     (r"^backbone\.(slow|fast)_path\.", "SlowFast"),
     (r"(^|[._])(attn|attentions?|self_attn|self_attention|transformer)[._]", "a transformer"),
@@ -39,6 +40,8 @@ _OTHERS = (  # networks of other families, by what their weights are called
     (r"^cls_head\.(activity|completeness)_fc\.", "SSN"), (r"^neck\.", "a network with a neck (TPN or the like)"),
 )
 _IMAGES = (  # likewise, those of single images, if nothing else is known of them
+    (r"^features\.\d+\.conv\.6\.weight", "MobileNetV2 of single images, or of MIT's online demo for Jester (the same names; shifted from "
+     "the past alone, 224 pixels),"),
     (r"^(backbone\.)?layer\d\.\d+\.conv\d\.weight", "a ResNet of single images, as torchvision's or timm's"),
     (r"^(backbone\.)?(features|blocks|stages)\.\d", "a network of single images, as torchvision's or timm's"),
 )
@@ -104,9 +107,24 @@ def facts_of(
                             % (path, chosen["network"]))
         more.append("note: nothing says how many segments %s has; taken as %d; --segments N says otherwise"
                     % (path, chosen["segments"]))
+    more += _of_labels(path, meta.get("naming") == "MIT", chosen["classes"])
     protocol = Protocol(*(chosen[name] for name in Protocol._fields))
     return Facts(chosen["network"], chosen["width"], protocol, chosen["average_clips"], frames, origins, conflicts + unsure,
                  notes + more)
+
+
+def _of_labels(path: str, mits: bool, classes: int) -> List[str]:
+    """The note of what the classes of a file of MIT's naming are, where they are others than the data set's own labels file says."""
+    name = os.sep.join(os.path.abspath(path).split(os.sep)[-2:]).lower()
+    version = re.search(r"something(?:-?something)?(?:[-_]?v?(\d))?|sthv(\d)|jester", name)
+    number = (version.group(1) or version.group(2) or "1") if version else ""
+    if mits and (classes == 27 or classes == 174 and number == "1"):
+        return ["note: %s is named as MIT's code does, which numbers the classes of %s by the alphabet, not as the data set's labels file; "
+                "if all answers are wrong, sort the labels" % (path, "Jester" if classes == 27 else "Something-Something V1")]
+    if mits and classes == 397:
+        return ["note: %s has 397 classes, as EPIC-Kitchens-100's 97 verbs and 300 nouns in one classifier; top-1 over all of them is of "
+                "no meaning there" % path]
+    return []
 
 
 def _other_test(where: str, facts: Mapping[str, Any], chosen: Mapping[str, Any], origins: Mapping[str, str]) -> List[str]:
@@ -178,14 +196,16 @@ def _said(
                       for source, facts in said if "validated" in facts] + notes
     if row:
         said.append((_PUBLISHED, published.facts(row)))
-    more, beside = _of_segments(path, said)
+    more, beside = _of_segments(path, said, meta.get("naming") == "MIT")
     return said + more, notes + beside
 
 
-def _of_segments(path: str, said: List[Tuple[str, Dict[str, Any]]]) -> Tuple[List[Tuple[str, Dict[str, Any]]], List[str]]:
-    """([(source, what it says)], notes) of what tells the segments where `said` does not: the file's name, then a test pipeline."""
+def _of_segments(path: str, said: List[Tuple[str, Dict[str, Any]]], mits: bool) -> Tuple[List[Tuple[str, Dict[str, Any]]], List[str]]:
+    """([(source, what it says)], notes) of what tells the segments where `said` does not: the file's name, or that of its folder, as
+    MIT's code calls it, then a test pipeline."""
     known = [(where, facts["segments"]) for where, facts in said if "segments" in facts]
-    found = re.search(r"(?:_segment|1x1x)(\d+)(?!\d)", os.path.basename(path))
+    folder, name = os.path.split(os.path.abspath(path))
+    found = re.search(r"(?:_segment|1x1x)(\d+)(?!\d)", name) or mits and re.match(r"TSM_.*_segment(\d+)(?!\d)", os.path.basename(folder))
     named = int(found.group(1)) if found else 0
     wrong = not_whole("segments", named) if named else ""
     if known:
@@ -263,7 +283,7 @@ def test_in_words(protocol: Protocol) -> str:
 def weights_say(state: Mapping[str, Any]) -> Dict[str, Any]:
     """network, width and classes, as far as the weights tell; `state` is by mmaction2's names."""
     said: Dict[str, Any] = {"network": _network(state)}
-    stem, classifier = state.get("backbone.conv1.conv.weight"), state.get("cls_head.fc_cls.weight")
+    stem, classifier = state.get("backbone.conv1.conv.weight"), state.get("cls_head.fc_cls.weight", state.get("classifier.weight"))
     if stem is not None and len(stem.shape):
         said["width"] = int(stem.shape[0])
     if classifier is not None and len(classifier.shape):

@@ -185,7 +185,11 @@ def _open_zip(file: BinaryIO) -> Tuple[Any, Read]:
 def _open_legacy(file: BinaryIO) -> Tuple[Any, Read]:
     """A file of torch before 1.6: magic number, version, system, the object, the storages' keys, then their values."""
     stream = _Bounded(file)
-    if _unpickle(stream, {}) != _LEGACY_MAGIC:
+    first = _unpickle(stream, {})
+    if isinstance(first, dict) and any(str(key).endswith(("._mean", "@@")) for key in first):
+        raise _Other("weights of PaddlePaddle (.pdparams), as PaddleVideo's TSM, which shifts the other way round in time",
+                     "pass a checkpoint of mmaction2 or MIT, as weights that are only renamed give wrong answers")
+    if first != _LEGACY_MAGIC:
         raise _Other("a pickle that torch.save() did not write (of NumPy arrays or the like)",
                      "make a dict of tensors of it and torch.save() that")
     _unpickle(stream, {})
