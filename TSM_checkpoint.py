@@ -23,9 +23,8 @@ pytorch2onnx.py and modify_onnx.py; else nothing is to be passed on.
 
 A name of the table, or `official`, the published TSM ResNet-50 for Something-Something V2, is fetched from mmaction2's host. A
 download counts only if its SHA-256 begins with the digits that its name ends in (`…-032aa4da.pth`); a name without them is taken
-with a warning. A download is resumable: one that was interrupted goes on from its last byte, and a file that is already
-there and right is not fetched again. Redirects are followed, and proxies are taken from the environment (http_proxy,
-https_proxy, no_proxy).
+with a warning. A file that is already there and right is not fetched again. Redirects are followed, and proxies are taken from
+the environment (http_proxy, https_proxy, no_proxy).
 """
 
 import argparse
@@ -34,7 +33,6 @@ import os
 from typing import Any
 
 from tsm.checkpoint import published
-from tsm.checkpoint.fetch import BY_HAND, fetch, local_path
 from tsm.cli import UserError, check_outputs, one_line, parser, run
 from tsm.files import sha256, write_json
 from tsm.labels import read_labels
@@ -65,7 +63,7 @@ def address_of(what: str) -> str:
         return what
     row = None if os.path.isfile(what) else published.by_name(what)
     if row and not published.address(row):
-        raise UserError("%s: mmaction2 does not list it any more, so its address is not known; %s" % (row.file, BY_HAND))
+        raise UserError("%s: mmaction2 does not list it any more, so its address is not known; %s" % (row.file, published.BY_HAND))
     return published.address(row) if row else ""
 
 
@@ -108,7 +106,7 @@ def main() -> None:
         print(published.table())
         return
     url = address_of(args.checkpoint)
-    where = local_path(url, args.output_dir) if url else args.checkpoint
+    where = published.local_path(url, args.output_dir) if url else args.checkpoint
     if args.where:
         print(where)
         return
@@ -116,7 +114,7 @@ def main() -> None:
         raise UserError("%s: no such file, nor a name of --list; check the path" % where)
     given = [path for path in (where, args.config, args.labels) if path]
     check_outputs({"--protocol": args.protocol}, given, None if args.output_dir == os.curdir else args.output_dir)
-    fresh = fetch(url, where) if url else False
+    fresh = published.fetch(url, where) if url else False
     from tsm.checkpoint import identify, reader
     from tsm.model.network import network_of
 

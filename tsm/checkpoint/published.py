@@ -1,12 +1,21 @@
-"""The published TSM checkpoints that this suite takes: what each is, how it was tested, what was published of it, where it is.
+"""The published TSM checkpoints that this suite takes: what each is, how it was tested, what was published of it; and fetching them.
 
 Source: mmaction2's metafile and configs of configs/recognition/tsm, at 0.24.1 and 1.2.0. Not among them: those of networks
-that this suite refuses (non-local blocks, MobileOne).
+that this suite refuses (non-local blocks, MobileOne). By the publishing convention of OpenMMLab, and of PyTorch, a checkpoint's
+name ends in a dash and the first 8 hex digits of its SHA-256.
 """
 
+import http.client
+import os
 import re
+import socket
+import sys
+import urllib.error
+import urllib.parse
 from typing import Any, Dict, List, NamedTuple, Optional
 
+from tsm.cli import UserError, first_line
+from tsm.files import part_name, sha256
 from tsm.protocol import PIPELINES, SSV2
 
 OFFICIAL, GUIDE = "tsm_r50_256h_1x1x8_50e_sthv2_rgb_20210816-032aa4da.pth", "the Ascend guide"  # the file that it takes
@@ -14,6 +23,8 @@ AVERAGE_CLIPS = "prob"  # of all of them
 VIDEOS = {  # of the set that a figure is of; Kinetics has no fixed number, as its videos vanish
     "Something-V2": 24777, "Something-V1": 11522, "Jester": 14787, "Diving48": 1970, "HMDB51": 1530, "UCF101": 3783,
 }
+BY_HAND = "fetch it with a browser or on another machine and pass its path"
+_TIMEOUT = 30  # seconds without a byte before a connection is given up
 _HOST = "https://download.openmmlab.com/mmaction/"
 _TABLE = """
 tsm_r50_1x1x8_50e_kinetics400_rgb_20200607-af7fb746 ResNet-50 8 400 Kinetics-400 centre 70.24
@@ -115,9 +126,9 @@ def by_name(name: str) -> Optional[Row]:
     return next((row for row in rows() if wanted in (row.file, row.file[: -len(".pth")])), None)
 
 
-def by_sha256(sha256: str) -> Optional[Row]:
+def by_sha256(digest: str) -> Optional[Row]:
     """The row of the file that has this SHA-256, in hex."""
-    return next((row for row in rows() if sha256.startswith(row.digest)), None)
+    return next((row for row in rows() if digest.startswith(row.digest)), None)
 
 
 def published(row: Row, fusion: str) -> Optional[Published]:
@@ -135,6 +146,46 @@ def address(row: Row) -> str:
     folder = _FOLDERS.get(row.digest, re.sub(r"(_\d{8})?-[0-9a-f]{8}\.pth$", "", row.file))
     release = "v1.0/" if row.file.startswith("tsm_imagenet-pretrained-") else ""
     return "/".join(filter(None, (_HOST + release + "recognition/tsm", folder, row.file)))
+
+
+def local_path(url: str, folder: str) -> str:
+    """The path in `folder` of the file at `url`."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:
+        parts = urllib.parse.urlsplit("")
+    name = os.path.basename(parts.path)
+    if parts.scheme not in ("http", "https") or not name:
+        raise UserError("%s: not the http(s) address of a file" % url)
+    return os.path.normpath(os.path.join(folder, name))
+
+
+def fetch(url: str, path: str) -> bool:
+    """Have the file at `url` at `path`, whole; whether it was fetched just now.
+
+    Raises: UserError where the host cannot be reached, answers with an error, or gives another file than its name says.
+    """
+    name, part = os.path.basename(path), part_name(path)
+    expected = digest_in(name)
+    if os.path.exists(path) and (expected is None or sha256(path).startswith(expected)):
+        print("%s is already here" % path)
+        return False
+    from torch import hub
+
+    socket.setdefaulttimeout(_TIMEOUT)
+    try:
+        hub.download_url_to_file(url, part, expected, progress=sys.stderr.isatty())
+    except urllib.error.HTTPError as error:
+        raise UserError("%s: the server answered %d %s; check the address, or %s" % (url, error.code, error.reason, BY_HAND))
+    except (urllib.error.URLError, ConnectionError, socket.timeout, http.client.HTTPException, ValueError) as error:
+        reason = first_line(getattr(error, "reason", error))
+        raise UserError("%s: cannot be reached (%s); run again, check the proxy settings, or %s" % (url, reason, BY_HAND))
+    except RuntimeError:
+        raise UserError("%s: its SHA-256 does not begin with %s, as its name says, so it was removed; fetch it again" % (url, expected))
+    if expected is None:
+        sys.stderr.write("warning: %s: its name carries no digest, so it was not checked\n" % name)
+    os.replace(part, path)
+    return True
 
 
 def facts(row: Row) -> Dict[str, Any]:
