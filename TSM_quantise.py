@@ -18,6 +18,7 @@ is fp32's.
 import argparse
 import os
 import time
+from importlib.util import find_spec
 from typing import Any, Dict, Iterator, List, Tuple
 
 from tsm.cli import Corrupt, UserError, parser, positive, run
@@ -86,11 +87,9 @@ def check_output(path: str) -> None:
 
 def main() -> None:
     args = get_args()
-    try:
-        import nncf  # noqa: F401
-        import openvino  # noqa: F401
-    except ImportError as error:
-        raise UserError("%s: not installed; run python3 -m pip install nncf openvino" % error.name)
+    for name in ("nncf", "openvino"):  # not imported yet: they start threads, and decoders are forked before that
+        if find_spec(name) is None:
+            raise UserError("%s: not installed; run python3 -m pip install nncf openvino" % name)
     if args.data_root:
         check_data_root(args.data_root)
     model = read_offline(args.model)

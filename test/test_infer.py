@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -292,6 +294,18 @@ def test_a_damaged_int8_file_is_named(fails, tensors, thin_onnx, int8, tmp_path,
 def test_int8_of_another_network_is_refused(fails, thin_onnx, int8, tmp_path, changes):
     other = saved_again(thin_onnx, tmp_path / "other.onnx", **changes)
     assert "not made from the network" in fails("TSM_infer.py", "-m", other, "--precision", "int8", "--int8_model", int8, cwd=tmp_path)
+
+
+def test_decoders_are_forked_before_what_starts_threads(thin_onnx, repo, tmp_path):
+    """TSM_quantise.py makes tensors of a list before NNCF, PyTorch or OpenVINO are there."""
+    pytest.importorskip("nncf")
+    (tmp_path / "list.txt").write_text("a.mp4 0\n")
+    code = ("import sys; sys.path.insert(0, %r); import TSM_quantise, tsm.video.clips as clips\n"
+            "def decoded(*args): print(sorted({'nncf', 'openvino', 'torch', 'onnxruntime'} & set(sys.modules))); sys.exit()\n"
+            "clips.decoded = decoded\nTSM_quantise.main()" % str(repo))
+    done = subprocess.run([sys.executable, "-c", code, "-m", str(thin_onnx), "--ann_file", "list.txt", "--data_root", "."],
+                          cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_quantising_names_what_it_cannot_use(fails, tensors, tiny, tmp_path):

@@ -7,7 +7,6 @@ from typing import Any, Dict, NamedTuple, Tuple
 
 import numpy as np
 import onnx
-from onnx import TensorProto
 
 from tsm.cli import UserError, first_line
 from tsm.protocol import SSV2, Protocol, protocol_from
@@ -25,8 +24,8 @@ class Signature(NamedTuple):
 def load(path: str) -> onnx.ModelProto:
     """An ONNX model with all its weights.
 
-    Raises UserError, in one line, where the file is not ONNX, is cut short, or keeps weights in a file that is missing,
-    too short, or outside the model's own folder.
+    Raises UserError, in one line, where the file is not ONNX, is cut short, or keeps weights in a file that is missing, damaged, or
+    outside the model's own folder.
     """
     with open(path, "rb") as file:
         raw = file.read()
@@ -39,26 +38,15 @@ def load(path: str) -> onnx.ModelProto:
         raise UserError("%s: not an ONNX model (no graph in it); export it again" % path)
     folder = os.path.dirname(os.path.abspath(path))
     for tensor in model.graph.initializer:
-        if tensor.data_location != TensorProto.EXTERNAL:
-            continue
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        name = place.get("location", "")
-        data = os.path.join(folder, name)
-        if os.path.isabs(name) or not os.path.realpath(data).startswith(os.path.realpath(folder) + os.sep):
-            raise UserError("%s: its weights lie outside its folder (%s); export it again" % (path, name))
-        if not os.path.isfile(data):
-            raise UserError("%s: its weights in %s are missing; keep the two files together" % (path, name))
-        try:
-            offset, length = int(place.get("offset", 0)), int(place.get("length", os.path.getsize(data)))
-        except ValueError:
-            raise UserError("%s: does not say where in %s its weights are; export it again" % (path, name))
-        if offset < 0 or length < 0 or offset + length > os.path.getsize(data):
-            raise UserError("%s: %s is too short for its weights; export it again" % (path, name))
-        with open(data, "rb") as file:
-            file.seek(offset)
-            tensor.raw_data = file.read(length)
-        del tensor.external_data[:]
-        tensor.ClearField("data_location")
+        for name in (entry.value for entry in tensor.external_data if entry.key == "location"):
+            if not os.path.realpath(os.path.join(folder, name)).startswith(os.path.realpath(folder) + os.sep):  # older onnx reads it
+                raise UserError("%s: its weights lie outside its folder (%s); export it again" % (path, name))
+            if not os.path.isfile(os.path.join(folder, name)):
+                raise UserError("%s: its weights in %s are missing; keep the two files together" % (path, name))
+    try:
+        onnx.load_external_data_for_model(model, folder)
+    except Exception as error:  # a damaged file's, which differ between versions
+        raise UserError("%s: its weights cannot be read (%s); export it again" % (path, first_line(error)))
     return model
 
 

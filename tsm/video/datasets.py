@@ -91,7 +91,7 @@ def read_annotations(path: str, labels_path: Optional[str], is_there: IsThere) -
         _check_base(named, path)
     classes = _classes(names)
     entries = [Entry(one.names, _number(one.label, classes, first, one.where), one.where) for one in named]
-    return Annotations(stem, _each_once(entries), names, alphabetical)
+    return Annotations(stem, entries, names, alphabetical)
 
 
 def labels_file(found: Annotations, folder: str) -> str:
@@ -327,12 +327,3 @@ def _inside(name: str, where: str) -> str:
     if not name or os.path.isabs(name) or ".." in name.split("/") or "\0" in name or "\n" in name:
         raise UserError("%s: %r is not a name inside the folder of videos" % (where, name[:80]))
     return os.path.normpath(name)
-
-
-def _each_once(entries: List[Entry]) -> List[Entry]:
-    seen: Dict[str, str] = {}
-    for entry in entries:
-        if entry.names[0] in seen:
-            raise UserError("%s: id %s appears twice, first in %s" % (entry.where, entry.names[0], seen[entry.names[0]]))
-        seen[entry.names[0]] = entry.where
-    return entries
