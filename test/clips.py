@@ -76,18 +76,19 @@ def filmed(path, pictures, starts=10, codec="mpeg4", sound=None, pix_fmt="yuv420
     import numpy as np
 
     pictures = list(pictures)
-    starts = np.arange(len(pictures) + 1) / starts if np.isscalar(starts) else np.asarray(starts)
-    ticks, written = np.round(starts * 1000).astype(int), 0
+    unit = Fraction(1, starts if isinstance(starts, int) else 1000)
+    starts = np.arange(len(pictures) + 1) / starts if isinstance(starts, int) else np.asarray(starts)
+    ticks, written = np.round(starts / float(unit)).astype(int), 0
     with av.open(str(path), "w") as film:
         track = film.add_stream(codec, options=dict({"bf": "0"}, **(options or {})))
         track.height, track.width, track.pix_fmt = pictures[0].shape[0], pictures[0].shape[1], pix_fmt
-        track.time_base = track.codec_context.time_base = Fraction(1, 1000)
+        track.time_base = track.codec_context.time_base = unit
         heard = film.add_stream(sound, rate=48000) if sound else None
         for number, picture in enumerate(pictures + [None]):
             frame = None
             if picture is not None:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-                frame.pts, frame.time_base = int(ticks[number]), Fraction(1, 1000)
+                frame.pts, frame.time_base = int(ticks[number]), unit
             for packet in track.encode(frame):
                 packet.duration = int(ticks[written + 1] - ticks[written])
                 written += 1

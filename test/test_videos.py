@@ -10,18 +10,21 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
 
 import cv2
 import numpy as np
 import pytest
-from clips import DATA, VIDEOS
+from clips import DATA, VIDEOS, filmed
 
 from tsm.cli import Corrupt
 from tsm.protocol import SSV2, frame_indices
 from tsm.video import decode
 from tsm.video.clips import fill
-from tsm.video.decode import count_frames, read_video
+from tsm.video.decode import count_frames, read_video, timeline
 from tsm.video.frames import strict
+from tsm.video.windows import strip, windowed
 
 KINDS = DATA / "kinds"
 LENGTH = 60  # frames
@@ -116,6 +119,129 @@ def test_opencv_reads_the_same_frames_where_decord_is_missing(monkeypatch, root,
         assert count_frames(str(root / name)) == len(PLAY[name])
 
 
+def shades(count, size=(64, 48)):
+    """The pictures that numbers() knows."""
+    return [np.full((size[1], size[0], 3), int(round((3 * number - 96) * 255 / 219 + 128)), np.uint8) for number in range(count)]
+
+
+OTHERS = {"a.mpg": "mpeg2video", "b.ts": "libx264", "c.mts": "libx264", "d.M2TS": "libx264", "e.wmv": "wmv2", "f.3gp": "libx264",
+          "g.flv": "libx264", "i.vob": "mpeg2video", "j.mpeg": "mpeg1video", "k.asf": "wmv2", "l.avi": "libx264", "m.mov": "libx264",
+          "n.mkv": "ffv1", "o.m4v": "libx264"}
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """Videos of 40 frames, 25 a second, of the kinds that camcorders and the web leave; a raw stream, which has no times."""
+    folder = tmp_path_factory.mktemp("others")
+    for name, codec in OTHERS.items():
+        filmed(folder / name, shades(40), 25, codec)
+    filmed(folder / "h.gif", shades(40), 25, "gif", pix_fmt="gray")
+    filmed(folder / "p.h264", shades(40), 25, "libx264")
+    return folder
+
+
+@pytest.mark.parametrize("name", sorted(OTHERS) + ["h.gif", "p.h264"])
+def test_videos_of_camcorders_and_the_web_are_read_frame_by_frame(others, name):
+    with strict():
+        assert numbers(frame for _, frame in read_video(str(others / name), range)) == list(range(40))
+        times = timeline(str(others / name))
+    assert times.frames == 40 and times.rate == pytest.approx(25) and times.starts is None
+    assert [window for window, _ in windowed(str(others / name), 1, 1, SSV2, "uint8")] == [(0, 1), (0.6, 1.6)]
+
+
+def test_folders_of_such_videos_are_lists(works, others, tmp_path):
+    names = sorted(OTHERS) + ["h.gif"]
+    (tmp_path / "own.csv").write_text("".join("%s,x\n" % os.path.splitext(name)[0] for name in names))
+    works("TSM_dataset.py", "--annotations", "own.csv", "--videos", others, cwd=tmp_path)
+    lines = (tmp_path / "own_list_videos.txt").read_text().splitlines()
+    assert lines == ["%s 0" % name for name in names]
+    works("TSM_preprocess.py", "--data_root", others, "--ann_file", "own_list_videos.txt", "--dtype", "uint8", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("name, codec", [("v.webm", "libvpx"), ("v.mp4", "libx264"), ("v.gif", "gif"), ("v.avi", "mpeg4")])
+def test_a_video_of_one_frame_is_one(tmp_path, name, codec):
+    filmed(tmp_path / name, shades(1), 25, codec, pix_fmt="gray" if codec == "gif" else "yuv420p")
+    with strict():
+        assert numbers(frame for _, frame in read_video(str(tmp_path / name), range)) == [0] and timeline(str(tmp_path / name)).frames == 1
+    assert len(list(windowed(str(tmp_path / name), 1, 1, SSV2, "uint8"))) == 1 and strip(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("gaps", [[0.2], [0.04] * 39 + [0.84], [0.04, 0.12]])
+def test_an_avi_without_timestamps_has_the_times_of_its_places(tmp_path, gaps):
+    """Units of a millisecond: a header that says 1000 frames per second."""
+    starts = np.append(0, np.cumsum(np.resize(gaps, 60)))
+    filmed(tmp_path / "v.avi", shades(60), starts, "libx264")
+    with strict():
+        times = timeline(str(tmp_path / "v.avi"))
+    assert [times.start(index) for index in range(61)] == pytest.approx(starts, abs=0.01 if len(gaps) == 1 else 0.2)
+    assert [times.start(index) for index in range(60)] == pytest.approx(starts[:60], abs=0.002)
+
+
+@pytest.mark.parametrize("name, size, codec, pix_fmt", [
+    ("v.mp4", (64, 48), "libx264", "yuv420p"), ("v.webm", (321, 241), "libvpx", "yuv420p"), ("v.mp4", (66, 50), "libx264", "yuv444p"),
+    ("v.mp4", (64, 48), "libx264", "yuv422p"), ("v.mp4", (64, 48), "libx264", "yuv420p10le"), ("v.avi", (64, 48), "mjpeg", "yuvj420p"),
+    ("v.mkv", (35, 27), "ffv1", "bgr0")])
+def test_pyav_gives_the_bytes_of_decord(monkeypatch, tmp_path, name, size, codec, pix_fmt):
+    pytest.importorskip("decord")
+    noise = np.random.RandomState(0)
+    pictures = [cv2.GaussianBlur(noise.randint(0, 256, size[::-1] + (3,), np.uint8), (0, 0), 2) for _ in range(9)]
+    filmed(tmp_path / name, pictures, 25, codec, pix_fmt=pix_fmt)
+    with strict():
+        short = list(read_video(str(tmp_path / name), range))
+        assert decode._short(str(tmp_path / name)) is not None
+        monkeypatch.setattr(decode, "decord", None)
+        long = list(read_video(str(tmp_path / name), range))
+    assert len(short) == 9 and all(a == b and np.array_equal(one, other) for (a, one), (b, other) in zip(short, long))
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Full HD, 120 frames, which are 750 MB, in a file of a few KB."""
+    path = tmp_path_factory.mktemp("wide") / "v.mp4"
+    filmed(path, shades(60, (1920, 1080)) * 2, 30, "libx264", options={"preset": "ultrafast"})
+    return path
+
+
+def test_decoding_waits_while_the_consumer_does(monkeypatch, wide):
+    decoded, every = [], decode._pictures_by_av
+    monkeypatch.setattr(decode, "_pictures_by_av", lambda name: (decoded.append(1) or one for one in every(name)))
+    windows = windowed(str(wide), 0.5, 0.5, SSV2, "uint8")
+    for number in (1, 2, 3):
+        next(windows)
+        assert len(decoded) <= 15 * number
+
+
+PEAK = """
+import resource, sys
+from tsm.predict.captions import Caption, write_captions
+from tsm.protocol import SSV2
+from tsm.video.clips import fill
+from tsm.video.decode import extract
+from tsm.video.windows import strip, windowed
+import numpy as np
+path, out = sys.argv[2], np.empty(SSV2.video_shape, np.uint8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if sys.argv[1] == "windows":
+    assert len(list(window for window, _ in windowed(path, 1, 1, SSV2, "uint8"))) == 4
+elif sys.argv[1] == "whole":
+    fill(path, None, SSV2, None, out)
+elif sys.argv[1] == "strip":
+    strip(path)
+elif sys.argv[1] == "frames":
+    assert extract(path, path + ".frames") == 120
+else:
+    write_captions(path, path + ".out.mp4", [Caption(0, None, "label")])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.parametrize("work, most", [("windows", 150), ("whole", 150), ("strip", 150), ("frames", 150), ("captions", 450)])
+def test_memory_is_that_of_what_is_kept_whatever_the_video(repo, wide, work, most):
+    """MB beyond what libraries take; a reader ahead of its consumer holds 750."""
+    done = subprocess.run([sys.executable, "-c", PEAK, work, str(wide)], cwd=str(repo), stdout=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == 0 and int(done.stdout) < most
+
+
 @pytest.mark.parametrize("width, height", [(2, 2), (8, 6), (16, 16), (48, 32), (50, 20), (60, 100)])
 def test_tiny_videos_are_videos(monkeypatch, tmp_path, width, height):
     """decord hands out rows of few pixels with their padding."""
@@ -133,8 +259,11 @@ def test_tiny_videos_are_videos(monkeypatch, tmp_path, width, height):
 
 
 @pytest.mark.parametrize("name", ["whole.mp4", "open_gop.mp4", "open_gop.avi", "live.webm", "video_a.webm"])
-def test_damage_is_told_in_the_user_s_terms(tmp_path, name):
+@pytest.mark.parametrize("short", [True, False])
+def test_damage_is_told_in_the_user_s_terms(monkeypatch, tmp_path, name, short):
     """No assertion, source file, address or index of a library is shown."""
+    if not short:
+        monkeypatch.setattr(decode, "SHORT_FILE", 0)
     data = ((KINDS if (KINDS / name).exists() else DATA) / name).read_bytes()
     path, refused = tmp_path / name, 0
     out = np.empty(SSV2.video_shape, np.uint8)
@@ -148,6 +277,14 @@ def test_damage_is_told_in_the_user_s_terms(tmp_path, name):
                 assert word not in str(error)
             assert "\n" not in str(error)
     assert refused > 8
+
+
+def test_an_avi_that_is_cut_short_is_refused_even_between_two_frames(tmp_path):
+    data = (KINDS / "open_gop.avi").read_bytes()
+    for length in range(len(data) // 2, len(data) - 1, 500):
+        (tmp_path / "v.avi").write_bytes(data[:length])
+        with pytest.raises(Corrupt, match="is cut short: it has %d of its %d bytes" % (length, len(data))), strict():
+            count_frames(str(tmp_path / "v.avi"))
 
 
 @pytest.mark.parametrize("name", ["视频 一.webm", "a\u00a0b.webm", "全\u3000角.webm", "Ünïcode.WEBM"])

@@ -95,7 +95,11 @@ def _checked(path: str) -> str:
     except UnicodeDecodeError:
         raise Corrupt("its name is not UTF-8 text, which video decoders need; rename it")
     with open(path, "rb") as file:
-        moving = file.read(4) == b"GIF8" or path.lower().endswith((".mjpg", ".mjpeg"))
+        head = file.read(12)
+    wanted = int.from_bytes(head[4:8], "little") + 8
+    if head[:4] + head[8:] == b"RIFFAVI " and os.path.getsize(path) < wanted < 1 << 32:  # its writer set it last of all
+        raise Corrupt("is cut short: it has %d of its %d bytes" % (os.path.getsize(path), wanted))
+    moving = head[:4] == b"GIF8" or path.lower().endswith((".mjpg", ".mjpeg"))
     if not moving and (is_picture(path) or cv2.haveImageReader(name)):
         raise Corrupt("is a picture, not a video; give the folder that its frames are in")
     return name
