@@ -309,6 +309,9 @@ def test_hmdb51_s_numbers_are_no_classes(tmp_path, fails):
     ("name\na\nb\n", ["a", "b"]), ('"a"\n"b ""c"""\n', ["a", 'b "c"']), ('1,"b, c"\r\n0,a\r\n', ["a", "b, c"]),
     ("\ufeff0 a\r\n1 b\r\n", ["a", "b"]),
     ("video 1\nvideo 2\n", ["video 1", "video 2"]), ("3 point shot\nfall\n", ["3 point shot", "fall"]),
+    ('{"id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}}', ["a", "b"]), ('{"labels": ["b", "a"], "version": 1}', ["b", "a"]),
+    ('[{"id": 1, "name": "b"}, {"id": 0, "name": "a"}]', ["a", "b"]), ('{"categories": [{"name": "a", "id": 1, "x": 7}]}', ["a"]),
+    ("names:\n  0: a\n  1: b c\n", ["a", "b c"]), ("id name\n1 b\n0 a\n", ["a", "b"]), ("name,id,class\na,0,x\nb,1,y\n", ["a", "b"]),
     ("Putting, something\nb\n", ["Putting, something", "b"]),
 ])
 def test_label_files_are_read_as_what_they_are(tmp_path, text, wanted):

@@ -40,6 +40,10 @@ def read_classes(path: str) -> Tuple[List[str], int]:
             found = None
     first = 0
     if isinstance(found, dict):
+        found = next((found[key] for key in _PARTS if isinstance(found.get(key), (dict, list))), found)
+    if isinstance(found, list) and found and all(isinstance(entry, dict) for entry in found):
+        found = _of_rows([list(found[0])] + [[str(entry.get(key)) for key in found[0]] for entry in found])
+    if isinstance(found, dict):
         turned = all(map(is_number, found)) and not all(map(is_number, found.values()))
         found, first = _in_order([(value, key) if turned else (key, value) for key, value in found.items()], path)
     elif isinstance(found, list):
@@ -86,6 +90,7 @@ def head(cell: str) -> str:
 _NUMBERED = [re.compile(form) for form in (r"(?P<number>[0-9]{1,6})(?:\s*[:.)]\s*|\s+)(?P<name>\S.*)$",
                                            r"(?P<name>\S.*?)(?:\s*:\s*|\s+)(?P<number>[0-9]{1,6})$")]
 _NAME_HEADS = {"name", "label", "label_name", "class", "class_name", "category", "category_name", "action", "template"}
+_PARTS = ("id2label", "names", "labels", "classes", "categories")  # of a JSON file that holds more than the names
 _NUMBER_HEADS = _NAME_HEADS | {"id", "index", "number", "label_id", "class_id", "category_id"}
 
 
@@ -105,12 +110,13 @@ def _of_lines(lines: List[str]) -> List[Any]:
         pairs = _of_rows([[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark)])
         if pairs:
             return pairs
+    if len(lines) > 1 and set(re.findall(r"\w+", lines[0].lower())) <= _NUMBER_HEADS.union(_PARTS):
+        lines = lines[1:]  # a header, or YAML's `names:`
     for form in _NUMBERED:
         pairs = [(match.group("name"), match.group("number")) for match in map(form.match, lines) if match]
         if len({name for name, _ in pairs}) == len(lines):  # else the numbers belong to the names: video 1, video 2
             return pairs
-    names = lines[1:] if len(lines) > 1 and head(lines[0]) in _NAME_HEADS else lines
-    return [name[1:-1].replace('""', '"') if re.match('"([^"]|"")+"$', name) else name for name in names]
+    return [line[1:-1].replace('""', '"') if re.match('"([^"]|"")+"$', line) else line for line in lines]
 
 
 def _of_rows(rows: List[List[str]]) -> List[Tuple[str, str]]:
