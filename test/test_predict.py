@@ -15,7 +15,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from clips import filmed
+from clips import DATA, filmed
 from processes import LONGEST
 
 pytest.importorskip("onnx")
@@ -637,6 +637,19 @@ def test_pictures_of_a_copy_are_those_of_the_video_and_sizes_become_even(tmp_pat
     with strict():
         copied = [frame for _, frame in read_video(str(tmp_path / "o.mp4"), range)]
     assert copied[0].shape == (242, 322, 3) and np.abs(copied[2][:241, :321].astype(int) - pictures[2]).mean() < 3
+
+
+def test_a_damaged_video_is_no_fault_of_the_folder_it_is_copied_to(tmp_path):
+    noise = np.random.RandomState(0)
+    filmed(tmp_path / "v.ts", [noise.randint(0, 256, (48, 64, 3), np.uint8) for _ in range(60)], 30, "libx264", options={"g": "10"})
+    data = bytearray((tmp_path / "v.ts").read_bytes())
+    for place in range(len(data) // 3 // 188 * 188, len(data) // 2, 188):
+        data[place + 40 : place + 90] = os.urandom(50)
+    for name, content in (("a.ts", data), ("b.webm", (DATA / "video_a.webm").read_bytes()[:-2000])):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(Corrupt):
+            write_captions(str(tmp_path / name), str(tmp_path / "o.mp4"), [Caption(0.0, None, "label")])
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def drawn(folder, text, size=(320, 240)):

@@ -53,11 +53,19 @@ def write_captions(path: str, output: str, captions: Sequence[Caption]) -> None:
 
     try:
         with strict(reencode(path)):
-            moments = _moments(path)
-            with opened(as_file(path)) as (source, stream), writing(), av.open(as_file(part), "w", format="mp4") as copy:
-                copy.metadata["comment"] = _OURS.decode()
-                track = _picture_track(copy, encoder, stream, next(read_in_turn(path, [0], len(moments) - 1))[1])
-                _copy(source, stream, copy, track, moments, captions, writing)
+            moments = survey(path).moments()
+            first = next(read_in_turn(path, [0], len(moments) - 1))[1]
+            with opened(as_file(path)) as (source, stream):
+                with writing():
+                    copy = av.open(as_file(part), "w", format="mp4")
+                try:
+                    copy.metadata["comment"] = _OURS.decode()
+                    _copy(source, stream, copy, _picture_track(copy, encoder, stream, first), moments, captions, writing)
+                    with writing():
+                        copy.close()
+                finally:
+                    with contextlib.suppress(av.error.FFmpegError):
+                        copy.close()
         os.replace(part, output)
     except OSError as error:
         error.filename = output
@@ -97,18 +105,6 @@ def _picture_track(copy: Any, encoder: str, stream: Any, image: np.ndarray) -> A
     if stream.sample_aspect_ratio:
         track.sample_aspect_ratio = stream.sample_aspect_ratio
     return track
-
-
-def _moments(path: str) -> np.ndarray:
-    """When each frame is shown and the last one ends, in seconds of the file's own, float64 [frames + 1]."""
-    facts = survey(path)
-    count = len(facts.starts)
-    if not count:
-        raise Corrupt("has no frames")
-    if not facts.known:
-        return np.arange(count + 1) / (facts.rate or 25.0)
-    usual = float(np.median(np.diff(facts.starts))) if count > 1 else 1 / (facts.rate or 25.0)
-    return np.append(facts.starts, facts.end if facts.end > facts.starts[-1] else facts.starts[-1] + usual)
 
 
 def _copy(source: Any, stream: Any, copy: Any, track: Any, moments: np.ndarray, captions: Sequence[Caption], writing: Any) -> None:

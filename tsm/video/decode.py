@@ -219,6 +219,14 @@ class Survey(NamedTuple):
         """Whether it says of each frame when it starts, one after the other."""
         return not np.isnan(self.starts).any() and bool((np.diff(self.starts) > 0).all())
 
+    def moments(self) -> np.ndarray:
+        """When each frame starts and the last one ends, in seconds of the file's own, float64 [frames + 1]; counted if not known."""
+        count = len(self.starts)
+        if not self.known:
+            return np.arange(count + 1) / (self.rate or 25.0)
+        usual = float(np.median(np.diff(self.starts))) if count > 1 else 1 / (self.rate or 25.0)
+        return np.append(self.starts, self.end if self.end > self.starts[-1] else self.starts[-1] + usual)
+
 
 def survey(path: str, by_opencv: bool = False) -> Survey:
     """By a video's packets, where each is a frame, or else, as OpenCV must, by decoding it; at least one frame. For strict()."""
@@ -294,7 +302,7 @@ def timeline(path: str) -> Timeline:
             return Timeline(count, rate)
     if not known or usual <= 0:
         return Timeline(count, 0.0)
-    return Timeline(count, 1 / usual, np.append(starts, end if end > starts[-1] else starts[-1] + usual) - starts[0])
+    return Timeline(count, 1 / usual, facts.moments() - starts[0])
 
 
 def _leaves(rate: float, starts: np.ndarray, end: float) -> bool:
