@@ -47,8 +47,8 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--config", default="", metavar="FILE", help="the mmaction2 config that it was trained with, .py")
     cli.add_argument("--segments", type=segments, metavar="N", help="frames of a view, where nothing else says it")
     cli.add_argument("--labels", metavar="FILE", help="names of the classes, to check that they are as many as the network has")
-    cli.add_argument("--protocol", metavar="FILE", help="write the protocol to FILE, whatever it is (default: to %s in "
-                     "--output_dir, where it is not Something-Something V2's)" % PROTOCOL)
+    cli.add_argument("--output", metavar="FILE", help="write the protocol to FILE, whatever it is (default: to %s in --output_dir, "
+                     "where it is not Something-Something V2's)" % PROTOCOL)
     cli.add_argument("--output_dir", default=".", metavar="DIR", help="where a fetched file and %s go (default: here)" % PROTOCOL)
     cli.add_argument("--where", action="store_true", help="only print the path that the file has or will have")
     args = cli.parse_args()
@@ -90,8 +90,8 @@ def hand_on(found: Any, args: argparse.Namespace) -> None:
     """Write what later steps need to know, if they need to; a file that says something else does not stay."""
     from tsm.checkpoint import identify
 
-    path = args.protocol or os.path.normpath(os.path.join(args.output_dir, PROTOCOL))
-    if args.protocol or found.protocol != SSV2:
+    path = args.output or os.path.normpath(os.path.join(args.output_dir, PROTOCOL))
+    if args.output or found.protocol != SSV2:
         write_json(path, identify.as_json(found))
         print("protocol: %s" % path)
         return
@@ -113,7 +113,7 @@ def main() -> None:
     if not url and not os.path.exists(where):
         raise UserError("%s: no such file, nor a name of --list; check the path" % where)
     given = [path for path in (where, args.config, args.labels) if path]
-    check_outputs({"--protocol": args.protocol}, given, None if args.output_dir == os.curdir else args.output_dir)
+    check_outputs({"--output": args.output}, given, None if args.output_dir == os.curdir else args.output_dir)
     fresh = published.fetch(url, where) if url else False
     from tsm.checkpoint import identify, reader
     from tsm.model.network import network_of

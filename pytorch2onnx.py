@@ -5,9 +5,9 @@
 
 For hosts without mmaction2 and mmcv: the networks are those of TSM_checkpoint.py. The config file, which mmaction2's tool
 needs, may be left out. If it is given, it is read without being run, and what it says of the network has to agree with the
-weights. Segments, classes and test are found out as TSM_checkpoint.py does, or taken from what that wrote (--protocol); --shape
-follows them. Output as there: one row per VIEW, [6 * batch, 174] for Something-Something V2, class scores or, with --softmax,
-probabilities; modify_onnx.py fuses the views.
+weights. Segments, classes and test are found out as TSM_checkpoint.py does, or are what that wrote (--protocol), and only the
+weights are held against it; --shape follows them. Output as there: one row per VIEW, [6 * batch, 174] for Something-Something
+V2, class scores or, with --softmax, probabilities; modify_onnx.py fuses the views.
 
 The graph is written node by node from the loaded network. Tracing it instead would run the network at the batch size asked
 for (20 GB at batch 32) through an exporter that PyTorch is retiring. Batch normalisation is folded into the convolutions in
@@ -26,9 +26,9 @@ from tsm.cli import UserError, fail, one_line, parser, positive, run
 # isort: split
 import numpy as np
 
-from tsm.checkpoint.identify import check_supported, facts_of, test_in_words
+from tsm.checkpoint.identify import check_supported, facts_of, test_in_words, weights_say
 from tsm.files import replacing, sha256
-from tsm.protocol import SSV2, Protocol, segments
+from tsm.protocol import SSV2, Protocol, read_protocol, segments
 
 TOLERANCE = 1e-5  # of --verify, relative to the largest class score
 
@@ -70,14 +70,19 @@ def main() -> None:
     from tsm.model.proof import answer
 
     state, meta = reader.load(args.checkpoint)
-    facts = facts_of(args.checkpoint, state, meta, args.config, args.segments, args.protocol)
-    check_supported(facts, args.checkpoint)
-    for note in facts.notes:
-        print(one_line(note))
-    protocol = facts.protocol
+    if args.protocol:
+        protocol, width = read_protocol(args.protocol), weights_say(state).get("width", 0)
+        if args.segments not in (None, protocol.segments):
+            raise UserError("%s: has %d segments, not the %d of --segments" % (args.protocol, protocol.segments, args.segments))
+    else:
+        facts = facts_of(args.checkpoint, state, meta, args.config, args.segments)
+        check_supported(facts, args.checkpoint)
+        for note in facts.notes:
+            print(one_line(note))
+        protocol, width = facts.protocol, facts.width
     args.shape = args.shape or [1] + list(protocol.video_shape)
     check_shape(args.shape, protocol, args.checkpoint)
-    batch, net = args.shape[0], network_of(state, args.checkpoint, protocol, facts.width, args.softmax)
+    batch, net = args.shape[0], network_of(state, args.checkpoint, protocol, width, args.softmax)
     model = build(trunk_from(net), "cpu", protocol, batch, softmax=args.softmax)
     set_metadata(model, {
         "tsm.checkpoint": os.path.basename(args.checkpoint), "tsm.checkpoint_sha256": sha256(args.checkpoint),

@@ -552,7 +552,7 @@ def test_labels_and_the_folder_are_looked_at_first(works, fails, thin, tmp_path)
     assert "few: names 2 classes, the model has 174" in fails("TSM_checkpoint.py", "own.pth", "--labels", "few", cwd=tmp_path)
     assert "none: No such file" in fails("TSM_checkpoint.py", "own.pth", "--labels", "none", cwd=tmp_path)
     assert "names" in fails("TSM_checkpoint.py", "own.pth", "--output_dir", "names", cwd=tmp_path)
-    assert "would overwrite" in fails("TSM_checkpoint.py", "own.pth", "--protocol", "own.pth", cwd=tmp_path, status=2)
+    assert "would overwrite" in fails("TSM_checkpoint.py", "own.pth", "--output", "own.pth", cwd=tmp_path, status=2)
     assert names(tmp_path) == ["few", "names", "new", "own.pth"]
 
 

@@ -156,7 +156,7 @@ def test_with_the_default_protocol_nothing_is_written_and_nothing_of_another_sta
     assert "shape: 1 48 3 256 256" in said and "fusion: score (the Ascend guide)" in said and "protocol:" not in said
     assert not (own / "protocol.json").exists()
     (own / "protocol.json").write_text("[1]")  # not ours
-    works("TSM_checkpoint.py", repo / "demo" / "tsm_thin.pth", "--protocol", "default.json", cwd=own)
+    works("TSM_checkpoint.py", repo / "demo" / "tsm_thin.pth", "--output", "default.json", cwd=own)
     works("TSM_checkpoint.py", repo / "demo" / "tsm_thin.pth", cwd=own)
     assert (own / "protocol.json").read_text() == "[1]" and protocol_from(json.loads((own / "default.json").read_text()), "") == SSV2
 
@@ -312,7 +312,7 @@ def test_what_does_not_fit_together_is_one_line(chained, fails, repo, tmp_path):
     line = fails("modify_onnx.py", "-m1", "tsm_bs1.onnx", "-m2", tmp_path / "x.onnx", "--protocol", tmp_path / "p.json", cwd=work)
     assert "was exported for another protocol" in line and "segments 16, not 8" in line and not (tmp_path / "x.onnx").exists()
     line = fails("pytorch2onnx.py", "own.pth", "--protocol", tmp_path / "p.json", "--output-file", tmp_path / "x.onnx", cwd=folder)
-    assert "10 classes by its weights" in line and "p.json says 174 classes" in line
+    assert "own.pth: is TSM ResNet-50, but its weights are not those of TSM" in line and "float32 [10, 256], not float32 [174, 256]" in line
     line = fails("pytorch2onnx.py", "c.py", "own.pth", "--shape", 1, 48, 3, 256, 256, "--output-file", tmp_path / "x.onnx", cwd=folder,
                  status=2)
     assert "own.pth takes BATCH 16 3 224 224 (16 segments, sampling uniform" in line

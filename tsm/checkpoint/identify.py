@@ -17,7 +17,7 @@ from tsm.checkpoint import config as mmaction2_config
 from tsm.checkpoint import published, pyconfig
 from tsm.cli import UserError
 from tsm.files import sha256
-from tsm.protocol import FUSIONS, SSV2, Protocol, misfit, not_whole, protocol_from, read_stated
+from tsm.protocol import FUSIONS, SSV2, Protocol, misfit, not_whole
 
 _GUIDE = "TSM ResNet-50"  # the network of the Ascend guide
 _TAKEN = re.compile(r"TSM (ResNet-(50|101|152)|ResNet of [-\d]+ bottlenecks|MobileNetV2)")  # networks that this suite takes
@@ -63,7 +63,6 @@ class Facts(NamedTuple):
 
 def facts_of(
     path: str, state: Mapping[str, Any], meta: Mapping[str, Any], config: str = "", segments: Optional[int] = None,
-    stated: str = "",
 ) -> Facts:
     """What the checkpoint at `path` is.
 
@@ -71,13 +70,12 @@ def facts_of(
         state, meta: as tsm.checkpoint.reader.load() gives them; of `state` only the shapes are looked at.
         config: path of an mmaction2 config, or empty.
         segments: frames of a view, where the user says so.
-        stated: path of what TSM_checkpoint.py found out before, protocol.json, or empty.
-    Raises: UserError, saying what the file is, where this suite does not take its network; where a config or that file is missing
-        or not understood, a number of segments is out of bounds, or nothing says how many a file of MIT's has.
+    Raises: UserError, saying what the file is, where this suite does not take its network; where a config is missing or not
+        understood, a number of segments is out of bounds, or nothing says how many a file of MIT's has.
     """
     weights = weights_say(state)
     _check_taken(path, weights, meta, config)
-    said, notes = _said(path, meta, config, segments, stated, weights["network"])
+    said, notes = _said(path, meta, config, segments, weights["network"])
     default = dict(SSV2._asdict(), average_clips="", network="", width=0)
     sources = [("its weights", weights)] + said + [(_DEFAULT, default)]
     chosen: Dict[str, Any] = {}
@@ -89,7 +87,7 @@ def facts_of(
         for fact in _NETWORK:
             if facts.get(fact, chosen[fact]) != chosen[fact]:
                 words = "%s says %s" % (where, _words(fact, facts[fact]))
-                if where == _META and (config or stated):
+                if where == _META and config:
                     notes.append("note: %s; %s by %s counts" % (words, _words(fact, chosen[fact]), origins[fact]))
                 else:
                     conflicts.append(words)
@@ -99,8 +97,8 @@ def facts_of(
         for where, facts in said[::-1]:
             if fact in facts:
                 origins[fact], frames[fact] = where, facts[fact]
-    unsure, more = _of_other_frames([(where, facts) for where, facts in said if where != _META or not (config or stated)],
-                                    chosen["segments"], origins["segments"], stated)
+    unsure, more = _of_other_frames([(where, facts) for where, facts in said if where != _META or not config], chosen["segments"],
+                                    origins["segments"])
     if origins["segments"] == _DEFAULT:
         if meta.get("naming") == "MIT":
             raise UserError("%s: is %s, and nothing says of how many segments; pass --segments N, as it was trained with"
@@ -135,9 +133,7 @@ def _other_test(where: str, facts: Mapping[str, Any], chosen: Mapping[str, Any],
         ", ".join(_words(fact, facts[fact]) for fact in other))] if other else []
 
 
-def _of_other_frames(
-    said: List[Tuple[str, Dict[str, Any]]], segments: int, origin: str, stated: str
-) -> Tuple[List[str], List[str]]:
+def _of_other_frames(said: List[Tuple[str, Dict[str, Any]]], segments: int, origin: str) -> Tuple[List[str], List[str]]:
     """(conflicts, notes) of configs that sample or average other numbers of frames than their network has segments."""
     conflicts: List[str] = []
     notes: List[str] = []
@@ -146,7 +142,7 @@ def _of_other_frames(
         sampled, averaged = facts.get("sampled", wanted), facts.get("head_segments", wanted)
         if averaged != wanted:
             conflicts.append("%s averages %s of %s segments" % (where, averaged, wanted))
-        if sampled != wanted and origin not in ("--segments", stated):
+        if sampled != wanted and origin != "--segments":
             conflicts.append("%s samples %s frames for %s segments (--segments %s tests it on %s)"
                              % (where, sampled, wanted, wanted, wanted))
         elif sampled != wanted:
@@ -173,22 +169,18 @@ def _check_taken(path: str, weights: Mapping[str, Any], meta: Mapping[str, Any],
 
 
 def _said(
-    path: str, meta: Mapping[str, Any], config: str, segments: Optional[int], stated: str, network: str
+    path: str, meta: Mapping[str, Any], config: str, segments: Optional[int], network: str
 ) -> Tuple[List[Tuple[str, Dict[str, Any]]], List[str]]:
     """([(source, what it says)], notes) of all sources but the weights of `network`, the one that decides first."""
     said: List[Tuple[str, Dict[str, Any]]] = [("--segments", {} if segments is None else {"segments": segments})]
     if segments is not None and not_whole("segments", segments):
         raise UserError("--segments %s" % not_whole("segments", segments))
-    if stated:
-        given = read_stated(stated)
-        others = {name: given[name] for name in ("network", "average_clips") if isinstance(given.get(name), str) and given[name]}
-        said.append((stated, dict(protocol_from(given, stated)._asdict(), **others)))
     if config:
         read = mmaction2_config.facts(pyconfig.read(config), config, network)
         if not read:
             raise UserError("%s: says nothing of a network or its test; pass the config that it was trained with" % config)
         said.append((config, read))
-    kept, broken = _kept_config(meta, "%s: %s" % (path, _META), bool(config or stated), network)
+    kept, broken = _kept_config(meta, "%s: %s" % (path, _META), bool(config), network)
     said.append((_META, kept))
     row, notes = _row_of(path)
     broken += ["note: %s holds another network too (%s), which is passed over" % (path, meta["passed"])] if meta.get("passed") else []
