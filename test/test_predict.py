@@ -939,9 +939,10 @@ def test_a_picture_is_told_from_a_video(predict, tmp_path):
         assert done.stderr.count("\n") == 5, done.stderr
 
 
-@pytest.mark.parametrize("name", ["file:z.mp4", "a:b.mp4", "http:x.mp4", "-x:y.mp4", "concat:a|b.mp4"])
-def test_names_that_look_like_addresses_are_files(predict, tmp_path, name):
-    video(tmp_path / name, 1)
-    args = ("--window", 0.5, "--annotate", "o:ut", "--html", "o.html", "--json", "out.json", "--", name)
+def test_names_that_look_like_addresses_are_files(predict, tmp_path):
+    names = ["file:z.mp4", "a:b.mp4", "http:x.mp4", "-x:y.mp4", "concat:a|b.mp4"]
+    for name in names:
+        video(tmp_path / name, 1)
+    args = ("--window", 0.5, "--annotate", "o:ut", "--html", "o.html", "--json", "out.json", "--", *names)
     done = predict(*args, cwd=tmp_path)
-    assert len(entries(done, tmp_path)) == 1 and frames_in(tmp_path / "o:ut" / name) == 20
+    assert len(entries(done, tmp_path)) == len(names) and {frames_in(tmp_path / "o:ut" / name) for name in names} == {20}
