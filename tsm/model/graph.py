@@ -193,7 +193,6 @@ class Graph:
         self.written.append(helper.make_node(op, inputs, [output or name], name, **facts))
         return output or name
 
-
     def layer(self, node: NodeProto, inputs: List[str], name: str) -> str:
         """Append a trunk's node of one output on the values `inputs`; returns its name."""
         if node.op_type != RELU6:
@@ -256,10 +255,10 @@ def _masked_shift(graph: Graph, x: str, name: str, channels: int, fold: int) -> 
     return graph.node("Add", [graph.node("Add", parts[:2], name + "/moved"), parts[2]], name)
 
 
-def _whole(graph: Graph, trunk: Trunk, x: str, frame_shape: Shape, write_shift: WriteShift) -> str:
+def _whole(graph: Graph, trunk: Trunk, placed: List[Layer], x: str, write_shift: WriteShift) -> str:
     """The trunk on x, float [frames, 3, size, size], node by node, its shifts by `write_shift`. Returns the features' name."""
     values = {"frames": x}
-    for node, name, shape in layers(trunk.nodes, trunk.weights, frame_shape):
+    for node, name, shape in placed:
         inputs = [values[value] for value in node.input if value in values]
         if node.op_type == SHIFT:
             out = write_shift(graph, inputs[0], name, shape)
@@ -290,9 +289,8 @@ class _Parts:
     nothing stays.
     """
 
-    def __init__(self, graph: Graph, trunk: Trunk, x: str, protocol: Protocol) -> None:
-        self.graph, self.weights, self.div = graph, trunk.weights, protocol.shift_div
-        self.layers = layers(trunk.nodes, trunk.weights, protocol.frame_shape)
+    def __init__(self, graph: Graph, trunk: Trunk, placed: List[Layer], x: str, shift_div: int) -> None:
+        self.graph, self.weights, self.div, self.layers = graph, trunk.weights, shift_div, placed
         self.in_three: Set[str] = set()  # values kept in three tensors
         for node in reversed(trunk.nodes):
             if node.op_type == SHIFT or node.op_type in ("Add", "Relu", RELU6) and node.output[0] in self.in_three:
@@ -457,8 +455,9 @@ def build(
     if len(trunk.fc_weight) != protocol.classes:
         raise UserError("the network has %d classes, its protocol %d; pass the protocol that it was trained for"
                         % (len(trunk.fc_weight), protocol.classes))
+    placed = layers(trunk.nodes, trunk.weights, protocol.frame_shape)
     if form == "ascend":
-        _check_size(trunk, protocol, batch)
+        _check_size(trunk, {layer.shape for layer in placed if layer.node.op_type == SHIFT}, protocol, batch)
     graph, by_view = Graph(), callable(form) or form in ("view", "none")
     x = "input"
     if not by_view:
@@ -466,10 +465,10 @@ def build(
     if dtype == "uint8":
         x = _normalise(graph, x, protocol)
     if form == "view" and protocol.shift_div > 2 and all(attributes(node).get("group", 1) == 1 for node in trunk.nodes):
-        x = _Parts(graph, trunk, x, protocol).write()
+        x = _Parts(graph, trunk, placed, x, protocol.shift_div).write()
     else:
         write_shift = form if callable(form) else partial(shift, form=form, protocol=protocol, batch=batch)
-        x = _whole(graph, trunk, x, protocol.frame_shape, write_shift)
+        x = _whole(graph, trunk, placed, x, write_shift)
     x = graph.node("GlobalAveragePool", [x], "pooled")
     x = graph.node("Flatten", [x], "flat", axis=1)
     fc = [graph.constant("fc.weight", trunk.fc_weight), graph.constant("fc.bias", trunk.fc_bias)]
@@ -497,9 +496,9 @@ def build(
     return model
 
 
-def _check_size(trunk: Trunk, protocol: Protocol, batch: int) -> None:
-    """UserError where the ascend form's zeros, which grow with the batch, make a file that ONNX does not allow."""
-    shapes = {layer.shape for layer in layers(trunk.nodes, trunk.weights, protocol.frame_shape) if layer.node.op_type == SHIFT}
+def _check_size(trunk: Trunk, shapes: Set[Shape], protocol: Protocol, batch: int) -> None:
+    """UserError where the ascend form's zeros for shifts of these shapes, which grow with the batch, make a file that ONNX does not
+    allow."""
     a_video = 4 * protocol.views * sum(shape[0] // protocol.shift_div * shape[1] * shape[2] for shape in shapes)
     room = MOST_BYTES - sum(weight.nbytes for weight in trunk.weights.values())
     if batch * a_video > room:
