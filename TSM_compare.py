@@ -16,7 +16,7 @@ different numbers are refused; names that are only spelt differently get a warni
 (decord against OpenCV), tensors (made again against the files), export (PyTorch against the exported graph), surgery, one
 view (the form that runs on a CPU), device (the results against fp32 in ONNX Runtime), text (its decimals), fusion (score
 against prob), labels (are labels and videos those of the list? does another numbering explain more?); and which is the first
-that departs. Where the files are is read from stages.json; the options name what is not there. Exit status: 0 also where a
+that departs. Where the files are is read from run.json; the options name them for a run by hand. Exit status: 0 also where a
 stage departs.
 
 --agreement N prints on how many of N videos the results have another top-1 than fp32, and the largest difference of a
@@ -32,7 +32,7 @@ from tsm.files import write_json, write_text
 from tsm.report.compare import compare, flip_rows, load_run, text
 from tsm.report.findings import write_csv
 from tsm.samples import manifest_path
-from tsm.workfolder import LABELS, REPORT, STAGES, SUMMARY
+from tsm.workfolder import LABELS, REPORT, RUN, STAGES, SUMMARY
 
 PATHS = ("data_root", "ann_file", "checkpoint", "exported", "model")
 
@@ -60,7 +60,7 @@ def get_args() -> argparse.Namespace:
         cli.error("%d runs given; %s" % (len(args.runs), "--stages and --agreement take one" if alone else "give two"))
     if alone and (args.csv or args.page):
         cli.error("--csv and --page: of two runs")
-    kept = (REPORT, STAGES, SUMMARY, LABELS, manifest_path(LABELS))
+    kept = (REPORT, RUN, STAGES, SUMMARY, LABELS, manifest_path(LABELS))
     inputs = args.runs + [os.path.join(run, name) for run in args.runs for name in kept]
     inputs += filter(None, (getattr(args, name) for name in PATHS))
     check_outputs({"--json": args.json, "--csv": args.csv, "--page": args.page}, inputs)

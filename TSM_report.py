@@ -27,7 +27,6 @@ from tsm.cli import UserError, check_outputs, non_negative, parser, positive, ru
 from tsm.files import read_json, sha256, write_json, write_text
 from tsm.labels import labels_in, read_labels
 from tsm.report.collect import Model, collect, complete, read_model, text
-from tsm.report.compare import compare, load_run
 from tsm.report.findings import Columns, columns_of, confusion_rows, findings, prediction_rows, write_csv
 from tsm.report.gallery import gallery, with_strips
 from tsm.report.page import report_page
@@ -57,8 +56,6 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--gallery", type=non_negative, metavar="N", help="videos of each kind that are shown: failures, near misses, "
                      "successes; 0: none (default: %d; with --redraw, as many as the report holds)" % GALLERY)
     cli.add_argument("--agreement", metavar="FILE", help="what TSM_compare.py --agreement wrote by --json")
-    cli.add_argument("--against", action="append", default=[], metavar="RUN", help="also compare with another run, a work "
-                     "folder or a report.json (may be repeated)")
     cli.add_argument("--output", default=REPORT, metavar="FILE", help="the report; the page and the tables go beside it "
                      "(default: %(default)s)")
     cli.add_argument("--redraw", metavar="FILE", help="draw the page of a report.json again, and nothing else")
@@ -86,12 +83,12 @@ def inputs_of(args: argparse.Namespace) -> List[Optional[str]]:
     if args.redraw:
         return [args.redraw]
     return [args.result_path, args.info_path, manifest_path(args.info_path), args.model, args.accuracy, args.checkpoint, args.labels,
-            args.agreement, STAGES] + [os.path.join(other, REPORT) if os.path.isdir(other) else other for other in args.against]
+            args.agreement, STAGES]
 
 
 def names_of(args: argparse.Namespace, model: Model) -> Optional[List[str]]:
     """The classes' names, from --labels or from the model; None if there are none."""
-    classes = model.protocol["classes"]
+    classes = model.protocol.classes
     if args.labels and not os.path.exists(args.labels):
         warn("%s: no such file, so classes are shown by their numbers; --labels names it" % args.labels)
     elif args.labels:
@@ -99,10 +96,10 @@ def names_of(args: argparse.Namespace, model: Model) -> Optional[List[str]]:
     return labels_in(model.facts, classes)
 
 
-def scores_of(args: argparse.Namespace, labels: Dict[int, int], classes: int) -> Optional[Dict[int, Any]]:
+def scores_of(args: argparse.Namespace, summary: Dict[str, Any], labels: Dict[int, int], classes: int) -> Optional[Dict[int, Any]]:
     """The results' class scores by index; None, with a warning, if they are gone and --accuracy has the figures."""
     try:
-        return read_results(args.result_path, labels, classes)
+        return read_results(args.result_path, labels, classes, summary)
     except FileNotFoundError as error:
         if not args.accuracy:
             raise
@@ -141,24 +138,23 @@ def main() -> None:
     if args.redraw:
         return draw(args.redraw, with_fewer(read_json(args.redraw, "report"), args.gallery))
     model, manifest = read_model(args.model), read_manifest(manifest_path(args.info_path))
-    classes, sources = manifest["protocol"]["classes"], {entry["id"]: entry["source"] for entry in manifest["samples"]}
-    if classes != model.protocol["classes"]:
+    summary, classes = read_summary(args.result_path), model.protocol.classes
+    sources = {entry["id"]: entry["source"] for entry in manifest["samples"]}
+    if manifest["protocol"]["classes"] != classes:
         raise UserError("%s: has %d classes, and %s has %d; are both of the same run?" % (
-            manifest_path(args.info_path), classes, args.model, model.protocol["classes"]))
+            manifest_path(args.info_path), manifest["protocol"]["classes"], args.model, classes))
     labels, names = read_info(args.info_path, classes), names_of(args, model)
     given = read_accuracy(args.accuracy) if args.accuracy else None
-    scores, found, skipped = scores_of(args, labels, classes), None, len(manifest["skipped"])
+    scores, found, skipped = scores_of(args, summary, labels, classes), None, len(manifest["skipped"])
     counted = accuracy_from(scores, labels, skipped) if scores else None
     if scores:
-        votes = views_agree(read_summary(args.result_path))
-        found = findings(columns_of(scores, labels, sources, votes), classes, names)
+        found = findings(columns_of(scores, labels, sources, views_agree(summary)), classes, names)
         most = GALLERY if args.gallery is None else args.gallery
         found["gallery"] = with_strips(gallery(found["videos"], most), scores, found["videos"], args.data_root)
     report = collect(
-        given or accuracy_from(scores or {}, labels, skipped), model, args.result_path, manifest, args.device, args.precision,
+        given or accuracy_from(scores or {}, labels, skipped), model, summary, manifest, args.device, args.precision,
         args.batch_size, args.perf_batches, sha256(args.checkpoint) if args.checkpoint else None, vars(args))
-    compared = [compare(load_run(other), load_run(args.result_path, args.info_path)) for other in args.against]
-    complete(report, model, names, found, counted, read_json(args.agreement, "agreement") if args.agreement else None, compared)
+    complete(report, model, names, found, counted, read_json(args.agreement, "agreement") if args.agreement else None)
     print(text(report) + "\n")
     write_json(args.output, report, "report")
     print("wrote " + args.output)

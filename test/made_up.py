@@ -32,7 +32,7 @@ def report(videos=60, classes=12, names=None, scores=None, labels=None, sources=
     found["gallery"] = with_strips(gallery(found["videos"], most), scores, found["videos"], None)
     facts = {"tsm.fusion": "score", "tsm.checkpoint": "made_up.pth",
              "tsm.proof": '{"file": {"largest_difference": 1e-7, "tolerance": 1e-5}}'}
-    protocol = dict(SSV2._asdict(), classes=classes)
+    protocol = dict(SSV2._asdict(), classes=classes, shape=list(SSV2.video_shape), dtype="float32")
     times = (50 + 5 * np.random.RandomState(1).standard_gamma(2, 500)).tolist()
     made = {
         "version": "1.0.0", "arguments": {"model": "new.onnx"}, "fusion": "score", "batch_size": 1,
@@ -44,5 +44,5 @@ def report(videos=60, classes=12, names=None, scores=None, labels=None, sources=
         "preprocessing_versions": {"opencv": "5"}, "skipped": [],
         "stages": stages or {"infer": {"seconds": 9.0, "peak_mb": 70.0, "command": ["python3", "TSM_infer.py"]}},
     }
-    complete(made, Model(facts, protocol), names, found, accuracy, None, [])
+    complete(made, Model(facts, SSV2._replace(classes=classes)), names, found, accuracy, None)
     return made

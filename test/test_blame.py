@@ -12,11 +12,11 @@ pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 from onnx import helper, numpy_helper  # noqa: E402
 
-from tsm.files import read_json, write_json  # noqa: E402
 from tsm.protocol import SSV2, frame_indices, fuse  # noqa: E402
-from tsm.report.diagnose import DEPARTS, SAME, UNCHECKED, exported_from, first_departure, read_chain, walk  # noqa: E402
+from tsm.report.diagnose import DEPARTS, SAME, UNCHECKED, first_departure, read_chain, walk  # noqa: E402
 from tsm.results import write_result  # noqa: E402
 from tsm.video import clips  # noqa: E402
+from tsm.workfolder import Run, read_run, write_run  # noqa: E402
 
 VIDEOS, TRIED = 12, 1
 
@@ -36,12 +36,8 @@ def whole(works, repo, thin_onnx, tmp_path_factory):
     infer = ["TSM_infer.py", "--model", "./tsm_new_bs1.onnx", "--input", "./sthv2/preprocess_bin", "--output", "./inference_result",
              "--output_dirname", "out", "--outfmt", "TXT"]
     works(*infer, cwd=folder)
-    commands = {
-        "preprocess": ["python3", "TSM_preprocess.py", "--data_root", str(repo / "demo/videos"), "--ann_file", "list.txt"],
-        "export": ["python3", "pytorch2onnx.py", str(repo / "demo/tsm_thin.pth"), "--output-file", "tsm_bs1.onnx"],
-        "infer": ["python3"] + infer, "report": ["python3", "TSM_report.py", "--model", "tsm_new_bs1.onnx"],
-    }
-    write_json(str(folder / "stages.json"), {name: {"command": command} for name, command in commands.items()}, "stages")
+    write_run(Run(str(repo / "demo/videos"), "list.txt", str(repo / "demo/tsm_thin.pth"), "", "", "", "", None, "tsm_bs1.onnx",
+                  "tsm_new_bs1.onnx", "tsm_new_bs1.onnx", "cpu", "fp32", "", "score", "float32", 1, [1], {}), str(folder))
     return folder
 
 
@@ -187,10 +183,7 @@ def test_an_overflow_of_fp16(works, repo, work):
             state["backbone.layer1.0.%s.weight" % reader] /= 1e6
 
     changed_weights(works, repo, work, raised)
-    stages = read_json(str(work / "stages.json"), "stages")
-    stages["export"]["command"][2] = "other.pth"
-    stages["infer"]["command"][3] = "./tsm_bs1.om"
-    write_json(str(work / "stages.json"), stages, "stages")
+    write_run(read_run(str(work))._replace(checkpoint="other.pth", model="tsm_bs1.om"), str(work))
     shutil.move(str(work / "other.onnx"), str(work / "tsm_bs1.onnx"))
     shutil.move(str(work / "other_new.onnx"), str(work / "tsm_new_bs1.onnx"))
     net, _ = load(str(work / "other.pth"))
@@ -206,9 +199,7 @@ def test_an_overflow_of_fp16(works, repo, work):
 
 
 def test_a_stale_om(work):
-    stages = read_json(str(work / "stages.json"), "stages")
-    stages["infer"]["command"][3] = "./tsm_bs1.om"
-    write_json(str(work / "stages.json"), stages, "stages")
+    write_run(read_run(str(work))._replace(model="tsm_bs1.om"), str(work))
     (work / "tsm_bs1.om").write_bytes(b"om")
     os.utime(str(work / "tsm_bs1.om"), (1000, 1000))
     for path in (work / "inference_result/out").iterdir():
@@ -255,7 +246,7 @@ def test_labels(work, named):
 
 
 def test_what_is_missing_is_not_checked(work):
-    (work / "stages.json").unlink()
+    (work / "run.json").unlink()
     (work / "tsm_bs1.onnx").unlink()
     shutil.rmtree(str(work / "inference_result"))
     rows = list(walk(read_chain(str(work), {}), 1))
@@ -268,8 +259,8 @@ def test_bad_input_is_one_line(fails, work, tmp_path):
     assert "tsm_new_bs" in fails("TSM_compare.py", "--stages", tmp_path, cwd=work)
     assert "--checkpoint" in fails("TSM_compare.py", "--stages", ".", "--checkpoint", "none.pth", cwd=work)
     assert "modify_onnx.py" in fails("TSM_compare.py", "--stages", ".", "--model", "tsm_bs1.onnx", cwd=work)
-    (work / "stages.json").write_text('{"infer":')
-    assert "stages.json" in fails("TSM_compare.py", "--stages", ".", cwd=work)
+    (work / "run.json").write_text('{"infer":')
+    assert "run.json" in fails("TSM_compare.py", "--stages", ".", cwd=work)
 
 
 def test_a_list_in_another_order_whose_labels_agree(work):
@@ -329,15 +320,18 @@ def demo_variants(works, thin_onnx, tmp_path_factory):
     return folder / "segments.onnx", folder / "bytes.onnx"
 
 
-@pytest.mark.parametrize("command, wanted", [
-    (["python3", "pytorch2onnx.py", "a/tsm.pth.tar", "--output-file", "x.onnx", "--softmax", "--shape", "1", "48", "3", "256", "256"],
-     ("", "a/tsm.pth.tar")),
-    (["python3", "/m/tools/deployment/pytorch2onnx.py", "c.py", "weights", "--output-file", "x.onnx"], ("c.py", "weights")),
-    (["python3", "pytorch2onnx.py", "--segments", "8", "--protocol", "p.json", "--shape", "1", "8", "--softmax", "2.pth"], ("", "2.pth")),
-    (["python3", "pytorch2onnx.py", "--output-file=x.onnx", "c.py", "--verify", "tsm.pt"], ("c.py", "tsm.pt")),
-    (["python3", "pytorch2onnx.py"], ("", "")), (["python3"], ("", "")), ([], ("", ""))])
-def test_the_checkpoint_is_the_export_s_positional_argument(command, wanted):
-    assert exported_from(command) == wanted
+def test_a_run_by_hand_is_told_where_its_files_are(works, repo, work):
+    (work / "run.json").unlink()
+    options = ("--data_root", repo / "demo/videos", "--ann_file", "list.txt", "--checkpoint", repo / "demo/tsm_thin.pth")
+    assert works("TSM_compare.py", "--stages", ".", "--videos", 1, *options, cwd=work).splitlines()[-1] == "no stage departs"
+
+
+def test_a_run_that_moved_has_its_files_with_it(work, tmp_path):
+    work.rename(tmp_path / "moved")
+    chain = read_chain(str(tmp_path / "moved"), {})
+    for path in (chain.ann_file, chain.checkpoint, chain.exported, chain.device_model, chain.data_root):
+        assert os.path.exists(path), path
+    assert chain.ann_file == str(tmp_path / "moved/list.txt")
 
 
 def test_agreement_counts_flips_on_a_few_videos(works, work):
@@ -351,13 +345,9 @@ def test_agreement_counts_flips_on_a_few_videos(works, work):
 
 
 def test_agreement_of_a_device_whose_tensors_are_gone(works, repo, work):
-    """As on an NPU in chunks: a model for ATC, no tensors, the commands as TSM_stream.py is given them."""
+    """As on an NPU in chunks: a model for ATC, and no tensors."""
     works("modify_onnx.py", "-m1", "tsm_bs1.onnx", "-m2", "tsm_new_bs1.onnx", "-bs", 1, cwd=work)
-    stages = read_json(str(work / "stages.json"), "stages")
-    del stages["preprocess"]
-    stages["infer"] = {"command": ["python3", "TSM_stream.py", "--device", "npu", "--model", "./tsm_bs1.om", "--data_root",
-                                   str(repo / "demo/videos"), "--ann_file", "list.txt", "--chunk", "auto"]}
-    write_json(str(work / "stages.json"), stages, "stages")
+    write_run(read_run(str(work))._replace(model="tsm_bs1.om", device="npu"), str(work))
     shutil.rmtree(str(work / "sthv2/preprocess_bin"))
     chain = read_chain(str(work), {})
     assert chain.data_root == str(repo / "demo/videos") and os.path.normpath(chain.device_model) == str(work / "tsm_bs1.om")

@@ -159,10 +159,10 @@ def _as_float64(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float64)
 
 
-def _results(path: str) -> Iterator[Tuple[int, str]]:
-    """(number in the input file's name, result file) for every input file of the summary at `path`."""
+def _results(path: str, summary: Mapping[str, Any]) -> Iterator[Tuple[int, str]]:
+    """(number in the input file's name, result file) for every input file of the summary, which is that at `path`."""
     folder = path[: -len("_summary.json")] if path.endswith("_summary.json") else ""
-    for entry in read_summary(path)["filesinfo"].values():
+    for entry in summary["filesinfo"].values():
         infile, outfile = entry["infiles"][0], entry["outfiles"][0]
         name = result_name(infile)
         if not re.match(r"[0-9]{1,9}\Z", name):
@@ -189,8 +189,8 @@ def is_time(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= 1e12
 
 
-def read_results(path: str, labels: Dict[int, int], classes: int) -> Dict[int, np.ndarray]:
-    """{index: class scores float64 [classes]} for exactly the indices of `labels`, from the summary at `path`.
+def read_results(path: str, labels: Dict[int, int], classes: int, summary: Optional[Mapping[str, Any]] = None) -> Dict[int, np.ndarray]:
+    """{index: class scores float64 [classes]} for exactly the indices of `labels`, from the summary at `path`, read before or not.
 
     A file may hold several rows (an input file that was a whole batch of R videos): row r of file k is video k * R + r, and
     rows past the last video are the batch's filler. Raises UserError that names the file of a missing, extra or second
@@ -199,7 +199,7 @@ def read_results(path: str, labels: Dict[int, int], classes: int) -> Dict[int, n
     scores: Dict[int, np.ndarray] = {}
     origin: Dict[int, str] = {}
     last = max(labels)
-    for number, file in _results(path):
+    for number, file in _results(path, summary or read_summary(path)):
         rows = read_scores(file, classes)
         for row, values in enumerate(rows):
             index = number * len(rows) + row

@@ -13,9 +13,9 @@ from tsm.cli import UserError
 from tsm.files import read_json
 from tsm.machine import processor_name
 from tsm.model.onnxfile import load, metadata, protocol_of
-from tsm.protocol import FUSIONS, PIPELINES, SSV2, differences, protocol_from
+from tsm.protocol import FUSIONS, PIPELINES, SSV2, Protocol, differences, protocol_from
 from tsm.report.findings import another_order
-from tsm.results import OWN, TIMES, Accuracy, is_time, own_entry, read_summary, throughput_in
+from tsm.results import OWN, TIMES, Accuracy, is_time, own_entry, throughput_in
 from tsm.workfolder import STAGES
 
 LATENCY_BINS = 40
@@ -38,7 +38,7 @@ class Model(NamedTuple):
     """What modify_onnx.py wrote into a model: fusion, target, rules, proof, protocol, checkpoint; and its protocol."""
 
     facts: Dict[str, str]
-    protocol: Dict[str, Any]
+    protocol: Protocol
 
 
 def read_model(path: str) -> Model:
@@ -47,7 +47,7 @@ def read_model(path: str) -> Model:
     facts = {key: value for key, value in metadata(proto).items() if key.startswith("tsm.")}
     if facts.get("tsm.fusion") not in FUSIONS:
         raise UserError("%s: does not say how it fuses the views; make it with modify_onnx.py" % path)
-    return Model(facts, protocol_of(proto, path)._asdict())
+    return Model(facts, protocol_of(proto, path))
 
 
 def read_stages(path: str) -> Dict[str, Any]:
@@ -63,11 +63,11 @@ def device_name(device: str, precision: str) -> str:
     return "%s %s" % (processor_name(), precision) if device == "cpu" else "Ascend NPU"
 
 
-def published_of(fusion: str, protocol: Dict[str, Any], checkpoint_sha256: Optional[str]) -> Tuple[Optional[published.Published], str]:
+def published_of(fusion: str, protocol: Protocol, checkpoint_sha256: Optional[str]) -> Tuple[Optional[published.Published], str]:
     """(what was published of the checkpoint under this test and fusion, why nothing can be compared with: empty if it can).
 
     Args:
-        protocol: fields of the Protocol that was measured by.
+        protocol: that was measured by.
         checkpoint_sha256: in hex, or None where it is not known.
     """
     if not checkpoint_sha256:
@@ -76,7 +76,8 @@ def published_of(fusion: str, protocol: Dict[str, Any], checkpoint_sha256: Optio
     if row is None:
         return None, "this checkpoint is none of the published files (TSM_checkpoint.py --list)"
     test = dict(PIPELINES[row.pipeline], segments=row.segments)
-    differs = ["%s %s, not %s" % (name, protocol[name], wanted) for name, wanted in test.items() if protocol.get(name, wanted) != wanted]
+    differs = ["%s %s, not %s" % (name, getattr(protocol, name), wanted) for name, wanted in test.items()
+               if getattr(protocol, name) != wanted]
     if differs:
         return None, "%s was tested otherwise (here %s)" % (row.file, ", ".join(differs))
     found = published.published(row, fusion)
@@ -98,17 +99,17 @@ def verdict(accuracy: Accuracy, published: Optional[published.Published], why: s
 
 
 def collect(
-    accuracy: Accuracy, model: Model, result_path: str, manifest: Dict[str, Any], device: str, precision: str, batch: int,
+    accuracy: Accuracy, model: Model, summary: Dict[str, Any], manifest: Dict[str, Any], device: str, precision: str, batch: int,
     perf_batches: Sequence[int], checkpoint_sha256: Optional[str], arguments: Dict[str, Any],
 ) -> Dict[str, Any]:
     """Everything that the table shows and what made it, as report.json holds it; the page needs more: see complete().
 
     Args:
-        result_path: summary of the inference. manifest: of the preprocessing.
+        summary: of the inference. manifest: of the preprocessing.
         batch: batch size of the inference. perf_batches: those whose perf/bs<B>.log is read.
         checkpoint_sha256: of the checkpoint, if the model's metadata do not know it.
     """
-    fusion, summary = model.facts["tsm.fusion"], read_summary(result_path)
+    fusion = model.facts["tsm.fusion"]
     digest = model.facts.get("tsm.checkpoint_sha256", checkpoint_sha256)
     published, why = published_of(fusion, model.protocol, digest)
     state, comparison = verdict(accuracy, published, why)
@@ -146,17 +147,16 @@ def _without_lists(summary: Dict[str, Any]) -> Dict[str, Any]:
 
 def complete(
     report: Dict[str, Any], model: Model, names: Optional[List[str]], findings: Optional[Dict[str, Any]],
-    counted: Optional[Accuracy], agreement: Optional[Dict[str, Any]], compared: List[Dict[str, Any]],
+    counted: Optional[Accuracy], agreement: Optional[Dict[str, Any]],
 ) -> None:
-    """Add what the page shows beside the table: names, findings, comparisons, and the checks that all of it allows.
+    """Add what the page shows beside the table: names, findings, and the checks that all of it allows.
 
     Args:
         names: of the classes, if known.
         findings: of tsm.findings, and `counted`, the accuracy of the same results; None where the results are gone.
         agreement: with fp32, as TSM_compare.py --agreement writes it.
-        compared: other runs beside this one, as tsm.compare.compare() gives them.
     """
-    report.update(names=names, findings=findings, agreement=agreement, compared=compared)
+    report.update(names=names, findings=findings, agreement=agreement)
     more = (_joined(report, counted), _labels(report), _proved(model), _same_protocol(report, model), _nothing_skipped(report),
             _precision(report))
     report["checks"] = [entry for entry in more + (*report["checks"], _no_ties(report)) if entry]
@@ -214,7 +214,7 @@ def _proved(model: Model) -> Dict[str, str]:
 def _same_protocol(report: Dict[str, Any], model: Model) -> Dict[str, str]:
     made = protocol_from(report["protocol"], "the manifest")
     dtype = report["protocol"]["dtype"]
-    differs = differences(made.pixels(dtype), protocol_from(model.protocol, "the model").pixels(dtype))
+    differs = differences(made.pixels(dtype), model.protocol.pixels(dtype))
     return check("protocol", FAIL if differs else PASS, "the tensors are not of the model's protocol: " + differs if differs
                  else "tensors and model: %d segments, %d views, %d pixels" % (made.segments, made.views, made.size))
 
@@ -267,7 +267,7 @@ def rows(report: Dict[str, Any]) -> List[List[str]]:
         top5 = "" if figure["top5_acc"] is None else " / %.4f" % figure["top5_acc"]
         cells.append(["published: " + figure["source"], "", figure["data"], "%.4f%s" % (figure["top1_acc"], top5), ""])
     if npu or figure and figure["source"] == published.GUIDE:
-        alike = protocol_from(report["protocol"], "the report").video_shape == SSV2.video_shape
+        alike = report["protocol"]["shape"] == list(SSV2.video_shape)
         cells += [["published: Atlas 310P3, ResNet-50", str(batch), "", "", "%.2f" % ATLAS_THROUGHPUT[batch]]
                   for batch in sorted(ATLAS_THROUGHPUT) if alike and (npu or batch == 1)]
     return cells

@@ -31,23 +31,19 @@ class Run(NamedTuple):
     scores: Optional[np.ndarray]
 
 
-def load_run(path: str, info_path: str = "") -> Run:
-    """A run from its work folder, its report.json, or the summary of its inference (with `info_path`, the labels).
+def load_run(path: str) -> Run:
+    """A run from its work folder or its report.json.
 
     Result files are read if they are there, and else what report.json keeps of every video. Raises UserError, or OSError, that
     names what is missing.
     """
     report: Dict[str, Any] = {}
     folder = path if os.path.isdir(path) else os.path.dirname(path)
-    if info_path:
-        result_path = path
-    else:
-        given = os.path.join(path, REPORT) if os.path.isdir(path) else path
-        if given == path or os.path.exists(given):
-            report = read_json(given, "report")
-        arguments = report.get("arguments") or {}
-        result_path = _moved_with(folder, str(arguments.get("result_path") or SUMMARY))
-        info_path = _moved_with(folder, str(arguments.get("info_path") or LABELS))
+    given = os.path.join(path, REPORT) if os.path.isdir(path) else path
+    if given == path or os.path.exists(given):
+        report = read_json(given, "report")
+    result_path, info_path = (_moved_with(folder, report.get("arguments", {}).get(name) or default)
+                              for name, default in (("result_path", SUMMARY), ("info_path", LABELS)))
     about = {"fusion": report.get("fusion"), "device": (report.get("device") or {}).get("name"),
              "precision": (report.get("device") or {}).get("precision")}
     try:

@@ -6,22 +6,22 @@ import glob
 import json
 import os
 import re
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from tsm.cli import Corrupt, UserError
-from tsm.files import natural, read_json
+from tsm.files import natural
 from tsm.infer.tensors import read_tensor
 from tsm.labels import labels_in
 from tsm.model.offline import Offline, one_view, read_offline
 from tsm.model.onnxfile import load, session
 from tsm.protocol import FUSIONS, Protocol, differences, frame_indices, fuse, protocol_from
 from tsm.report.findings import another_order
-from tsm.results import read_results, read_summary
+from tsm.results import read_results
 from tsm.samples import Clip, checksum, evenly, manifest_path, read_info, read_list, read_manifest
 from tsm.video import clips
-from tsm.workfolder import BINS, EXPORTED, LABELS, MODIFIED, STAGES, SUMMARY
+from tsm.workfolder import EXPORTED, LABELS, MODIFIED, RESULTS, RUN, SUMMARY, TENSORS, read_run
 
 SAME, DEPARTS, UNCHECKED = "same", "DEPARTS", "not checked"
 EXACT = 1e-4  # largest difference of a probability between two computations in fp32
@@ -31,6 +31,9 @@ LEVELS = 1.0  # mean difference of pixels, of 0..255, above which tensors are no
 ROUNDING = 0.05  # the same where the decoders are those that made the tensors: only the processor may be another
 DECODED = 4.0  # the same between two decoders, which convert colours in their own ways
 FP16_MOST = 65504.0
+
+
+Results = Union[Dict[int, np.ndarray], UserError, FileNotFoundError]  # class scores by index, or why there are none
 
 
 class Row(NamedTuple):
@@ -66,26 +69,18 @@ def read_chain(folder: str, given: Dict[str, Optional[str]]) -> Chain:
     """The chain of a work folder.
 
     Args:
-        given: data_root, ann_file, checkpoint, exported, model: paths that the user names; what is None is taken from
-            stages.json's commands, or from run_all.sh's names.
+        given: data_root, ann_file, checkpoint, exported, model: paths that the user names; what is None is taken from run.json, and
+            of a run by hand, which has none, from run_all.sh's names.
     Raises: UserError, or OSError, for a folder without a modified model, labels or a manifest.
     """
-    try:
-        stages = read_json(os.path.join(folder, STAGES), "stages")
-        commands = {name: [str(word) for word in entry["command"]] for name, entry in stages.items()}
-    except (FileNotFoundError, KeyError, TypeError, AttributeError):
-        commands = {}
+    run = read_run(folder) if os.path.exists(os.path.join(folder, RUN)) else None
 
-    def known(name: str, stage_names: Sequence[str], flag: str, default: str = "") -> str:
-        if given.get(name):
-            return str(given[name])
-        words = [_option(commands.get(stage, []), flag) for stage in stage_names]
-        path = next(filter(None, words), default)
+    def known(name: str, default: str = "") -> str:
+        path = getattr(run, name) if run else default
         return os.path.join(folder, path) if path else ""
 
-    lists = ("preprocess", "infer", "quantise")
-    models = sorted(glob.glob(os.path.join(folder, MODIFIED)), key=natural)
-    model = known("model", ("report",), "--model") or next(iter(models), "")
+    models = sorted(glob.glob(os.path.join(glob.escape(folder), MODIFIED)), key=natural)
+    model = given.get("model") or known("modified", os.path.basename(models[0]) if models else "")
     if not model:
         raise UserError("%s: no %s in it; give the work folder of a run, or --model FILE" % (folder, MODIFIED))
     offline = read_offline(model)
@@ -94,15 +89,11 @@ def read_chain(folder: str, given: Dict[str, Optional[str]]) -> Chain:
     protocol = protocol_from(manifest["protocol"], manifest_path(info_path))
     labels = read_info(info_path, protocol.classes)
     check_one_run(offline, protocol, manifest, labels, info_path)
-    config, checkpoint = exported_from(commands.get("export", []))
     return Chain(
-        folder, known("data_root", lists, "--data_root"), known("ann_file", lists, "--ann_file"),
-        given.get("checkpoint") or (os.path.join(folder, checkpoint) if checkpoint else ""),
-        os.path.join(folder, config) if config else "",
-        given.get("exported") or os.path.join(folder, EXPORTED),
-        known("", ("infer",), "--model", os.path.relpath(model, folder)),
-        _option(commands.get("infer", []), "--precision") or "fp32", offline, protocol, manifest,
-        labels, os.path.join(folder, SUMMARY))
+        folder, given.get("data_root") or known("data_root"), given.get("ann_file") or known("ann_file"),
+        given.get("checkpoint") or known("checkpoint"), known("config"), given.get("exported") or known("exported", EXPORTED),
+        known("model", os.path.relpath(model, folder)), run.precision if run else "fp32", offline, protocol, manifest, labels,
+        os.path.join(folder, SUMMARY))
 
 
 def check_one_run(model: Offline, protocol: Protocol, manifest: Dict[str, Any], labels: Dict[int, int], info_path: str) -> None:
@@ -120,33 +111,6 @@ def check_one_run(model: Offline, protocol: Protocol, manifest: Dict[str, Any], 
         first = min(apart)
         here, there = (info_path, manifest_file) if first in labels else (manifest_file, info_path)
         raise UserError("%s: has sample %d, which %s has not; are both of the same preprocessing? Run it again" % (here, first, there))
-
-
-def exported_from(command: Sequence[str]) -> Tuple[str, str]:
-    """(config, checkpoint) of a command of pytorch2onnx.py, ours or mmaction2's: its positional arguments; empty if it has none."""
-    script = next((place for place, word in enumerate(command) if os.path.basename(word) == "pytorch2onnx.py"), len(command))
-    paths: List[str] = []
-    flag = ""
-    for word in command[script + 1 :]:
-        if word.startswith("--"):
-            flag = word
-        elif flag == "--shape" and word.isdigit():
-            continue
-        elif flag in ("--output-file", "--opset-version", "--protocol", "--segments"):
-            flag = ""
-        else:
-            paths.append(word)
-    return (paths[0] if len(paths) > 1 else "", paths[-1]) if paths else ("", "")
-
-
-def _option(command: Sequence[str], flag: str) -> str:
-    """The value of a flag in a command, given as `--flag value` or `--flag=value`; empty without it."""
-    for word, following in zip(command, list(command[1:]) + [""]):
-        if word == flag:
-            return following
-        if word.startswith(flag + "="):
-            return word[len(flag) + 1 :]
-    return ""
 
 
 def source_path(chain: Chain, index: int) -> str:
@@ -175,7 +139,7 @@ def made_again(chain: Chain, index: int, sample: Callable[[int, Protocol], List[
 
 def tensor_file(chain: Chain, index: int) -> str:
     """Where the tensor of a sample is, if it was kept."""
-    return os.path.join(os.path.dirname(manifest_path(os.path.join(chain.folder, LABELS))), BINS, "%d.bin" % index)
+    return os.path.join(chain.folder, TENSORS, "%d.bin" % index)
 
 
 def tensor_of(chain: Chain, index: int) -> np.ndarray:
@@ -346,7 +310,7 @@ def check_surgery(chain: Chain, tensors: List[np.ndarray], exported: List[np.nda
     return compared("surgery", answers, wanted, EXACT, "the modified graph against the exported one"), answers
 
 
-def check_device(chain: Chain, indices: List[int], tensors: List[np.ndarray], networks: Networks) -> List[Row]:
+def check_device(chain: Chain, indices: List[int], tensors: List[np.ndarray], networks: Networks, results: Results) -> List[Row]:
     """Rows `device`, `text` and `fusion`: what the result files hold, against fp32."""
     expected = [networks.answer(tensor) for tensor in tensors]
     other_fusion = next(name for name in FUSIONS if name != chain.model.fusion)
@@ -354,13 +318,11 @@ def check_device(chain: Chain, indices: List[int], tensors: List[np.ndarray], ne
     most = ROUGH.get(chain.precision, ROUGHEST) if chain.device_model.endswith(".onnx") else ROUGHEST
     fusion = compared("fusion", other, expected, float("inf"), "%s against %s, as the model has it" % (
         other_fusion, chain.model.fusion))
-    try:
-        results = read_results(chain.result_path, chain.labels, chain.protocol.classes)
-    except FileNotFoundError as error:
-        gone = "%s is missing" % error.filename
+    if isinstance(results, FileNotFoundError):
+        gone = "%s is missing" % results.filename
         return [Row("device", UNCHECKED, None, None, 0, gone), Row("text", UNCHECKED, None, None, 0, gone), fusion]
-    except UserError as error:
-        return [Row("device", DEPARTS, None, None, 0, "%s%s" % (error, overflow(chain, tensors))),
+    if isinstance(results, UserError):
+        return [Row("device", DEPARTS, None, None, 0, "%s%s" % (results, overflow(chain, tensors))),
                 Row("text", UNCHECKED, None, None, 0, "the results cannot be read"), fusion]
     given, digits = [results[index] for index in indices], decimals(chain)
     most += 0 if digits is None else 0.5 * 10**-digits  # what the text may add is told by the next row
@@ -378,11 +340,10 @@ def check_device(chain: Chain, indices: List[int], tensors: List[np.ndarray], ne
 
 def decimals(chain: Chain) -> Optional[int]:
     """How many decimals the result files have; None where they are binary."""
-    files = [entry["outfiles"][0] for entry in read_summary(chain.result_path)["filesinfo"].values()]
-    if not files[0].lower().endswith(".txt"):
+    files = glob.glob(os.path.join(glob.escape(os.path.join(chain.folder, RESULTS)), "*_0.txt"))
+    if not files:
         return None
-    path = os.path.join(chain.result_path[: -len("_summary.json")], os.path.basename(files[0]))
-    with open(path if os.path.exists(path) else files[0], encoding="ascii", errors="replace") as file:
+    with open(min(files), encoding="ascii", errors="replace") as file:
         return max([len(found) for found in re.findall(r"\.(\d+)", file.read(1 << 16))] + [0])
 
 
@@ -452,14 +413,12 @@ def unlike_the_list(chain: Chain, listed: Sequence[Clip]) -> str:
     return ""
 
 
-def check_labels(chain: Chain, listed: Sequence[Clip]) -> Row:
+def check_labels(chain: Chain, listed: Sequence[Clip], results: Results) -> Row:
     """Do the labels belong to the results: are they those of the list, in the order of the network's classes?"""
     unlike = unlike_the_list(chain, listed)
     if unlike:
         return Row("labels", DEPARTS, None, None, len(listed), unlike)
-    try:
-        results = read_results(chain.result_path, chain.labels, chain.protocol.classes)
-    except (UserError, FileNotFoundError):
+    if isinstance(results, Exception):
         return Row("labels", UNCHECKED, None, None, 0, "the results cannot be read")
     order = sorted(chain.labels)
     truth = np.array([chain.labels[index] for index in order])
@@ -494,9 +453,14 @@ def walk(chain: Chain, videos: int) -> Iterator[Row]:
     yield row
     yield compared("one view", [networks.answer(tensor) for tensor in tensors], answers, EXACT,
                    "view by view against the modified graph")
-    for row in check_device(chain, indices, tensors, networks):
+    results: Results
+    try:
+        results = read_results(chain.result_path, chain.labels, chain.protocol.classes)
+    except (UserError, FileNotFoundError) as error:
+        results = error
+    for row in check_device(chain, indices, tensors, networks, results):
         yield row
-    yield check_labels(chain, listed)
+    yield check_labels(chain, listed, results)
 
 
 def first_departure(rows: Sequence[Row]) -> str:

@@ -97,7 +97,7 @@ def report_values(report: Dict[str, Any]) -> Dict[str, Any]:
         "split": [(what, ms, ms / total) for what, ms in split],
         "stages": [(name, entry["seconds"], entry["seconds"] / longest, entry["peak_mb"])
                    for name, entry in report["stages"].items()],
-        "facts": facts(report), "commands": commands(report), "charts": {}, "chance": chance,
+        "facts": facts(report), "commands": commands(report), "charts": {},
     }
     if found:
         values.update(found_values(found, names))
