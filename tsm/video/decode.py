@@ -28,6 +28,9 @@ from tsm.video.frames import IMG, Frame, check_size, is_picture, strict
 try:
     import av
     import av.filter
+
+    if int(av.__version__.split(".")[0]) < 15:  # older ones lack some of what is called here
+        raise ImportError
 except (ImportError, OSError):
     av = None  # type: ignore[assignment]
 try:
