@@ -27,8 +27,7 @@ from tsm.cli import UserError, check_outputs, non_negative, parser, positive, ru
 from tsm.files import read_json, sha256, write_json, write_text
 from tsm.labels import labels_in, read_labels
 from tsm.report.collect import Model, collect, complete, read_model, text
-from tsm.report.findings import Columns, columns_of, confusion_rows, findings, prediction_rows, write_csv
-from tsm.report.gallery import gallery, with_strips
+from tsm.report.findings import Columns, columns_of, confusion_rows, findings, gallery, prediction_rows, with_strips, write_csv
 from tsm.report.page import report_page
 from tsm.results import accuracy_from, read_accuracy, read_results, read_summary, views_agree
 from tsm.samples import manifest_path, read_info, read_manifest

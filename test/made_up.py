@@ -4,8 +4,7 @@ import numpy as np
 
 from tsm.protocol import SSV2
 from tsm.report.collect import NOTE, Model, check, complete, latency
-from tsm.report.findings import columns_of, findings
-from tsm.report.gallery import gallery, with_strips
+from tsm.report.findings import columns_of, findings, gallery, with_strips
 from tsm.results import accuracy_from
 
 

@@ -17,8 +17,7 @@ from tsm.cli import UserError
 from tsm.files import read_json, sealed, unsealed, write_json
 from tsm.labels import name_of, read_labels
 from tsm.report.compare import compare
-from tsm.report.findings import confidence, reverses
-from tsm.report.gallery import STRIP
+from tsm.report.findings import STRIP, confidence, reverses
 from tsm.report.page import as_json, compare_page, matrix, report_page
 
 NASTY = ['<script>alert(1)</script>', '"><img src=x onerror=alert(2)>', "'; alert(3) //", "</script><b>", "{{ 7 * 7 }}",

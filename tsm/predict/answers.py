@@ -16,8 +16,7 @@ from tsm.infer.int8 import weights_file
 from tsm.labels import Ranked
 from tsm.predict.captions import Caption, has_captions, write_captions
 from tsm.protocol import Protocol
-from tsm.report.findings import write_csv
-from tsm.report.gallery import strips_of
+from tsm.report.findings import strips_of, write_csv
 from tsm.samples import Clip
 from tsm.video.clips import decoded
 from tsm.video.decode import VIDEO_SUFFIXES

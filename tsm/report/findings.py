@@ -4,14 +4,17 @@ Everything here is plain values, ready for JSON; shares and probabilities are 0.
 columns of equal length (`Columns`), one place per video, in the order of the ids.
 """
 
+import base64
 import csv
 import itertools
+import os
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
+from tsm.cli import Corrupt
 from tsm.files import replacing
-from tsm.labels import name_of
+from tsm.labels import name_of, top
 from tsm.results import mcnemar, ranks, wilson
 
 Columns = Dict[str, List[Any]]
@@ -19,6 +22,9 @@ PAIRS = 20  # most confused pairs that are kept
 MATRIX = 12  # classes of the small confusion matrix
 HISTOGRAM, RELIABILITY, COVERAGE = 20, 15, 50  # bins of the probability, bins of ECE, points of the coverage curve
 GAIN, CHANCE = 0.2, 0.01  # of top-1, and McNemar's p, from which another order of the labels explains the accuracy
+KINDS = ("failures", "near_misses", "successes")  # of the gallery
+ANSWERS = 3  # of a video in the gallery that are kept
+STRIP = "data:image/jpeg;base64,"  # what a film strip begins with
 DIGITS = 6  # of a probability, as in the result files
 SWAPS = (("left", "right"), ("up", "down"), ("upwards", "downwards"), ("opening", "closing"), ("open", "close"),
          ("folding", "unfolding"), ("covering", "uncovering"), ("covering something with something", "uncovering something"),
@@ -218,6 +224,64 @@ def findings(columns: Columns, classes: int, names: Optional[Sequence[str]]) -> 
     pairs = confused_pairs(counts, reverses(names))
     return {"classes": class_rows(columns, counts), "pairs": pairs, "matrix": small_matrix(counts, pairs),
             "confidence": confidence(columns), "videos": columns}
+
+
+def gallery(columns: Columns, most: int) -> Dict[str, List[int]]:
+    """The places of at most `most` videos of each kind: failures, the most certain first; near misses, where the truth came
+    second and closest; successes, drawn at random by a fixed seed."""
+    rank, margin, probability = (np.array(columns[name]) for name in ("rank", "margin", "probability"))
+    failures = [int(place) for place in np.argsort(-probability, kind="stable") if rank[place] > 1][:most]
+    near = [int(place) for place in np.argsort(margin, kind="stable") if rank[place] == 2 and place not in failures][:most]
+    right = np.flatnonzero(rank == 1)
+    some = np.sort(np.random.RandomState(0).permutation(len(right))[:most])
+    return dict(zip(KINDS, (failures, near, right[some].tolist())))
+
+
+def with_strips(
+    chosen: Mapping[str, List[int]], scores: Mapping[int, np.ndarray], columns: Columns, data_root: Optional[str]
+) -> Dict[str, List[Dict[str, Any]]]:
+    """The gallery as report.json has it: per video its `place` in the columns, its `top` [class, probability] and its
+    `strip`, a data URI, or None without a data root; `problem` says why a video has none."""
+    return {kind: [_entry(place, scores[columns["id"][place]], columns["video"][place], data_root) for place in places]
+            for kind, places in chosen.items()}
+
+
+def _entry(place: int, scores: np.ndarray, source: str, data_root: Optional[str]) -> Dict[str, Any]:
+    entry: Dict[str, Any] = {"place": place, "strip": None, "problem": None,
+             "top": [[ranked.class_id, round(ranked.probability, DIGITS)] for ranked in top(scores, None, ANSWERS)]}
+    if data_root:
+        from tsm.video.windows import strip
+
+        try:
+            entry["strip"] = as_uri(strip(os.path.join(data_root, source)))
+        except Corrupt as error:
+            entry["problem"] = str(error)
+    return entry
+
+
+def as_uri(jpeg: bytes) -> str:
+    """A film strip as a data URI."""
+    return STRIP + base64.b64encode(jpeg).decode()
+
+
+def strips_of(path: str, spans: Sequence[Tuple[Optional[float], Optional[float]]]) -> Tuple[List[Optional[str]], str]:
+    """(a film strip, as a data URI, of each span of the video or folder of frames at `path`; why some are None, if they are).
+
+    Args:
+        spans: (start, end) in seconds, in their order in time; (None, None) is the whole.
+    """
+    from tsm.video.windows import Window, strip, strips
+
+    made: List[Optional[str]] = []
+    problem = ""
+    try:
+        if os.path.isdir(path):
+            made.append(as_uri(strip(path)))
+        else:
+            made += map(as_uri, strips(path, [Window(*span) for span in spans]))
+    except Corrupt as error:
+        problem = str(error)
+    return made + [None] * (len(spans) - len(made)), problem
 
 
 def write_csv(path: str, rows: Iterator[Sequence[Any]]) -> None:

@@ -18,7 +18,7 @@ from tsm.labels import name_of
 from tsm.protocol import protocol_from
 from tsm.report.collect import rows, time_split
 from tsm.report.compare import chance
-from tsm.report.gallery import KINDS
+from tsm.report.findings import KINDS
 from tsm.results import OWN
 
 TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "templates")
