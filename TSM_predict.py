@@ -7,16 +7,18 @@
     python3 TSM_predict.py --model tsm_new_bs1.onnx --camera 0                        # a camera, until Ctrl-C
 
 INPUT is any of: a video file; a folder, searched for videos (or else for folders of frames) recursively; a quoted pattern;
-@list.txt, with one path per line (a video called @a.mp4 is ./@a.mp4); an address that OpenCV opens (rtsp://…, http://…),
-watched like a camera.
+@list.txt, with one path per line (a video called @a.mp4 is ./@a.mp4); an address that FFmpeg opens (rtsp://…, http://…),
+watched like a camera. All cameras and addresses are watched at the same time. In a search, hidden files, system folders and
+what is no video by its suffix are passed over; one line counts the latter. A password in an address is *** in every output.
 
 Each video is sampled and cropped as in the test that the accuracy was measured by, all views, so what is printed is what
 TSM_preprocess.py and TSM_infer.py compute, bit for bit. --views 1 takes the middle crop of the segments' middles alone: a
-sixth of the cost, somewhat less accurate (mmaction2 publishes 59.11 against 61.82 for Something-Something V2).
+sixth of the cost, somewhat less accurate (59.11 against 61.82 for Something-Something V2).
 
-Names come from the model (modify_onnx.py --labels) or from --labels FILE. An input that cannot be read is one line on
-stderr and an `error` in the JSON; the others go on; exit status 1 if any failed. Ctrl-C over files writes what was found so
-far to --json, --csv and --html, and ends with 130; over a camera or an address it is the usual end of the run.
+Names come from the model (modify_onnx.py --labels) or from --labels FILE. An input that cannot be read, or a camera
+or address that goes away, is one line on stderr and an `error` in the JSON; the others go on, what was found is kept, and the
+exit status is 1, as it is if an output could not be written. Ctrl-C, SIGTERM and SIGHUP write what was found to --json, --csv
+and --html and end with 130, 143 and 129; over cameras and addresses Ctrl-C is the usual end. --jsonl gets each answer as it comes.
 
 Limits: the network knows a closed set of classes: it gives one of them for any video, also for one that shows none of
 them, and its probability does not tell. It was trained on trimmed clips of a few seconds that show one action; windows
@@ -24,17 +26,19 @@ of a long video cut actions in two, so read segments as hints.
 """
 
 import argparse
+import contextlib
 import itertools
 import sys
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from tsm.cli import Corrupt, camera_number, complain, fail, parser, positive, printable, run, seconds, warn
+from tsm.cli import Corrupt, Stopped, camera_number, fail, parser, positive, printable, run, seconds, status_of, warn
 from tsm.infer.engine import Engine, about, add_options, computing_of, open_engine, run_stream
 from tsm.labels import labels_in, read_labels, top
 from tsm.machine import cores
 from tsm.model.offline import Offline, read_offline
 from tsm.predict import answers as predict
-from tsm.predict.live import watching
+from tsm.predict.inputs import Input, check_paths, expand
+from tsm.predict.live import watched
 from tsm.protocol import CENTRE_VIEW, Protocol
 from tsm.video.clips import as_video
 from tsm.video.windows import Window
@@ -46,7 +50,9 @@ def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
     cli.add_argument("inputs", nargs="*", metavar="INPUT", help="videos, as above")
     cli.add_argument("--model", "-m", required=True, metavar="FILE", help="a model of modify_onnx.py")
-    cli.add_argument("--camera", type=camera_number, metavar="N", help="watch a camera instead of INPUT; 0 is the first")
+    cli.add_argument("--camera", type=camera_number, action="append", default=[], metavar="N",
+                     help="watch a camera, or several; 0 is the first")
+    cli.add_argument("--reconnect", type=seconds, default=0.0, metavar="S", help="try a camera or address that is lost again for S seconds")
     cli.add_argument("--labels", metavar="FILE", help="names of the classes: JSON {name: class}, a JSON list, or a name per line")
     cli.add_argument("--top", type=positive, default=1, metavar="K", help="classes per video (default: %(default)s)")
     cli.add_argument("--views", type=int, choices=(1,), help="1: the centre view alone (default: all views of the test)")
@@ -55,16 +61,17 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--stride", type=seconds, metavar="S", help="seconds from one window to the next (default: half "
                      "a window), or from one decision about a camera or an address to the next")
     cli.add_argument("--json", metavar="FILE", help="also write the answers to FILE")
+    cli.add_argument("--jsonl", metavar="FILE", help="also add each answer to FILE as it comes, one JSON object per line")
     cli.add_argument("--csv", metavar="FILE", help="also write them as rows: video, window, rank, label, probability")
+    cli.add_argument("--csv-bom", action="store_true", help="begin --csv with a byte order mark, which Excel needs for UTF-8")
     cli.add_argument("--html", metavar="FILE", help="also write a page to look at, with a film strip of each video or segment; it "
                      "holds frames of the videos")
     cli.add_argument("--annotate", metavar="DIR", help="also write each video with its label drawn in, as DIR/<name>.mp4, "
                      "or <name>_2.mp4 where that is another file; folders and patterns pass over such videos")
-    cli.add_argument("--num_worker", type=positive, default=cores(), metavar="N", help="processes that decode (default: one "
-                     "per core)")
+    cli.add_argument("--num_worker", type=positive, default=cores(), metavar="N", help="processes that decode (default: one per core)")
     add_options(cli)
     args = cli.parse_args()
-    if bool(args.inputs) == (args.camera is not None):
+    if not args.inputs and not args.camera:
         cli.error("give videos, or --camera N")
     return args
 
@@ -79,18 +86,16 @@ def label_names(args: argparse.Namespace, model: Offline, protocol: Protocol) ->
 
 def predict_files(
     args: argparse.Namespace, model: Offline, engine: Engine, names: Optional[List[str]], paths: List[str], annotated: List[str],
-    tensors: predict.Tensors,
+    tensors: predict.Tensors, log: predict.Log,
 ) -> Iterator[Dict[str, Any]]:
-    """Predict videos and folders of frames, and print each in its turn; yields the entries of --json.
-
-    Ctrl-C is raised after the entry of a video of which something is known.
-    """
+    """Predict videos and folders of frames, and print each in its turn; yields the entries of --json. Ctrl-C is raised after the entry
+    of a video of which something is known."""
     from tqdm import tqdm
 
-    scores = tqdm(run_stream(engine, model, tensors), total=None if args.window else len(paths),
-                  unit="window" if args.window else "video", disable=None)
+    long = args.window is not None
+    scores = tqdm(run_stream(engine, model, tensors), total=None if long else len(paths), unit="window" if long else "video", disable=None)
     results: Iterator[Tuple[int, Any]] = ((number, (window, output)) for (number, window), output, _, _ in scores)
-    if not args.window:
+    if not long:
         results = predict.in_order(results)
     for number, some in itertools.groupby(results, key=lambda result: result[0]):
         answers, failed = [], ""
@@ -100,55 +105,53 @@ def predict_files(
                     failed = str(output)
                 else:
                     answers.append(predict.Answer(window, top(output, names, args.top)))
+                    log.add(paths[number], answers[-1])
         except KeyboardInterrupt:
-            cut = "interrupted" if args.window is not None or annotated[number] else failed
-            yield predict.show(paths[number], answers, cut, args.window is not None, "")
+            cut = "interrupted" if long or annotated[number] else failed
+            yield predict.show(paths[number], answers, cut, long, "", log)
             raise
-        yield predict.show(paths[number], answers, failed, args.window is not None, annotated[number])
+        yield predict.show(paths[number], answers, failed, long, annotated[number], log)
 
 
 def watch(
     args: argparse.Namespace, model: Offline, protocol: Protocol, engine: Engine, names: Optional[List[str]],
-    source: predict.Input,
-) -> Tuple[Dict[str, Any], bool]:
-    """Predict the newest window of a camera or stream, once every stride, until it ends or Ctrl-C.
-
-    Returns: (its entry for --json, whether Ctrl-C ended it)
-    """
+    sources: Sequence[Input], log: predict.Log,
+) -> Tuple[List[Dict[str, Any]], Optional[KeyboardInterrupt]]:
+    """Predict the newest window of each camera and stream, once every stride; (their entries for --json, what interrupted them)."""
     window = args.window or LIVE_WINDOW
-    stride = args.stride or window / 2
-    answers: List[predict.Answer] = []
-    name, failed, ended = source.path, "", False
-    print(printable(name), flush=True)
+    answers: List[List[predict.Answer]] = [[] for _ in sources]
+    failed, ended = [""] * len(sources), None
+    shown = ["  " + (printable(one.path) + "  " if len(sources) > 1 else "") for one in sources]
+    print("\n".join(printable(one.path) for one in sources), flush=True)
+    seen = watched([(one.path, one.live) for one in sources], window, args.stride or window / 2, protocol, args.reconnect)
     try:
-        with watching(name if source.camera is None else source.camera, window, protocol) as newest:
-            recent = newest(window)
-            while recent is not None:
-                if not answers:
+        with contextlib.closing(seen):
+            for number, recent in seen:
+                name, some = sources[number].path, answers[number]
+                if isinstance(recent, Corrupt):
+                    failed[number] = predict.tell(name, str(recent), log)
+                    continue
+                if not some:
                     predict.warn_if_short(name, Window(recent.start, recent.end), window)
                 video = as_video(recent.frames, protocol, model.dtype.name)
                 for _, output, _, _ in run_stream(engine, model, (one for one in [(name, video[None])])):
-                    answers.append(predict.Answer(Window(recent.start, recent.end), top(output, names, args.top)))
-                print("  %s  %s" % (predict.clock(recent.end), predict.in_words(answers[-1].ranked)), flush=True)
-                recent = newest(recent.end + stride)
-    except Corrupt as error:
-        failed = str(error)
-        complain("%s: %s" % (name, failed))
-    except KeyboardInterrupt:
-        ended = True
-    if len(answers) > 1:
-        print("\n".join(predict.lines_of("in all", answers, True)))
-    return predict.as_json(name, answers, failed or None, True), ended
+                    some.append(predict.Answer(Window(recent.start, recent.end), top(output, names, args.top)))
+                    log.add(name, some[-1])
+                print("%s%s  %s" % (shown[number], predict.clock(recent.end), predict.in_words(some[-1].ranked)), flush=True)
+    except KeyboardInterrupt as interrupt:
+        ended = interrupt
+    for name, some in zip(shown, answers):
+        if len(some) > 1:
+            print("\n".join(predict.lines_of(name.strip() or "in all", some, True)))
+    return [predict.as_json(one.path, some, why, True) for one, some, why in zip(sources, answers, failed)], ended
 
 
 def main() -> None:
     args = get_args()
     lists: List[str] = []
-    inputs = predict.expand(args.inputs, lists=lists)
-    if args.camera is not None:
-        inputs = [predict.Input("camera %d" % args.camera, camera=args.camera)]
+    inputs = expand(args.inputs, lists=lists) + [Input("camera %d" % number, live=number) for number in args.camera]
     computing = computing_of(args, args.model)
-    annotated = predict.check_paths(args, inputs, lists, computing.int8_model)
+    annotated = check_paths(args, inputs, lists, computing.int8_model)
     model = read_offline(args.model)
     protocol = model.tested_by
     names = label_names(args, model, protocol)
@@ -156,33 +159,30 @@ def main() -> None:
         print("the centre view alone: 1/%d of the cost, less accurate than all views" % protocol.views, flush=True)
         protocol = Protocol(**dict(protocol._asdict(), **CENTRE_VIEW))
         model = model._replace(protocol=protocol)
-    entries = {number: predict.show(one.path, [], one.error, False, "") for number, one in enumerate(inputs) if one.error}
+    log = predict.Log(args.jsonl)
+    entries = {number: predict.show(one.path, [], one.error, False, "", log) for number, one in enumerate(inputs) if one.error}
     live = [number for number, one in enumerate(inputs) if one.is_live]
     files = [number for number, one in enumerate(inputs) if one.is_file]
     paths = [inputs[number].path for number in files]
     tensors = predict.tensors_of(paths, args.window, args.stride, protocol, model.dtype.name, args.num_worker)
     engine, int8 = open_engine(model, computing, listed=len(files) > 1 or bool(files and args.window))
-    interrupted = False
+    interrupt, written = None, True
     try:
-        found = predict_files(args, model, engine, names, paths, annotated, tensors)
-        for entry, number in zip(found, files):
+        for number, entry in zip(files, predict_files(args, model, engine, names, paths, annotated, tensors, log)):
             entries[number] = entry
-        for number in live:
-            entries[number], ended = watch(args, model, protocol, engine, names, inputs[number])
-            if ended:
-                break
-    except KeyboardInterrupt:
-        interrupted = True
+        if live:
+            found, interrupt = watch(args, model, protocol, engine, names, [inputs[number] for number in live], log)
+            entries.update(zip(live, found))
+    except KeyboardInterrupt as stopped:
+        interrupt = stopped
     finally:  # an error loses nothing that was found
         if entries:
             facts = dict(about(engine, model, args.precision, int8), labels=names is not None)
-            predict.write_files(args, facts, protocol.views, [entries[number] for number in sorted(entries)])
-    left = [inputs[number].path for number in live if number not in entries]
-    if left and not interrupted:
-        warn("%s: not watched, for the run was ended before (%d of %d inputs)" % (left[0], len(left), len(inputs)))
-    if interrupted:
-        fail("interrupted after %d of %d inputs; the same command begins with the first again" % (len(entries), len(inputs)), 130)
-    if any(entry["error"] for entry in entries.values()):
+            written = predict.write_files(args, facts, protocol.views, [entries[number] for number in sorted(entries)])
+    if interrupt and (len(entries) < len(inputs) or isinstance(interrupt, Stopped)):
+        fail("interrupted after %d of %d inputs; the same command begins with the first again" % (len(entries), len(inputs)),
+             status_of(interrupt))
+    if not written or log.failed or any(entry["error"] for entry in entries.values()):
         sys.exit(1)
 
 

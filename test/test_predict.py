@@ -1,14 +1,22 @@
 """TSM_predict.py: names for one's own videos, equal to the measured protocol; windows, files, errors that stop nobody."""
 
+import base64
+import contextlib
 import csv
+import fcntl
 import functools
+import http.server
 import json
 import os
+import re
 import resource
 import shutil
 import signal
+import socketserver
 import subprocess
 import sys
+import termios
+import threading
 import time
 
 import av
@@ -16,15 +24,16 @@ import cv2
 import numpy as np
 import pytest
 from clips import DATA, filmed
-from processes import LONGEST
+from processes import LONGEST, children_of
 
 pytest.importorskip("onnx")
 from tsm.cli import Corrupt
 from tsm.labels import Ranked, labels_in, read_labels, top
 from tsm.predict import answers as predict_module
 from tsm.predict import captions, live
-from tsm.predict.answers import Answer, clock, expand, in_order, segments_of
+from tsm.predict.answers import Answer, Log, clock, in_order, segments_of
 from tsm.predict.captions import Caption, has_captions, write_captions
+from tsm.predict.inputs import annotated_names, expand, without_password
 from tsm.protocol import SSV2
 from tsm.video import clips as clips_module
 from tsm.video import decode
@@ -291,7 +300,8 @@ def test_wrong_inputs_are_one_clear_line(predict, tmp_path, make, args, says):
     assert done.returncode == 1 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
-@pytest.mark.parametrize("args", [(), ("--camera", "0", "x.mp4"), ("--stride", "2", "x.mp4"), ("--window", "0", "x"), ("--top", "0", "x")])
+@pytest.mark.parametrize("args", [(), ("--reconnect", "0", "x.mp4"), ("--stride", "2", "x.mp4"), ("--window", "0", "x"),
+                                  ("--top", "0", "x")])
 def test_usage_errors_exit_2(fails, tmp_path, args):
     fails("TSM_predict.py", "--model", "x.onnx", *args, cwd=tmp_path, status=2)
 
@@ -447,16 +457,47 @@ def test_a_stream_of_no_pictures_is_its_own_error(predict, served, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text())["inputs"][0]["error"]
 
 
+def seen(monkeypatch, moments, ends=None, seconds=0.15, reconnect=0.0, lost=0):
+    """What watched() gives of one source of black frames at `moments`, which is lost `lost` times before, and then ends with an error."""
+    calls = []
+
+    def capture(source):
+        calls.append(source)
+        if len(calls) <= lost:
+            raise live.Lost("gone")
+        for moment in moments:
+            yield moment, np.zeros((48, 64, 3), np.uint8)
+        if ends:
+            raise ends
+
+    monkeypatch.setattr(live, "capture", capture)
+    monkeypatch.setattr(live, "AGAIN", 0.01)
+    return [found for _, found in live.watched([("x", "x://y")], seconds, 10.0, SSV2, reconnect)]
+
+
 def test_a_source_without_a_frame_is_an_error_and_no_frame_is_given_twice(monkeypatch):
-    frame = np.zeros((48, 64, 3), np.uint8)
-    for moments in ([], [0.0, 0.1, 0.2]):
-        monkeypatch.setattr(live, "capture", lambda source: ((moment, frame) for moment in moments))
-        with live.watching("x://y", 0.15, SSV2) as newest:
-            if not moments:
-                with pytest.raises(Corrupt, match="ended without a frame"):
-                    newest(1.0)
-            else:
-                assert tuple(newest(5.0))[1:] == (0.1, 0.2) and newest(0.2 + 1e-20) is None
+    assert ["ended without a frame" in str(one) for one in seen(monkeypatch, [])] == [True]
+    (recent,) = seen(monkeypatch, [0.0, 0.1, 0.2], seconds=5.0)
+    assert recent[1:] == (0.0, 0.2) and len(recent.frames) == 3
+    recent, failure = seen(monkeypatch, [0.0, 0.1, 0.2], live.Lost("gone"), seconds=5.0)
+    assert len(recent.frames) == 3 and str(failure) == "gone"  # what was found before is kept
+    with pytest.raises(ZeroDivisionError):
+        seen(monkeypatch, [], ZeroDivisionError())
+
+
+def test_a_source_that_is_lost_is_tried_again_for_as_long_as_it_is_told(monkeypatch, capsys):
+    assert [str(one) for one in seen(monkeypatch, [0.0], lost=3)] == ["gone"]
+    assert capsys.readouterr().err == ""
+    (recent,) = seen(monkeypatch, [0.0], lost=3, reconnect=60.0)
+    assert recent.end == 0.0 and capsys.readouterr().err.count("gone; it is tried again for 60 s") == 1
+    assert [str(one) for one in seen(monkeypatch, [], lost=10**9, reconnect=0.1)] == ["gone"]
+    assert len(seen(monkeypatch, [], Corrupt("the wrong password"), reconnect=60.0)) == 1  # which does not help
+
+
+def test_sources_take_turns(monkeypatch):
+    monkeypatch.setattr(live, "capture", lambda source: ((source + number / 10, np.zeros((48, 64, 3), np.uint8)) for number in range(9)))
+    found = list(live.watched([("a", 0), ("b", 100)], 60.0, 0.1, SSV2))
+    assert sorted((number, recent.start, recent.end) for number, recent in found) == [(0, 0.0, 0.8), (1, 100.0, 100.8)]
 
 
 def test_inputs_that_give_nothing_stop_nobody(predict, clips):
@@ -533,19 +574,23 @@ def test_a_line_beyond_csv_s_limit_is_no_label_file(predict, tmp_path):
     assert done.returncode == 1 and "names.txt: not label names" in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
-def test_ctrl_c_over_files_keeps_what_was_found(repo, thin_onnx, clips):
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_over_files_keeps_what_was_found(repo, thin_onnx, clips, number, status):
     folder, truth = clips
-    for number in range(300):
-        os.link(str(folder / "clips" / min(truth)), str(folder / ("clips/z%03d.webm" % number)))
+    for clip in range(300):
+        os.link(str(folder / "clips" / min(truth)), str(folder / ("clips/z%03d.webm" % clip)))
     command = [sys.executable, str(repo / "TSM_predict.py"), "--model", str(thin_onnx), "--json", "out.json", "--csv", "out.csv",
-               "clips"] + list(QUICK)
+               "--jsonl", "out.jsonl", "clips"] + list(QUICK)
     process = subprocess.Popen(command, cwd=str(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     for _ in range(6):
         process.stdout.readline()
-    process.send_signal(signal.SIGINT)
+    for worker in children_of(process.pid):
+        os.kill(worker, number)  # as a terminal, a container or a scheduler sends it to all
+    process.send_signal(number)
     _, errors = process.communicate(timeout=LONGEST)
-    assert process.returncode == 130 and "Traceback" not in errors and "begins with the first again" in errors, errors
+    assert process.returncode == status and errors.count("error: ") == 1 and "begins with the first again" in errors, errors
+    assert len((folder / "out.jsonl").read_text().splitlines()) >= 2
     found = json.loads((folder / "out.json").read_text())["inputs"]
     assert 2 <= len(found) < 303 and not any(entry["error"] for entry in found) and "z299" not in (folder / "out.csv").read_text()
 
@@ -766,72 +811,9 @@ def test_a_clip_beyond_the_memory_is_its_own_error(monkeypatch, tmp_path):
     assert isinstance(found[0], Corrupt) and "more memory than there is" in str(found[0]) and found[1].shape == (1,) + SSV2.video_shape
 
 
-class Clock:
-    """Stands in for the module time, so that nobody waits."""
-
-    def __init__(self):
-        self.now, self.slept = 0.0, []
-
-    def monotonic(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.slept.append(seconds)
-        self.now += seconds
-
-
-class Source:
-    """Stands in for cv2.VideoCapture: `frames` of 100 per second, as they come or all at once, whose timestamps leap once."""
-
-    def __init__(self, clock, leap=0.0, frames=60, length=0, comes=True):
-        self.clock, self.leap, self.frames, self.length, self.comes, self.number = clock, leap, frames, length, comes, 0
-
-    def isOpened(self):
-        return True
-
-    def read(self):
-        if self.comes:
-            self.clock.now = max(self.clock.now, self.number / 100)
-        self.number += 1
-        return self.number <= self.frames, np.zeros((48, 64, 3), np.uint8)
-
-    def get(self, name):
-        stamp = 1000 * (self.number / 100 + (self.leap if self.number > 10 else 0))
-        return {cv2.CAP_PROP_POS_MSEC: stamp, cv2.CAP_PROP_FRAME_COUNT: self.length}[name]
-
-    def release(self):
-        pass
-
-
-@pytest.fixture
-def still(monkeypatch):
-    made = Clock()
-    monkeypatch.setattr(live, "time", made)
-    return made
-
-
-@pytest.mark.parametrize("address", ["rtsp://x/y", "http://x/y"])
-@pytest.mark.parametrize("length", [0, 60, -9.2e18])
-@pytest.mark.parametrize("leap", [60.0, -60.0, 1e9])
-def test_a_leap_of_timestamps_is_taken_once(monkeypatch, still, address, length, leap):
-    monkeypatch.setattr(live.cv2, "VideoCapture", lambda source: Source(still, leap, length=length))
-    moments = [moment for moment, _ in live.capture(address)]
-    assert moments == sorted(moments) and len(moments) == 60 and moments[-1] < 1 and sum(still.slept) < 1
-
-
-@pytest.mark.parametrize("length", [300, 0])
-@pytest.mark.parametrize("address, held", [("http://x/y", True), ("RTSP://x/y", False)])
-def test_a_recording_is_held_to_its_speed_and_a_pushed_stream_is_not(monkeypatch, still, length, address, held):
-    monkeypatch.setattr(live.cv2, "VideoCapture", lambda source: Source(still, frames=150, length=length, comes=False))
-    moments = [moment for moment, _ in live.capture(address)]
-    assert still.now == (pytest.approx(1.49, abs=0.02) if held else 0) and moments[-1] == pytest.approx(still.now)
-
-
 def test_the_frames_of_a_long_window_are_bounded(monkeypatch):
     monkeypatch.setattr(live, "MOST_FRAMES", 50)
-    monkeypatch.setattr(live, "capture", lambda source: ((number / 100, np.zeros((48, 64, 3), np.uint8)) for number in range(1000)))
-    with live.watching("x://y", 5.0, SSV2) as newest:
-        recent = newest(100.0)
+    recent = seen(monkeypatch, [number / 100 for number in range(1000)], seconds=5.0)[-1]
     assert 45 <= len(recent.frames) <= 52 and recent.end == 9.99 and recent.start >= 4.99
 
 
@@ -853,7 +835,7 @@ def answering(tmp_path):
 
 
 def test_an_address_that_never_answers_is_one_line(run, thin_onnx, repo, answering, tmp_path):
-    """Two of them, one after the other, with a short patience."""
+    """Two of them, at the same time, with a short patience."""
     place = answering("pass")
     (tmp_path / "impatient.py").write_text(
         "import runpy, sys\nsys.path.insert(0, %r)\nimport tsm.predict.live\ntsm.predict.live.PATIENCE = 1.0\nsys.argv[0] = %r\n"
@@ -864,29 +846,141 @@ def test_an_address_that_never_answers_is_one_line(run, thin_onnx, repo, answeri
     lines = done.stderr.splitlines()
     assert done.returncode == 1 and len(lines) == 2 and all("sends no frames" in line for line in lines), done.stderr
     for entry in json.loads((tmp_path / "out.json").read_text())["inputs"]:
-        assert entry["error"].startswith("sends no frames")
+        assert "sends no frames" in entry["error"]
 
 
-def test_what_libraries_say_of_a_stream_is_not_shown(predict, answering, tmp_path):
-    video(tmp_path / "v.mp4", 1)
-    place = answering("c.recv(9999); c.sendall(b'HTTP/1.0 200 OK\\r\\nContent-Length: 99999\\r\\n\\r\\n'); "
-                      "c.sendall(open(%r, 'rb').read()); c.close(); kept.clear()" % str(tmp_path / "v.mp4"))
-    done = predict("--window", 0.5, "http://" + place, cwd=tmp_path, env=DIRECT)
-    assert done.returncode == 0 and done.stderr == "" and "in all" in done.stdout, done.stderr
+@pytest.fixture
+def site():
+    """site(respond) -> the place, HOST:PORT, of a server whose answer to a GET is what respond(handler) writes."""
+    servers = []
+
+    def site(respond):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def log_message(self, *args):
+                pass
+
+            def do_GET(self):
+                with contextlib.suppress(OSError):
+                    respond(self)
+
+        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        servers[-1].daemon_threads = True
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return "127.0.0.1:%d" % servers[-1].server_address[1]
+
+    yield site
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
-def test_ctrl_c_over_the_first_of_two_addresses_ends_the_run(repo, thin_onnx, served, tmp_path):
-    command = [sys.executable, str(repo / "TSM_predict.py"), "--model", str(thin_onnx), "--stride", "0.5", "--json", "out.json", "--labels",
-               str(repo / "demo/annotations/something-something-v2-labels.json"), served, served + "?2"] + list(QUICK)
+@pytest.fixture
+def refusing():
+    """The place, HOST:PORT, of an RTSP server that has no path /nowhere, and for any other wants a password that nobody knows."""
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            text = b""
+            for line in self.rfile:
+                text += line
+                if line == b"\r\n":
+                    status = b"404 Not Found" if b"/nowhere" in text else b'401 Unauthorized\r\nWWW-Authenticate: Basic realm="x"'
+                    self.wfile.write(b"RTSP/1.0 %s\r\nCSeq: %s\r\n\r\n" % (status, re.search(rb"CSeq: (\d+)", text).group(1)))
+                    text = b""
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield "127.0.0.1:%d" % server.server_address[1]
+        server.shutdown()
+
+
+def filed(data, told):
+    """A respond() for site(): a file of which all of its size is `told`, in the header."""
+    def respond(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(told))
+        handler.end_headers()
+        handler.wfile.write(data)
+    return respond
+
+
+def motion_jpeg(frames, password=""):
+    """A respond() for site(): a camera of `frames` pictures, 20 per second."""
+    def respond(handler):
+        if password and handler.headers.get("Authorization") != "Basic " + base64.b64encode(password.encode()).decode():
+            handler.send_response(401)
+            handler.send_header("WWW-Authenticate", 'Basic realm="camera"')
+            return handler.end_headers()
+        handler.send_response(200)
+        handler.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        handler.end_headers()
+        for number in range(frames):
+            picture = cv2.imencode(".jpg", np.full((48, 64, 3), 3 * number, np.uint8))[1].tobytes()
+            handler.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s\r\n" % (len(picture), picture))
+            time.sleep(0.05)
+    return respond
+
+
+def test_a_download_that_breaks_off_and_a_camera_that_goes_away_are_errors_and_keep_what_was_found(predict, site, repo, tmp_path):
+    whole = (repo / "test/data/kinds/whole.mp4").read_bytes()
+    webm = (repo / "demo/videos/74225.webm").read_bytes()
+    places = [site(filed(webm, len(webm))), site(filed(webm[: len(webm) // 2], len(webm))), site(motion_jpeg(30)),
+              site(filed(whole[:200], len(whole)))]
+    done = predict("--window", 0.5, "--json", "out.json", "--jsonl", "out.jsonl", *["http://%s/v" % place for place in places],
+                   cwd=tmp_path, env=DIRECT)
+    found = json.loads((tmp_path / "out.json").read_text())["inputs"]
+    assert done.returncode == 1 and done.stderr.count("error: ") == 3 == done.stderr.count("\n"), done.stderr
+    assert [(bool(entry["error"]), bool(entry["windows"])) for entry in found] == [(False, True), (True, True), (True, True), (True, False)]
+    assert "broke off" in found[1]["error"] and "broke off" in found[2]["error"]
+    lines = list(map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines()))
+    assert [sum(line["input"] == entry["input"] for line in lines) for entry in found] == [
+        len(entry["windows"]) + bool(entry["error"]) for entry in found]
+    assert all(place in done.stdout for place in places)
+
+
+def test_a_password_is_in_no_output_and_a_wrong_one_is_told_from_a_wrong_path(predict, site, refusing, tmp_path):
+    camera = site(motion_jpeg(20, "admin:p@ss"))
+    given = ["http://admin:p@ss@%s/v" % camera, "http://admin:s3cret@%s/v" % camera, "rtsp://u:s3cret@%s/cam" % refusing,
+             "rtsp://u:s3cret@%s/nowhere" % refusing, "rtsp://u:s3cret@127.0.0.1:9/cam", "rtsp://u:s3/cret@127.0.0.1:9/cam"]
+    done = predict("--window", 0.5, "--json", "o.json", "--jsonl", "o.jsonl", "--csv", "o.csv", "--html", "o.html",
+                   *given, cwd=tmp_path, env=DIRECT)
+    texts = [done.stdout, done.stderr] + [(tmp_path / name).read_text() for name in ("o.json", "o.jsonl", "o.csv", "o.html")]
+    assert not any(word in text for text in texts for word in ("s3", "p@ss", "cret")), texts[1]
+    assert all("admin:***@" + camera in text for text in texts)
+    found = json.loads(texts[2])["inputs"]
+    assert done.returncode == 1 and found[0]["windows"] and found[0]["input"] == "http://admin:***@%s/v" % camera
+    for entry, words in zip(found[1:], ("(401)", "(401)", "(404)", "nobody answers", "")):
+        assert words in entry["error"], entry
+
+
+@pytest.mark.parametrize("address, shown", [
+    ("rtsp://admin:a@b/c?d#e@host:554/cam", "rtsp://admin:***@host:554/cam"), ("rtsp://admin:a/b@host/cam", "rtsp://admin:***@host/cam"),
+    ("http://token@host/", "http://***@host/"), ("rtsp://:x@host", "rtsp://:***@host"), ("RTSP://u:@host", "RTSP://u:***@host"),
+    ("http://host:80/a@2x.mp4", None), ("http://[::1]:80/a@b", None), ("http://u:p%40@[::1]:80/a", "http://u:***@[::1]:80/a"),
+    ("http://host/?token=1", None), ("rtsp://host", None),
+])
+def test_what_an_address_shows(address, shown):
+    assert without_password(address) == (shown or address)
+    assert [(one.path, one.live) for one in expand([address])] == [(shown or address, address)]
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_watch_of_two_addresses_with_what_was_found(repo, thin_onnx, served, tmp_path, number, status):
+    command = [sys.executable, str(repo / "TSM_predict.py"), "--model", str(thin_onnx), "--window", "1", "--stride", "0.5", "--json",
+               "out.json", served, served + "?2"] + list(QUICK)
     process = subprocess.Popen(command, cwd=str(tmp_path), env=dict(os.environ, **DIRECT), stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, universal_newlines=True,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-    process.stdout.readline()
-    process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=LONGEST)
-    assert process.returncode == 0 and "?2" not in output and errors.count("\n") == 1 and "?2: not watched" in errors, errors
-    assert [entry["input"] for entry in json.loads((tmp_path / "out.json").read_text())["inputs"]] == [served]
+    lines = ""
+    while lines.count(served + "  ") < 1 or lines.count(served + "?2  ") < 1:
+        line = process.stdout.readline()
+        assert line, lines
+        lines += line
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=LONGEST)
+    assert process.returncode == status and errors.count("error: ") == bool(status), errors
+    found = json.loads((tmp_path / "out.json").read_text())["inputs"]
+    assert [entry["input"] for entry in found] == [served, served + "?2"] and all(entry["windows"] for entry in found)
 
 
 def test_a_stride_by_itself_is_for_what_is_watched(fails, tmp_path):
@@ -946,3 +1040,107 @@ def test_names_that_look_like_addresses_are_files(predict, tmp_path):
     args = ("--window", 0.5, "--annotate", "o:ut", "--html", "o.html", "--json", "out.json", "--", *names)
     done = predict(*args, cwd=tmp_path)
     assert len(entries(done, tmp_path)) == len(names) and {frames_in(tmp_path / "o:ut" / name) for name in names} == {20}
+
+
+
+def test_one_output_that_cannot_be_written_costs_no_other(repo, thin_onnx, predict, tmp_path):
+    video(tmp_path / "v.mp4", 1)
+    done = predict("--json", "whole.json", "--csv", "whole.csv", "--jsonl", "whole.jsonl", "v.mp4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    limit = (tmp_path / "whole.csv").stat().st_size
+    labels = repo / "demo/annotations/something-something-v2-labels.json"
+    done = limited(repo, thin_onnx, tmp_path, limit + 40, "--labels", labels, "--json", "o.json", "--csv", "o.csv",
+                   "--html", "o.html", "--jsonl", "whole.jsonl", "v.mp4")
+    assert done.returncode == 1 and sorted(line.split("error: ")[1].split(":")[0] for line in done.stderr.splitlines()) == [
+        "o.html", "o.json", "whole.jsonl"], done.stderr
+    assert (tmp_path / "o.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert not (tmp_path / "o.json").exists() and not (tmp_path / "o.html").exists()
+
+
+def test_lines_of_json_are_there_as_they_come_and_stay(tmp_path):
+    answer = Answer(Window(1.0, 3.0), [Ranked(3, "\u5f00\u95e8", 0.5)])
+    for _ in range(2):
+        log = Log(str(tmp_path / "l.jsonl"))
+        log.add("a.mp4", answer)
+        log.add("b.mp4", None, "is no file")
+    lines = [json.loads(line) for line in (tmp_path / "l.jsonl").read_text().splitlines()]  # before anything was closed
+    assert len(lines) == 4 and not log.failed and all(line.pop("time").endswith("Z") for line in lines)
+    assert lines[0] == lines[2] == {"input": "a.mp4", "error": None, "start": 1.0, "end": 3.0,
+                                    "top": [{"class_id": 3, "label": "\u5f00\u95e8", "probability": 0.5}]}
+    assert lines[3] == {"input": "b.mp4", "error": "is no file", "start": None, "end": None, "top": []}
+
+
+def test_a_search_passes_over_what_is_hidden_and_counts_what_it_does_not_know(tmp_path, capsys):
+    for name in ("a.mp4", "b.TS", "c.Wmv", "d.rmvb", "e.RMVB", "f.heic", "g.jpg", "h.txt", "README", ".hidden.mp4", "._a.mp4", "._p.jpg",
+                 ".Trashes/x.mp4", "$RECYCLE.BIN/x.mp4", "@eaDir/x.mp4", "__MACOSX/x.mp4", "deep/.git/x.mp4", "deep/i.gif"):
+        (tmp_path / "top" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "top" / name).write_text("")
+    for given in ("top", "top/**"):
+        found = [os.path.relpath(one.path, str(tmp_path / "top")) for one in expand([str(tmp_path / given)])]
+        assert {"a.mp4", "b.TS", "c.Wmv", "deep/i.gif"} <= set(found) and not any("x.mp4" in name or "/." in name for name in found)
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and ".rmvb 2" in said and ".heic 1" in said and ".jpg 1" in said and "txt" not in said, said
+    assert [one.path for one in expand([str(tmp_path / "top/.Trashes")])] == [str(tmp_path / "top/.Trashes/x.mp4")]  # it was named
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/a.rmvb").write_text("")
+    assert "passed over, for their suffix: .rmvb 1" in expand([str(tmp_path / "other")])[0].error
+
+
+def test_hidden_files_are_no_frames(predict, clips):
+    folder, truth = clips
+    frames = folder / "frames"
+    frames.mkdir()
+    for number in range(1, 9):
+        cv2.imwrite(str(frames / ("img_%05d.jpg" % number)), np.full((48, 64, 3), 20 * number, np.uint8))
+        (frames / ("._img_%05d.jpg" % number)).write_bytes(b"\0\5\x16\7")
+    assert len(entries(predict("--json", "out.json", "frames", cwd=folder), folder)) == 1
+
+
+def test_names_of_annotated_copies_take_linear_time(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(os.path, "lexists", lambda path: asked.append(path))
+    names = annotated_names("out", ["%d/video.mp4" % number for number in range(2000)] + ["x/video_7.mp4"], [])
+    assert len(set(names)) == 2001 and names[:2] == ["out/video.mp4", "out/video_2.mp4"] and len(asked) < 4100
+    assert names[-1] == "out/video_7_2.mp4"
+
+
+def test_cells_that_a_spreadsheet_would_compute_are_text(predict, clips):
+    folder, truth = clips
+    labels = ["=1+1", "+x", "-x", "@x", "-0.5"] + ["\u5f00\u95e8 %d" % number for number in range(169)]
+    (folder / "names.json").write_text(json.dumps(labels))
+    shutil.copy(str(folder / "clips" / min(truth)), str(folder / "-0.5"))
+    for bom in ((), ("--csv-bom",)):
+        done = predict("--labels", "names.json", "--csv", "out.csv", "--top", 174, *bom, "--", "-0.5", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert (folder / "out.csv").read_bytes().startswith(b"\xef\xbb\xbf") == bool(bom)
+        rows = list(csv.DictReader((folder / "out.csv").open(encoding="utf-8-sig", newline="")))
+        shown = {row["class_id"]: row["label"] for row in rows}
+        assert [shown[str(number)] for number in range(5)] == ["'=1+1", "'+x", "'-x", "'@x", "-0.5"] and shown["5"] == labels[5]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_nohup_has_ignored_stays_ignored_and_a_terminal_that_is_gone_costs_nothing(repo, tmp_path, gone):
+    program = ("import os, signal, sys\nsys.path.insert(0, %r)\nfrom tsm.cli import run\n"
+               "def main():\n    print('ready', flush=True)\n    try:\n        os.read(0, 1)\n    finally:\n"
+               "        print('a word', flush=True)\n        open('kept', 'w').close()\nrun(main)\n" % str(repo))
+    master, slave = os.openpty() if gone else os.pipe()
+
+    def begin():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL if gone else signal.SIG_IGN)
+        if gone:
+            os.setsid()
+            fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=str(tmp_path), stdin=subprocess.PIPE, stdout=slave, stderr=slave,
+                               preexec_fn=begin)
+    os.close(slave)
+    assert b"ready" in os.read(master, 100)
+    if gone:
+        os.close(master)  # the kernel sends SIGHUP, and every write fails from now on
+    else:
+        process.send_signal(signal.SIGHUP)
+        process.stdin.close()
+    assert process.wait(LONGEST) == (129 if gone else 0) and (tmp_path / "kept").exists()
+    if not gone:
+        assert b"a word" in os.read(master, 100)
+        os.close(master)

@@ -1,15 +1,17 @@
 """How every script of the suite meets its user: arguments, one-line errors, exit status, text in any locale.
 
-Exit status: 0 done; 1 the work failed, with one line on stderr; 2 bad usage, with one line on stderr;
-130 interrupted.
+Exit status: 0 done; 1 the work failed, with one line on stderr; 2 bad usage, with one line on stderr; 128 + the signal's
+number if it was ended by Ctrl-C (130), SIGTERM (143) or SIGHUP (129), which all keep what was done.
 """
 
 import argparse
 import codecs
+import contextlib
 import errno
 import os
 import re
 import signal
+import stat
 import sys
 import tempfile
 import unicodedata
@@ -32,6 +34,15 @@ class Corrupt(Exception):
 
 class Killed(Corrupt):
     """A clip whose decoder was killed. That is not the clip's fault, so no list leaves it out: another run tries it again."""
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, the argument, which is like Ctrl-C wherever that is handled."""
+
+
+def status_of(interrupt: KeyboardInterrupt) -> int:
+    """The exit status of a run that a signal ended."""
+    return 128 + (interrupt.args[0] if isinstance(interrupt, Stopped) else signal.SIGINT)
 
 
 def first_line(error: object, limit: int = 160) -> str:
@@ -110,14 +121,17 @@ def _at_least(text: str, low: int) -> int:
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a script's main() and exit; what a user can cause ends in one line on stderr, never in a traceback."""
     use_utf8()
+    ours = [number for number in STOPPING[1:] if signal.getsignal(number) == signal.SIG_DFL]  # not what nohup has ignored
     try:
+        for number in ours:
+            signal.signal(number, _stop)
         main()
         if sys.stdout:  # None where it is closed
             sys.stdout.flush()
     except UserError as error:
         fail(str(error))
-    except KeyboardInterrupt:
-        fail("interrupted; run the same command again to go on", status=130)
+    except KeyboardInterrupt as interrupt:
+        fail("interrupted; run the same command again to go on", status=status_of(interrupt))
     except BrokenPipeError:  # the reader of our output left: nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -125,7 +139,21 @@ def run(main: Callable[[], None]) -> NoReturn:
         fail(describe(error))
     except MemoryError:
         fail("out of memory; use a smaller batch size or fewer workers")
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
     sys.exit(0)
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    """Signal handler: raise Stopped, once; a second signal does not keep the first one's results from being written."""
+    for one in STOPPING[1:]:
+        signal.signal(one, signal.SIG_IGN)
+    for output in (1, 2):  # a terminal that is gone fails every write
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(output).st_mode) and not os.isatty(output):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    raise Stopped(number)
 
 
 def use_utf8() -> None:

@@ -8,6 +8,7 @@ import base64
 import csv
 import itertools
 import os
+import re
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
@@ -284,10 +285,19 @@ def strips_of(path: str, spans: Sequence[Tuple[Optional[float], Optional[float]]
     return made + [None] * (len(spans) - len(made)), problem
 
 
-def write_csv(path: str, rows: Iterator[Sequence[Any]]) -> None:
-    """A CSV file in UTF-8, whole or not at all; bytes of a name that are not UTF-8 are escaped."""
-    with replacing(path) as part, open(part, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+def write_csv(path: str, rows: Iterator[Sequence[Any]], bom: bool = False) -> None:
+    """A CSV file in UTF-8, whole or not at all; bytes of a name that are not UTF-8 are escaped.
+
+    A text that a spreadsheet would compute, for it begins with = + - @, a tab or a return, gets a ' before it. With `bom` the
+    file begins with a byte order mark, by which Excel knows UTF-8.
+    """
+    with replacing(path) as part, open(part, "w", encoding="utf-8-sig" if bom else "utf-8", errors="backslashreplace", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([_as_text(cell) for cell in row] for row in rows)
+
+
+def _as_text(cell: Any) -> Any:
+    formula = isinstance(cell, str) and cell[:1] in tuple("=+-@\t\r") and not re.match(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?$", cell)
+    return "'" + cell if formula else cell
 
 
 def prediction_rows(columns: Columns, names: Optional[Sequence[str]]) -> Iterator[Sequence[Any]]:

@@ -158,7 +158,7 @@ def _naming_of(files: Sequence[str]) -> Optional[Tuple[Naming, int]]:
 
 def is_picture(name: str) -> bool:
     """Whether a file is a frame by its name."""
-    return name.lower().endswith(IMAGE_SUFFIXES)
+    return name.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(name).startswith(".")
 
 
 def read_frames(folder: str, indices: Sequence[int], naming: Naming) -> Iterator[Frame]:
