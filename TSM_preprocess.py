@@ -26,13 +26,14 @@ Limits: a flipped bit that still decodes without a complaint cannot be told; pow
 """
 
 import argparse
+import contextlib
 import os
 import re
 from typing import Dict
 
 from tsm.cli import Corrupt, UserError, parser, positive, run
 from tsm.files import locked
-from tsm.infer.preprocess import Job, check_space, invalidate, make, survey
+from tsm.infer.preprocess import Tensors, check_space, invalidate, make, state_of
 from tsm.machine import cores, workers_that_fit
 from tsm.protocol import Protocol, read_protocol
 from tsm.samples import check_data_root, check_readable, print_skipped, publish, read_list, refuse, refuse_killed
@@ -69,6 +70,8 @@ def span(text: str) -> slice:
 
 def preprocess(args: argparse.Namespace, protocol: Protocol) -> None:
     """Bring the output folder in line with the list."""
+    from tqdm import tqdm
+
     clips = dict(enumerate(read_list(args.ann_file, protocol, args.data_root)))
     chosen = dict(list(clips.items())[args.range or slice(None)])
     if not chosen:
@@ -80,9 +83,9 @@ def preprocess(args: argparse.Namespace, protocol: Protocol) -> None:
             refuse(args.ann_file, clips, {index: error})
         corrupt[index] = error
 
-    job = Job(chosen, args.data_root, Naming(args.filename_tmpl, args.start_index), protocol, args.dtype, args.output_dir, unreadable)
+    job = Tensors(chosen, args.data_root, Naming(args.filename_tmpl, args.start_index), protocol, args.dtype, args.output_dir, unreadable)
     os.makedirs(job.file(BINS), exist_ok=True)
-    done, keys = survey(job)
+    done, keys = state_of(job)
     kept = len(done)
     invalidate(job, done, unfinished=bool(keys))
     check_space(job, len(keys))
@@ -90,7 +93,8 @@ def preprocess(args: argparse.Namespace, protocol: Protocol) -> None:
     if workers < args.num_worker and len(keys) > workers:
         print("note: %d processes at a time instead of %d, which is what the memory holds of tensors of %.0f MB"
               % (workers, args.num_worker, job.nbytes / 1e6))
-    seconds = make(job, keys, done, workers)
+    with contextlib.closing(make(job, keys, done, workers)) as steps:
+        seconds = sum(tqdm(steps, total=len(keys), desc="preprocess", unit="clip", disable=None))
     refuse_killed(args.ann_file, clips, corrupt)
     if not args.range:  # a part of the list may turn out empty
         check_readable(args.ann_file, chosen, corrupt, len(done))

@@ -101,7 +101,7 @@ def carrier(args: argparse.Namespace, job: Job) -> Tuple[Any, int]:
     return partial(on_chips, chips=chips), len(chips) + 1
 
 
-def carry_out(args: argparse.Namespace, work: journal.Work, job: Job, found: journal.Survey, folder: str) -> None:
+def carry_out(args: argparse.Namespace, work: journal.Work, job: Job, found: journal.Progress, folder: str) -> None:
     """Do what is left in `found`; the journal is in `folder`."""
     from tqdm import tqdm
 
@@ -111,7 +111,7 @@ def carry_out(args: argparse.Namespace, work: journal.Work, job: Job, found: jou
         return
     carry, at_once = carrier(args, job)
     ready = len(found.done) + len(found.corrupt)
-    with journal.appending(work, found, folder) as log, tqdm(
+    with journal.recording(work, found, folder) as keep, tqdm(
             total=ready + len(found.keys), initial=ready, desc="videos", unit="video", disable=None) as bar:
         def flight(under_way: Dict[str, int]) -> None:
             bar.set_postfix_str(", ".join("%s: %d" % item for item in sorted(under_way.items())), refresh=False)
@@ -122,23 +122,23 @@ def carry_out(args: argparse.Namespace, work: journal.Work, job: Job, found: jou
             print("[INFO] to do: %d videos, chunks: %d" % (sum(len(chunk.keys) for chunk in chunks), len(chunks)), flush=True)
             with contextlib.closing(carry(job, chunks, flight)) as pieces:
                 for piece in pieces:
-                    log.keep(piece)
-                    bar.update(len(piece.scored) + len(piece.skipped))
+                    keep(piece)
+                    bar.update(len(piece.done) + len(piece.skipped))
                     if args.on_error == "fail":
                         refuse(args.ann_file, work.clips, found.corrupt)
 
 
-def show(found: journal.Survey, work: journal.Work, videos: int) -> None:
+def show(found: journal.Progress, work: journal.Work, videos: int) -> None:
     """What is done, and by whom."""
     print("%d of %d videos are done, %d cannot be read, %d are to do"
           % (len(found.done), videos, len(found.corrupt), len(found.keys)))
-    for worker in journal.workers_of(found.records):
+    for worker in journal.workers_of(found.pieces):
         print("  %(host)s, %(device)s: %(videos)d videos in %(chunks)d pieces, %(videos_per_second).2f videos per second" % worker)
     for line in missing_shards(found, videos, journal.shards(work.folder)):
         print("  " + line)
 
 
-def conclude(args: argparse.Namespace, work: journal.Work, job: Job, found: journal.Survey, model: Any, kept: int) -> None:
+def conclude(args: argparse.Namespace, work: journal.Work, job: Job, found: journal.Progress, model: Any, kept: int) -> None:
     """Make the result files of the whole list."""
     refuse_killed(args.ann_file, work.clips, found.corrupt)
     left = missing_shards(found, len(work.clips), journal.shards(work.folder)) or ["no shard has done them"]

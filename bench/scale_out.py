@@ -27,7 +27,7 @@ from turns import REPO, link_clips  # sets up the path to the suite
 from tsm.checkpoint.published import VIDEOS
 from tsm.cli import UserError, parser, positive, positive_number, run
 from tsm.files import write_json
-from tsm.infer.journal import JOURNAL, read_journal
+from tsm.infer.journal import read_pieces
 from tsm.infer.lists import WORK_SECONDS
 from tsm.machine import cores, processor_name
 from tsm.protocol import SSV2
@@ -70,7 +70,7 @@ def timed(folder: str, *more: str) -> float:
 
 def beyond_videos(folder: str) -> Tuple[float, float]:
     """(seconds per video, seconds of a chunk beyond its videos), from the journal of the last run."""
-    records = sorted(read_journal(os.path.join(folder, "results", "out", JOURNAL)), key=lambda record: record.began)
+    records = sorted(read_pieces(os.path.join(folder, "results", "out")), key=lambda record: record.began)
     videos = sum(len(record.done) for record in records)
     per_video = sum(compute for record in records for compute, _ in record.times) / 1000 / videos
     whole = records[-1].ended - records[0].began

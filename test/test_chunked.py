@@ -17,25 +17,24 @@ from clips import arguments, listed, results
 pytest.importorskip("onnx")
 from tsm.cli import Corrupt, Killed, UserError
 from tsm.files import locked
-from tsm.infer.ascend import infer, run_command, scratch_of
+from tsm.infer.ascend import run_command, scratch_of
 from tsm.infer.journal import (
     JOURNAL,
     Done,
+    Journal,
     Piece,
-    Record,
-    Source,
-    Survey,
+    Progress,
+    Skipped,
     Work,
-    appending,
+    as_json,
     busy_seconds,
-    journal_line,
-    read_journal,
+    read_pieces,
+    recording,
     workers_of,
 )
 from tsm.infer.lists import Chunk, Job, missing_shards, plan, rate_in, rounds, shard_of
 from tsm.protocol import SSV2
-from tsm.samples import Clip, chunk_size, manifest_of, refuse_killed, write_manifest
-from tsm.video.frames import IMG
+from tsm.samples import Clip, chunk_size, refuse_killed
 
 CLIPS, CHUNK = 5, 2
 POST = ("--result_path", "res/out_summary.json", "--info_path", "sthv2/sthv2.info", "--json", "-")
@@ -60,8 +59,13 @@ def same(folder, expected):
     return {name: data for name, data in found.items() if name.startswith("res")} == expected and "sthv2/sthv2.json" in found
 
 
+def told(piece):
+    """What a piece says of videos that cannot be read."""
+    return [(one.number, one.key, str(one.error)) for one in piece.skipped]
+
+
 def records(folder):
-    return read_journal(str(folder / "res/out" / JOURNAL))
+    return read_pieces(str(folder / "res/out"))
 
 
 def test_what_a_run_records(works, setting, expected):
@@ -81,12 +85,12 @@ def test_what_a_run_records(works, setting, expected):
 
 
 def test_the_automatic_size_is_measured_on_a_sample_that_counts():
-    work, found = Work(None, dict.fromkeys(range(100)), "", "", "BIN", ""), Survey([], {}, dict.fromkeys(range(100), "k"), {})
-    job = Job(None, "", "", "cpu", "", None, None, "", {}, {}, "")
+    work, found = Work(None, dict.fromkeys(range(100)), "", "", "BIN", ""), Progress([], {}, dict.fromkeys(range(100), "k"), {})
+    job = Job(None, "", "cpu", "", None, None, "", {}, "")
     turns = rounds(0, work, job, found, 1)
     (sample,) = next(turns)
     assert sorted(sample.keys) == list(range(8))
-    found.records.append(record("h", 0, 4, range(8), ms=2000))
+    found.pieces.append(record("h", 0, 4, range(8), ms=2000))
     for number in range(8):
         del found.keys[number]
     (chunks,) = turns
@@ -98,8 +102,7 @@ def test_killed_at_any_moment_it_goes_on(repo, works, setting, expected):
     command = [sys.executable, str(repo / "TSM_stream.py")] + arguments()
     for wanted in (1, 3):
         process = subprocess.Popen(command, cwd=str(setting), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        journal = setting / "res/out" / JOURNAL
-        while process.poll() is None and not (journal.exists() and len(read_journal(str(journal))) >= wanted):
+        while process.poll() is None and len(records(setting)) < wanted:
             time.sleep(0.01)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -290,25 +293,27 @@ def test_a_disk_that_fills_up_is_said_and_what_is_recorded_counts(works, repo, s
 
 
 def test_a_journal_cut_at_any_byte_goes_on(tmp_path):
-    lines = [journal_line(record("h", 0, 1, [number])) for number in range(3)]
+    Journal(str(tmp_path)).write([as_json(record("h", 0, 1, [number])) for number in range(3)])
+    lines = (tmp_path / JOURNAL).read_text().splitlines(True)
     text, work = "".join(lines), Work(None, {}, str(tmp_path), str(tmp_path), "BIN", "")
     for cut in range(len(text) + 1):
         (tmp_path / JOURNAL).write_text(text[:cut])
-        with appending(work, Survey([], {}, {9: "k"}, {}), str(tmp_path)) as log:
-            log.keep(Piece("h", "cpu", 1, 2, [], {9: Corrupt("is empty")}, [], {}, {}))
-        *kept, last = read_journal(str(tmp_path / JOURNAL))
+        with recording(work, Progress([], {}, {9: "k"}, {}), str(tmp_path)) as keep:
+            keep(Piece("h", "cpu", 1, 2, [], [Skipped(9, Corrupt("is empty"))], [], {}, {}))
+        *kept, last = read_pieces(str(tmp_path))
         whole = sum(len("".join(lines[: number + 1])) - 1 <= cut for number in range(3))  # but for its line break
-        assert [one.done[0].number for one in kept] == list(range(whole)) and last.skipped == [(9, "k", "is empty")]
+        assert [one.done[0].number for one in kept] == list(range(whole)) and told(last) == [(9, "k", "is empty")]
 
 
 def test_a_clip_whose_decoder_was_killed_is_named_and_tried_again(tmp_path):
     """It is not left out, as one that cannot be read is, and not recorded."""
     clips = {9: Clip(10, "a.webm", None, 0), 11: Clip(12, "b.webm", None, 0)}
-    found = Survey([], {}, {9: "k", 11: "l"}, {})
-    with appending(Work(None, clips, str(tmp_path), str(tmp_path), "BIN", ""), found, str(tmp_path)) as log:
-        log.keep(Piece("h", "cpu", 1, 2, [], {9: Killed("its decoder was killed"), 11: Corrupt("is empty")}, [], {}, {}))
-    (written,) = read_journal(str(tmp_path / JOURNAL))
-    assert written.skipped == [(11, "l", "is empty")] and found.keys == {9: "k"}
+    found = Progress([], {}, {9: "k", 11: "l"}, {})
+    with recording(Work(None, clips, str(tmp_path), str(tmp_path), "BIN", ""), found, str(tmp_path)) as keep:
+        left_out = [Skipped(9, Killed("its decoder was killed")), Skipped(11, Corrupt("is empty"))]
+        keep(Piece("h", "cpu", 1, 2, [], left_out, [], {}, {}))
+    (written,) = read_pieces(str(tmp_path))
+    assert told(written) == [(11, "l", "is empty")] and found.keys == {9: "k"}
     with pytest.raises(UserError, match="list.txt, line 10: a.webm: its decoder was killed"):
         refuse_killed("list.txt", clips, found.corrupt)
 
@@ -319,22 +324,9 @@ def test_what_a_command_says_may_be_in_any_encoding():
 
 
 def test_shards_on_one_host_keep_their_tensors_apart():
-    job = Job(None, "", "basis", "npu", "", None, None, "", {}, {}, "/res/out")
+    job = Job(None, "basis", "npu", "", None, None, "", {}, "/res/out")
     others = [job._replace(results="/res/other")] + [job._replace(shard=shard) for shard in ((0, 1), (0, 2), (1, 2))]
     assert len(set(map(scratch_of, others))) == 4
-
-
-def test_tensors_of_other_videos_are_not_taken_for_the_chunk_s(tmp_path):
-    """As where two runs came to make theirs in one folder."""
-    (tmp_path / "list.txt").write_text("")
-    clips = {0: Clip(1, "a.webm", None, 0), 1: Clip(2, "b.webm", None, 1)}
-    job = Job(Source("", IMG, SSV2, "float32"), "list.txt", "basis", "npu", "m.om", None, None, "", {}, {}, "")
-    for sources, says in (({0: "a.webm", 1: "c.webm"}, "b.webm"), ({0: "a.webm"}, "b.webm"), ({5: "a.webm"}, "a.webm")):
-        made = {index: Clip(index + 1, source, None, 0) for index, source in sources.items()}
-        manifest = manifest_of(str(tmp_path / "list.txt"), made, SSV2, "float32", {}, dict.fromkeys(made, "0" * 32), {})
-        write_manifest(str(tmp_path / "sthv2.json"), manifest)
-        with pytest.raises(UserError, match="holds no tensor of %s; let no other run use this folder" % says):
-            infer(job, Chunk(0, 2, clips, {}), str(tmp_path), "0", [])
 
 
 def test_a_run_waits_for_no_shard_and_no_shard_for_a_run(works, fails, setting):
@@ -364,7 +356,7 @@ def test_the_size_of_a_chunk_keeps_two_of_them_under_20_gb(videos, dtype, size):
 
 
 def record(host, began, ended, numbers, ms=100.0, device="cpu"):
-    return Record(host, device, began, ended, [Done(number, "k", "c", "r", None) for number in numbers], [],
+    return Piece(host, device, began, ended, [Done(number, "c", None, None, "k", "r") for number in numbers], [],
                   [(ms, 0.0) for _ in numbers], {}, {})
 
 
@@ -383,26 +375,27 @@ def test_chunks_cover_what_is_left_and_span_no_more_than_their_size():
     assert [(chunk.start, chunk.stop) for chunk in chunks] == [(0, 8), (8, 9), (30, 32), (39, 40)] and isinstance(chunks[0], Chunk)
     for count in (1, 3, 7):
         assert [index for number in range(count) for index in shard_of(40, number, count)] == list(range(40))
-    found = Survey([], {}, {39: "k"}, {})
+    found = Progress([], {}, {39: "k"}, {})
     assert missing_shards(found, 40, {4: [0]}) == ["--shard 3/4 has 1 of its 10 videos to do"]
 
 
 def test_a_line_of_the_journal_holds_or_does_not_count(tmp_path):
-    line = journal_line(record("ä host", 1.5, 2.5, [3])._replace(skipped=[(4, "k", "is empty")], facts={"engine": "e"}))
-    path = tmp_path / "journal"
+    one = record("ä host", 1.5, 2.5, [3])._replace(skipped=[Skipped(4, Corrupt("is empty"), "k")], facts={"engine": "e"})
+    Journal(str(tmp_path)).write([as_json(one)])
+    path = tmp_path / JOURNAL
+    line = path.read_text()
     random = np.random.RandomState(0)
-    path.write_text(line)
-    (whole,) = read_journal(str(path))
-    assert whole.host == "ä host" and whole.done[0].number == 3 and whole.skipped == [(4, "k", "is empty")]
+    (whole,) = read_pieces(str(tmp_path))
+    assert whole.host == "ä host" and whole.done == one.done and told(whole) == told(one)
     for _ in range(50):
         data = bytearray(line.encode())
         data[random.randint(len(data) - 1)] ^= 1 << random.randint(7)
         path.write_bytes(bytes(data))
-        assert read_journal(str(path)) == []
+        assert read_pieces(str(tmp_path)) == []
     path.write_text(line[:-1])
-    assert read_journal(str(path)) == []
+    assert read_pieces(str(tmp_path)) == []
     start = '["h", "cpu", 0, 1, '
     for text in ("[1, 2]", "7", start + '[[[0], "k", "c", "r", null]], [], [], {}, {}]', start + '[[]], [[]], [], {}, {}]',
                  start + '[], [[{}, "k", "r"]], [], {}, {}]'):  # of another version
         path.write_text("%08x %s\n" % (zlib.crc32(text.encode()), text))
-        assert read_journal(str(path)) == []
+        assert read_pieces(str(tmp_path)) == []

@@ -16,10 +16,10 @@ from clips import arguments, listed, results
 from processes import LONGEST, children_of, command_of, wait_for
 
 from tsm.files import sha256
-from tsm.infer.cluster import ENVIRONMENT
+from tsm.infer.cluster import ENVIRONMENT, HostCannot, check_clips, examine, versions
 from tsm.infer.engine import Computing
-from tsm.infer.journal import JOURNAL, Source, keys_of, read_journal
-from tsm.infer.lists import Chunk, Job, Unfit, check_clips, examine, versions
+from tsm.infer.journal import Source, keys_of, read_pieces
+from tsm.infer.lists import Chunk, Job
 from tsm.protocol import SSV2
 from tsm.samples import Clip
 from tsm.video.frames import IMG
@@ -91,8 +91,7 @@ def start(repo, folder, cluster, *more):
 
 
 def records(folder):
-    path = folder / "res/out" / JOURNAL
-    return read_journal(str(path)) if path.exists() else []
+    return read_pieces(str(folder / "res/out"))
 
 
 def hosts(folder):
@@ -199,7 +198,7 @@ def test_a_killed_driver_goes_on_where_it_was_in_any_way(repo, works, fresh, exp
     assert "%d of %d videos are done, 0 cannot be read, %d are to do" % (kept, CLIPS, CLIPS - kept) in works(
         "TSM_stream.py", *arguments("--status"), cwd=fresh)
     works("TSM_stream.py", *arguments("--shard", "1/2", "--chunk", CHUNK), cwd=fresh)
-    done = sum(len(record.done) for path in (fresh / "res/out").glob(".shard_*/" + JOURNAL) for record in read_journal(str(path)))
+    done = sum(len(record.done) for path in (fresh / "res/out").glob(".shard_*") for record in read_pieces(str(path)))
     assert 0 < done <= CLIPS // 2
     process = start(repo, fresh, cluster)
     out, _ = ended(process)
@@ -228,8 +227,7 @@ def test_chips_of_a_cluster_s_host_share_a_list(repo, works, thin_om, tmp_path, 
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
     workers = summary(folder)["tsm"]["workers"]
     assert [worker["device"] for worker in workers] == ["chip 0", "chip 1"] and sum(worker["videos"] for worker in workers) == 7
-    calls, failed = (tmp_path / "calls").read_text().split(), done.stderr.splitlines()
-    assert len(calls) == 4 + len(failed) and all("aclrtSetDevice failed on device 1" in line for line in failed)
+    assert len((tmp_path / "calls").read_text().split()) >= 4 and not done.stderr  # Ray tries again what fails
     assert sorted(one.number for record in records(folder) for one in record.done) == list(range(7))
     assert "0 made, 7 already right" in works("TSM_stream.py", *args, "--devices", "0", cwd=folder, env=standins)
 
@@ -336,6 +334,24 @@ def test_a_host_that_is_cut_off_costs_its_chunk(repo, fresh, expected, cluster, 
 
 @pytest.mark.ray
 @NEEDS_RAY
+def test_a_local_cluster_is_started_whatever_ray_address_says(works, thin_onnx, tmp_path):
+    folder = listed(tmp_path / "run", thin_onnx, 2)
+    assert "2 made" in works("TSM_stream.py", *arguments("--ray", "local"), cwd=folder, env={"RAY_ADDRESS": "127.0.0.1:9"}, process=True)
+
+
+@NEEDS_RAY
+def test_a_ray_that_does_not_start_or_is_not_reached_names_the_remedy(fails, fresh, tmp_path):
+    deep = tmp_path / ("x" * 90)
+    deep.mkdir()
+    line = fails("TSM_stream.py", *arguments("--ray", "local"), cwd=fresh, env={"TMPDIR": str(deep)}, process=True)
+    assert "--ray local: the path of the folder for temporary files is too long" in line and "TMPDIR=/tmp" in line
+    for stated, says in (("127.0.0.1:9", "no cluster is reached"), ("ray://x:1", "Ray Client is not used"),
+                         ("x", "neither auto nor local")):
+        line = fails("TSM_stream.py", *arguments("--ray", "auto"), cwd=fresh, env={"RAY_ADDRESS": stated}, process=True)
+        assert "--ray auto, which is RAY_ADDRESS=%s here: " % stated in line and says in line
+
+
+@NEEDS_RAY
 def test_no_cluster_is_one_line(fails, fresh):
     line = fails("TSM_stream.py", *arguments("--ray", "127.0.0.1:9"), cwd=fresh)
     assert "--ray 127.0.0.1:9: no cluster is reached" in line and "ray start --head" in line
@@ -347,21 +363,22 @@ def test_no_cluster_is_one_line(fails, fresh):
 def job(folder, **changes):
     model = folder / "m.onnx"
     model.write_bytes(b"model")
-    made = Job(Source(str(folder), None, None, "float32"), "", "", "cpu", str(model), Computing("onnxruntime", "fp32", None, ""), None,
-               "", {str(model): sha256(str(model))}, versions("cpu", "onnxruntime"), str(folder / "res"))
+    made = Job(Source(str(folder), None, None, "float32"), "", "cpu", str(model), Computing("onnxruntime", "fp32", None, ""), None,
+               "", {str(model): sha256(str(model))}, str(folder / "res"))
     return made._replace(**changes)
 
 
 def test_a_host_that_differs_says_how(tmp_path):
-    examine(job(tmp_path))
-    with pytest.raises(Unfit, match="has numpy .*, and the run 0.1"):
-        examine(job(tmp_path, versions=dict(versions("cpu", "onnxruntime"), numpy="0.1")))
-    with pytest.raises(Unfit, match="has another .*m.onnx than the run"):
-        examine(job(tmp_path, digests={str(tmp_path / "m.onnx"): "0"}))
-    with pytest.raises(Unfit, match="has no /nowhere/m.onnx"):
-        examine(job(tmp_path, digests={"/nowhere/m.onnx": "0"}))
-    with pytest.raises(Unfit, match="has no /nowhere/videos"):
-        examine(job(tmp_path, source=Source("/nowhere/videos", None, None, "float32")))
+    here = versions("cpu", "onnxruntime")
+    examine(job(tmp_path), here)
+    with pytest.raises(HostCannot, match="has numpy .*, and the run 0.1"):
+        examine(job(tmp_path), dict(here, numpy="0.1"))
+    with pytest.raises(HostCannot, match="has another .*m.onnx than the run"):
+        examine(job(tmp_path, digests={str(tmp_path / "m.onnx"): "0"}), here)
+    with pytest.raises(HostCannot, match="has no /nowhere/m.onnx"):
+        examine(job(tmp_path, digests={"/nowhere/m.onnx": "0"}), here)
+    with pytest.raises(HostCannot, match="has no /nowhere/videos"):
+        examine(job(tmp_path, source=Source("/nowhere/videos", None, None, "float32")), here)
 
 
 def test_where_ray_is_missing_one_line_says_what_to_install(repo, setting):
@@ -382,10 +399,10 @@ def test_a_host_whose_videos_differ_or_are_missing_names_one(tmp_path):
     host = job(tmp_path, source=source, basis="basis")
     check_clips(host, chunk)
     os.utime(str(tmp_path / "b.webm"), (1, 1))
-    with pytest.raises(Unfit, match="has another .*b.webm than the run"):
+    with pytest.raises(HostCannot, match="has another .*b.webm than the run"):
         check_clips(host, chunk)
     (tmp_path / "a.webm").unlink()
-    with pytest.raises(Unfit, match="has no usable .*a.webm: no such file"):
+    with pytest.raises(HostCannot, match="has no usable .*a.webm: no such file"):
         check_clips(host, chunk)
 
 

@@ -13,7 +13,9 @@ from clips import arguments, listed
 
 from tsm.chain.npu import check_path, chips, devices, prepare, the_chip
 from tsm.cli import UserError
-from tsm.infer.ascend import Pool
+from tsm.infer import ascend
+from tsm.infer.journal import Piece
+from tsm.infer.lists import Chunk
 from tsm.protocol import SSV2
 
 CLIPS = 5  # neither 4 nor 8 divides it
@@ -413,12 +415,22 @@ def test_a_wrong_protocol_is_the_model_s_word_and_not_the_chips_fault(emptied, r
         assert not (folder / "res/out_summary.json").exists()
 
 
-def test_the_last_failure_is_told_where_no_chip_is_left():
-    pool = Pool([0])
-    for _ in range(3):
-        pool.give(pool.take([]), "arg0 does not match")
+def test_the_last_failure_is_told_where_no_chip_is_left(monkeypatch):
+    """A chunk that every chip fails at ends the run only once the others are done."""
+    def infer(job, made, chip, running):
+        if made.chunk.start == 0:
+            raise ascend.Failed("arg0 does not match")
+        return Piece("h", "chip " + chip, 0, 1, [], [], [], {}, {})
+
+    monkeypatch.setattr(ascend, "infer", infer)
+    monkeypatch.setattr(ascend, "remove_scratch", lambda job: None)
+    monkeypatch.setattr(ascend, "make", lambda job, made: iter([None]))
+    monkeypatch.setattr(ascend, "begin", lambda job, chunk: ascend.Made(chunk, "", 0.0, {}, {}))
+    found = []
     with pytest.raises(UserError, match="each failed 3 times in a row, at last with: arg0 does not match; mend that, or"):
-        pool.take([])
+        for piece in ascend.on_chips(None, [Chunk(start, start + 1, {}, {}) for start in range(5)], lambda under_way: None, [0, 1]):
+            found.append(piece)
+    assert len(found) == 4
 
 
 def test_a_chunk_of_nothing_readable_needs_no_chip(emptied, works, fails, atlas, tmp_path):

@@ -19,7 +19,7 @@ from clips import VIDEOS, clip_of, contents, linked, times
 from processes import LONGEST, children_of, wait_for
 
 from tsm.files import locked
-from tsm.infer.preprocess import JOURNAL, Job, journal_line, read_journal, survey
+from tsm.infer.preprocess import Tensors, read_made, state_of
 from tsm.protocol import SSV2
 from tsm.samples import read_list
 from tsm.video.clips import basis, fingerprint
@@ -54,8 +54,7 @@ def counts(stdout):
 def finished(output_dir):
     """{tensor: time of change} of the tensors that the journal knows to be right."""
     there = times(output_dir)
-    with open(str(output_dir / ".journal")) as file:
-        known = {(line.split()[0] + ".bin", int(line.split()[3])) for line in file if line.count(" ") == 3 and line[-1] == "\n"}
+    known = {("%d.bin" % made.number, made.mtime) for made in read_made(str(output_dir)).values()}
     return {name: stamp for name, stamp in there.items() if (name, stamp) in known}
 
 
@@ -151,17 +150,18 @@ def test_what_no_pixel_depends_on_makes_no_tensor_again(works, tmp_path):
 
 
 def test_journals_of_versions_to_which_classes_counted_hold(works, tmp_path):
-    """Of this protocol, and of another of the same pixels where its manifest is there."""
+    """In lines without a CRC; of this protocol, and of another of the same pixels where its manifest is there."""
     root, ann_file = linked(tmp_path, 2)
     works("TSM_preprocess.py", *arguments(root, ann_file), cwd=tmp_path)
     out, clips = tmp_path / "out", dict(enumerate(read_list(str(ann_file), SSV2)))
 
     def found(protocol, written_by):
-        entries = read_journal(str(out / JOURNAL))
         common = basis(clips, written_by, "uint8", IMG)
         keys = {index: fingerprint(str(root / clip.source), clip, written_by, common) for index, clip in clips.items()}
-        (out / JOURNAL).write_text("".join(journal_line(entry._replace(key=keys[index])) for index, entry in entries.items()))
-        done, left = survey(Job(clips, str(root), IMG, protocol, "uint8", str(out), None))
+        made = [entry._replace(key=keys[index]) for index, entry in read_made(str(out)).items()]
+        (out / ".journal").write_text("".join("%d %s %s %d\n" % entry for entry in made))
+        done, left = state_of(Tensors(clips, str(root), IMG, protocol, "uint8", str(out), None))
+        assert read_made(str(out)) == {entry.number: entry for entry in made}
         return len(done), len(left)
 
     ten, twelve = (SSV2._replace(classes=classes, shift_div=4) for classes in (10, 12))

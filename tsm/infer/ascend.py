@@ -1,4 +1,4 @@
-"""Chunks on Ascend NPUs: TSM_preprocess.py and a single-device ais_bench, with the tensors in a folder of this host.
+"""Chunks on Ascend NPUs: tsm.infer.preprocess and a single-device ais_bench, with the tensors in a folder of this host.
 
 One process of ais_bench per chip: given several devices, its versions differ in what they do, and none joins the results.
 """
@@ -8,33 +8,43 @@ import contextlib
 import glob
 import hashlib
 import os
+import queue
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
 from tsm.chain.npu import devices, listing, the_chip
 from tsm.cli import Corrupt, UserError, first_line, warn
-from tsm.files import write_json
-from tsm.infer.journal import Piece, Scored
-from tsm.infer.lists import ATTEMPTS, SUITE, Chunk, Flight, Job, check_clips
-from tsm.machine import cores, die_with_parent
+from tsm.infer import preprocess
+from tsm.infer.journal import Done, Piece, Skipped
+from tsm.infer.lists import Chunk, Flight, Job
+from tsm.machine import cores, die_with_parent, workers_that_fit
 from tsm.results import TIMES, read_npy, read_summary, summary_path
-from tsm.samples import read_manifest
-from tsm.workfolder import BINS, MANIFEST, PROTOCOL
+from tsm.workfolder import BINS
+
+ATTEMPTS = 3  # failures in a row that a chip may have
 
 
 class Failed(Exception):
     """A command failed in a way that another attempt, or another chip, may mend; the text is its last line."""
+
+
+class Made(NamedTuple):
+    """A chunk whose tensors are made, in this folder, since `began`; their checksums, and what cannot be read."""
+
+    chunk: Chunk
+    folder: str
+    began: float
+    checksums: Dict[int, str]
+    skipped: Dict[int, Corrupt]
 
 
 def chip_list(text: str) -> List[int]:
@@ -66,27 +76,30 @@ def remove_scratch(job: Job) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def scratch_folder(job: Job, chunk: Chunk) -> Iterator[str]:
-    """An empty folder for a chunk's tensors, removed at the end. A killed process leaves it, and who does the same chunk next on
-    this host empties it."""
+def begin(job: Job, chunk: Chunk) -> Made:
+    """A chunk, and the emptied folder of its tensors, of which there is none yet."""
     folder = scratch_of(job) + "%d_%d" % (chunk.start, chunk.stop)
     shutil.rmtree(folder, ignore_errors=True)
+    os.umask(os.umask(0o022) | 0o022)  # ais_bench refuses what others can write
     os.makedirs(folder, 0o750)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    os.mkdir(os.path.join(folder, BINS))
+    return Made(chunk, folder, time.time(), {}, {})
+
+
+def make(job: Job, made: Made) -> Iterator[None]:
+    """Make the tensors of a chunk; yields after each of them."""
+    tensors, done = preprocess.Tensors(made.chunk.clips, *job.source, made.folder, made.skipped.__setitem__), {}  # type: ignore[var-annotated]
+    workers = workers_that_fit(job.num_worker or cores(), tensors.nbytes)
+    with contextlib.closing(preprocess.make(tensors, made.chunk.keys, done, workers)) as steps:
+        for _ in steps:
+            yield
+    made.checksums.update((index, one.xxh3_128) for index, one in done.items())
 
 
 def run_command(words: Sequence[str], running: List[Any]) -> Tuple[int, str]:
     """(exit status, last line that it wrote) of a command, which ends with this process; `running` lists it meanwhile."""
-    def begin() -> None:
-        os.umask(0o022)  # ais_bench refuses what others can write
-        die_with_parent()
-
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               encoding="utf-8", errors="backslashreplace", preexec_fn=begin)
+                               encoding="utf-8", errors="backslashreplace", preexec_fn=die_with_parent)
     running.append(process)
     out, err = process.communicate()
     running.remove(process)
@@ -94,47 +107,29 @@ def run_command(words: Sequence[str], running: List[Any]) -> Tuple[int, str]:
     return process.returncode, lines[-1] if lines else "it said nothing"
 
 
-def preprocess(job: Job, chunk: Chunk, folder: str, running: List[Any]) -> None:
-    """Make the tensors of a chunk in `folder`, by TSM_preprocess.py."""
-    protocol = os.path.join(folder, PROTOCOL)
-    write_json(protocol, job.source.protocol._asdict())
-    words = [sys.executable, os.path.join(SUITE, "TSM_preprocess.py"), "--data_root", job.source.data_root, "--ann_file",
-             job.ann_file, "--filename_tmpl", job.source.naming.template, "--start_index", str(job.source.naming.start),
-             "--on-error", "skip", "--range", "%d:%d" % (chunk.start, chunk.stop), "--output_dir", folder,
-             "--num_worker", str(job.num_worker or cores())]
-    status, said = run_command(words + ["--protocol", protocol], running)
-    if status < 0:
-        raise UserError("%s: TSM_preprocess.py was ended by %s; run the same command again" % (chunk.name, signal.Signals(-status).name))
-    if status:
-        raise UserError(re.sub("^[^ ]*: error: ", "", said))
-
-
-def infer(job: Job, chunk: Chunk, folder: str, chip: str, running: List[Any]) -> Piece:
-    """The piece of a preprocessed chunk, by a single-device ais_bench on a chip."""
-    manifest = read_manifest(os.path.join(folder, MANIFEST))
-    lines = {clip.line: index for index, clip in chunk.clips.items()}
-    skipped = {lines[entry["line"]]: Corrupt(entry["reason"]) for entry in manifest["skipped"] if entry["line"] in lines}
-    samples = {entry["id"]: entry for entry in manifest["samples"]}
-    for index, clip in chunk.clips.items():
-        if index not in skipped and samples.get(index, {}).get("source") != clip.source:
-            raise UserError("%s: holds no tensor of %s; let no other run use this folder, by another --scratch" % (folder, clip.source))
-    began, results = time.time(), os.path.join(folder, "out")
-    scored, times, figures = [], [], {}
-    if samples:
-        words = [sys.executable, "-m", "ais_bench", "--model", job.model, "--input", os.path.join(folder, BINS),
-                 "--output", folder, "--output_dirname", "out", "--outfmt", "NPY", "--device", chip]
+def infer(job: Job, made: Made, chip: str, running: List[Any]) -> Piece:
+    """The piece of a chunk whose tensors are there, by a single-device ais_bench on a chip. Raises Failed, UserError."""
+    done: List[Done] = []
+    times: List[Tuple[float, float]] = []
+    figures: Dict[str, Any] = {}
+    if made.checksums:
+        words = [sys.executable, "-m", "ais_bench", "--model", job.model, "--input", os.path.join(made.folder, BINS),
+                 "--output", made.folder, "--output_dirname", "out", "--outfmt", "NPY", "--device", chip]
         status, said = run_command(words, running)
         if status:
             raise Failed("ais_bench ended with status %d: %s" % (status, first_line(said)))
+        results = os.path.join(made.folder, "out")
         summary = read_summary(summary_path(results))
         try:
             times = [(float(ms), 0.0) for ms in summary["npu_compute_time_list"]]
         except (KeyError, TypeError, ValueError):
             raise Failed("ais_bench's summary has no npu_compute_time_list of numbers")
         figures = {key: summary[key] for key in TIMES[1:] if key in summary}
-        for index in sorted(set(samples) & set(chunk.clips)):
-            scored.append(Scored(index, scores_of(os.path.join(results, "%d_0.npy" % index), job), samples[index]["xxh3_128"], None))
-    return Piece(socket.gethostname(), "chip " + chip, began, time.time(), scored, skipped, times, {"engine": "ais_bench"}, figures)
+        for index, checksum in sorted(made.checksums.items()):
+            done.append(Done(index, checksum, None, scores_of(os.path.join(results, "%d_0.npy" % index), job)))
+    shutil.rmtree(made.folder, ignore_errors=True)
+    return Piece(socket.gethostname(), "chip " + chip, made.began, time.time(), done,
+                 [Skipped(*one) for one in made.skipped.items()], times, {"engine": "ais_bench"}, figures)
 
 
 def scores_of(path: str, job: Job) -> np.ndarray:
@@ -148,73 +143,39 @@ def scores_of(path: str, job: Job) -> np.ndarray:
 
 
 def run_chunk(job: Job, chunk: Chunk, chip: str) -> Piece:
-    """Compute a chunk on a chip of this host. A clip that cannot be read is in the piece's `skipped`.
-
-    Raises Unfit, UserError, Failed.
-    """
-    check_clips(job, chunk)
-    began = time.time()
-    with scratch_folder(job, chunk) as folder:
-        preprocess(job, chunk, folder, [])
-        return infer(job, chunk, folder, chip, [])._replace(began=began)
-
-
-class Pool:
-    """The chips of this host, each lent to one thread at a time; `failures` counts those in a row, `failure` is the last one."""
-
-    def __init__(self, chips: Sequence[int]) -> None:
-        self.free = [str(chip) for chip in chips]
-        self.failures = dict.fromkeys(self.free, 0)
-        self.change, self.ended, self.failure = threading.Condition(), False, ""
-
-    def take(self, avoided: Sequence[str]) -> str:
-        """Wait for a chip, if there is one that works beside those to be avoided for one of them."""
-        with self.change:
-            while not self.ended:
-                usable = [chip for chip, count in self.failures.items() if count < ATTEMPTS]
-                if not usable:
-                    raise UserError("no chip is left: each failed %d times in a row, at last with: %s; mend that, or look at npu-smi info"
-                                    % (ATTEMPTS, self.failure))
-                wanted = [chip for chip in usable if chip not in avoided] or usable
-                for chip in self.free:
-                    if chip in wanted:
-                        self.free.remove(chip)
-                        return chip
-                self.change.wait()
-        raise UserError("the run is ending")
-
-    def give(self, chip: str, failure: str) -> None:
-        """Give a chip back, after a `failure` if there is one."""
-        with self.change:
-            self.failures[chip] = self.failures[chip] + 1 if failure else 0
-            self.failure = failure or self.failure
-            self.free.append(chip)
-            self.change.notify_all()
-
-    def end(self) -> None:
-        with self.change:
-            self.ended = True
-            self.change.notify_all()
+    """Compute a chunk on a chip of this host. A clip that cannot be read is in the piece's `skipped`. Raises UserError, Failed."""
+    made = begin(job, chunk)
+    try:
+        for _ in make(job, made):
+            pass
+        return infer(job, made, chip, [])
+    finally:
+        shutil.rmtree(made.folder, ignore_errors=True)
 
 
-def infer_somewhere(job: Job, chunk: Chunk, folder: str, pool: Pool, running: List[Any]) -> Piece:
-    """The piece of a preprocessed chunk; one that fails on one chip is given to another, ATTEMPTS times in all."""
-    tried: List[str] = []
+def serve(
+    job: Job, chip: str, waiting: "queue.Queue[Any]", answers: "queue.Queue[Any]", running: List[Any], over: threading.Event
+) -> None:
+    """In a thread: chunks from `waiting`, until the run is `over` or ATTEMPTS failures in a row; pieces, or the error that ended it,
+    to `answers`. A chunk that fails goes back, behind the others."""
+    failures = 0
     while True:
-        chip = pool.take(tried)
+        made = waiting.get()
+        if over.is_set():
+            return None
         try:
-            piece = infer(job, chunk, folder, chip, running)
+            answers.put(infer(job, made, chip, running))
+            failures = 0
+        except Failed as error:
+            if over.is_set():  # its command was killed
+                return None
+            failures += 1
+            warn("chip %s failed on %s (%s); tried again" % (chip, made.chunk.name, error))
+            waiting.put(made)
+            if failures == ATTEMPTS:
+                return answers.put(error)
         except Exception as error:
-            pool.give(chip, first_line(error))
-            if not isinstance(error, Failed):
-                raise
-            tried.append(chip)
-            if pool.ended or len(tried) >= ATTEMPTS:
-                raise UserError("%s: failed %d times, last on chip %s: %s" % (chunk.name, len(tried), chip, error))
-            warn("chip %s failed on %s (%s); tried again" % (chip, chunk.name, error))
-        else:
-            pool.give(chip, "")
-            return piece
+            return answers.put(error)
 
 
 def on_chips(job: Job, chunks: Sequence[Chunk], flight: Flight, chips: Sequence[int]) -> Iterator[Piece]:
@@ -223,33 +184,50 @@ def on_chips(job: Job, chunks: Sequence[Chunk], flight: Flight, chips: Sequence[
     While the chips infer, one more chunk is preprocessed, by all cores. A chip that fails ATTEMPTS times in a row is not
     used any more.
     """
-    pool, making, running, under_way = Pool(chips), threading.Lock(), [], set()  # type: ignore[var-annotated]
+    waiting: "queue.Queue[Any]" = queue.Queue()
+    answers: "queue.Queue[Any]" = queue.Queue()
+    running: List[Any] = []
+    over = threading.Event()
+    threads = [threading.Thread(target=serve, args=(job, str(chip), waiting, answers, running, over), daemon=True) for chip in chips]
+    left, at_work = len(chips), 0
 
-    def carry(chunk: Chunk) -> Piece:
-        with scratch_folder(job, chunk) as folder:
-            with making:
-                if pool.ended:
-                    raise UserError("the run is ending")
-                under_way.add(chunk.start)
-                began = time.time()
-                preprocess(job, chunk, folder, running)
-            return infer_somewhere(job, chunk, folder, pool, running)._replace(began=began)
+    def taken(most: int) -> Iterator[Piece]:
+        """What has come; and what comes, until no more than `most` chunks are under way."""
+        nonlocal left, at_work
+        while at_work > most or not answers.empty():
+            answer = answers.get()
+            if isinstance(answer, Piece):
+                at_work -= 1
+                flight({socket.gethostname(): at_work})
+                yield answer
+                continue
+            left -= 1
+            if not isinstance(answer, Failed):
+                raise answer
+            if not left:
+                raise UserError("no chip is left: each failed %d times in a row, at last with: %s; mend that, or look at npu-smi info"
+                                % (ATTEMPTS, answer))
 
     remove_scratch(job)
-    threads = ThreadPoolExecutor(len(chips) + 1)
-    futures = {threads.submit(carry, chunk): chunk for chunk in chunks}
+    for thread in threads:
+        thread.start()
     try:
-        for future in as_completed(futures):
-            under_way.discard(futures[future].start)
-            flight({socket.gethostname(): len(under_way)})
-            yield future.result()
+        for chunk in chunks:
+            yield from taken(len(chips))
+            at_work += 1
+            made = begin(job, chunk)
+            for _ in make(job, made):
+                yield from taken(len(chunks))
+            waiting.put(made)
+        yield from taken(0)
     finally:
-        pool.end()
-        for future in futures:
-            future.cancel()
-        for process in list(running):
-            process.kill()
-        threads.shutdown()
+        over.set()
+        for _ in threads:
+            waiting.put(None)
+        while any(thread.is_alive() for thread in threads):
+            for process in list(running):
+                process.kill()
+            threads[0].join(0.05)
         remove_scratch(job)
 
 

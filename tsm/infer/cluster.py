@@ -1,28 +1,39 @@
-"""Chunks on the hosts of a Ray cluster: https://docs.ray.io. Ray starts the processes, carries chunks to them and pieces back,
-and notices when one dies; what a chunk is, and what is done already, is tsm.infer.lists' and tsm.infer.journal's.
+"""Chunks on the hosts of a Ray cluster: https://docs.ray.io. Ray starts the processes, carries chunks to them and pieces back, tries
+again what fails, and notices when a host dies; what a chunk is, and what is done already, is tsm.infer.lists' and
+tsm.infer.journal's.
 
 A host works at one chunk at a time with all its cores, or at one per NPU chip. Nothing of the data passes through Ray: the
-suite, the list, the videos and the model must be under the same paths on every host, and each host is examined first.
+suite, the videos and the model must be under the same paths on every host, and each host is examined first.
 """
 
+import glob
+import hashlib
+import importlib
 import importlib.util
 import logging
 import os
+import platform
 import re
 import socket
 import sys
 import time
 from collections import Counter, deque
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Set, Tuple
 
+import numpy as np
+
+from tsm import __version__
 from tsm.cli import UserError, first_line, warn
+from tsm.files import sha256
 from tsm.infer import ascend
-from tsm.infer.journal import Piece
-from tsm.infer.lists import ATTEMPTS, SUITE, Chunk, Flight, Job, Unfit, examine, run_chunk
+from tsm.infer.journal import Piece, keys_of
+from tsm.infer.lists import Chunk, Flight, Job, run_chunk
 from tsm.machine import cores
+from tsm.video import clips
 
+SUITE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PATIENCE = 30  # seconds without any host that could do something
-RETRIES = 3  # by Ray itself on the same host, when a process dies
+RETRIES = 3  # by Ray, of a chunk that fails on a host
 MEMORY = 10**8  # bytes of the object store of a Ray that is started here: pieces are small
 ENVIRONMENT = {  # for Ray's processes: no reports of usage, and chips keep their numbers
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
@@ -30,12 +41,8 @@ ENVIRONMENT = {  # for Ray's processes: no reports of usage, and chips keep thei
 }
 
 
-class Answer(NamedTuple):
-    """What became of a chunk on a host: a piece, or the `problem`; `unfit` where the host cannot do any other either."""
-
-    piece: Optional[Piece]
-    problem: str
-    unfit: bool
+class HostCannot(Exception):
+    """This host cannot do the job as it is; the text says why, on one line."""
 
 
 class Host(NamedTuple):
@@ -47,7 +54,8 @@ class Host(NamedTuple):
 
 
 def connect(address: str) -> Any:
-    """Ray, connected to the cluster at an address, to the one found here (auto), or to one started in this host (local).
+    """Ray, connected to the cluster at an address, to the one that RAY_ADDRESS names or that is found here (auto), or to one that is
+    started in this host whatever RAY_ADDRESS says (local).
 
     Raises UserError where that cannot be.
     """
@@ -56,60 +64,89 @@ def connect(address: str) -> Any:
     if importlib.util.find_spec("ray") is None:
         raise UserError("--ray: Ray is not installed here; run %s -m pip install -r %s"
                         % (sys.executable, os.path.join(SUITE, "requirements-cluster.txt")))
+    said, stated = "--ray %s" % address, os.environ.get("RAY_ADDRESS", "")
+    if address == "auto" and stated:
+        said, address = "--ray auto, which is RAY_ADDRESS=%s here" % stated, stated
     if "://" in address:
-        raise UserError("--ray %s: Ray Client is not used; run this on a host of the cluster, with --ray auto or HOST:PORT" % address)
+        raise UserError("%s: Ray Client is not used; run this on a host of the cluster, with --ray HOST:PORT" % said)
     os.environ.update(ENVIRONMENT)
     if address not in ("auto", "local"):
-        check_address(address)
+        check_address(address, said)
     import ray
 
     options: Dict[str, Any] = {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": MEMORY}
     try:
         if not ray.is_initialized():
-            ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **(options if address == "local" else {"address": address}))
+            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **(options if address == "local" else {}))
     except Exception as error:  # ConnectionError, ValueError, RuntimeError: whatever keeps a cluster from being reached
-        raise UserError("--ray %s: no cluster is reached (%s); start one with ray start --head, or use --ray local"
-                        % (address, first_line(error)))
+        if "AF_UNIX" in str(error):
+            raise UserError("%s: the path of the folder for temporary files is too long for Ray's sockets; set TMPDIR to a shorter one, "
+                            "as in TMPDIR=/tmp" % said)
+        if address == "local":
+            raise UserError("%s: no Ray starts here (%s); use --shard, which needs none" % (said, first_line(error)))
+        raise UserError("%s: no cluster is reached (%s); start one with ray start --head, or use --ray local" % (said, first_line(error)))
     return ray
 
 
-def check_address(address: str) -> None:
-    """UserError unless somebody listens at HOST:PORT; Ray itself would try for minutes."""
+def check_address(address: str, said: str) -> None:
+    """UserError, which begins with what was `said`, unless somebody listens at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not re.match("[0-9]{1,5}$", port) or int(port) > 65535:
-        raise UserError("--ray %s: is neither auto nor local nor HOST:PORT" % address)
+        raise UserError("%s: is neither auto nor local nor HOST:PORT" % said)
     try:
         socket.create_connection((host.strip("[]"), int(port)), 10).close()
     except (OSError, UnicodeError) as error:  # the latter of a name that none can have
-        raise UserError("--ray %s: no cluster is reached (%s); start one with ray start --head, or use --ray local"
-                        % (address, getattr(error, "strerror", None) or error))
+        raise UserError("%s: no cluster is reached (%s); start one with ray start --head, or use --ray local"
+                        % (said, getattr(error, "strerror", None) or error))
 
 
-def _examine(job: Job) -> str:
-    """On a host: what makes it unfit; empty if nothing does."""
-    try:
-        examine(job)
-    except Unfit as error:
-        return str(error)
-    except Exception as error:  # the host is not used, whatever it is
-        return "cannot be examined (%s: %s)" % (type(error).__name__, first_line(error))
-    return ""
+def versions(device: str, backend: str) -> Dict[str, str]:
+    """What must be the same on every host for the results to be the same, as far as versions can tell."""
+    digest = hashlib.sha256()
+    for path in sorted(glob.glob(os.path.join(glob.escape(SUITE), "tsm", "**", "*.py"), recursive=True)):
+        digest.update(sha256(path).encode())
+    found = {"suite": "%s (%s)" % (__version__, digest.hexdigest()[:12]), "python": platform.python_version(), "numpy": np.__version__}
+    found.update(clips.versions())
+    library = backend if device == "cpu" else "ais_bench"
+    if importlib.util.find_spec(library) is None:
+        found[library] = "none"
+    else:
+        found[library] = str(getattr(importlib.import_module(library), "__version__", "there")) if device == "cpu" else "there"
+    return found
 
 
-def _carry(job: Job, chunk: Chunk) -> Answer:
+def examine(job: Job, wanted: Dict[str, str]) -> None:
+    """HostCannot unless this host has the `wanted` versions, the job's files, and the folder of its videos."""
+    here = versions(job.device, job.computing.backend)
+    for name, version in wanted.items():
+        if here.get(name) != version:
+            raise HostCannot("has %s %s, and the run %s" % (name, here.get(name, "none"), version))
+    for path, digest in [(job.source.data_root, "")] + list(job.digests.items()):
+        if not os.path.exists(path):
+            raise HostCannot("has no %s" % path)
+        if digest and sha256(path) != digest:
+            raise HostCannot("has another %s than the run (by its SHA-256)" % path)
+
+
+def check_clips(job: Job, chunk: Chunk) -> None:
+    """HostCannot unless the chunk's videos are here what they are where the list was read, by their sizes and times of change."""
+    here, missing = keys_of(job.source, chunk.clips, job.basis)
+    for index, key in chunk.keys.items():
+        if here.get(index) != key:
+            path = os.path.join(job.source.data_root, chunk.clips[index].source)
+            what = "has another %s than the run (by its size or time of change)" % path
+            raise HostCannot("has no usable %s: %s" % (path, missing[index]) if index in missing else what)
+
+
+def _carry(job: Job, chunk: Chunk) -> Piece:
     """On a host: carry out a chunk."""
     import ray
 
-    try:
-        if job.device == "npu":
-            os.environ.pop("ASCEND_RT_VISIBLE_DEVICES", None)  # where Ray was started without ENVIRONMENT, it renumbers chips
-            piece = ascend.run_chunk(job, chunk, ray.get_runtime_context().get_accelerator_ids()["NPU"][0])
-        else:
-            piece = run_chunk(job, chunk)
-        return Answer(piece, "", False)
-    except Exception as error:  # told to the driver, who decides
-        problem = first_line(error)
-        return Answer(None, problem, True) if isinstance(error, Unfit) else Answer(None, "failed (%s)" % problem, False)
+    check_clips(job, chunk)
+    if job.device == "cpu":
+        return run_chunk(job, chunk)
+    os.environ.pop("ASCEND_RT_VISIBLE_DEVICES", None)  # where Ray was started without ENVIRONMENT, it renumbers chips
+    return ascend.run_chunk(job, chunk, ray.get_runtime_context().get_accelerator_ids()["NPU"][0])
 
 
 def hosts_of(nodes: Sequence[Dict[str, Any]], device: str) -> Dict[str, Host]:
@@ -138,25 +175,22 @@ class Dispatch:
 
     def __init__(self, ray: Any, job: Job, chunks: Sequence[Chunk]) -> None:
         self.ray, self.job = ray, ray.put(job)
-        self._examine, self._carry = ray.remote(num_cpus=0, max_retries=0)(_examine), ray.remote(max_retries=RETRIES)(_carry)
+        self.wanted = versions(job.device, job.computing.backend)
+        self._examine = ray.remote(num_cpus=0, max_retries=0)(examine)
+        self._carry = ray.remote(max_retries=RETRIES, retry_exceptions=True)(_carry)
         self.names: Dict[str, Host] = {}  # every host that was ever seen
         self.asked: Dict[Any, str] = {}  # hosts that are being examined
-        self.known: Set[str] = set()  # hosts that were asked
         self.fit: Dict[str, Host] = {}
         self.waiting = deque(chunks)  # chunks that nobody is at
         self.running: Dict[Any, Tuple[Chunk, str]] = {}
-        self.attempts: "Counter[int]" = Counter()  # at a chunk, by its start
-        self.failures: "Counter[str]" = Counter()  # of a host, in a row
         self.refused: List[str] = []  # why hosts are not used
 
     def see(self, hosts: Dict[str, Host]) -> None:
         """Take note of the hosts that are alive: have new ones examined, and give every one that has a place free a chunk."""
-        for node, host in hosts.items():
-            self.names.setdefault(node, host)  # so that a host keeps its name
         self._forget(set(hosts))
-        for node in sorted(set(hosts) - self.known):
-            self.known.add(node)
-            self.asked[self._examine.options(scheduling_strategy=_on(node)).remote(self.job)] = node
+        for node in sorted(set(hosts) - set(self.names)):
+            self.names[node] = hosts[node]  # so that a host keeps its name
+            self.asked[self._examine.options(scheduling_strategy=_on(node)).remote(self.job, self.wanted)] = node
         busy = Counter(node for _, node in self.running.values())
         for node in sorted(set(hosts) & set(self.fit)):
             host = self.fit[node]
@@ -170,9 +204,11 @@ class Dispatch:
         """Take back what hosts that are gone were at. Ray itself would wait minutes for the answer of one that is cut off."""
         for reference in [one for one, node in self.asked.items() if node not in alive]:
             del self.asked[reference]
-        for reference, (_, node) in list(self.running.items()):
+        for reference, (chunk, node) in list(self.running.items()):
             if node not in alive:
-                self._again(reference, Answer(None, "is gone", False))
+                del self.running[reference]
+                self.waiting.appendleft(chunk)
+                warn("host %s is gone; %s: another host's now" % (self.names[node].name, chunk.name))
 
     def at_work(self) -> Dict[str, int]:
         """{host: chunks under way there}."""
@@ -185,57 +221,29 @@ class Dispatch:
             time.sleep(1.0)
             return
         for reference in self.ray.wait(pending, timeout=1.0)[0]:
-            if reference in self.asked:
-                self._told(reference)
+            chunk, node = self.running.get(reference) or (None, self.asked.pop(reference, ""))
+            self.running.pop(reference, None)
+            try:
+                piece = self.ray.get(reference)
+            except Exception as error:  # of the host, or of Ray itself, where a process died
+                if chunk:
+                    self.waiting.appendleft(chunk)
+                self._set_aside(node, error, chunk.name if chunk else "")
+                continue
+            if chunk:
+                yield piece._replace(host=self.names[node].name)
             else:
-                yield from self._taken(reference)
+                self.fit[node] = self.names[node]
 
-    def _told(self, reference: Any) -> None:
-        """Take what the examination of a host says."""
-        node = self.asked.pop(reference)
-        try:
-            problem = self.ray.get(reference)
-        except Exception as error:  # it died, or cannot import the suite
-            problem = "cannot be examined (%s); is the suite there under %s?" % (first_line(last_words(error)), SUITE)
-        if problem:
-            self._set_aside(node, problem)
-        else:
-            self.fit[node] = self.names[node]
-
-    def _taken(self, reference: Any) -> Iterator[Piece]:
-        """The piece of a chunk, or nothing where it has to be done again; UserError once that has happened too often."""
-        _, node = self.running[reference]
-        try:
-            answer = self.ray.get(reference)
-        except Exception as error:  # the process or the host died, more often than Ray tries again
-            answer = Answer(None, "failed (%s)" % first_line(last_words(error)), False)
-        if answer.piece is None:
-            self._again(reference, answer)
-            return
-        del self.running[reference]
-        self.failures[node] = 0
-        yield answer.piece._replace(host=self.names[node].name)
-
-    def _again(self, reference: Any, answer: Answer) -> None:
-        """Have a chunk done again; UserError once that has happened too often."""
-        chunk, node = self.running.pop(reference)
-        self.waiting.appendleft(chunk)
-        if answer.unfit:
-            self._set_aside(node, answer.problem)
-            return
-        name = self.names[node].name
-        self.attempts[chunk.start] += 1
-        self.failures[node] += 1
-        if self.attempts[chunk.start] >= ATTEMPTS:
-            raise UserError("%s: given up after %d hosts, the last of which, %s, %s" % (chunk.name, ATTEMPTS, name, answer.problem))
-        warn("host %s %s; %s: tried again" % (name, answer.problem, chunk.name))
-        if self.failures[node] >= ATTEMPTS:
-            self._set_aside(node, "failed %d times in a row" % ATTEMPTS)
-
-    def _set_aside(self, node: str, problem: str) -> None:
-        """Name a host that is not used, once."""
+    def _set_aside(self, node: str, error: Exception, what: str) -> None:
+        """Name a host that is not used, once, and why: what it lacks, or the error that is left once Ray has tried it again."""
         self.fit.pop(node, None)
-        line = "host %s %s" % (self.names[node].name, problem)
+        cause = getattr(error, "cause", None)  # of what a function of ours raised there; else Ray's last line says it
+        reason = first_line(cause if isinstance(cause, Exception) else last_words(error))
+        if not isinstance(cause, HostCannot):
+            reason = "failed on %s (%s)" % (what, reason) if what else \
+                "cannot be examined (%s); is the suite there under %s?" % (reason, SUITE)
+        line = "host %s %s" % (self.names[node].name, reason)
         if line not in self.refused:
             self.refused.append(line)
             warn("%s; it is not used" % line)
@@ -250,9 +258,8 @@ def _on(node: str) -> Any:
 def on_ray(job: Job, chunks: Sequence[Chunk], flight: Flight, address: str) -> Iterator[Piece]:
     """Carrier: on the hosts of a Ray cluster.
 
-    A host that lacks the data or the model, or has other versions, is named and not used; so is one that fails ATTEMPTS
-    times in a row. Hosts may join and go at any time. A chunk whose host dies, or is cut off, is done by another; one that
-    fails ATTEMPTS times ends the run.
+    Ray tries a chunk that fails RETRIES times more; then its host is named and not used, as is one that lacks the data or the
+    model, or has other versions. Hosts may join and go at any time. A chunk whose host fails, dies, or is cut off, is another's.
     """
     ray = connect(address)
     dispatch = Dispatch(ray, job, chunks)

@@ -1,4 +1,4 @@
-"""The one record of what is finished of a list of videos: a journal beside the results, a line per piece of work.
+"""What is finished of a list of videos: a journal, a line per piece of work, beside what was made.
 
 Whoever finished a piece is in it: this process, another one, a chip, another host. Every way to carry out a list reads the
 same journals, so none does again what another finished; and what a journal says counts only while the video, the model, the
@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import zlib
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Set, TextIO, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 import numpy as np
 
@@ -24,9 +24,55 @@ from tsm.video.clips import fingerprint
 from tsm.video.frames import Naming
 from tsm.workfolder import INFO, MANIFEST
 
-JOURNAL = ".journal"  # in the folder of results
+JOURNAL = ".journal"  # in the folder of what it tells of
 SHARD = r"\.shard_(\d+)_of_(\d+)"  # a folder beside it, with the journal of a process that did a share of the list
-REVISION = 1  # to be raised with any change that changes a result
+
+
+class Journal:
+    """A file of JSON values, a line each behind its CRC-32; a line that a kill cut short, or that is damaged, does not count."""
+
+    def __init__(self, folder: str) -> None:
+        self.path = os.path.join(folder, JOURNAL)
+
+    def read(self, older: str = "") -> Iterator[Any]:
+        """The values; of a line that matches `older`, as an earlier version of the suite wrote it, its groups."""
+        if not os.path.exists(self.path):
+            return
+        with open(self.path, encoding="ascii", errors="replace") as file:
+            for line in file:
+                crc, _, text = line.rstrip("\n").partition(" ")
+                if line.endswith("\n") and crc == "%08x" % zlib.crc32(text.encode()):
+                    yield json.loads(text)
+                elif older and re.match(older, line):
+                    yield re.findall(older, line)[0]
+
+    def write(self, values: Iterable[Any]) -> None:
+        """Make it hold these values alone, whole or not at all."""
+        write_text(self.path, "".join(map(_line, values)))
+
+    @contextlib.contextmanager
+    def appending(self) -> Iterator[Callable[[Any], None]]:
+        """A function that appends a value, which forked processes may share. A line that was cut short is ended first."""
+        with open(self.path, "a+b", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+                file.write(b"\n")
+
+            def append(value: Any) -> None:
+                data = _line(value).encode()
+                try:
+                    while data:
+                        data = data[file.write(data):]
+                except OSError as error:
+                    error.filename = self.path
+                    raise
+
+            yield append
+
+
+def _line(value: Any) -> str:
+    text = json.dumps(value)
+    return "%08x %s\n" % (zlib.crc32(text.encode()), text)
 
 
 class Source(NamedTuple):
@@ -38,51 +84,60 @@ class Source(NamedTuple):
     dtype: str
 
 
-class Scored(NamedTuple):
-    """A computed video: its number, its probabilities float32 [classes], its tensor's XXH3-128, how many of its views agree."""
+class Done(NamedTuple):
+    """A computed video. Once its result is written, it has a key (what it was made from) and its result file's checksum, and its
+    scores are dropped."""
 
     number: int
-    scores: np.ndarray
-    checksum: str
-    views_agree: Optional[int]  # None where that is not known
+    checksum: str  # of its tensor
+    views_agree: Optional[int]  # how many of its views have its answer; None where that is not known
+    scores: Optional[np.ndarray] = None  # probabilities float32 [classes]
+    key: str = ""
+    result: str = ""
+
+
+class Skipped(NamedTuple):
+    """A video that cannot be read, what it was made from once that is recorded, and why."""
+
+    number: int
+    error: Corrupt
+    key: str = ""
 
 
 class Piece(NamedTuple):
-    """What was computed in one go: `began` and `ended` are seconds since 1970, by the clock of `host`."""
+    """What was computed in one go: `began` and `ended` are seconds since 1970, by the clock of `host`. A line of a journal."""
 
     host: str
     device: str  # cpu, or chip 0
     began: float
     ended: float
-    scored: List[Scored]
-    skipped: Dict[int, Corrupt]  # {number: why it cannot be read}
+    done: List[Done]
+    skipped: List[Skipped]
     times: List[Tuple[float, float]]  # ms of computing and of waiting, of each video or of each batch
     facts: Dict[str, Any]  # about the engine, for the summary's `tsm` entry
     figures: Dict[str, Any]  # of ais_bench's summary: the latencies, of which it keeps no list
 
 
-class Done(NamedTuple):
-    """A finished video: its number, what it was made from, the checksums of its tensor and of its result file, as in Scored."""
-
-    number: int
-    key: str
-    checksum: str
-    result: str
-    views_agree: Optional[int]
+def as_json(piece: Piece) -> List[Any]:
+    """A piece, whose results are written, as a line of a journal holds it."""
+    return [piece.host, piece.device, round(piece.began, 3), round(piece.ended, 3),
+            [(one.number, one.key, one.checksum, one.result, one.views_agree) for one in piece.done],
+            [(one.number, one.key, str(one.error)) for one in piece.skipped],
+            [(round(compute, 3), round(wait, 3)) for compute, wait in piece.times], piece.facts, piece.figures]
 
 
-class Record(NamedTuple):
-    """A line of a journal: a Piece whose results are written. The fields are as there, less the scores."""
-
-    host: str
-    device: str
-    began: float
-    ended: float
-    done: List[Done]
-    skipped: List[Tuple[int, str, str]]  # (number, what it was made from, why it cannot be read)
-    times: List[Tuple[float, float]]
-    facts: Dict[str, Any]
-    figures: Dict[str, Any]
+def read_pieces(folder: str) -> List[Piece]:
+    """The pieces that the journal in a folder holds; a line of a version with other fields does not count."""
+    pieces = []
+    for value in Journal(folder).read():
+        with contextlib.suppress(ValueError, TypeError):
+            host, device, began, ended, done, skipped, times, facts, figures = value
+            pieces.append(Piece(
+                host, device, began, ended,
+                [Done(int(number), tensor, agree, None, key, result) for number, key, tensor, result, agree in done],
+                [Skipped(int(number), Corrupt(reason), key) for number, key, reason in skipped], [tuple(one) for one in times],
+                facts, figures))
+    return pieces
 
 
 class Work(NamedTuple):
@@ -100,10 +155,10 @@ class Work(NamedTuple):
         return result_path(self.folder, tensor_name(index), self.outfmt)
 
 
-class Survey(NamedTuple):
-    """How far a list is: the records of what is still right, the videos in them, {index: key} of those to do, and the unreadable."""
+class Progress(NamedTuple):
+    """How far a list is: the pieces of what is still right, the videos in them, {index: key} of those to do, and the unreadable."""
 
-    records: List[Record]
+    pieces: List[Piece]
     done: Dict[int, Done]
     keys: Dict[int, str]
     corrupt: Dict[int, Corrupt]
@@ -126,38 +181,11 @@ def keys_of(source: Source, clips: Mapping[int, Clip], common: str) -> Tuple[Dic
     return keys, corrupt
 
 
-def journal_line(record: Record) -> str:
-    """A record as a line of a journal: CRC-32, JSON."""
-    text = json.dumps(record)
-    return "%08x %s\n" % (zlib.crc32(text.encode()), text)
-
-
-def read_journal(path: str) -> List[Record]:
-    """The records of a journal; a line that a kill cut short, or that is damaged, does not count."""
-    records = []
-    with open(path, encoding="ascii", errors="replace") as file:
-        for line in file:
-            crc, _, text = line.rstrip("\n").partition(" ")
-            if line.endswith("\n") and crc == "%08x" % zlib.crc32(text.encode()):
-                with contextlib.suppress(ValueError, TypeError):  # a line of another version, with other fields
-                    host, device, began, ended, done, skipped, times, facts, figures = json.loads(text)
-                    records.append(Record(
-                        host, device, began, ended, [Done(int(number), *rest) for number, *rest in done],
-                        [(int(number), key, reason) for number, key, reason in skipped], [tuple(one) for one in times], facts, figures))
-    return records
-
-
 def shard_folders(folder: str) -> Dict[str, Tuple[int, int]]:
     """{folder: (I, N)} of the shares of the list that were ever worked at, in a folder of results."""
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     matches = [re.match(SHARD + "$", name) for name in names]
     return {os.path.join(folder, match.group()): (int(match.group(1)), int(match.group(2))) for match in matches if match}
-
-
-def journals(folder: str) -> List[str]:
-    """The journals of a folder of results: its own, and those of shards."""
-    paths = [os.path.join(place, JOURNAL) for place in [*shard_folders(folder), folder]]
-    return list(filter(os.path.exists, paths))
 
 
 def file_checksum(path: str) -> Optional[str]:
@@ -169,7 +197,7 @@ def file_checksum(path: str) -> Optional[str]:
         return None
 
 
-def survey(work: Work, chosen: Optional[Iterable[int]] = None, closing: bool = False) -> Survey:
+def survey(work: Work, chosen: Optional[Iterable[int]] = None, closing: bool = False) -> Progress:
     """How far the list is, or the `chosen` indices of it: what the journals say, as far as videos and results are as they were.
 
     A clip that could not be read is to be done again, as it may have been mended where its key does not show it (a frame that
@@ -177,25 +205,26 @@ def survey(work: Work, chosen: Optional[Iterable[int]] = None, closing: bool = F
     """
     clips = work.clips if chosen is None else {index: work.clips[index] for index in chosen}
     keys, corrupt = keys_of(work.source, clips, work.basis)
-    left = dict(keys)
-    records: List[Record] = []
-    done: Dict[int, Done] = {}
-    for path in journals(work.folder):
-        for record in read_journal(path):
-            right = [one.number in left and left[one.number] == one.key and file_checksum(work.result(one.number)) == one.result
-                     for one in record.done]
-            skipped = [one for one in record.skipped if closing and one[0] in left and left[one[0]] == one[1]]
-            kept = [one for one, holds in zip(record.done, right) if holds]
-            done.update((one.number, one) for one in kept)
-            corrupt.update((number, Corrupt(reason)) for number, _, reason in skipped)
-            for number in [one.number for one in kept] + [one[0] for one in skipped]:
-                del left[number]
-            if kept or skipped:
-                times = record.times  # of batches, unless there are as many as videos
-                if len(times) == len(right):
-                    times = [time for time, holds in zip(times, right) if holds]
-                records.append(record._replace(done=kept, skipped=skipped, times=times))
-    return Survey(records, done, left, corrupt)
+    found = Progress([], {}, keys, corrupt)
+    for piece in [piece for folder in [*shard_folders(work.folder), work.folder] for piece in read_pieces(folder)]:
+        right = [keys.get(one.number) == one.key and file_checksum(work.result(one.number)) == one.result for one in piece.done]
+        done = [one for one, holds in zip(piece.done, right) if holds]
+        skipped = [one for one in piece.skipped if closing and keys.get(one.number) == one.key]
+        if done or skipped:
+            times = piece.times  # of batches, unless there are as many as videos
+            if len(times) == len(right):
+                times = [time for time, holds in zip(times, right) if holds]
+            _enter(found, piece._replace(done=done, skipped=skipped, times=times))
+    return found
+
+
+def _enter(found: Progress, piece: Piece) -> None:
+    """Enter a piece whose results are written."""
+    found.pieces.append(piece)
+    found.done.update((one.number, one) for one in piece.done)
+    found.corrupt.update((one.number, one.error) for one in piece.skipped)
+    for number in [one.number for one in piece.done] + [one.number for one in piece.skipped]:
+        found.keys.pop(number, None)
 
 
 def shards(folder: str) -> Set[int]:
@@ -230,81 +259,61 @@ def unfinish(work: Work) -> None:
             os.remove(path)
 
 
-class Log:
-    """A journal that is open. What an earlier run left finished stays so until the first result is about to change."""
-
-    def __init__(self, work: Work, found: Survey, file: TextIO) -> None:
-        self.work, self.found, self.file, self.untouched = work, found, file, True
-
-    def keep(self, piece: Piece) -> None:
-        """Write the results of a piece, then its line, and enter it in what was found; what another did first is left as it is."""
-        work, found = self.work, self.found
-        scored = [one for one in piece.scored if one.number in found.keys]
-        if scored and self.untouched:
-            unfinish(work)
-            self.untouched = False
-        done = []
-        for one in scored:
-            path = work.result(one.number)
-            write_result(path, work.outfmt, one.scores[None])
-            done.append(Done(one.number, found.keys.pop(one.number), one.checksum, file_checksum(path) or "", one.views_agree))
-        left_out = {number: error for number, error in piece.skipped.items() if number in found.keys}
-        skipped = [(number, found.keys.pop(number), str(error)) for number, error in left_out.items() if not isinstance(error, Killed)]
-        record = Record(piece.host, piece.device, round(piece.began, 3), round(piece.ended, 3), done, skipped,
-                        [(round(compute, 3), round(wait, 3)) for compute, wait in piece.times], piece.facts, piece.figures)
-        try:
-            self.file.write(journal_line(record))
-            self.file.flush()
-        except OSError as error:
-            error.filename = self.file.name
-            raise
-        found.records.append(record)
-        found.done.update((one.number, one) for one in done)
-        found.corrupt.update(left_out)
-
-
 @contextlib.contextmanager
-def appending(work: Work, found: Survey, folder: str) -> Iterator[Log]:
-    """The journal in a folder, to be appended to; a line that a kill or a full disk cut short is ended first."""
-    path = os.path.join(folder, JOURNAL)
-    with open(path, "a+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size:
-            file.seek(size - 1)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-    journal = open(path, "a", encoding="ascii")
-    try:
-        yield Log(work, found, journal)
-    finally:
-        with contextlib.suppress(OSError):  # each line was flushed, or the failure told
-            journal.close()
+def recording(work: Work, found: Progress, folder: str) -> Iterator[Callable[[Piece], None]]:
+    """A function that writes the results of a piece, then its line to the journal in a folder, and enters it in what was found.
+
+    What another did first is left as it is; what an earlier run left finished stays so until the first result is about to change.
+    A video whose decoder was killed is among the unreadable, but not recorded, and still to be done.
+    """
+    with Journal(folder).appending() as append:
+        untouched = True
+
+        def keep(piece: Piece) -> None:
+            nonlocal untouched
+            new = [one for one in piece.done if one.number in found.keys]
+            if new and untouched:
+                unfinish(work)
+                untouched = False
+            done = []
+            for one in new:
+                path = work.result(one.number)
+                write_result(path, work.outfmt, np.asarray(one.scores)[None])
+                done.append(one._replace(scores=None, key=found.keys[one.number], result=file_checksum(path) or ""))
+            unread = [one for one in piece.skipped if one.number in found.keys]
+            found.corrupt.update((one.number, one.error) for one in unread)
+            skipped = [one._replace(key=found.keys[one.number]) for one in unread if not isinstance(one.error, Killed)]
+            kept = piece._replace(done=done, skipped=skipped)
+            append(as_json(kept))
+            _enter(found, kept)
+
+        yield keep
 
 
-def consolidate(work: Work, found: Survey) -> None:
+def consolidate(work: Work, found: Progress) -> None:
     """Make one journal of what is right in all of them."""
-    write_text(os.path.join(work.folder, JOURNAL), "".join(map(journal_line, found.records)))
+    Journal(work.folder).write(map(as_json, found.pieces))
     for folder in shard_folders(work.folder):
         shutil.rmtree(folder, ignore_errors=True)  # over NFS, a file that another host has open comes back under another name
 
 
-def busy_seconds(records: Iterable[Record]) -> float:
-    """Seconds during which at least one of the records' workers was at work."""
+def busy_seconds(pieces: Iterable[Piece]) -> float:
+    """Seconds during which at least one of the pieces' workers was at work."""
     total, end = 0.0, float("-inf")
-    for began, ended in sorted((record.began, record.ended) for record in records):
+    for began, ended in sorted((piece.began, piece.ended) for piece in pieces):
         total += max(0.0, ended - max(began, end))
         end = max(end, ended)
     return total
 
 
-def workers_of(records: Iterable[Record]) -> List[Dict[str, Any]]:
+def workers_of(pieces: Iterable[Piece]) -> List[Dict[str, Any]]:
     """What each worker did: {host, device, chunks, videos, seconds, videos_per_second}, by host and device."""
-    rows: Dict[Tuple[str, str], List[Record]] = {}
-    for record in records:
-        rows.setdefault((record.host, record.device), []).append(record)
+    rows: Dict[Tuple[str, str], List[Piece]] = {}
+    for piece in pieces:
+        rows.setdefault((piece.host, piece.device), []).append(piece)
     workers = []
     for (host, device), own in sorted(rows.items()):
-        videos, seconds = sum(len(record.done) for record in own), busy_seconds(own)
+        videos, seconds = sum(len(piece.done) for piece in own), busy_seconds(own)
         workers.append({"host": host, "device": device, "chunks": len(own), "videos": videos, "seconds": round(seconds, 3),
                         "videos_per_second": round(videos / seconds, 4) if seconds else 0.0})
     return workers

@@ -8,21 +8,14 @@ flight({host: chunks under way}).
 
 import argparse
 import contextlib
-import glob
-import hashlib
-import importlib
-import importlib.util
 import json
 import math
 import os
-import platform
 import re
 import socket
 import sys
 import time
 from typing import Any, Callable, Dict, Generator, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
-
-import numpy as np
 
 from tsm import __version__
 from tsm.cli import Corrupt, folder_name, positive
@@ -30,17 +23,14 @@ from tsm.files import check_place, sha256
 from tsm.infer.engine import Computing, Engine, about, agreement_facts, computing_of, open_engine, run_stream
 from tsm.infer.int8 import weights_file
 from tsm.infer.journal import (
-    REVISION,
     Done,
     Piece,
-    Record,
-    Scored,
+    Progress,
+    Skipped,
     Source,
-    Survey,
     Work,
     busy_seconds,
     consolidate,
-    keys_of,
     tensor_name,
     unfinish,
     workers_of,
@@ -54,27 +44,24 @@ from tsm.video import clips
 from tsm.video.frames import Naming, add_naming
 from tsm.workfolder import BINS, PREPROCESSED
 
-SUITE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+RESULTS = 1  # to be raised with any change that changes a result
 WORK_SECONDS = 60  # of a chunk whose size nobody gave: loading a model then costs under 5 %
 SAMPLE = 8  # videos that the rate is measured on
-ATTEMPTS = 3  # at a chunk, and failures in a row that a chip or a host may have
 
 Flight = Callable[[Dict[str, int]], None]
 
 
 class Job(NamedTuple):
-    """What every chunk of a list shares, as a value that travels; examine() holds it against what a host has."""
+    """What every chunk of a list shares, as a value that travels."""
 
     source: Source
-    ann_file: str  # the list, which on an NPU TSM_preprocess.py reads
     basis: str  # of a journal.Work
     device: str  # cpu or npu
     model: str
     computing: Computing
     num_worker: Optional[int]  # None: one per core of the host
     scratch: str  # where an NPU's tensors go; empty: the host's folder for temporary files
-    digests: Dict[str, str]  # {file: SHA-256} of what a host must have: the model, its int8 file, and on an NPU the list
-    versions: Dict[str, str]
+    digests: Dict[str, str]  # {file: SHA-256} of what a host must have: the model, its int8 file
     results: str  # the folder that results go to, which no other run has at the same time
     shard: Tuple[int, int] = (0, 1)  # which share of the list: two of them on one host keep their tensors apart
 
@@ -90,10 +77,6 @@ class Chunk(NamedTuple):
     @property
     def name(self) -> str:
         return "videos %d:%d" % (self.start, self.stop)
-
-
-class Unfit(Exception):
-    """This host cannot do the job as it is; the text says why, on one line."""
 
 
 def add_inputs(cli: argparse.ArgumentParser) -> None:
@@ -128,7 +111,7 @@ def digests_of(model: str, int8: str = "") -> Dict[str, str]:
 def job_of(args: argparse.Namespace) -> Tuple[Work, Job, Optional[Offline]]:
     """(the work that TSM_stream.py's options describe, the job to be carried out, on a CPU the model)."""
     model: Optional[Offline] = None
-    path, ann_file = os.path.abspath(args.model), os.path.abspath(args.ann_file)
+    path = os.path.abspath(args.model)
     if args.device == "npu":
         protocol, dtype, computing = read_protocol(args.protocol), "float32", Computing("ais_bench", "fp32", None, "")
     else:
@@ -139,21 +122,18 @@ def job_of(args: argparse.Namespace) -> Tuple[Work, Job, Optional[Offline]]:
     listed = dict(enumerate(read_list(args.ann_file, protocol, args.data_root)))
     digests = digests_of(path, computing.int8_model)
     digest, *int8 = digests.values()
-    common = json.dumps([REVISION, __version__, digest, computing.precision, computing.backend, int8,
+    common = json.dumps([RESULTS, __version__, digest, computing.precision, computing.backend, int8,
                          clips.basis(listed, protocol, dtype, source.naming)])
     work = Work(source, listed, os.path.join(args.output, args.output_dirname), args.output_dir, args.outfmt, common)
-    if args.device == "npu":
-        digests[ann_file] = sha256(ann_file)  # for the hosts; a result depends on its own line alone
     scratch = args.scratch or ("" if args.ray else args.output_dir)
-    job = Job(source._replace(data_root=os.path.abspath(args.data_root)), ann_file, common, args.device, path, computing,
-              args.num_worker, os.path.abspath(scratch) if scratch else "", digests, versions(args.device, computing.backend),
-              os.path.abspath(work.folder))
+    job = Job(source._replace(data_root=os.path.abspath(args.data_root)), common, args.device, path, computing,
+              args.num_worker, os.path.abspath(scratch) if scratch else "", digests, os.path.abspath(work.folder))
     return work, job, model
 
 
-def rate_in(records: Sequence[Record]) -> float:
-    """Videos per second of computing on a CPU, from the last records that tell; 0 if none does."""
-    timed = [record.times for record in records if record.done and len(record.times) == len(record.done)][-SAMPLE:]
+def rate_in(pieces: Sequence[Piece]) -> float:
+    """Videos per second of computing on a CPU, from the last pieces that tell; 0 if none does."""
+    timed = [piece.times for piece in pieces if piece.done and len(piece.times) == len(piece.done)][-SAMPLE:]
     ms = sum(compute_ms + wait_ms for times in timed for compute_ms, wait_ms in times)
     return 1000 * sum(map(len, timed)) / ms if ms else 0.0
 
@@ -170,7 +150,7 @@ def plan(work_clips: Mapping[int, Clip], keys: Mapping[int, str], size: int) -> 
     return chunks
 
 
-def rounds(wanted: int, work: Work, job: Job, found: Survey, at_once: int) -> Iterator[List[Chunk]]:
+def rounds(wanted: int, work: Work, job: Job, found: Progress, at_once: int) -> Iterator[List[Chunk]]:
     """The chunks of what is left in `found`, all at once; before them, where their size is to be measured, that of a sample.
 
     Args:
@@ -182,10 +162,10 @@ def rounds(wanted: int, work: Work, job: Job, found: Survey, at_once: int) -> It
     elif not wanted and job.device == "npu":
         left = len(found.keys)
         wanted = chunk_size(left, job.source.dtype, at_once, job.source.protocol) or -(-left // at_once)
-    if not wanted and not rate_in(found.records):
+    if not wanted and not rate_in(found.pieces):
         yield plan(work.clips, {index: found.keys[index] for index in sorted(found.keys)[:SAMPLE]}, len(work.clips))
     if found.keys:
-        yield plan(work.clips, found.keys, wanted or max(SAMPLE, math.ceil(WORK_SECONDS * rate_in(found.records))))
+        yield plan(work.clips, found.keys, wanted or max(SAMPLE, math.ceil(WORK_SECONDS * rate_in(found.pieces))))
 
 
 def chunk_option(text: str) -> int:
@@ -199,47 +179,6 @@ def share(text: str) -> Tuple[int, int]:
     if not match or int(match.group(1)) >= int(match.group(2)):
         raise argparse.ArgumentTypeError("%r is not I/N, with I from 0 to N - 1, as in 0/3" % text)
     return int(match.group(1)), int(match.group(2))
-
-
-def versions(device: str, backend: str) -> Dict[str, str]:
-    """What must be the same on every host for the results to be the same, as far as versions can tell."""
-    digest = hashlib.sha256()
-    for path in sorted(glob.glob(os.path.join(glob.escape(SUITE), "tsm", "**", "*.py"), recursive=True)):
-        digest.update(sha256(path).encode())
-    found = {"suite": "%s (%s)" % (__version__, digest.hexdigest()[:12]), "python": platform.python_version(),
-             "numpy": np.__version__}
-    found.update(clips.versions())
-    library = backend if device == "cpu" else "ais_bench"
-    if importlib.util.find_spec(library) is None:
-        found[library] = "none"
-    else:
-        found[library] = str(getattr(importlib.import_module(library), "__version__", "there")) if device == "cpu" else "there"
-    return found
-
-
-def examine(job: Job) -> None:
-    """Unfit unless this host has the job's files and versions, and the folder of its videos."""
-    here = versions(job.device, job.computing.backend)
-    for name, wanted in job.versions.items():
-        if here.get(name) != wanted:
-            raise Unfit("has %s %s, and the run %s" % (name, here.get(name, "none"), wanted))
-    if not os.path.isdir(job.source.data_root):
-        raise Unfit("has no %s" % job.source.data_root)
-    for path, digest in job.digests.items():
-        if not os.path.exists(path):
-            raise Unfit("has no %s" % path)
-        if sha256(path) != digest:
-            raise Unfit("has another %s than the run (by its SHA-256)" % path)
-
-
-def check_clips(job: Job, chunk: Chunk) -> None:
-    """Unfit unless the chunk's videos are here what they are where the list was read, by their sizes and times of change."""
-    here, missing = keys_of(job.source, chunk.clips, job.basis)
-    for index, key in chunk.keys.items():
-        if here.get(index) != key:
-            path = os.path.join(job.source.data_root, chunk.clips[index].source)
-            what = "has another %s than the run (by its size or time of change)" % path
-            raise Unfit("has no usable %s: %s" % (path, missing[index]) if index in missing else what)
 
 
 _opened: Dict[str, Any] = {}  # the last job's engine in this process, so that a process opens it once for all its chunks
@@ -269,27 +208,23 @@ def in_turn(job: Job, chunks: Sequence[Chunk], flight: Optional[Flight] = None) 
     for number, output, compute_ms, wait_ms in run_stream(engine, model, videos, lambda key, votes: agree.update({key: votes})):
         facts = about(engine, model, job.computing.precision, int8)
         del facts["model"]  # which finish() knows
-        piece = Piece(socket.gethostname(), "cpu", began, time.time(), [], {}, [], facts, {})
+        piece = Piece(socket.gethostname(), "cpu", began, time.time(), [], [], [], facts, {})
         if isinstance(output, Corrupt):
-            piece.skipped[number] = output
+            piece.skipped.append(Skipped(number, output))
         else:
-            piece.scored.append(Scored(number, output, checksums.pop(number), agree.pop(number)))
+            piece.done.append(Done(number, checksums.pop(number), agree.pop(number), output))
             piece.times.append((compute_ms, wait_ms))
         yield piece
         began = piece.ended
 
 
 def run_chunk(job: Job, chunk: Chunk) -> Piece:
-    """Compute a chunk on the CPU, in this process and in memory. A clip that cannot be read is in the piece's `skipped`.
-
-    Raises Unfit, UserError.
-    """
-    check_clips(job, chunk)
+    """Compute a chunk on the CPU, in this process and in memory. A clip that cannot be read is in the piece's `skipped`."""
     pieces = list(in_turn(job, [chunk]))
-    whole = pieces[-1]._replace(began=pieces[0].began, scored=[], skipped={}, times=[])
-    for piece in sorted(pieces, key=lambda piece: [one.number for one in piece.scored]):
-        whole.scored.extend(piece.scored)
-        whole.skipped.update(piece.skipped)
+    whole = pieces[-1]._replace(began=pieces[0].began, done=[], skipped=[], times=[])
+    for piece in sorted(pieces, key=lambda piece: [one.number for one in piece.done]):
+        whole.done.extend(piece.done)
+        whole.skipped.extend(piece.skipped)
         whole.times.extend(piece.times)
     return whole
 
@@ -318,7 +253,7 @@ def shard_of(videos: int, number: int, count: int) -> range:
     return range(number * videos // count, (number + 1) * videos // count)
 
 
-def missing_shards(found: Survey, videos: int, shards: Iterable[int]) -> List[str]:
+def missing_shards(found: Progress, videos: int, shards: Iterable[int]) -> List[str]:
     """Which shares of the list have videos left, in words, by the numbers of shares that were ever worked at."""
     words = []
     for count in sorted(shards):
@@ -331,7 +266,7 @@ def missing_shards(found: Survey, videos: int, shards: Iterable[int]) -> List[st
 
 
 def agreement_with_fp32(
-    args: argparse.Namespace, work: Work, found: Survey, model: Optional[Offline], computing: Computing
+    args: argparse.Namespace, work: Work, found: Progress, model: Optional[Offline], computing: Computing
 ) -> Dict[str, Dict[str, int]]:
     """For the summary's `tsm` entry, at a precision below fp32: on how many of the first videos fp32 gives the same top-1."""
     chosen = sorted(found.done)[: args.agreement]
@@ -354,12 +289,12 @@ def remove_others(work: Work, done: Mapping[int, Done]) -> None:
         os.remove(os.path.join(work.folder, name))
 
 
-def finish(args: argparse.Namespace, work: Work, computing: Computing, found: Survey, model: Optional[Offline]) -> None:
+def finish(args: argparse.Namespace, work: Work, computing: Computing, found: Progress, model: Optional[Offline]) -> None:
     """Once nothing is left to do: one journal, the info file, the manifest and the summary, written last; and the figures, printed."""
     check_readable(args.ann_file, work.clips, found.corrupt, len(found.done))
-    known: Dict[str, Any] = next((record.facts for record in reversed(found.records) if record.facts), {})
+    known: Dict[str, Any] = next((piece.facts for piece in reversed(found.pieces) if piece.facts), {})
     facts = dict(known, version=__version__, precision=args.precision if model else None, model=model.metadata if model else None,
-                 workers=workers_of(found.records), **agreement_with_fp32(args, work, found, model, computing))
+                 workers=workers_of(found.pieces), **agreement_with_fp32(args, work, found, model, computing))
     remove_others(work, found.done)
     consolidate(work, found)
     checksums = {index: one.checksum for index, one in sorted(found.done.items())}
@@ -373,19 +308,19 @@ def finish(args: argparse.Namespace, work: Work, computing: Computing, found: Su
     print_skipped(work.clips, found.corrupt)
 
 
-def summary_of(work: Work, found: Survey) -> Dict[str, Any]:
-    """ais_bench's summary of all records. Its throughput is that of computing alone where one CPU did it all, as in a summary of
+def summary_of(work: Work, found: Progress) -> Dict[str, Any]:
+    """ais_bench's summary of all pieces. Its throughput is that of computing alone where one CPU did it all, as in a summary of
     TSM_infer.py; otherwise the seconds count in which somebody was at work."""
     pairs = [(os.path.join(work.output_dir, BINS, tensor_name(index)), work.result(index)) for index in sorted(found.done)]
-    records = sorted((record for record in found.records if record.done), key=lambda record: record.done[0].number)
-    times = [compute_ms for record in records for compute_ms, _ in record.times]
-    waits = [wait_ms for record in records for _, wait_ms in record.times]
-    seconds = busy_seconds(records)
-    if {(record.host, record.device) for record in records} == {(records[0].host, "cpu")}:
+    pieces = sorted((piece for piece in found.pieces if piece.done), key=lambda piece: piece.done[0].number)
+    times = [compute_ms for piece in pieces for compute_ms, _ in piece.times]
+    waits = [wait_ms for piece in pieces for _, wait_ms in piece.times]
+    seconds = busy_seconds(pieces)
+    if {(piece.host, piece.device) for piece in pieces} == {(pieces[0].host, "cpu")}:
         seconds = min(seconds, sum(times) / 1000)  # of shards at the same time, seconds that overlap count once
     whole = summarise(pairs, times, waits, len(pairs) / seconds, sys.argv[1:])
     for name in TIMES[1:]:
-        figures = [record.figures[name] for record in records if name in record.figures]
+        figures = [piece.figures[name] for piece in pieces if name in piece.figures]
         if figures:
             whole[name] = joined(figures)
     return whole

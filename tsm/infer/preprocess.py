@@ -5,12 +5,13 @@ import os
 import re
 import shutil
 import time
-from typing import Callable, Container, Dict, List, NamedTuple, Tuple
+from typing import Callable, Container, Dict, Generator, List, NamedTuple, Tuple
 
 import numpy as np
 
 from tsm.cli import Corrupt, UserError
-from tsm.files import replacing, write_text
+from tsm.files import replacing
+from tsm.infer.journal import Journal
 from tsm.protocol import Protocol, protocol_from
 from tsm.samples import Clip, checksum, read_manifest
 from tsm.video.clips import basis, fill, fingerprint, table_for
@@ -18,12 +19,11 @@ from tsm.video.frames import Naming
 from tsm.workers import each
 from tsm.workfolder import BINS, INFO, MANIFEST
 
-JOURNAL = ".journal"  # in the output folder: a line per tensor that was made
 TENSOR, UNFINISHED = r"(0|[1-9]\d*)\.bin", r"\.(\d+)\.bin\.part"  # names in its folder of tensors; any other is not ours
 
 
-class Job(NamedTuple):
-    """One run: which clips, from where, made into what, and in which folder."""
+class Tensors(NamedTuple):
+    """What is to be made: of which clips, from where, made into what, and in which folder."""
 
     clips: Dict[int, Clip]  # the chosen ones, by their index in the list
     data_root: str
@@ -60,21 +60,14 @@ class Made(NamedTuple):
     mtime: int
 
 
-def read_journal(path: str) -> Dict[int, Made]:
-    """{index: what was made}, the last entry per index; a line that was cut short by a kill does not count."""
+def read_made(folder: str) -> Dict[int, Made]:
+    """{index: what was made}, the last entry per index."""
     made = {}
-    if os.path.exists(path):
-        with open(path, encoding="ascii", errors="replace") as file:
-            for line in file:
-                match = re.match(r"(\d+) ([0-9a-f]{64}) ([0-9a-f]{32}) (\d+)\n", line)
-                if match:
-                    index, key, digest, mtime = match.groups()
-                    made[int(index)] = Made(int(index), key, digest, int(mtime))
+    for value in Journal(folder).read(older=r"(\d+) ([0-9a-f]{64}) ([0-9a-f]{32}) (\d+)\n"):
+        with contextlib.suppress(ValueError, TypeError):
+            number, key, digest, mtime = value
+            made[int(number)] = Made(int(number), key, digest, int(mtime))
     return made
-
-
-def journal_line(made: Made) -> str:
-    return "%d %s %s %d\n" % made
 
 
 def is_intact(path: str, made: Made, size: int) -> bool:
@@ -87,7 +80,7 @@ def is_intact(path: str, made: Made, size: int) -> bool:
                                        or checksum(np.fromfile(path, np.uint8)) == made.xxh3_128)
 
 
-def bases(job: Job) -> List[str]:
+def bases(job: Tensors) -> List[str]:
     """What the tensors have in common; then what earlier versions of the suite, to which classes and shift counted too, said of the
     same pixels: for this protocol, and for that of the manifest that is there."""
     protocols = [job.protocol.pixels(job.dtype), job.protocol]
@@ -97,9 +90,9 @@ def bases(job: Job) -> List[str]:
     return list(dict.fromkeys(found))
 
 
-def survey(job: Job) -> Tuple[Dict[int, Made], Dict[int, str]]:
+def state_of(job: Tensors) -> Tuple[Dict[int, Made], Dict[int, str]]:
     """(the tensors that are right already, {index: key} of those that are to be made)."""
-    (common, *older), journal = bases(job), read_journal(job.file(JOURNAL))
+    (common, *older), journal = bases(job), read_made(job.folder)
     done: Dict[int, Made] = {}
     keys: Dict[int, str] = {}
     for index, clip in job.clips.items():
@@ -118,14 +111,14 @@ def survey(job: Job) -> Tuple[Dict[int, Made], Dict[int, str]]:
     return done, keys
 
 
-def invalidate(job: Job, done: Dict[int, Made], unfinished: bool) -> None:
+def invalidate(job: Tensors, done: Dict[int, Made], unfinished: bool) -> None:
     """Remove every tensor that is not right, and of an unfinished folder also what makes it look finished."""
     for name in (MANIFEST, INFO) if unfinished else ():
         with contextlib.suppress(FileNotFoundError):
             os.remove(job.file(name))
     remove_matching(job.file(BINS), TENSOR, keep=done)
     remove_matching(job.file(BINS), UNFINISHED)
-    write_text(job.file(JOURNAL), "".join(map(journal_line, done.values())))
+    Journal(job.folder).write(done.values())
 
 
 def remove_matching(folder: str, pattern: str, keep: Container[int] = ()) -> None:
@@ -136,7 +129,7 @@ def remove_matching(folder: str, pattern: str, keep: Container[int] = ()) -> Non
             os.remove(os.path.join(folder, name))
 
 
-def check_space(job: Job, tensors: int) -> None:
+def check_space(job: Tensors, tensors: int) -> None:
     """UserError unless so many more tensors fit on the disk."""
     free, needed = shutil.disk_usage(job.file(BINS)).free, tensors * job.nbytes
     if free < needed:
@@ -144,12 +137,10 @@ def check_space(job: Job, tensors: int) -> None:
                         "another --output_dir" % (job.folder, needed / 1e9, tensors, free / 1e9))
 
 
-def make(job: Job, keys: Dict[int, str], done: Dict[int, Made], workers: int) -> np.ndarray:
-    """Make the tensors of `keys`, entered in `done` and the journal as they come; seconds of compute, checksum, write."""
-    from tqdm import tqdm
-
+def make(job: Tensors, keys: Dict[int, str], done: Dict[int, Made], workers: int) -> Generator[np.ndarray, None, None]:
+    """Make the tensors of `keys`, entered in `done` and the journal as they come; yields of each clip the seconds of computing,
+    checksum and writing, which are 0 of one that cannot be read."""
     table, out = table_for(job.dtype, job.protocol), np.empty(job.protocol.video_shape, job.dtype)  # of each process its own
-    journal = os.open(job.file(JOURNAL), os.O_WRONLY | os.O_APPEND)
 
     def work(index: int) -> Tuple[Made, List[float]]:
         times = [time.perf_counter()]
@@ -161,20 +152,18 @@ def make(job: Job, keys: Dict[int, str], done: Dict[int, Made], workers: int) ->
             with open(part, "wb") as file:
                 file.write(memoryview(out).cast("B"))
             made = Made(index, keys[index], digest, os.stat(part).st_mtime_ns)
-            os.write(journal, journal_line(made).encode())  # before the move: a kill in between costs one tensor
+            append(made)  # before the move: a kill in between costs one tensor
         times.append(time.perf_counter())
         return made, times
 
-    seconds = np.zeros(3)
     try:
-        with contextlib.closing(each(work, keys, min(workers, max(1, len(keys))))) as results:
-            for index, result in tqdm(results, total=len(keys), desc="preprocess", unit="clip", disable=None):
+        with Journal(job.folder).appending() as append, contextlib.closing(each(work, keys, min(workers, max(1, len(keys))))) as results:
+            for index, result in results:
                 if isinstance(result, Corrupt):
                     job.refuse(index, result)
+                    yield np.zeros(3)
                 else:
                     done[index] = result[0]
-                    seconds += np.diff(result[1])
+                    yield np.diff(result[1])
     finally:
-        os.close(journal)
         remove_matching(job.file(BINS), UNFINISHED)
-    return seconds
