@@ -88,7 +88,8 @@ def preprocess(args: argparse.Namespace, protocol: Protocol) -> None:
     done, keys = state_of(job)
     kept = len(done)
     invalidate(job, done, unfinished=bool(keys))
-    check_space(job, len(keys))
+    check_space(job.file(BINS), len(keys) * job.nbytes, "%d clips" % len(keys),
+                "use --dtype uint8 or --range, or choose another --output_dir")
     workers = workers_that_fit(args.num_worker, job.nbytes)
     if workers < args.num_worker and len(keys) > workers:
         print("note: %d processes at a time instead of %d, which is what the memory holds of tensors of %.0f MB"

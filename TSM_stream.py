@@ -25,7 +25,7 @@ ends the run, or with --on-error skip is left out and listed in the manifest.
 allow. Hosts of a cluster are examined first: versions, model, data. One that differs is named and not used.
 
 Limits: a model of modify_onnx.py. Processors of different kinds may round differently in the sixth decimal. The suite, the
-model, the list and the videos must be under the same paths on every host of a cluster; shards share the folder --output.
+model and the videos must be under the same paths on every host of a cluster; shards share the folder --output.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from typing import Any, Dict, Tuple
 from tsm.cli import UserError, parser, run
 from tsm.files import locked
 from tsm.infer import journal
-from tsm.infer.ascend import check_space, chip_list, chips_here, on_chips
+from tsm.infer.ascend import check_scratch, chip_list, chips_here, on_chips
 from tsm.infer.engine import add_agreement, add_options, network_of
 from tsm.infer.lists import (
     Job,
@@ -118,7 +118,7 @@ def carry_out(args: argparse.Namespace, work: journal.Work, job: Job, found: jou
 
         for chunks in rounds(args.chunk, work, job, found, at_once):
             if job.device == "npu" and not args.ray:
-                check_space(job, chunks, at_once)
+                check_scratch(job, chunks, at_once)
             print("[INFO] to do: %d videos, chunks: %d" % (sum(len(chunk.keys) for chunk in chunks), len(chunks)), flush=True)
             with contextlib.closing(carry(job, chunks, flight)) as pieces:
                 for piece in pieces:

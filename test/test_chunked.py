@@ -1,5 +1,6 @@
 """TSM_stream.py in shards, what it records, and what it refuses: the same files as of one run, and nothing done twice."""
 
+import contextlib
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ import zlib
 import numpy as np
 import pytest
 from clips import arguments, listed, results
+from processes import children_of
 
 pytest.importorskip("onnx")
 from tsm.cli import Corrupt, Killed, UserError
@@ -318,6 +320,19 @@ def test_a_clip_whose_decoder_was_killed_is_named_and_tried_again(tmp_path):
         refuse_killed("list.txt", clips, found.corrupt)
 
 
+def test_a_list_names_the_clip_whose_decoder_was_killed(repo, setting):
+    command = [sys.executable, str(repo / "TSM_stream.py")] + arguments("--on-error", "skip", "--num_worker", 1)
+    process = subprocess.Popen(command, cwd=str(setting), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, universal_newlines=True)
+    while process.poll() is None:
+        for worker in children_of(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+        time.sleep(0.01)
+    last = process.communicate()[1].splitlines()[-1]
+    assert process.returncode == 1 and "list.txt, line 1: 0.webm: its decoder was killed" in last and "--on-error" not in last
+    assert not (setting / "res/out_summary.json").exists()
+
+
 def test_what_a_command_says_may_be_in_any_encoding():
     words = [sys.executable, "-c", r"import sys; sys.stdout.buffer.write(b'\xd0\xbe \xff\n'); sys.exit(3)"]
     assert run_command(words, []) == (3, "\u043e \\xff")
@@ -387,6 +402,9 @@ def test_a_line_of_the_journal_holds_or_does_not_count(tmp_path):
     random = np.random.RandomState(0)
     (whole,) = read_pieces(str(tmp_path))
     assert whole.host == "ä host" and whole.done == one.done and told(whole) == told(one)
+    before = ["h", "cpu", 0, 1, [[3, "k", "c", "r", 2]], [[4, "k", "is empty"]], [[1.0, 0.0]], {}, {}]  # as earlier runs left it
+    assert as_json(one._replace(host="h", began=0, ended=1, done=[Done(3, "c", 2, None, "k", "r")], times=[(1.0, 0.0)], facts={})) == [
+        [tuple(item) for item in value] if isinstance(value, list) else value for value in before]
     for _ in range(50):
         data = bytearray(line.encode())
         data[random.randint(len(data) - 1)] ^= 1 << random.randint(7)

@@ -231,11 +231,8 @@ def on_chips(job: Job, chunks: Sequence[Chunk], flight: Flight, chips: Sequence[
         remove_scratch(job)
 
 
-def check_space(job: Job, chunks: Sequence[Chunk], at_once: int) -> None:
+def check_scratch(job: Job, chunks: Sequence[Chunk], at_once: int) -> None:
     """UserError unless the tensors of so many chunks fit on the disk of this host's scratch folder."""
-    folder = job.scratch or tempfile.gettempdir()
-    largest = max(chunk.stop - chunk.start for chunk in chunks)
-    need, free = min(at_once, len(chunks)) * largest * job.source.protocol.nbytes(job.source.dtype), shutil.disk_usage(folder).free
-    if need > free:
-        raise UserError("%s: %d chunks of %d videos need %.1f GB, %.1f GB are free; free some, use a smaller --chunk or another "
-                        "--scratch" % (folder, min(at_once, len(chunks)), largest, need / 1e9, free / 1e9))
+    count, largest = min(at_once, len(chunks)), max(chunk.stop - chunk.start for chunk in chunks)
+    preprocess.check_space(job.scratch or tempfile.gettempdir(), count * largest * job.source.protocol.nbytes(job.source.dtype),
+                           "%d chunks of %d videos" % (count, largest), "use a smaller --chunk or another --scratch")

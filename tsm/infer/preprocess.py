@@ -129,12 +129,11 @@ def remove_matching(folder: str, pattern: str, keep: Container[int] = ()) -> Non
             os.remove(os.path.join(folder, name))
 
 
-def check_space(job: Tensors, tensors: int) -> None:
-    """UserError unless so many more tensors fit on the disk."""
-    free, needed = shutil.disk_usage(job.file(BINS)).free, tensors * job.nbytes
+def check_space(folder: str, needed: int, what: str, remedy: str) -> None:
+    """UserError, which ends with the remedy, unless so many bytes more, which are those of `what`, fit on the disk of a folder."""
+    free = shutil.disk_usage(folder).free
     if free < needed:
-        raise UserError("%s: %.1f GB needed for %d clips, %.1f GB free; free some, use --dtype uint8 or --range, or choose "
-                        "another --output_dir" % (job.folder, needed / 1e9, tensors, free / 1e9))
+        raise UserError("%s: %.1f GB needed for %s, %.1f GB free; free some, %s" % (folder, needed / 1e9, what, free / 1e9, remedy))
 
 
 def make(job: Tensors, keys: Dict[int, str], done: Dict[int, Made], workers: int) -> Generator[np.ndarray, None, None]:
