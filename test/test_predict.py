@@ -494,10 +494,18 @@ def test_a_source_that_is_lost_is_tried_again_for_as_long_as_it_is_told(monkeypa
     assert len(seen(monkeypatch, [], Corrupt("the wrong password"), reconnect=60.0)) == 1  # which does not help
 
 
-def test_sources_take_turns(monkeypatch):
+def test_without_pyav_opencv_reads_an_address(monkeypatch, served):
+    monkeypatch.setattr(live, "av", None)
+    moments = [moment for moment, _ in live.capture(served)]
+    assert len(moments) == 120 and moments == sorted(moments) and moments[-1] > 5.8
+    with pytest.raises(live.Lost):
+        list(live.capture("http://127.0.0.1:9/v"))
+
+
+def test_each_of_several_sources_is_given_to_its_end(monkeypatch):
     monkeypatch.setattr(live, "capture", lambda source: ((source + number / 10, np.zeros((48, 64, 3), np.uint8)) for number in range(9)))
-    found = list(live.watched([("a", 0), ("b", 100)], 60.0, 0.1, SSV2))
-    assert sorted((number, recent.start, recent.end) for number, recent in found) == [(0, 0.0, 0.8), (1, 100.0, 100.8)]
+    found = list(live.watched([("a", 0), ("b", 1)], 60.0, 0.1, SSV2))
+    assert sorted((number, recent.start, recent.end) for number, recent in found) == [(0, 0.0, 0.8), (1, 1.0, 1.8)]
 
 
 def test_inputs_that_give_nothing_stop_nobody(predict, clips):

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import threading
 import time
 from collections import deque
@@ -13,13 +14,8 @@ import numpy as np
 from tsm.cli import Corrupt, first_line, warn
 from tsm.protocol import Protocol
 from tsm.video.clips import resized
-from tsm.video.decode import as_rgb, is_text
+from tsm.video.decode import as_rgb, av, is_text
 from tsm.video.frames import check_size
-
-try:
-    import av
-except (ImportError, OSError):
-    av = None  # type: ignore[assignment]
 
 PATIENCE = 15.0  # seconds without a frame before a source counts as dead
 AGAIN = 1.0  # seconds from one attempt to reach a source to the next
@@ -51,39 +47,47 @@ def capture(source: Union[int, str]) -> Iterator[Tuple[float, np.ndarray]]:
     What tells its length is a recording, and is held to its own speed. All else is live, and is taken as it comes. Raises
     Corrupt, and Lost where it may help to try again; a recording's end is none, and that of anything else is Lost.
     """
-    return _of_camera(source) if isinstance(source, int) else _of_address(source)
+    if isinstance(source, str) and not is_text(source):
+        raise Corrupt("is not UTF-8 text, which FFmpeg needs")
+    if isinstance(source, str):
+        scheme, rest = source.split("://", 1)
+        source = scheme.lower() + "://" + rest  # FFmpeg knows no HTTP://
+    return _by_opencv(source) if isinstance(source, int) or av is None else _by_av(source)
 
 
-def _of_camera(number: int) -> Iterator[Tuple[float, np.ndarray]]:
+def _by_opencv(source: Union[int, str]) -> Iterator[Tuple[float, np.ndarray]]:
+    """Cameras, and where there is no PyAV addresses, of which OpenCV does not tell why they cannot be opened or break off."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET; read when OpenCV first opens a video
     if hasattr(cv2.utils, "logging"):
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    camera = None
+    opened = None
     with contextlib.suppress(cv2.error):
-        camera = cv2.VideoCapture(number)
-    if camera is None or not camera.isOpened():
-        raise Lost("cannot be opened; check the camera's number and permissions")
+        opened = cv2.VideoCapture(source)
+    if opened is None or not opened.isOpened():
+        raise Lost("cannot be opened; check the address, or the camera's number and permissions")
+    recorded = isinstance(source, str) and opened.get(cv2.CAP_PROP_FRAME_COUNT) > 0
     began: Optional[float] = None
     while True:
-        read, frame = camera.read()
+        read, frame = opened.read()
         if not read:
-            camera.release()
-            raise Lost("sends no frames; is it the right camera?" if began is None else "sends no frames any more")
-        began = time.monotonic() if began is None else began
-        yield time.monotonic() - began, cv2.cvtColor(check_size(frame), cv2.COLOR_BGR2RGB)
+            opened.release()
+            if recorded and began is not None:
+                return
+            raise Lost("sends no frames; is it the right camera or address?" if began is None else "sends no frames any more")
+        now = time.monotonic()
+        began = now if began is None else began
+        due = opened.get(cv2.CAP_PROP_POS_MSEC) / 1000 if recorded else 0.0
+        time.sleep(max(0.0, due - (now - began)))
+        yield max(due, now - began), cv2.cvtColor(check_size(frame), cv2.COLOR_BGR2RGB)
 
 
-def _of_address(address: str) -> Iterator[Tuple[float, np.ndarray]]:
-    if av is None:
-        raise Corrupt("an address needs PyAV; install it: pip install av")
-    if not is_text(address):
-        raise Corrupt("is not UTF-8 text, which FFmpeg needs")
-    scheme, rest = address.split("://", 1)
+def _by_av(address: str) -> Iterator[Tuple[float, np.ndarray]]:
     av.logging.set_libav_level(av.logging.PANIC)  # what FFmpeg says of a stream that plays does not matter
     asked, began = time.monotonic(), None  # type: float, Optional[float]
     moment = played = 0.0
     filters: Dict[Any, Any] = {}
     try:
-        with av.open(scheme.lower() + "://" + rest, timeout=PATIENCE, options={"rtsp_flags": "prefer_tcp"}) as container:
+        with av.open(address, timeout=PATIENCE, options={"rtsp_flags": "prefer_tcp"}) as container:
             length, first = (container.duration or 0) / av.time_base, 0.0
             for frame in _frames(container):
                 now = time.monotonic()
