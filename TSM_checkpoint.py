@@ -68,8 +68,7 @@ def address_of(what: str) -> str:
 
 
 def tell(found: Any, where: str) -> None:
-    """What the checkpoint is, a line a fact, which run_all.sh reads by its name: `name: value (where it is from)`, where no value
-    holds " (", or `name: value` for what may hold anything (checkpoint, shape, filename_tmpl, start_index, protocol)."""
+    """Print what the checkpoint is, a line a fact, and where that is from."""
     from tsm.checkpoint import identify
 
     digest = sha256(where)
@@ -86,13 +85,13 @@ def tell(found: Any, where: str) -> None:
         print(one_line(note))
 
 
-def hand_on(found: Any, args: argparse.Namespace) -> None:
+def hand_on(found: Any, where: str, args: argparse.Namespace) -> None:
     """Write what later steps need to know, if they need to; a file that says something else does not stay."""
     from tsm.checkpoint import identify
 
     path = args.output or os.path.normpath(os.path.join(args.output_dir, PROTOCOL))
     if args.output or found.protocol != SSV2:
-        write_json(path, identify.as_json(found))
+        write_json(path, dict(identify.as_json(found), checkpoint=where, fusion=identify.fusion_of(found)[0]))
         print("protocol: %s" % path)
         return
     with contextlib.suppress(UserError, FileNotFoundError):
@@ -131,7 +130,7 @@ def main() -> None:
     network_of(state, where, found.protocol, found.width)
     if args.labels:
         read_labels(args.labels, found.protocol.classes)
-    hand_on(found, args)
+    hand_on(found, where, args)
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def in_locale(name, locales, *command):
 
 
 def scripts(repo):
-    names = subprocess.run(["git", "ls-files", "*.py", "demo/*.py", "tsm/chain/stage.py", "tsm/chain/npu.py"], cwd=str(repo),
+    names = subprocess.run(["git", "ls-files", "*.py", "demo/*.py", "tsm/chain/stage.py", "tsm/chain/plan.py"], cwd=str(repo),
                            stdout=subprocess.PIPE, universal_newlines=True).stdout.split()
     return [name for name in names if not name.startswith(("test/", "bench/"))
             and 'if __name__ == "__main__"' in (repo / name).read_text(encoding="utf-8")]

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -13,6 +14,12 @@ import forked
 import numpy as np
 import pytest
 import traced
+from processes import command_of, wait_for
+
+from tsm import workfolder
+from tsm.chain import plan
+from tsm.cli import UserError
+from tsm.protocol import SSV2
 
 CLIPS = 14  # of the demo, more than the page shows as strips
 BY_HAND = 3  # clips that the README's commands are run on
@@ -161,33 +168,66 @@ def test_both_readmes_have_the_same_commands(repo):
         re.sub("#.*", "", block) for block in fences.findall(english)]
 
 
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    """begun(*words) -> (what plan.py tells the shell of these words of run_all.sh, what it knows); on a host without CANN."""
+    monkeypatch.chdir(str(tmp_path))
+    for name in ("PYTHON", "MMACTION2", "ASCEND_SET_ENV"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ASCEND_SYSROOT", str(tmp_path / "root"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def begun(*words):
+        args = plan.get_args([str(word) for word in words])
+        return plan.begin(args), args
+
+    return begun
+
+
 @pytest.mark.parametrize("args, says", [
-    ((), "BATCH_SIZE is missing"), ((0,), "0 is not"), (("x",), "x is not"), ((1, 2), "one batch size"),
-    ((1, "--device", "gpu"), "--device gpu"), ((1, "--fusion"), "--fusion wants"), ((1, "--what"), "--what"),
+    ((), "BATCH_SIZE is missing"), ((0,), "0 is below 1"), (("x",), "'x' is not a whole number"), ((1, 2), "unrecognized arguments: 2"),
+    ((1, "--device", "gpu"), "--device: invalid choice: 'gpu'"), ((1, "--fusion"), "--fusion: expected one argument"),
+    ((1, "--what"), "--what"), ((1, "--dev", "cpu"), "--dev"),
     ((1, "--stream", "--chunk", "7"), "--stream"), ((1, "--stream", "--ray", "auto"), "--stream"),
-    ((1, "--devices", "0", "--ray", "auto"), "--devices"), ((1, "--device", "cpu", "--devices", "0"), "--devices is for an NPU"),
-    ((1, "--devices", "0,x"), "--devices 0,x"), ((1, "--ray", "auto", "--chunk", "0"), "--chunk 0"),
+    ((1, "--device", "npu", "--devices", "0", "--ray", "auto"), "leave out one"),
+    ((1, "--device", "cpu", "--devices", "0"), "--devices is for an NPU"),
+    ((1, "--devices", "0,x"), "--devices: '0,x'"), ((1, "--ray", "auto", "--chunk", "0"), "--chunk 0"),
     ((1, "--stream", "--device", "npu"), "--stream"),
-    ((1, "--data_root", "."), "go together"), ((1, "--chunk", "-1"), "--chunk"),
-    ((1, "--perf_batches", "1,x"), "--perf_batches 1,x"), ((1, "--perf_batches", ","), "--perf_batches ,"),
-    ((1, "--data_root", "", "--ann_file", ""), "--data_root wants a value"), ((1, "--ann_file="), "--ann_file wants a value"),
-    ((1, "--devices", "0,3,0"), "chip 0 twice"), ((1, "--ray", "nonsense"), "--ray nonsense"), ((1, "--ray", "http://x:1"), "--ray http"),
-    ((1, "--agreement", "-1"), "-1 is not"), ((1, "--gallery", "many"), "many is not"),
-    ((1, "--backend", "tensorrt"), "--backend tensorrt"), ((1, "--num_worker", "0"), "0 is not"),
+    ((1, "--data_root", "."), "go together"), ((1, "--chunk", "-1"), "--chunk: '-1'"), ((1, "--chunk", "1e3"), "--chunk"),
+    ((1, "--perf_batches", "1,x"), "--perf_batches: '1,x'"), ((1, "--perf_batches", ","), "--perf_batches: ','"),
+    ((1, "--data_root", "", "--ann_file", ""), "--data_root: '': wants a value"), ((1, "--ann_file="), "--ann_file: '': wants a value"),
+    ((1, "--devices", "0,3,0"), "each once"), ((1, "--ray", "nonsense"), "--ray: 'nonsense'"), ((1, "--ray", "http://x:1"), "--ray"),
+    ((1, "--agreement", "-1"), "-1 is below 0"), ((1, "--gallery", "many"), "'many' is not"),
+    ((1, "--backend", "tensorrt"), "--backend: invalid choice: 'tensorrt'"), ((1, "--num_worker", "0"), "--num_worker: 0 is below 1"),
     ((1, "--backend", "onnxruntime", "--precision", "int8"), "--precision int8 needs --backend openvino"),
+    ((1, "--config", "a.py"), "--config and --segments are for --checkpoint"), ((1, "--segments", "8"), "are for --checkpoint"),
     ((1, "--device", "npu", "--dtype", "uint8"), "--dtype uint8"), ((1, "--device", "npu", "--backend", "openvino"), "--backend"),
+    ((1, "--device", "npu", "--precision", "bf16"), "--precision is for the CPU"),
 ])
-def test_wrong_usage_is_one_line_and_exits_2(repo, tmp_path, args, says):
-    done = chain(repo, *args, cwd=repo, env={"HOME": str(tmp_path)})
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and says in done.stderr, done.stderr
+def test_wrong_usage_is_one_line_and_exits_2(begun, capsys, tmp_path, args, says):
+    with pytest.raises(SystemExit) as caught:
+        begun(*args, "--work_dir", tmp_path / "work")
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and said.count("\n") == 1 and says in said, said
+    assert not (tmp_path / "work").exists()
 
 
-@pytest.mark.parametrize("args, says", [
-    ((1, "--data_root", "nowhere", "--ann_file", "none.txt"), "nowhere"), ((1, "--checkpoint", "none.pth"), "none.pth"),
-])
-def test_missing_files_are_named_before_any_work(repo, args, says):
-    done = chain(repo, *args)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and says in done.stderr, done.stderr
+@pytest.mark.parametrize("option", ["--data_root", "--ann_file", "--checkpoint", "--labels", "--config"])
+def test_missing_files_are_named_before_any_work(begun, option, tmp_path):
+    (tmp_path / "there").write_text("")
+    others = {"--data_root": tmp_path, "--ann_file": "there", "--checkpoint": "there", option: "no where.txt"}
+    with pytest.raises(UserError, match="no where.txt: no such file or folder; check %s" % option):
+        begun(1, *(word for item in others.items() for word in item), "--work_dir", "work")
+    assert not (tmp_path / "work").exists()
+
+
+def test_run_all_says_what_plan_says_with_its_status(repo, tmp_path):
+    for args, status, says in (((), 2, "run_all.sh: error: BATCH_SIZE is missing, as in ./run_all.sh 1 (see --help)"),
+                               ((1, "--labels", "none"), 1, "run_all.sh: error: none: no such file")):
+        done = chain(repo, *args, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (status, "") and done.stderr.startswith(says) and done.stderr.count("\n") == 1
+    done = chain(repo, 1, env={"PYTHON": "/nowhere/python"})
+    assert done.returncode == 1 and done.stderr == "run_all.sh: error: /nowhere/python: not found; PYTHON names the interpreter\n"
 
 
 def test_help_teaches(repo):
@@ -202,18 +242,37 @@ def test_a_second_run_in_one_folder_stops_at_once(repo, tmp_path):
     assert done.returncode == 1 and "another run is at work" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_a_work_folder_that_cannot_be_is_named(repo, tmp_path):
+def test_a_work_folder_that_cannot_be_is_named(begun, tmp_path):
     (tmp_path / "file").write_text("")
     for work in ("file", "file/below", "/proc/nothing"):
-        done = chain(repo, 1, "--device", "cpu", "--work_dir", work, cwd=tmp_path, env={"PATH": os.environ["PATH"]})
-        assert done.returncode == 1 and "%s: cannot be made, or not be written to" % work in done.stderr, done.stderr
-        assert done.stderr.count("\n") == 1
+        with pytest.raises(UserError, match="%s: cannot be made, or not be written to" % work):
+            begun(1, "--work_dir", work)
 
 
-def test_run_all_decides_nothing_that_takes_more_than_a_line(repo):
-    """No arithmetic, no sampling, and no nproc, which obeys OMP_NUM_THREADS."""
+def test_names_of_any_kind_reach_the_shell_as_they_are(begun, repo, tmp_path):
+    folder = tmp_path / "a 'b' $(c) \"d\"\n*\\ 视"
+    folder.mkdir()
+    (folder / os.fsdecode(b"l\xff")).write_text("")
+    settings, args = begun(1, "--data_root", folder, "--ann_file", folder / os.fsdecode(b"l\xff"), "--work_dir", folder / "w")
+    text = plan.in_shell(dict(settings, plan=json.dumps(vars(args)), empty=[]))
+    shown = subprocess.run(["bash", "-euc", 'eval "$1"; printf "%s|" "$plan" "$work_dir" "${examine[@]}"', "-", text],
+                           stdout=subprocess.PIPE, check=True).stdout
+    assert shown == os.fsencode("%s|%s||--output|protocol.json|" % (json.dumps(vars(args)), folder / "w"))
+    assert json.loads(json.dumps(vars(args)))["ann_file"] == str(folder / os.fsdecode(b"l\xff"))
+
+
+def test_run_all_is_a_list_of_stages(repo):
+    """No arithmetic, no sampling, and no nproc, which obeys OMP_NUM_THREADS; nothing is read from what is printed; few conditions."""
     text = (repo / "run_all.sh").read_text(encoding="utf-8")
-    assert re.findall(r"\$\(\(|\b(?:awk|nproc|bc|expr|wc|seq|tail|head)\b", text) == []
+    assert re.findall(r"\$\(\(|\b(?:awk|sed|grep|nproc|bc|expr|wc|seq|tail|head)\b", text) == []
+    assert len(text.splitlines()) <= 150 and len(re.findall(r"(?<![\w$\"])\[\[? ", text)) <= 25
+
+
+def test_run_all_calls_its_files_what_the_library_calls_them(repo):
+    told = (repo / "run_all.sh").read_text(encoding="utf-8").replace("$bs", "*")
+    for name in (workfolder.EXPORTED, workfolder.MODIFIED, workfolder.COMPILED, workfolder.PREPROCESSED, workfolder.TENSORS,
+                 workfolder.LABELS, workfolder.MANIFEST, workfolder.RESULTS, workfolder.SUMMARY, workfolder.ACCURACY, workfolder.AGREEMENT):
+        assert re.search(r"(?<![\w.-])%s(?![\w.-])" % re.escape(name), told), name
 
 
 FAKE = """
@@ -231,9 +290,10 @@ if name == "TSM_checkpoint.py":
     path = "published.pth" if "/" not in args[0] else args[0].split("?")[0].split("/")[-1] if "://" in args[0] else args[0]
     if path != args[0]:
         made(path)
-    print("checkpoint: %s" % path + chr(10) + "sha256: 0")
     if open(path).read() == "bad":
         sys.exit("TSM_checkpoint.py: error: %s: is no checkpoint" % path)
+    facts = dict(FACTS, network="TSM ResNet-50", fusion="score", checkpoint=path)
+    made(after["--output"], json.dumps(dict(facts, **json.loads(os.environ.get("FOUND", "{}")))))
 elif name == "TSM_dataset.py":
     made("sthv2_val_list_videos.txt", "a.webm 0" + chr(10))
 elif name == "TSM_preprocess.py":
@@ -261,7 +321,7 @@ def wired(repo, tmp_path):
         shutil.copy(str(repo / name), str(suite))
     (suite / "demo").mkdir()
     for name in [path.name for path in repo.glob("*.py")] + ["demo/expand.py"]:
-        (suite / name).write_text(FAKE)
+        (suite / name).write_text(FAKE.replace("FACTS", repr(SSV2._asdict())))
     (tmp_path / "root").mkdir()
     (tmp_path / "list.txt").write_text("a.webm 0\n")
     (tmp_path / "a.pth").write_text("")
@@ -285,7 +345,7 @@ OWN = ("--data_root", "root", "--ann_file", "list.txt", "--checkpoint", "a.pth")
 def test_the_checkpoint_is_examined_before_anything_else(wired, tmp_path):
     done, calls = wired(1, *OWN)
     assert done.returncode == 0, done.stderr
-    assert calls[0] == ["TSM_checkpoint.py", str(tmp_path / "a.pth")]
+    assert calls[0] == ["TSM_checkpoint.py", str(tmp_path / "a.pth"), "--output", "protocol.json"]
     assert [call[0] for call in calls[1:]] == [
         "TSM_preprocess.py", "pytorch2onnx.py", "modify_onnx.py", "TSM_infer.py", "TSM_postprocess.py",
         "TSM_infer.py", "TSM_report.py"]
@@ -300,7 +360,7 @@ def test_a_real_file_that_is_no_checkpoint_is_refused_by_the_first_stage(repo, t
     done = chain(repo, 1, "--device", "cpu", "--checkpoint", "a.pth", "--work_dir", "w", "--exporter", "builtin", cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "a.pth" in done.stderr, done.stderr
     assert "== 1. The checkpoint" in done.stdout and "== 2." not in done.stdout
-    assert set(os.listdir(str(tmp_path / "w"))) <= {".lock", "checkpoint.txt"}
+    assert set(os.listdir(str(tmp_path / "w"))) <= {".lock"}
 
 
 @pytest.mark.parametrize("what, file", [
@@ -308,7 +368,7 @@ def test_a_real_file_that_is_no_checkpoint_is_refused_by_the_first_stage(repo, t
 def test_a_fetched_checkpoint_lies_in_the_work_folder(what, file, wired):
     done, calls = wired(1, *OWN[:4], "--checkpoint", what)
     assert done.returncode == 0, done.stderr
-    assert calls[0] == ["TSM_checkpoint.py", what]
+    assert calls[0] == ["TSM_checkpoint.py", what, "--output", "protocol.json"]
     assert called(calls, "pytorch2onnx.py")[0][0] == file
     report = called(calls, "TSM_report.py")[0]
     assert report[report.index("--checkpoint") + 1] == file and report[report.index("--accuracy") + 1] == "accuracy.json"
@@ -415,3 +475,76 @@ def test_inference_is_done_again_when_the_int8_file_is_another(wired, tmp_path):
         assert done.returncode == 0, done.stderr
         inferred.append(sum("--input" in call for call in called(calls, "TSM_infer.py")))
     assert inferred == [1, 0, 1]
+
+
+def test_what_the_checkpoint_says_reaches_every_stage_and_run_json(wired, tmp_path):
+    facts = dict(SSV2._replace(segments=16, sampling="uniform", size=224)._asdict(), network="TSM ResNet-101", fusion="prob",
+                 filename_tmpl="{:06}.jpg", start_index=0)
+    done, calls = wired(2, *OWN, "--perf_batches", "4,1", "--segments", 16, FOUND=json.dumps(facts))
+    assert done.returncode == 0, done.stderr
+    assert called(calls, "TSM_checkpoint.py")[0][1:] == ["--segments", "16", "--output", "protocol.json"]
+    assert called(calls, "TSM_preprocess.py")[0][4:] == ["--filename_tmpl", "{:06}.jpg", "--start_index", "0", "--batch_size", "2",
+                                                         "--protocol", "protocol.json", "--output_dir", "sthv2"]
+    assert called(calls, "pytorch2onnx.py") == [[
+        str(tmp_path / "a.pth"), "--segments", "16", "--protocol", "protocol.json", "--output-file", "tsm_bs1.onnx", "--softmax", "--shape",
+        "1", "48", "3", "224", "224"]]
+    assert called(calls, "modify_onnx.py")[0][6:] == ["--target", "cpu", "--fusion", "prob", "--protocol", "protocol.json"]
+    run = workfolder.read_run(str(tmp_path / "work"))
+    assert run.checkpoint == str(tmp_path / "a.pth") and run.protocol == "protocol.json" and run.perf_batches == [1, 4] and run.batch == 2
+    assert (run.filename_tmpl, run.start_index, run.fusion) == ("{:06}.jpg", 0, "prob")
+    assert (run.modified, run.model) == ("tsm_new_bs2.onnx",) * 2 and (run.device, run.precision, run.dtype) == ("cpu", "fp32", "float32")
+    assert run.chosen == {"device": "cpu, by --device", "exporter": "builtin", "form": "tensors on disk"}
+    done, calls = wired(2, *OWN, "--fusion", "score", "--filename_tmpl", "f%d.png", "--start_index", 1, FOUND=json.dumps(facts))
+    assert called(calls, "TSM_preprocess.py")[0][4:8] == ["--filename_tmpl", "f%d.png", "--start_index", "1"]
+    assert "--fusion" not in called(calls, "modify_onnx.py")[0]
+
+
+def test_mmaction2_s_exporter_is_taken_where_it_can_be_used(begun, tmp_path):
+    """Its config is the guide's, or given; of any other network it has none."""
+    given = ("--checkpoint", "a.pth", "--work_dir", "work")
+    (tmp_path / "a.pth").write_text("")
+    guide, other = ({"checkpoint": "a.pth", "network": name} for name in (plan.NETWORK, "TSM ResNet-101"))
+    for option, exporter, facts, script in (
+        ("auto", "/mm", guide, ["/mm/" + plan.EXPORTER, "/mm/" + plan.GUIDE_S, "a.pth"]), ("mmaction2", "/mm", other, None),
+        ("auto", "/mm", other, ["pytorch2onnx.py", "a.pth"]), ("auto", "builtin", guide, ["pytorch2onnx.py", "a.pth"]),
+    ):
+        _, args = begun(1, *given, "--exporter", option)
+        args.exporter, args.suite = exporter, ""
+        if script:
+            assert plan.exporting(args, facts, "") == script
+        else:
+            with pytest.raises(UserError, match="a.pth: mmaction2's exporter needs its config; give it by --config"):
+                plan.exporting(args, facts, "")
+    _, args = begun(1, *given, "--exporter", "mmaction2")
+    with pytest.raises(UserError, match="mmaction2: not usable"):
+        plan.find_exporter(args)
+
+
+HANGS = """
+import os, signal, sys, time
+def told(number, frame):
+    open("kept", "w").close()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, told)
+open("pid", "w").write(str(os.getpid()))
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("number, whom, status", [
+    (signal.SIGTERM, "shell", 143), (signal.SIGHUP, "shell", 143), (signal.SIGTERM, "all", 143), (signal.SIGINT, "all", 130),
+    (signal.SIGKILL, "shell", -signal.SIGKILL)])
+def test_a_chain_that_is_ended_ends_its_stage_first(number, whom, status, wired, tmp_path):
+    """The signal of a scheduler, a container or a terminal that goes reaches run_all.sh alone, or all at once, as Ctrl-C does."""
+    (tmp_path / "suite/pytorch2onnx.py").write_text(HANGS)
+    work = tmp_path / "work"
+    process = subprocess.Popen(
+        [str(tmp_path / "suite/run_all.sh"), "1", *OWN, "--device", "cpu", "--exporter", "builtin", "--work_dir", str(work)],
+        cwd=str(tmp_path), env=dict(os.environ, PYTHON=sys.executable), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, universal_newlines=True, start_new_session=True)
+    wait_for(lambda: (work / "pid").exists() and (work / "pid").read_text(), "the stage is at work")
+    (os.killpg if whom == "all" else os.kill)(process.pid, number)
+    said = process.communicate()[1]  # ends when nobody holds its output any more
+    assert process.returncode == status and b"pytorch2onnx" not in command_of(int((work / "pid").read_text())), said
+    assert (work / "kept").exists() == (number != signal.SIGINT)
+    assert [json.loads(call)[0] for call in (work / "calls").read_text().splitlines()] == ["TSM_checkpoint.py", "TSM_preprocess.py"]

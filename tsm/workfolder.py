@@ -2,9 +2,8 @@
 run is; paths from that folder."""
 
 import os
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional
 
-from tsm.cli import UserError
 from tsm.files import read_json, write_json
 
 RUN = "run.json"  # what run_all.sh was told and found out
@@ -47,14 +46,9 @@ class Run(NamedTuple):
 
 
 def write_run(run: Run, folder: str = "") -> None:
-    write_json(os.path.join(folder, RUN), dict(run._asdict()))
+    write_json(os.path.join(folder, RUN), dict(run._asdict()), "run")
 
 
 def read_run(folder: str = "") -> Run:
     """Raises UserError where run.json is not as this version writes it; FileNotFoundError where there is none."""
-    path = os.path.join(folder, RUN)
-    value: Any = read_json(path)
-    try:
-        return Run(**value)
-    except TypeError:
-        raise UserError("%s: was not written by this version's run_all.sh; run it again" % path)
+    return Run(**read_json(os.path.join(folder, RUN), "run"))

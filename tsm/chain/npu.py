@@ -1,26 +1,18 @@
-#!/usr/bin/env python3
-"""Prepare the current folder for atc and ais_bench, and print the name of this host's Ascend chips, for --soc_version.
+"""An Atlas host: the name of its chips, for atc's --soc_version, and a work folder as ais_bench wants it.
 
-    python3 tsm/chain/npu.py [--chip 310P3]
-
-The name is what `npu-smi info` lists (310P3, 910B4-1, Ascend910), or --chip. The preparation is for the ais_bench of
-December 2025 and newer, which refuses what others could have written: models and inputs that the group or others may
-write, results that others may read, symbolic links. Modes are mended; what cannot be mended is refused here, before hours
-of work are done.
+The name is what `npu-smi info` lists (310P3, 910B4-1, Ascend910). The preparation is for the ais_bench of December 2025 and
+newer, which refuses what others could have written: models and inputs that the group or others may write, results that others
+may read, symbolic links. Modes are mended; what cannot be mended is refused here, before hours of work are done.
 """
 
-import argparse
 import glob
 import os
 import re
 import stat
 import subprocess
-import sys
 from typing import Iterator, List, Optional, Tuple
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
-from tsm.cli import UserError, parser, run
+from tsm.cli import UserError
 from tsm.workfolder import COMPILED, RESULTS, TENSORS
 
 PATIENCE = 60  # seconds that npu-smi may take
@@ -29,12 +21,6 @@ IN_A_CONTAINER = ("in a container, mount the devices (/dev/davinci*, /dev/davinc
                   "the driver (/usr/local/Ascend/driver, /usr/local/dcmi); or " + NAME_IT)
 OUTPUTS = os.path.dirname(RESULTS), RESULTS
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-
-
-def get_args() -> argparse.Namespace:
-    cli = parser(__doc__)
-    cli.add_argument("--chip", metavar="NAME", help="the chip's name (default: asked of npu-smi)")
-    return cli.parse_args()
 
 
 def check_path(folder: str) -> None:
@@ -142,15 +128,3 @@ def the_chip(text: str) -> str:
     if len(names) > 1:
         raise UserError("npu-smi info: lists chips of different names (%s); choose one: --chip NAME" % " ".join(names))
     return names[0]
-
-
-def main() -> None:
-    args = get_args()
-    folder = os.getcwd()
-    check_path(folder)
-    prepare(folder)
-    print(args.chip or the_chip(listing()))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -109,12 +109,24 @@ def read_state() -> Dict[str, Any]:
 def execute(command: List[str], tee: Optional[str]) -> int:
     """Run the command; its exit status, as a shell would give it. Signals meant for us reach it too."""
     copy = open(tee, "wb") if tee else None
+    process: Optional["subprocess.Popen[bytes]"] = None
+    told: List[int] = []
+
+    def hand_on(number: int, _: Any) -> None:
+        told.append(number)
+        if process:
+            process.terminate()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, hand_on)
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE if tee else None)
     except OSError as error:
         raise UserError("%s: %s; is it installed and on the PATH?" % (command[0], error.strerror))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command as well, which answers for both
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    if told:  # while it was started
+        process.terminate()
     if copy and process.stdout:
         with copy:
             try:
@@ -143,7 +155,8 @@ def is_done(before: Dict[str, Any], known: Dict[str, Any], outputs: List[str]) -
 
 def main() -> None:
     args = get_args()
-    die_with_parent(signal.SIGTERM)  # run_all.sh, ended by a signal that reaches it alone, leaves nothing at work
+    die_with_parent(signal.SIGTERM)  # run_all.sh, killed, leaves nothing at work
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what runs in its background
     print("\n== %s" % (args.title or args.name))
     print("$ " + " ".join(shlex.quote(word) for word in args.command), flush=True)
     known = {

@@ -1,0 +1,312 @@
+#!/usr/bin/env python3
+"""What run_all.sh decides, in three steps; each prints assignments for the shell.
+
+    python3 tsm/chain/plan.py begin 1 --device cpu    # the options, before anything is done: by any Python, without a package
+    python3 tsm/chain/plan.py tools "$plan"           # in the work folder, by the interpreter of the stages: what they need of it
+    python3 tsm/chain/plan.py stages "$plan"          # once the checkpoint was examined and the list is there; writes run.json
+
+`plan` is what the step before knew, as JSON.
+"""
+
+import argparse
+import contextlib
+import glob
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+SUITE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, SUITE)
+
+from tsm import workfolder  # noqa: E402
+from tsm.chain import npu  # noqa: E402
+from tsm.cli import UserError, fail, non_negative, parser, positive, run, warn  # noqa: E402
+
+PACKAGES = ("cv2", "jinja2", "numpy", "onnx", "onnxruntime", "torch", "tqdm", "xxhash")
+EXPORTER = "tools/deployment/pytorch2onnx.py"  # of mmaction2
+GUIDE_S = "configs/recognition/tsm/tsm_r50_1x1x8_50e_sthv2_rgb.py"  # its config of the guide's network:
+NETWORK = "TSM ResNet-50"
+DEMO = "tsm_demo.pth", "demo/videos", "sthv2_val_list_videos.txt", "demo/annotations/something-something-v2-labels.json"
+ABOUT = """usage: ./run_all.sh BATCH_SIZE [options]
+
+From a TSM checkpoint to measured accuracy and throughput: lists, preprocessing, export, graph surgery, inference, top-k,
+throughput, and a report: a table, a page (report.html) and report.json. With no options it runs the bundled demo; running it
+again redoes only what is missing or out of date."""
+AFTER = """PYTHON=/path/to/python uses that interpreter's environment as it is and installs nothing; otherwise the first run sets up
+.venv in this folder (cpu), or python3 is used as it is (npu). CANN is looked for in ascend-toolkit and cann, of
+/usr/local/Ascend and ~/Ascend; ASCEND_SET_ENV=/path/to/set_env.sh names it.
+exit status: 0 done; 1 a stage failed (or the failing tool's own status); 2 wrong usage; 130 or 143 stopped"""
+
+
+def get_args(words: Optional[List[str]] = None) -> argparse.Namespace:
+    cli = parser(ABOUT)
+    cli.usage, cli.epilog = argparse.SUPPRESS, AFTER
+    cli.add_argument("batch", metavar="BATCH_SIZE", nargs="?", type=positive, help="videos that the model takes at a time")
+    data, how = cli.add_argument_group("data and model").add_argument, cli.add_argument_group("how it runs").add_argument
+    some = like(".+", "wants a value")
+    data("--data_root", type=some, metavar="DIR", help="folder of the videos, or of the extracted frames, that --ann_file names")
+    data("--ann_file", type=some, metavar="FILE", help="list of TSM_dataset.py: `<video> <label>` or `<frame folder> <frames> <label>`")
+    data("--checkpoint", type=some, metavar="WHAT", help="a path, an http(s) address, a name of `TSM_checkpoint.py --list`, or official, "
+         "which is the guide's (default: the demo's); it is examined before anything else is done")
+    data("--config", type=some, metavar="FILE", help="the mmaction2 config that it was trained with; it is read, not run")
+    data("--segments", type=positive, metavar="N", help="frames of a view, where neither a config nor the checkpoint says it")
+    data("--labels", type=some, metavar="FILE", help="names of the classes, kept in the model for TSM_predict.py and the report")
+    data("--filename_tmpl", type=some, metavar="TMPL", help="names of extracted frames (default: img_%%05d.jpg)")
+    data("--start_index", type=non_negative, metavar="N", help="number of the first frame (default: 1)")
+    data("--on-error", choices=("fail", "skip"), default="fail", help="what an unreadable video does (default: fail)")
+    data("--dtype", choices=("float32", "uint8"), default="float32", help="of tensors; uint8: a quarter as large, cpu only "
+         "(default: float32)")
+    data("--num_worker", type=positive, metavar="N", help="decoding processes (default: the processors that this process may use)")
+    data("--stream", action="store_true", help="cpu only: decode, infer and forget, with no tensor on disk")
+    data("--chunk", type=like("auto|0|[1-9][0-9]{0,6}", "a whole number, 0 or auto"), default="auto", metavar="N", help="npu and --ray: in "
+         "chunks of N videos, of which only scores are kept; cpu: as --stream; 0: all at once (default: all at once while that is under "
+         "20 GB; else on a cpu --stream, on an npu as many as fit)")
+    data("--devices", type=like(r"(?!.*\b(\d+),(.*,)?\1\b)\d{1,3}(,\d{1,3})*", "a list of chips, each once, as in 0,1"), metavar="LIST",
+         help="npu only: in chunks on these chips at once, as in 0,1 (default of a list in chunks: all of npu-smi's)")
+    data("--ray", type=like("auto|local|[^/]+:[0-9]{1,5}", "auto, local or HOST:PORT"), metavar="ADDRESS",
+         help="in chunks on the hosts of a Ray cluster: auto, HOST:PORT, or local (see TSM_stream.py --help)")
+    how("--device", choices=("auto", "cpu", "npu"), default="auto", help="npu: atc and ais_bench on an Atlas host; cpu: TSM_infer.py "
+        "(default: npu if CANN is installed)")
+    how("--fusion", choices=("score", "prob"), help="score: mean of the class scores, then softmax (the guide); prob: softmax per view, "
+        "then mean (default: score for the guide's network and test, else what the config says, else prob)")
+    how("--precision", choices=("fp32", "bf16", "int8"), default="fp32", help="cpu only; int8: calibrated on 32 videos (default: fp32)")
+    how("--backend", choices=("openvino", "onnxruntime"), help="cpu only (default: openvino if it is installed)")
+    how("--exporter", choices=("auto", "builtin", "mmaction2"), default="auto", help="mmaction2: ./mmaction2, $MMACTION2 or the installed "
+        "package (default: auto, mmaction2's where it can be used)")
+    how("--chip", type=some, metavar="NAME", help="npu only: chip name, e.g. 310P3 (default: read from npu-smi)")
+    how("--loop", type=positive, metavar="N", help="repetitions of the throughput measurement (default: 20; cpu: about 8 videos in all)")
+    how("--perf_batches", type=like("[1-9][0-9]{0,6}(,[1-9][0-9]{0,6})*", "whole numbers above 0, as in 1,4,8"), metavar="LIST",
+        help="batch sizes to measure, e.g. 1,4,8,16,32 (default: BATCH_SIZE)")
+    how("--agreement", type=non_negative, metavar="N", default=8, help="how many videos are computed again in fp32 on this CPU, to tell "
+        "what a device or a precision changes; 0: none (default: 8)")
+    how("--gallery", type=non_negative, metavar="N", default=12, help="how many videos of each kind the page shows as film strips: "
+        "failures, near misses, successes; 0: none, so that it holds no frame of the data (default: 12)")
+    how("--work_dir", type=some, default=SUITE, metavar="DIR", help="where everything goes (default: this folder)")
+    args = cli.parse_args(words)
+    return args if args.batch else cli.error("BATCH_SIZE is missing, as in ./run_all.sh 1")
+
+
+def like(pattern: str, remedy: str) -> Callable[[str], str]:
+    """An argparse type: text, all of which is as `pattern` says."""
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text, re.DOTALL):
+            raise argparse.ArgumentTypeError("%r: %s" % (text, remedy))
+        return text
+
+    return check
+
+
+def begin(args: argparse.Namespace) -> Dict[str, Any]:
+    """Before anything is done: find the device, refuse what cannot go well, make paths absolute, and the work folder."""
+    python = os.environ.get("PYTHON", "")
+    set_env, args.chosen = find_device(args)
+    check_usage(args)
+    for name in ("data_root", "ann_file", "labels", "config", "checkpoint"):
+        path, is_there = getattr(args, name), os.path.isdir if name == "data_root" else os.path.isfile
+        if path and is_there(path):
+            setattr(args, name, absolute(path))
+        elif path and not (name == "checkpoint" and re.match("official$|https?://|tsm_.*-", path)):  # what TSM_checkpoint.py may know
+            raise UserError("%s: no such file or folder; check --%s" % (path, name))
+    args.work_dir = absolute(args.work_dir)
+    with contextlib.suppress(OSError):  # the next line tells
+        os.makedirs(args.work_dir, exist_ok=True)
+    if not os.access(args.work_dir, os.W_OK | os.X_OK):
+        raise UserError("%s: cannot be made, or not be written to; choose another --work_dir" % args.work_dir)
+    args.suite = "" if os.path.samefile(args.work_dir, SUITE) else SUITE + "/"
+    args.given_exporter, args.mmaction2 = args.exporter, absolute(os.environ.get("MMACTION2", ""))
+    own = "python3" if args.device == "npu" else args.suite + ".venv/bin/python"
+    examine = [args.checkpoint or ""] + flags({"--config": args.config, "--segments": args.segments, "--labels": args.labels})
+    return dict(python=(absolute(python) if "/" in python else python) or own, s=args.suite, device=args.device, work_dir=args.work_dir,
+                set_env=set_env, said=args.chosen["device"], own_checkpoint=args.checkpoint or "", own_data=args.data_root or "",
+                examine=examine + ["--output", workfolder.PROTOCOL])
+
+
+def absolute(path: str) -> str:
+    """A path of the caller's, for a command in the work folder."""
+    return os.path.join(os.getcwd(), path) if path else ""
+
+
+def find_device(args: argparse.Namespace) -> Tuple[str, Dict[str, str]]:
+    """(CANN's set_env.sh, {"device": how it was chosen}); sets the device where it is auto. CANN's tools decide, and the hardware
+    has a say. Tests put ASCEND_SYSROOT before the system's folders."""
+    root, home = os.environ.get("ASCEND_SYSROOT", ""), os.environ.get("HOME", "")
+    places = ["%s/Ascend/%s/set_env.sh" % (base, name) for base in (root + "/usr/local", home) for name in ("ascend-toolkit", "cann")]
+    set_env = absolute(os.environ.get("ASCEND_SET_ENV", "")) or next(filter(os.path.isfile, places), "")
+    cann = shutil.which("atc") or (set_env if os.path.isfile(set_env) else "")
+    if args.device != "auto":
+        return set_env, {"device": "%s, by --device" % args.device}
+    args.device = "npu" if cann else "cpu"
+    signs = glob.glob(root + "/dev/davinci*") + glob.glob(root + "/usr/local/Ascend/driver") + list(filter(None, [shutil.which("npu-smi")]))
+    if signs and not cann:
+        warn("this host has an NPU (%s) but no CANN toolkit: no atc on the PATH, no set_env.sh in %s/usr/local/Ascend or ~/Ascend; so the "
+             "CPU is used; name its set_env.sh with ASCEND_SET_ENV" % (" ".join(signs), root))
+    return set_env, {"device": "%s, since %s is installed here (--device cpu or npu decides otherwise)" % (
+        args.device, cann or "no CANN toolkit")}
+
+
+def check_usage(args: argparse.Namespace) -> None:
+    """Exit 2, with one line, where options do not go together."""
+    on_npu, spread = args.device == "npu", args.devices or args.ray
+    for wrong, said in (
+        (bool(args.data_root) != bool(args.ann_file), "--data_root and --ann_file go together"),
+        ((args.config or args.segments) and not args.checkpoint, "--config and --segments are for --checkpoint"),
+        (args.backend == "onnxruntime" and args.precision != "fp32", "--precision %s needs --backend openvino" % args.precision),
+        (args.stream and (spread or args.chunk != "auto"),
+         "--stream is this host's CPU, without chunks; leave it out, or --chunk, --devices, --ray"),
+        (args.devices and args.ray, "--devices are this host's, --ray's are a cluster's; leave out one of them"),
+        (spread and args.chunk == "0", "--chunk 0 is all at once here; leave it out with --devices and --ray"),
+        (on_npu and args.precision != "fp32", "--precision is for the CPU; atc decides it on an NPU"),
+        (on_npu and args.backend, "--backend is for the CPU; ais_bench runs the model on an NPU"),
+        (on_npu and args.dtype != "float32", "--dtype %s is for the CPU; the NPU's model takes float32" % args.dtype),
+        (on_npu and args.stream, "--stream is for the CPU; ais_bench reads tensors from files (--chunk bounds how many)"),
+        (not on_npu and args.devices, "--devices is for an NPU; a CPU is one device"),
+    ):
+        if wrong:
+            fail(said + " (see --help)", 2)
+
+
+def tools(args: argparse.Namespace) -> Dict[str, Any]:
+    """What the stages need of the host and of this interpreter; the work folder, which this is, is made ready for ais_bench."""
+    python = sys.executable
+    if args.device == "npu":
+        if not shutil.which("atc"):
+            raise UserError("atc: not found; it comes with the CANN toolkit; name its set_env.sh with ASCEND_SET_ENV, or use --device cpu")
+        npu.check_path(os.getcwd())
+        npu.prepare(os.getcwd())
+        args.chip = args.chip or npu.the_chip(npu.listing())
+        if not find_spec("ais_bench"):
+            raise UserError("ais_bench: %s has no such package; build its wheel from ascend/tools (ais-bench_workload/tool/ais_bench)"
+                            % python)
+    missing = [name for name in PACKAGES if not find_spec(name)]
+    if missing:
+        raise UserError("%s lacks packages of the suite (%s); run %s -m pip install -r %s/requirements.txt" % (
+            python, ", ".join(missing), python, SUITE))
+    if args.ray and not find_spec("ray"):
+        raise UserError("--ray %s: %s has no Ray (Python 3.10 or newer); run %s -m pip install -r %s/requirements-cluster.txt" % (
+            args.ray, python, python, SUITE))
+    if args.exporter != "builtin":
+        args.exporter = find_exporter(args)
+    return dict(chip=args.chip or "")
+
+
+def find_exporter(args: argparse.Namespace) -> str:
+    """mmaction2's folder, if it can be used; else builtin. UserError where it is asked for."""
+    package = find_spec("mmaction")
+    installed = os.path.join(next(iter(package.submodule_search_locations or [""])), ".mim") if package else ""
+    places = [place for place in (args.mmaction2, "mmaction2", args.suite + "mmaction2", installed)
+              if os.path.isfile(os.path.join(place, EXPORTER))]
+    if places:
+        if subprocess.run([sys.executable, "-c", "import mmaction, mmcv"], stderr=subprocess.DEVNULL).returncode == 0:
+            return places[0]
+        warn("%s is there, but %s cannot import mmaction with mmcv 1.x" % (places[0], sys.executable))
+    if args.exporter == "mmaction2":
+        raise UserError("mmaction2: not usable; clone it to ./mmaction2 and install it with mmcv 1.x, set MMACTION2, or use --exporter "
+                        "builtin")
+    return "builtin"
+
+
+def stages(args: argparse.Namespace) -> Dict[str, Any]:
+    """The options of the stages after the checkpoint's and the list's; writes run.json."""
+    from tsm.protocol import SSV2, protocol_from, read_stated
+    from tsm.samples import chunk_size, read_list
+
+    facts: Dict[str, Any] = {"checkpoint": DEMO[0], "network": NETWORK, "fusion": "score"}  # the demo's
+    protocol = SSV2
+    if args.checkpoint:
+        facts = read_stated(workfolder.PROTOCOL)
+        protocol = protocol_from(facts, workfolder.PROTOCOL)
+    stated = workfolder.PROTOCOL if protocol != SSV2 else ""  # else the guide's commands say it all
+    if not args.data_root:
+        args.data_root, args.ann_file, args.labels = args.suite + DEMO[1], DEMO[2], args.labels or args.suite + DEMO[3]
+    if args.chunk == "auto" and not (args.stream or args.devices or args.ray):
+        args.chunk = "auto" if chunk_size(len(read_list(args.ann_file, protocol)), args.dtype, 2, protocol) else "0"
+    streamed, on_npu = args.stream or args.chunk != "0", args.device == "npu"
+    export = exporting(args, facts, stated)
+    model = (workfolder.COMPILED if on_npu else workfolder.MODIFIED).replace("*", str(args.batch))
+    told = workfolder.Run(
+        args.data_root, args.ann_file, facts["checkpoint"], args.config or "", args.labels or "", stated,
+        args.filename_tmpl or facts.get("filename_tmpl", ""), facts.get("start_index") if args.start_index is None else args.start_index,
+        workfolder.EXPORTED, workfolder.MODIFIED.replace("*", str(args.batch)), model, args.device, args.precision, args.backend or "",
+        args.fusion or facts["fusion"], args.dtype, args.batch,
+        sorted({int(size) for size in (args.perf_batches or str(args.batch)).split(",")}),
+        dict(args.chosen, form="no tensors on disk" if streamed else "tensors on disk"))
+    workfolder.write_run(told)
+    return dict({name: value for name, value in told._asdict().items() if isinstance(value, (str, list))}, **options_of(args, told),
+                export=export, shape=(1,) + protocol.video_shape, streamed="yes" if streamed else "")
+
+
+def exporting(args: argparse.Namespace, facts: Dict[str, Any], stated: str) -> List[str]:
+    """The exporter's script, and what it takes before the output."""
+    if args.exporter != "builtin" and not args.config and (stated or facts["network"] != NETWORK):
+        if args.given_exporter == "mmaction2":
+            raise UserError("%s: mmaction2's exporter needs its config; give it by --config" % facts["checkpoint"])
+        warn("mmaction2's exporter needs the checkpoint's config, which --config gives; the built-in one is used")
+        args.exporter = "builtin"
+    args.chosen["exporter"] = args.exporter
+    if args.exporter != "builtin":
+        return [os.path.join(args.exporter, EXPORTER), args.config or os.path.join(args.exporter, GUIDE_S), facts["checkpoint"]]
+    return [args.suite + "pytorch2onnx.py"] + ([args.config] if args.config else []) + [facts["checkpoint"]] + flags(
+        {"--segments": args.segments, "--protocol": stated})
+
+
+def options_of(args: argparse.Namespace, told: workfolder.Run) -> Dict[str, Any]:
+    """The options of the stages, as far as a run's differ from those of the guide."""
+    on_npu, int8 = told.device == "npu", workfolder.INT8 if told.precision == "int8" else ""
+    videos = flags({"--data_root": told.data_root, "--ann_file": told.ann_file, "--on-error": unless("fail", args.on_error),
+                    "--num_worker": args.num_worker, "--filename_tmpl": told.filename_tmpl, "--start_index": told.start_index})
+    engine = [] if on_npu else flags({"--precision": unless("fp32", told.precision), "--agreement": unless(8, args.agreement),
+                                      "--backend": told.backend, "--int8_model": int8})
+    spread = flags({"--devices": args.devices, "--ray": args.ray, "--protocol": told.protocol if on_npu else "",
+                    "--chunk": unless("auto", unless("0", args.chunk))})
+    dtype = unless("float32", told.dtype)
+    return dict(
+        videos=videos, preprocess=videos + flags({"--batch_size": told.batch, "--dtype": dtype, "--protocol": told.protocol}),
+        modify=flags({"--target": "ascend" if on_npu else "cpu", "--fusion": unless("score", told.fusion), "--protocol": told.protocol,
+                      "--input_dtype": dtype, "--labels": told.labels}),
+        bench=["-m", "ais_bench"] if on_npu else [args.suite + "TSM_infer.py"] + engine,
+        stream=[args.suite + "TSM_stream.py"] + engine + spread,
+        report=["--perf_batches", *told.perf_batches] + flags({
+            "--checkpoint": told.checkpoint, "--device": told.device, "--precision": told.precision, "--batch_size": told.batch,
+            "--model": told.modified, "--data_root": told.data_root, "--gallery": unless(12, args.gallery),
+            "--agreement": workfolder.AGREEMENT if on_npu and args.agreement else ""}),
+        batches=sorted({told.batch, *told.perf_batches}), models=workfolder.COMPILED if on_npu else workfolder.MODIFIED, int8=int8,
+        loop=args.loop or (20 if on_npu else ""), agreement=args.agreement if on_npu else 0)
+
+
+def flags(values: Dict[str, Any]) -> List[str]:
+    """A command's words for the values that there are."""
+    return [word for flag, value in values.items() if value not in (None, "") for word in (flag, str(value))]
+
+
+def unless(usual: Any, value: Any) -> Any:
+    """A value that has to be given; the usual one has not."""
+    return None if value == usual else value
+
+
+def in_shell(settings: Dict[str, Any]) -> str:
+    """Assignments for bash, a sequence as an array."""
+    def value(given: Any) -> str:
+        return "(%s)" % " ".join(map(value, given)) if isinstance(given, (list, tuple)) else shlex.quote(str(given))
+
+    return "".join("%s=%s\n" % (name, value(given)) for name, given in settings.items())
+
+
+STEPS = {"begin": begin, "tools": tools, "stages": stages}
+
+
+def main() -> None:
+    sys.argv[0] = "run_all.sh"  # whose words these are
+    step, words = (sys.argv[1], sys.argv[2:]) if sys.argv[1:2] and sys.argv[1] in STEPS else ("begin", sys.argv[1:])
+    args = get_args(words) if step == "begin" else argparse.Namespace(**json.loads(words[0]))
+    settings = STEPS[step](args)
+    sys.stdout.buffer.write(os.fsencode(in_shell(dict(plan=json.dumps(vars(args)), **settings))))
+
+
+if __name__ == "__main__":
+    run(main)
