@@ -50,7 +50,6 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--output", metavar="FILE", help="write the protocol to FILE, whatever it is (default: to %s in --output_dir, "
                      "where it is not Something-Something V2's)" % PROTOCOL)
     cli.add_argument("--output_dir", default=".", metavar="DIR", help="where a fetched file and %s go (default: here)" % PROTOCOL)
-    cli.add_argument("--where", action="store_true", help="only print the path that the file has or will have")
     args = cli.parse_args()
     if bool(args.checkpoint) == args.list:
         cli.error("give a checkpoint, or --list")
@@ -106,9 +105,6 @@ def main() -> None:
         return
     url = address_of(args.checkpoint)
     where = published.local_path(url, args.output_dir) if url else args.checkpoint
-    if args.where:
-        print(where)
-        return
     if not url and not os.path.exists(where):
         raise UserError("%s: no such file, nor a name of --list; check the path" % where)
     given = [path for path in (where, args.config, args.labels) if path]

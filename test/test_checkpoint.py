@@ -161,11 +161,10 @@ def test_official_is_the_published_file(fails, url, tmp_path):
     assert "download.openmmlab.com" in line and "tsm_r50_256h_1x1x8_50e_sthv2_rgb_20210816-032aa4da.pth" in line
 
 
-def test_where_a_file_will_be(works, tmp_path):
-    for what, path in (("official", "tsm_r50_256h_1x1x8_50e_sthv2_rgb_20210816-032aa4da.pth"), ("http://x/y/a.pth?b#c", "a.pth"),
-                       ("x/a.pth", "x/a.pth")):
-        assert works("TSM_checkpoint.py", "--where", what, cwd=tmp_path) == path + "\n"
-    assert names(tmp_path) == []
+def test_where_a_file_will_be():
+    assert published.local_path("http://x/y/a.pth?b#c", "folder/") == "folder/a.pth"
+    official = published.address(published.by_name("official"))
+    assert published.local_path(official, ".") == "tsm_r50_256h_1x1x8_50e_sthv2_rgb_20210816-032aa4da.pth"
 
 
 @pytest.mark.parametrize("wrong", ["nothing.pth", "."])

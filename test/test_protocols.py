@@ -236,7 +236,7 @@ def test_the_table(works, fails, tmp_path):
     listed = works("TSM_checkpoint.py", "--list", cwd=tmp_path).splitlines()
     assert len(listed) == len(rows) + 1 and all(row.file in line for row, line in zip(rows, listed[1:]))
     for name in ("official", "tsm_r50_1x1x8_50e_jester_rgb-c799267e", "tsm_r50_1x1x8_50e_jester_rgb-c799267e.pth"):
-        assert works("TSM_checkpoint.py", "--where", name, cwd=tmp_path).endswith(".pth\n")
+        assert published.address(published.by_name(name)).endswith(".pth")
     gone = fails("TSM_checkpoint.py", "tsm_r50_1x1x8_50e_sthv2_rgb_20200912-033c4ac6", cwd=tmp_path)
     assert "its address is not known; fetch it with a browser" in gone
     assert "tsm_x.pth: no such file, nor a name of --list" in fails("TSM_checkpoint.py", "tsm_x.pth", cwd=tmp_path)

@@ -135,7 +135,7 @@ def blocks(repo, name):
 def test_the_readme_commands_by_hand_give_the_same_numbers(repo, suite, demo, tmp_path):
     """On the first clips of the demo, from nothing: the probabilities that run_all.sh left for them."""
     folder = clone(repo, tmp_path / "by hand", BY_HAND)
-    commands = blocks(repo, "by hand").replace("python3 ", shlex.quote(sys.executable) + " ").replace("--loop=8", "--loop=1")
+    commands = blocks(repo, "by hand").replace(".venv/bin/python ", shlex.quote(sys.executable) + " ").replace("--loop=8", "--loop=1")
     done = subprocess.run(["bash", "-euo", "pipefail", "-c", commands], cwd=str(folder), stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -149,7 +149,7 @@ def test_the_readme_commands_by_hand_give_the_same_numbers(repo, suite, demo, tm
 def test_the_readme_s_prediction_is_what_the_command_prints(repo, suite, demo):
     text = (repo / "README.md").read_text(encoding="utf-8")
     shown = re.search(r"<!-- predict -->\n```bash\n.*?```\n\n```\n(.*?)```", text, re.DOTALL).group(1)
-    command = blocks(repo, "predict").replace(". .venv/bin/activate\n", "").replace("python3 ", shlex.quote(sys.executable) + " ")
+    command = blocks(repo, "predict").replace(".venv/bin/python ", shlex.quote(sys.executable) + " ")
     done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], cwd=str(suite), stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     assert done.returncode == 0, done.stderr

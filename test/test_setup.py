@@ -10,7 +10,6 @@ import zipfile
 
 import pytest
 
-pytestmark = pytest.mark.all  # every test makes environments
 MODULES = ("cv2", "jinja2", "numpy", "onnx", "onnxruntime", "torch", "tqdm", "xxhash")
 HOSTILE = "[global]\nuser = true\ntarget = {0}/t\nprefix = {0}/p\nroot = {0}/r\ndry-run = true\nrequire-virtualenv = true\n"
 
