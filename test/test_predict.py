@@ -791,9 +791,9 @@ def test_a_killed_decoder_is_its_own_input_s_error(repo, run, thin_onnx, tmp_pat
     for name in names:
         video(tmp_path / name, 1)
     (tmp_path / "killed.py").write_text(
-        "import os, runpy, signal, sys\nsys.path.insert(0, %r)\nfrom tsm.video import frames\nchecked = frames._checked\n"
+        "import os, runpy, signal, sys\nsys.path.insert(0, %r)\nfrom tsm.video import decode\nchecked = decode._checked\n"
         "def deadly(path):\n    if path == 'b.mp4': os.kill(os.getpid(), signal.SIGKILL)\n    return checked(path)\n"
-        "frames._checked = deadly\nsys.argv[0] = %r\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "decode._checked = deadly\nsys.argv[0] = %r\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
         % (str(repo), str(repo / "TSM_predict.py")))
     done = run(tmp_path / "killed.py", "--model", thin_onnx, *QUICK, "--json", "out.json", "--num_worker", 1, *window, *names, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("error: ") == 1 and "b.mp4: its decoder was killed" in done.stderr, done.stderr
@@ -1129,7 +1129,7 @@ def test_cells_that_a_spreadsheet_would_compute_are_text(predict, clips):
 @pytest.mark.parametrize("gone", [False, True])
 def test_what_nohup_has_ignored_stays_ignored_and_a_terminal_that_is_gone_costs_nothing(repo, tmp_path, gone):
     program = ("import os, signal, sys\nsys.path.insert(0, %r)\nfrom tsm.cli import run\n"
-               "def main():\n    print('ready', flush=True)\n    try:\n        os.read(0, 1)\n    finally:\n"
+               "def main():\n    try:\n        print('ready', flush=True)\n        os.read(0, 1)\n    finally:\n"
                "        print('a word', flush=True)\n        open('kept', 'w').close()\nrun(main)\n" % str(repo))
     master, slave = os.openpty() if gone else os.pipe()
 
