@@ -18,6 +18,7 @@ import json
 import os
 import resource
 import runpy
+import shlex
 import shutil
 import signal
 import socket
@@ -40,9 +41,11 @@ class Server:
     def __init__(self, folder):
         self.folder, address = folder, os.path.join(folder, "socket")
         os.environ.update({ADDRESS: address, PYTHON: os.path.join(folder, "python"), STARTED: json.dumps(startup_of(os.environ))})
-        with open(os.environ[PYTHON], "w") as file:
-            file.write("#!%s -IS\nimport sys\nsys.path.insert(0, %r)\nimport forked\nforked.client(%r)\n" % (
-                sys.executable, os.path.dirname(STANDINS), sys.executable))
+        with open(os.path.join(folder, "client.py"), "w") as file:
+            file.write("import sys\nsys.path.insert(0, %r)\nimport forked\nforked.client(%r)\n" % (
+                os.path.dirname(STANDINS), sys.executable))
+        with open(os.environ[PYTHON], "w") as file:  # of a shell, as a #! line takes no path with a space
+            file.write('#!/bin/sh\nexec %s -IS %s "$@"\n' % tuple(map(shlex.quote, (sys.executable, os.path.join(folder, "client.py")))))
         os.chmod(os.environ[PYTHON], 0o755)
         self.process = subprocess.Popen([sys.executable, __file__, address], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def test_without_outputs_it_always_runs(stage):
 
 
 def test_the_command_is_shown_so_that_it_can_be_copied(stage):
-    assert "$ %s -c 'import sys; sys.exit(0)' 'a b'" % sys.executable in stage(
+    assert "$ %s -c 'import sys; sys.exit(0)' 'a b'" % shlex.quote(sys.executable) in stage(
         sys.executable, "-c", "import sys; sys.exit(0)", "a b", outputs=()).stdout
 
 
@@ -107,7 +108,8 @@ def test_a_killed_command_is_said_to_be_killed_and_what_it_had_used(command, sta
 
 
 def test_it_ends_with_the_shell_that_started_it_and_so_does_its_command(repo, tmp_path):
-    command = "%s %s it -- sh -c 'echo $$ >pid; exec sleep 1000'; true" % (sys.executable, repo / "tsm/chain/stage.py")
+    command = "%s %s it -- sh -c 'echo $$ >pid; exec sleep 1000'; true" % (
+        shlex.quote(sys.executable), shlex.quote(str(repo / "tsm/chain/stage.py")))
     shell = subprocess.Popen(["bash", "-c", command], cwd=str(tmp_path), stdout=subprocess.DEVNULL, start_new_session=True)
     wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "the command's start")
     assert shell.poll() is None
