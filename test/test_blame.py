@@ -170,6 +170,7 @@ def test_a_modified_model_of_another_network(works, repo, work):
     assert blamed(work)[0] == "surgery"
 
 
+@pytest.mark.all
 def test_an_overflow_of_fp16(works, repo, work):
     """A network whose stem's values are beyond fp16, though in fp32 it is the same; a device that saturates there."""
     import torch
@@ -217,6 +218,7 @@ def test_shuffled_results(work):
     assert stage == "device" and "the results are shuffled" in text and "video 1's is that of 0" in text
 
 
+@pytest.mark.all
 def test_results_of_the_other_fusion(works, work):
     works("modify_onnx.py", "-m1", "tsm_bs1.onnx", "-m2", "prob.onnx", "-bs", 1, "--target", "cpu", "--fusion", "prob", cwd=work)
     works("TSM_infer.py", "--model", "prob.onnx", "--input", "./sthv2/preprocess_bin", "--output", "./inference_result",
@@ -292,6 +294,7 @@ def test_a_run_of_one_video_has_no_warnings(run, repo, works, work):
     assert done.returncode == 0 and done.stderr == "" and "no class has two videos" in done.stdout
 
 
+@pytest.mark.all
 def test_files_of_two_runs_are_one_line(works, fails, work, demo_variants):
     other, bytes_of = demo_variants
     for option in ("--stages", "--agreement=1"):

@@ -490,6 +490,7 @@ def test_classes_of_mit_s_that_are_numbered_otherwise_are_a_note(path, naming, c
     assert found.protocol.segments == 8 and len(found.notes) == (1 if says else 0) and says in "".join(found.notes)
 
 
+@pytest.mark.all
 def test_the_command_line_of_all_that(works, fails, thin, tmp_path):
     torch.save(thin, str(tmp_path / "own.pth"))
     torch.save({"meta": {"cfg": SIXTEEN}, "state_dict": thin}, str(tmp_path / "sixteen.pth"))

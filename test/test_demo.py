@@ -104,6 +104,7 @@ def test_expansion_is_deterministic_and_named_errors_are_one_line(works, fails, 
     assert not (tmp_path / "c.pth").exists()
 
 
+@pytest.mark.all
 def test_only_the_shift_tells_the_classes_of_a_pair_apart(works, demo, annotations, tmp_path):
     """The thin network on the protocol's tensors: right with its shift; without it, no better than chance in a pair."""
     import onnxruntime

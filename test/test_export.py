@@ -139,6 +139,7 @@ def test_the_demo_checkpoint_has_mmaction2s_form(demo_checkpoint):
     assert load(str(demo_checkpoint))[1].origins["segments"] == "the config in its meta" and "source" in meta
 
 
+@pytest.mark.all
 def test_the_full_network_is_the_same_in_every_runtime(works, tmp_path):
     """Random full-size weights and one view: PyTorch, exported, modified (both targets), ONNX Runtime, OpenVINO; every class, 1e-5."""
     import onnxruntime

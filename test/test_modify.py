@@ -103,6 +103,7 @@ def run_onnx(model, feed):
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feed)[0]
 
 
+@pytest.mark.all
 def test_fusions_follow_their_definitions(specimens, works, tmp_path):
     """Both fusions and both targets, against the definitions applied to the exported model's own views."""
     videos = np.random.RandomState(5).standard_normal((1, 48, 3, 256, 256)).astype(np.float32)

@@ -441,6 +441,7 @@ def test_the_last_failure_is_told_where_no_chip_is_left(monkeypatch):
     assert len(found) == 4
 
 
+@pytest.mark.all
 def test_a_chunk_of_nothing_readable_needs_no_chip(emptied, works, fails, atlas, tmp_path):
     folder, args, _ = emptied
     kept = [os.readlink(str(folder / "videos" / name)) for name in ("2.webm", "3.webm")]

@@ -374,6 +374,7 @@ def test_annotating_overwrites_its_own_earlier_outputs_alone(predict, clips):
     assert frames_in(folder / "v/a_4.mp4") == frames_in(folder / "v/a.mp4") == 20
 
 
+@pytest.mark.all
 def test_what_cannot_be_annotated_is_its_own_error(repo, predict, thin_onnx, clips):
     folder, truth = clips
     long = "n" * 245
@@ -1013,6 +1014,7 @@ def test_all_that_is_read_is_protected(fails, tmp_path, args, says):
     assert "would overwrite " + says in line
 
 
+@pytest.mark.all
 def test_what_was_annotated_is_no_input_of_a_search(predict, clips):
     folder, truth = clips
     for given in ("clips", "clips/**", "clips", "clips/*"):

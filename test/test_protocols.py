@@ -150,6 +150,7 @@ def test_the_protocol_is_found_out_printed_and_written(own, works):
     assert (written["network"], written["average_clips"]) == ("TSM ResNet-50", "prob")
 
 
+@pytest.mark.all
 def test_with_the_default_protocol_nothing_is_written_and_nothing_of_another_stays(own, works, repo):
     works("TSM_checkpoint.py", "own.pth", "--config", "c.py", cwd=own)
     said = works("TSM_checkpoint.py", repo / "demo" / "tsm_thin.pth", cwd=own)

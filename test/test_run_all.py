@@ -384,6 +384,7 @@ def test_the_page_has_film_strips_and_an_agreement_as_asked_for(wired, tmp_path)
     assert called(calls, "TSM_infer.py")[0][:4] == ["--precision", "int8", "--agreement", "0"]
 
 
+@pytest.mark.all
 def test_names_that_changed_are_put_into_the_model_again(wired, tmp_path):
     (tmp_path / "labels.txt").write_text("one\n")
     for text, made in (("one\n", 1), ("one\n", 0), ("two\n", 1)):
