@@ -521,6 +521,18 @@ def test_mmaction2_s_exporter_is_taken_where_it_can_be_used(begun, tmp_path):
         plan.find_exporter(args)
 
 
+def test_what_mmaction2_says_when_it_is_imported_is_no_setting(begun, tmp_path, monkeypatch, capfd):
+    for path in ("mmaction/__init__.py", "mmcv/__init__.py", "mmaction2/" + plan.EXPORTER):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text("print('No module of that name')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("MMACTION2", str(tmp_path / "mmaction2"))
+    (tmp_path / "a.pth").write_text("")
+    _, args = begun(1, "--checkpoint", "a.pth", "--work_dir", "work")
+    capfd.readouterr()
+    assert plan.find_exporter(args) == str(tmp_path / "mmaction2") and capfd.readouterr() == ("", "")
+
+
 HANGS = """
 import os, signal, sys, time
 def told(number, frame):

@@ -202,7 +202,8 @@ def find_exporter(args: argparse.Namespace) -> str:
     places = [place for place in (args.mmaction2, "mmaction2", args.suite + "mmaction2", installed)
               if os.path.isfile(os.path.join(place, EXPORTER))]
     if places:
-        if subprocess.run([sys.executable, "-c", "import mmaction, mmcv"], stderr=subprocess.DEVNULL).returncode == 0:
+        imported = subprocess.run([sys.executable, "-c", "import mmaction, mmcv"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        if imported.returncode == 0:
             return places[0]
         warn("%s is there, but %s cannot import mmaction with mmcv 1.x" % (places[0], sys.executable))
     if args.exporter == "mmaction2":
