@@ -160,14 +160,6 @@ def test_the_readme_s_prediction_is_what_the_command_prints(repo, suite, demo):
         assert len(words) == 1 or abs(float(words[0]) - float(others[0])) < 2e-4
 
 
-def test_both_readmes_have_the_same_commands(repo):
-    chinese = (repo / "README_zh-CN.md").read_text(encoding="utf-8")
-    english = (repo / "README.md").read_text(encoding="utf-8")
-    fences = re.compile(r"```bash\n(.*?)```", re.DOTALL)
-    assert [re.sub("#.*", "", block) for block in fences.findall(chinese)] == [
-        re.sub("#.*", "", block) for block in fences.findall(english)]
-
-
 @pytest.fixture
 def begun(tmp_path, monkeypatch):
     """begun(*words) -> (what plan.py tells the shell of these words of run_all.sh, what it knows); on a host without CANN."""

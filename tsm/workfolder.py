@@ -8,7 +8,7 @@ from tsm.files import read_json, write_json
 
 RUN = "run.json"  # what run_all.sh was told and found out
 STAGES = "stages.json"  # per stage: the command, seconds, peak of memory
-PROTOCOL = "protocol.json"  # where it is not Something-Something V2's
+PROTOCOL = "protocol.json"  # how the network of a checkpoint of one's own is tested
 EXPORTED = "tsm_bs1.onnx"
 MODIFIED, COMPILED = "tsm_new_bs*.onnx", "tsm_bs*.om"  # one for each batch size
 INT8 = "tsm_int8.xml"
