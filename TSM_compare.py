@@ -9,7 +9,7 @@ A run is the work folder of run_all.sh, or a report.json. Two runs are joined by
 these differ in folder or suffix (videos and their frames) by the rest, if only one video of each run has it; videos that only one
 of them has are counted and left out. Printed: top-1 and top-5 of both, McNemar's exact test of the videos that only one of
 the two gets right, how far the probabilities are apart, the videos whose answer differs with both answers and their margins
-over the runner-up, and the classes that changed. --json, --csv and --page write the same to files. Runs that give a class's name
+over the runner-up, and the classes that changed. --json, --csv and --html write the same to files. Runs that give a class's name
 different numbers are refused; names that are only spelt differently get a warning, and those of RUN_A are shown.
 
 --stages decodes, exports and computes --videos of the run's videos again and says, stage by stage, what it changes: decoding
@@ -46,7 +46,7 @@ def get_args() -> argparse.Namespace:
                      "%(default)s)")
     cli.add_argument("--json", metavar="FILE", help="also write it as JSON")
     cli.add_argument("--csv", metavar="FILE", help="also write the flipped videos as CSV")
-    cli.add_argument("--page", metavar="FILE", help="also write a page to look at, .html")
+    cli.add_argument("--html", metavar="FILE", help="also write a page to look at, .html")
     cli.add_argument("--data_root", metavar="DIR", help="folder of the videos or frames")
     cli.add_argument("--ann_file", metavar="FILE", help="the list of the videos")
     cli.add_argument("--checkpoint", metavar="FILE", help="the checkpoint")
@@ -58,12 +58,12 @@ def get_args() -> argparse.Namespace:
         cli.error("--stages or --agreement, not both")
     if len(args.runs) != (1 if alone else 2):
         cli.error("%d runs given; %s" % (len(args.runs), "--stages and --agreement take one" if alone else "give two"))
-    if alone and (args.csv or args.page):
-        cli.error("--csv and --page: of two runs")
+    if alone and (args.csv or args.html):
+        cli.error("--csv and --html: of two runs")
     kept = (REPORT, RUN, STAGES, SUMMARY, LABELS, manifest_path(LABELS))
     inputs = args.runs + [os.path.join(run, name) for run in args.runs for name in kept]
     inputs += filter(None, (getattr(args, name) for name in PATHS))
-    check_outputs({"--json": args.json, "--csv": args.csv, "--page": args.page}, inputs)
+    check_outputs({"--json": args.json, "--csv": args.csv, "--html": args.html}, inputs)
     return args
 
 
@@ -83,11 +83,11 @@ def compare_two(args: argparse.Namespace) -> None:
         write_json(args.json, found)
     if args.csv:
         write_csv(args.csv, flip_rows(found))
-    if args.page:
+    if args.html:
         from tsm.report.page import compare_page
 
-        write_text(args.page, compare_page(found, args.page))
-    for path in filter(None, (args.json, args.csv, args.page)):
+        write_text(args.html, compare_page(found, args.html))
+    for path in filter(None, (args.json, args.csv, args.html)):
         print("wrote " + path)
 
 

@@ -22,7 +22,7 @@ With --rawframes DIR it also extracts every frame of the videos, in its own size
 95) and writes …_list_rawframes.txt (`<id> <frames> <label>`): what the guide's three shell scripts do, but restartable.
 
 Every video is decoded once, as TSM_preprocess.py will decode it, so the two agree on what is usable. Each video that is not
-is named, and the run ends without lists; with --on-error skip it is left out.
+is named, and the run ends without lists; with --on_error skip it is left out.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--rawframes", metavar="DIR", help="also extract frames, to DIR/<id>/img_%%05d.jpg")
     cli.add_argument("--output_dir", default=".", metavar="DIR", help="where the lists go (default: here)")
     cli.add_argument("--num_worker", type=positive, default=cores(), metavar="N", help="processes (default: one per core)")
-    cli.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="what a missing or unreadable video does "
+    cli.add_argument("--on_error", choices=("fail", "skip"), default="fail", help="what a missing or unreadable video does "
                      "(default: %(default)s)")
     return cli.parse_args()
 
@@ -133,7 +133,7 @@ def examined(args: argparse.Namespace, videos: List[Video]) -> Dict[Video, Usabl
         print("cannot be used: %s: %s" % (path_of(video), bad[video]))
     if bad and args.on_error == "fail" or not good:
         first = next(filter(bad.get, videos))
-        raise UserError("%s: %s; %d of %d videos cannot be used, all named above; mend them, or leave them out by --on-error "
+        raise UserError("%s: %s; %d of %d videos cannot be used, all named above; mend them, or leave them out by --on_error "
                         "skip" % (path_of(first), bad[first], len(bad), len(videos)))
     return {video: good[video] for video in videos if video in good}
 

@@ -63,7 +63,7 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--json", metavar="FILE", help="also write the answers to FILE")
     cli.add_argument("--jsonl", metavar="FILE", help="also add each answer to FILE as it comes, one JSON object per line")
     cli.add_argument("--csv", metavar="FILE", help="also write them as rows: video, window, rank, label, probability")
-    cli.add_argument("--csv-bom", action="store_true", help="begin --csv with a byte order mark, which Excel needs for UTF-8")
+    cli.add_argument("--csv_bom", action="store_true", help="begin --csv with a byte order mark, which Excel needs for UTF-8")
     cli.add_argument("--html", metavar="FILE", help="also write a page to look at, with a film strip of each video or segment; it "
                      "holds frames of the videos")
     cli.add_argument("--annotate", metavar="DIR", help="also write each video with its label drawn in, as DIR/<name>.mp4, "

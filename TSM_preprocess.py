@@ -20,7 +20,7 @@ for all whether a number before the label is a number of frames.
 Run again, it makes what is missing or out of date: a tensor is kept while its clip's files (size and time of change), the
 protocol, the decoders' versions and the file itself are what they were. It may be killed at any time; sthv2.json is
 written last. A clip that a decoder cannot read, or reads only by making something up, ends the run, or with
---on-error skip is left out and listed in the manifest.
+--on_error skip is left out and listed in the manifest.
 
 Limits: a flipped bit that still decodes without a complaint cannot be told; power loss is not guarded against (no fsync).
 """
@@ -53,7 +53,7 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--protocol", default="", metavar="FILE", help="how the network is tested, as TSM_checkpoint.py wrote it "
                      "(default: as on Something-Something V2)")
     cli.add_argument("--dtype", choices=("float32", "uint8"), default="float32", help="default: %(default)s")
-    cli.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="what an unreadable clip does (default: "
+    cli.add_argument("--on_error", choices=("fail", "skip"), default="fail", help="what an unreadable clip does (default: "
                      "%(default)s)")
     cli.add_argument("--range", type=span, metavar="START:STOP", help="only clips START to STOP-1 of the list; they keep "
                      "their numbers")

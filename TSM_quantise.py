@@ -44,7 +44,7 @@ def get_args() -> argparse.Namespace:
                      "(default: %(default)s)")
     cli.add_argument("--num_worker", type=positive, default=cores(), metavar="N", help="processes that decode a list's "
                      "videos (default: one per core)")
-    cli.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="what an unreadable clip of a list does "
+    cli.add_argument("--on_error", choices=("fail", "skip"), default="fail", help="what an unreadable clip of a list does "
                      "(default: %(default)s)")
     add_naming(cli)
     cli.add_argument("--output", "-o", metavar="FILE", help="an .xml file (default: tsm_int8.xml beside the model)")

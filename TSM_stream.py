@@ -19,7 +19,7 @@ died on the way: inference_result/out/<i>_0.txt, inference_result/out_summary.js
 
 Killed at any time, the same command, or another of these ways, continues where it stopped: a result is kept while its video
 (size and time of change), the model, the int8 file, the precision and the decoders are the same. A clip that cannot be read
-ends the run, or with --on-error skip is left out and listed in the manifest.
+ends the run, or with --on_error skip is left out and listed in the manifest.
 
 --chunk auto makes chunks of 60 s of work, from a measured sample or the last chunks; on an NPU as large as 20 GB of tensors
 allow. Hosts of a cluster are examined first: versions, model, data. One that differs is named and not used.

@@ -84,7 +84,9 @@ def main() -> None:
     check_shape(args.shape, protocol, args.checkpoint)
     batch, net = args.shape[0], network_of(state, args.checkpoint, protocol, width, args.softmax)
     model = build(trunk_from(net), "cpu", protocol, batch, softmax=args.softmax)
+    about = meta.get("about")
     set_metadata(model, {
+        **({"tsm.about": about} if isinstance(about, str) else {}),
         "tsm.checkpoint": os.path.basename(args.checkpoint), "tsm.checkpoint_sha256": sha256(args.checkpoint),
         "tsm.protocol": json.dumps(protocol._asdict()),
     })

@@ -27,6 +27,7 @@ import numpy as np  # noqa: E402
 
 from tsm.protocol import SSV2  # noqa: E402
 
+ABOUT = "demo model: knows ten actions on rendered shapes"  # what a checkpoint says of itself follows it into its models
 CONFIG = """model = dict(
     type='Recognizer2D',
     backbone=dict(type='ResNetTSM', depth=50, num_segments=%d, shift_div=%d),
@@ -72,7 +73,7 @@ def main() -> None:
     from tsm.checkpoint import reader
 
     state = expand(reader.load(args.thin)[0], args.still)
-    reader.save(args.output, state, {"source": "the demo's thin TSM, expanded", "config": CONFIG})
+    reader.save(args.output, state, {"source": "the demo's thin TSM, expanded", "config": CONFIG, "about": ABOUT})
 
 
 if __name__ == "__main__":

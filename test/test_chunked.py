@@ -167,7 +167,7 @@ def test_an_unreadable_video_ends_the_run_and_loses_nothing_or_is_left_out(works
         (setting / "videos" / ("%d.webm" % number)).write_bytes(b"")
     assert "list.txt, line 3: 2.webm: is empty" in fails("TSM_stream.py", *arguments("--chunk", CHUNK), cwd=setting)
     assert not (setting / "res/out_summary.json").exists()
-    skip = arguments("--chunk", CHUNK, "--on-error", "skip")
+    skip = arguments("--chunk", CHUNK, "--on_error", "skip")
     assert "3 results in res/out: " in works("TSM_stream.py", *skip, cwd=setting)  # some were made before line 3 was come to
     assert "accuracy over 3 of 5 (2 skipped) videos" in works("TSM_postprocess.py", *POST, cwd=setting)
     assert "0 made, 3 already right, 2 skipped" in works("TSM_stream.py", *skip, cwd=setting)
@@ -321,7 +321,7 @@ def test_a_clip_whose_decoder_was_killed_is_named_and_tried_again(tmp_path):
 
 
 def test_a_list_names_the_clip_whose_decoder_was_killed(repo, setting):
-    command = [sys.executable, str(repo / "TSM_stream.py")] + arguments("--on-error", "skip", "--num_worker", 1)
+    command = [sys.executable, str(repo / "TSM_stream.py")] + arguments("--on_error", "skip", "--num_worker", 1)
     process = subprocess.Popen(command, cwd=str(setting), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, universal_newlines=True)
     while process.poll() is None:
         for worker in children_of(process.pid):
@@ -329,7 +329,7 @@ def test_a_list_names_the_clip_whose_decoder_was_killed(repo, setting):
                 os.kill(worker, signal.SIGKILL)
         time.sleep(0.01)
     last = process.communicate()[1].splitlines()[-1]
-    assert process.returncode == 1 and "list.txt, line 1: 0.webm: its decoder was killed" in last and "--on-error" not in last
+    assert process.returncode == 1 and "list.txt, line 1: 0.webm: its decoder was killed" in last and "--on_error" not in last
     assert not (setting / "res/out_summary.json").exists()
 
 

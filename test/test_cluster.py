@@ -255,7 +255,7 @@ def test_a_node_without_the_model_is_named_and_a_chunk_of_nothing_readable_is_pa
         limit = time.monotonic() + LONGEST
         while len(alive(cluster)) < 3 and time.monotonic() < limit:
             time.sleep(0.2)
-        process = start(repo, folder, cluster, "--model", "model/new.onnx", "--chunk", 2, "--on-error", "skip")
+        process = start(repo, folder, cluster, "--model", "model/new.onnx", "--chunk", 2, "--on_error", "skip")
         out, err = ended(process)
     finally:
         os.killpg(node.pid, signal.SIGTERM)

@@ -56,7 +56,7 @@ def runs(tmp_path):
 
 
 def test_runs_are_joined_by_video(works, runs):
-    out = works("TSM_compare.py", "a", "b", "--json", "c.json", "--csv", "c.csv", "--page", "c.html", cwd=runs)
+    out = works("TSM_compare.py", "a", "b", "--json", "c.json", "--csv", "c.csv", "--html", "c.html", cwd=runs)
     assert "4 videos in both; not compared: 1 only in A, 2 only in B" in out
     assert "top-1  A 0.7500   B 0.5000   difference -0.2500" in out
     assert "right in A alone 2, in B alone 1: McNemar's exact test p = 1.000" in out
@@ -112,7 +112,7 @@ def test_names_cannot_command_the_terminal_and_what_is_cut_is_counted(works, tmp
              {index: index for index in range(30)}, classes=30, names=names)
     out = works("TSM_compare.py", "a", "b", cwd=tmp_path)
     assert "\x1b" not in out and "\\x1b[31mred\\nline 4" in out
-    assert "and 9 more: --csv or --page has them all" in out and "and 9 more: --json or --page has them all" in out
+    assert "and 9 more: --csv or --html has them all" in out and "and 9 more: --json or --html has them all" in out
 
 
 def test_equal_runs_do_not_differ(works, runs):
@@ -140,7 +140,7 @@ def test_videos_and_their_frames_are_one_and_it_is_said(works, fails, tmp_path, 
     if not joined:
         assert "no video in common" in fails("TSM_compare.py", "a", "b", cwd=tmp_path)
         return
-    out = works("TSM_compare.py", "a", "b", "--page", "c.html", "--json", "c.json", cwd=tmp_path)
+    out = works("TSM_compare.py", "a", "b", "--html", "c.html", "--json", "c.json", cwd=tmp_path)
     equal = len(set(ours) & set(theirs))
     assert "%d videos in both (%d of them under another folder or suffix" % (joined + equal, joined) in out
     found = json.loads((tmp_path / "c.json").read_text())
@@ -212,9 +212,9 @@ def test_mcnemar_is_the_binomial_test():
 
 @pytest.mark.parametrize("args, status, says", [
     (("--json", "same", "--csv", "same"), 2, "--csv same would overwrite --json same"),
-    (("--page", "a/report.json"), 2, "--page a/report.json would overwrite a/report.json"),
+    (("--html", "a/report.json"), 2, "--html a/report.json would overwrite a/report.json"),
     (("--csv", "b/sthv2/../sthv2/sthv2.info"), 2, "would overwrite b/sthv2/sthv2.info"),
-    (("--json", "none/c.json"), 1, "none/c.json: No such file or directory"), (("--page", "a"), 2, "--page a would overwrite a"),
+    (("--json", "none/c.json"), 1, "none/c.json: No such file or directory"), (("--html", "a"), 2, "--html a would overwrite a"),
     (("--csv", "a/report.json/c.csv"), 1, "a folder is needed there"),
 ])
 def test_outputs_are_checked_before_any_work(fails, runs, args, status, says):

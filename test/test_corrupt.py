@@ -130,13 +130,13 @@ def test_videos(fails, works, tmp_path, data, words):
 
 
 def check(fails, works, folder, arguments, line, source, words):
-    """The run fails in one line with those words; with --on-error skip it goes on, and says so in the manifest."""
+    """The run fails in one line with those words; with --on_error skip it goes on, and says so in the manifest."""
     said = fails("TSM_preprocess.py", *arguments, cwd=folder)
     for word in ["list.txt, line %d: %s: " % (line, source)] + words:
         assert word in said
     out = folder / "sthv2"
     assert not (out / "sthv2.json").exists() and not (out / "preprocess_bin/1.bin").exists()
-    works("TSM_preprocess.py", *arguments, "--on-error", "skip", cwd=folder)
+    works("TSM_preprocess.py", *arguments, "--on_error", "skip", cwd=folder)
     manifest = json.loads((out / "sthv2.json").read_text())
     assert [sample["id"] for sample in manifest["samples"]] == [0]
     assert [(entry["line"], entry["source"]) for entry in manifest["skipped"]] == [(line, source)]
@@ -279,7 +279,7 @@ def test_a_killed_decoder_is_its_clip_s_line_and_no_list_leaves_that_out(fails, 
     listed(tmp_path / "work", thin_onnx, 4)
     given = {"TSM_preprocess.py": ("--data_root", "videos", "--ann_file", "list.txt", "--dtype", "uint8"), "TSM_stream.py": arguments()}
     for script, args in given.items():
-        more = ("--num_worker", 1, "--on-error", on_error)
+        more = ("--num_worker", 1, "--on_error", on_error)
         line = fails(killed_at(repo, tmp_path, script, "1.webm"), *args, *more, cwd=tmp_path / "work")
         assert "list.txt, line 2: 1.webm: its decoder was killed" in line and "skip" not in line
         assert not (tmp_path / "work/sthv2/sthv2.json").exists()
@@ -328,7 +328,7 @@ def fuzzed(tmp_path, works, name, make):
     columns = [make(tmp_path / "root" / str(number), chance) for number in range(FUZZ)]
     (tmp_path / "list.txt").write_text("".join("%s 0\n" % column for column in columns))
     printed = works("TSM_preprocess.py", "--data_root", "root", "--ann_file", "list.txt", "--dtype", "uint8", "--num_worker",
-                    2, "--on-error", "skip", cwd=tmp_path, timeout=1800)
+                    2, "--on_error", "skip", cwd=tmp_path, timeout=1800)
     manifest = read_manifest(str(tmp_path / "sthv2/sthv2.json"))
     used, skipped = len(manifest["samples"]), len(manifest["skipped"])
     assert used + skipped == FUZZ == printed.count("skipped: ") + used

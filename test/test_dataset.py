@@ -60,11 +60,11 @@ def test_every_video_that_cannot_be_used_is_named(run, fails, works, dataset, tm
     videos[1].rename(videos[1].with_suffix(".WebM"))
     videos[1] = videos[1].with_suffix(".WebM")
     line = fails("TSM_dataset.py", *dataset, cwd=tmp_path)
-    assert "3 of 6 videos" in line and videos[0].name in line and "--on-error skip" in line
+    assert "3 of 6 videos" in line and videos[0].name in line and "--on_error skip" in line
     assert not (tmp_path / "sthv2_val_list_videos.txt").exists()
     named = [line for line in run("TSM_dataset.py", *dataset, cwd=tmp_path).stdout.splitlines() if "cannot be used" in line]
     assert [path.name in line for path, line in zip(videos[::2], named)] == [True] * 3
-    works("TSM_dataset.py", *dataset, "--on-error", "skip", cwd=tmp_path)
+    works("TSM_dataset.py", *dataset, "--on_error", "skip", cwd=tmp_path)
     left = [line.split()[0] for line in (tmp_path / "sthv2_val_list_videos.txt").read_text().splitlines()]
     assert left == [path.name for path in videos[1::2]]
 
@@ -211,7 +211,7 @@ def test_jester_s_folders_of_frames_are_counted_and_can_be_preprocessed(works, r
 ])
 def test_annotations_that_are_not_understood_are_one_line(fails, videos, tmp_path, text, word):
     (tmp_path / "own.csv").write_bytes(text.encode())
-    for more in ((), ("--on-error", "skip")) if "none.mp4" not in text else [()]:
+    for more in ((), ("--on_error", "skip")) if "none.mp4" not in text else [()]:
         assert word in fails("TSM_dataset.py", "--annotations", "own.csv", "--videos", "videos", *more, cwd=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own.csv", "videos"]
 
@@ -219,7 +219,7 @@ def test_annotations_that_are_not_understood_are_one_line(fails, videos, tmp_pat
 @pytest.mark.parametrize("header", ["filename,class_name", "video,action", "Clip,Label Name", "id,label_id", "videoId,Class"])
 def test_a_header_is_no_class(works, videos, tmp_path, header):
     (tmp_path / "own.csv").write_text(header + "\na b.mp4,zebra\nin a folder/c.webm,ant\n")
-    lists(works, tmp_path, "--annotations", "own.csv", "--on-error", "skip")
+    lists(works, tmp_path, "--annotations", "own.csv", "--on_error", "skip")
     assert json.loads((tmp_path / "own_labels.json").read_text()) == ["ant", "zebra"]
 
 

@@ -104,6 +104,19 @@ def test_expansion_is_deterministic_and_named_errors_are_one_line(works, fails, 
     assert not (tmp_path / "c.pth").exists()
 
 
+def test_the_demo_says_what_it_is_wherever_it_goes(works, demo, demo_checkpoint, tmp_path):
+    """The checkpoint's mark is read, and an exported model has it."""
+    from expand import ABOUT
+
+    from tsm.checkpoint import reader
+    from tsm.model.onnxfile import load, metadata
+
+    assert reader.load(str(demo_checkpoint))[1]["about"] == ABOUT
+    reader.save(str(tmp_path / "thin.pth"), reader.load(str(demo / "tsm_thin.pth"))[0], {"about": ABOUT})
+    assert "says of itself: " + ABOUT in works("pytorch2onnx.py", "thin.pth", "--output-file", "thin.onnx", cwd=tmp_path)
+    assert metadata(load(str(tmp_path / "thin.onnx")))["tsm.about"] == ABOUT
+
+
 @pytest.mark.all
 def test_only_the_shift_tells_the_classes_of_a_pair_apart(works, demo, annotations, tmp_path):
     """The thin network on the protocol's tensors: right with its shift; without it, no better than chance in a pair."""

@@ -15,7 +15,7 @@ import pytest
 import traced
 from clips import linked
 
-from tsm.cli import UserError, first_line, one_line
+from tsm.cli import UserError, first_line, one_line, parser
 from tsm.files import locked
 from tsm.machine import cores, cpu_quota
 
@@ -307,6 +307,19 @@ def test_every_script_passes_through_tsm_first(repo):
                 seen += [(node.module or "").split(".")[0]]
         assert "tsm" in seen, name
         assert not {"cv2", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "torch", "tqdm"} & set(seen[: seen.index("tsm")]), name
+
+
+@pytest.mark.parametrize("words, read, notes", [
+    (["--on-error=skip", "f"], ("skip", "f"), 1), (["--on_error", "skip", "f"], ("skip", "f"), 0),
+    (["--page", "f", "--output-file", "o"], (None, "f"), 1), (["--html", "f", "--", "--on-error"], (None, "f"), 0),
+])
+def test_an_old_spelling_of_an_option_is_taken_with_a_note(words, read, notes, capsys):
+    cli = parser("")
+    for option in ("--on_error", "--html", "--output-file"):
+        cli.add_argument(option)
+    cli.add_argument("rest", nargs="*")
+    args = cli.parse_args(words)
+    assert (args.on_error, args.html or args.rest[0]) == read and capsys.readouterr().err.count("is spelt --") == notes
 
 
 @pytest.mark.all

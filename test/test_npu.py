@@ -450,7 +450,7 @@ def test_a_chunk_of_nothing_readable_needs_no_chip(emptied, works, fails, atlas,
             (folder / "videos" / name).unlink()
             (folder / "videos" / name).write_bytes(b"")
         env = dict(atlas, STANDIN_CALLS=str(tmp_path / "calls"))
-        out = works("TSM_stream.py", *args, "--devices", "0", "--on-error", "skip", cwd=folder, env=env)
+        out = works("TSM_stream.py", *args, "--devices", "0", "--on_error", "skip", cwd=folder, env=env)
         assert "5 made, 0 already right, 2 skipped" in out and len((tmp_path / "calls").read_text().split()) == 3
         assert "line 3: 2.webm: is empty" in fails("TSM_stream.py", *args, "--devices", "0", cwd=folder, env=env)
     finally:

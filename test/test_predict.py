@@ -1119,7 +1119,7 @@ def test_cells_that_a_spreadsheet_would_compute_are_text(predict, clips):
     labels = ["=1+1", "+x", "-x", "@x", "-0.5"] + ["\u5f00\u95e8 %d" % number for number in range(169)]
     (folder / "names.json").write_text(json.dumps(labels))
     shutil.copy(str(folder / "clips" / min(truth)), str(folder / "-0.5"))
-    for bom in ((), ("--csv-bom",)):
+    for bom in ((), ("--csv_bom",)):
         done = predict("--labels", "names.json", "--csv", "out.csv", "--top", 174, *bom, "--", "-0.5", cwd=folder)
         assert done.returncode == 0, done.stderr
         assert (folder / "out.csv").read_bytes().startswith(b"\xef\xbb\xbf") == bool(bom)

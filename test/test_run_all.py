@@ -422,14 +422,14 @@ def test_a_network_is_proved_once_for_all_batch_sizes(wired):
 
 
 def test_int8_is_calibrated_in_one_way_whether_chunked_or_not(wired, tmp_path):
-    _, calls = wired(1, *OWN, "--precision", "int8", "--on-error", "skip", "--num_worker", 2)
+    _, calls = wired(1, *OWN, "--precision", "int8", "--on_error", "skip", "--num_worker", 2)
     whole = called(calls, "TSM_quantise.py")
     root, ann_file = str(tmp_path / "root"), str(tmp_path / "list.txt")
-    assert whole == [["--model", "tsm_new_bs1.onnx", "--data_root", root, "--ann_file", ann_file, "--on-error", "skip",
+    assert whole == [["--model", "tsm_new_bs1.onnx", "--data_root", root, "--ann_file", ann_file, "--on_error", "skip",
                       "--num_worker", "2", "--output", "tsm_int8.xml"]]
     (tmp_path / "work/tsm_int8.xml").unlink()
     for flags in ("--chunk", "7"), ("--stream",):
-        _, calls = wired(1, *OWN, "--precision", "int8", "--on-error", "skip", "--num_worker", 2, *flags)
+        _, calls = wired(1, *OWN, "--precision", "int8", "--on_error", "skip", "--num_worker", 2, *flags)
         assert called(calls, "TSM_quantise.py") == whole and len(called(calls, "TSM_stream.py")) == 1
         assert not called(calls, "TSM_preprocess.py")
         (tmp_path / "work/tsm_int8.xml").unlink()
@@ -449,11 +449,11 @@ def test_a_list_beyond_the_disk_is_streamed_on_a_cpu(wired, tmp_path):
 
 
 def test_a_list_goes_to_a_cluster_in_chunks(wired, tmp_path):
-    done, calls = wired(1, *OWN, "--precision", "int8", "--on-error", "skip", "--ray", "10.0.0.1:6379")
+    done, calls = wired(1, *OWN, "--precision", "int8", "--on_error", "skip", "--ray", "10.0.0.1:6379")
     assert done.returncode == 0, done.stderr
     assert called(calls, "TSM_stream.py") == [[
         "--precision", "int8", "--int8_model", "tsm_int8.xml", "--ray", "10.0.0.1:6379", "--model", "./tsm_new_bs1.onnx",
-        "--data_root", str(tmp_path / "root"), "--ann_file", str(tmp_path / "list.txt"), "--on-error", "skip",
+        "--data_root", str(tmp_path / "root"), "--ann_file", str(tmp_path / "list.txt"), "--on_error", "skip",
         "--output", "./inference_result", "--output_dirname", "out", "--outfmt", "TXT"]]
     assert not called(calls, "TSM_preprocess.py")
 

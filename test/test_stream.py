@@ -154,12 +154,12 @@ def test_unreadable_videos_end_the_run_or_are_left_out(fails, works, setting):
     (sorted((setting / "videos").iterdir())[1]).write_bytes(b"")
     assert "list.txt, line 2" in fails("TSM_stream.py", *ARGS, cwd=setting)
     assert not (setting / "res/out_summary.json").exists()
-    works("TSM_stream.py", *ARGS, "--on-error", "skip", cwd=setting)
+    works("TSM_stream.py", *ARGS, "--on_error", "skip", cwd=setting)
     out = works("TSM_postprocess.py", "--result_path=res/out_summary.json", "--info_path=sthv2/sthv2.info", cwd=setting)
     assert "accuracy over 4 of 5 (1 skipped)" in out
     for path in (setting / "videos").iterdir():
         path.write_bytes(b"")
-    assert "none of its 5 clips" in fails("TSM_stream.py", *ARGS, "--on-error", "skip", cwd=setting)
+    assert "none of its 5 clips" in fails("TSM_stream.py", *ARGS, "--on_error", "skip", cwd=setting)
 
 
 @pytest.mark.parametrize("args, says", [

@@ -95,7 +95,7 @@ def test_tsm_dataset_and_tsm_preprocess_agree_on_what_is_usable(works, repo, roo
     entries = [{"id": name.rsplit(".", 1)[0], "template": next(iter(labels))} for name in renamed]
     (tmp_path / "validation.json").write_text(json.dumps(entries))
     said = works("TSM_dataset.py", "--annotations", "validation.json", "--labels",
-                 repo / "demo/annotations/something-something-v2-labels.json", "--videos", "root", "--on-error", "skip",
+                 repo / "demo/annotations/something-something-v2-labels.json", "--videos", "root", "--on_error", "skip",
                  *rawframes, cwd=tmp_path)
     lines = (tmp_path / "sthv2_val_list_videos.txt").read_text().splitlines()
     assert {renamed[line.split()[0]] for line in lines} == set(PLAY)

@@ -20,6 +20,7 @@ from typing import Callable, Dict, Iterable, Mapping, NoReturn, Optional, Tuple
 from tsm import __version__
 
 MOST_SECONDS = 10**6  # of a window: eleven days
+RENAMED = {"--page": "--html"}  # options of 1.0, taken for one more version; so are dashes where an underscore stands now
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # how a user, a container, a scheduler and a closed terminal end a run
 _SPACE = " \t\r\n\v\f"  # not those that a name may hold, such as U+00A0 and U+3000
 
@@ -52,6 +53,20 @@ def first_line(error: object, limit: int = 160) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
+        words = list(sys.argv[1:] if args is None else args)
+        options = words[: words.index("--")] if "--" in words else words
+        return super().parse_known_args([self._of_today(word) for word in options] + words[len(options) :], namespace)
+
+    def _of_today(self, word: str) -> str:
+        """A word of the command line, an option's old spelling made today's, with a note."""
+        old, sign, value = word.partition("=")
+        new = RENAMED.get(old, "--" + old[2:].replace("-", "_"))
+        if not old.startswith("--") or old in self._option_string_actions or new not in self._option_string_actions:
+            return word
+        warn("%s is spelt %s now; the old spelling will go with the next version" % (old, new))
+        return new + sign + value
+
     def error(self, message: str) -> NoReturn:
         fail("%s (see --help)" % message, status=2)
 

@@ -98,12 +98,12 @@ def refuse(ann_file: str, clips: Mapping[int, Clip], corrupt: Mapping[int, Corru
     """UserError that names the first of the clips that cannot be read, if there is one."""
     if corrupt:
         first = min(corrupt)
-        remedy = "" if isinstance(corrupt[first], Killed) else "; mend the clip or its line, or leave it out by --on-error skip"
+        remedy = "" if isinstance(corrupt[first], Killed) else "; mend the clip or its line, or leave it out by --on_error skip"
         raise UserError("%s, line %d: %s: %s%s" % (ann_file, clips[first].line, clips[first].source, corrupt[first], remedy))
 
 
 def refuse_killed(ann_file: str, clips: Mapping[int, Clip], corrupt: Mapping[int, Corrupt]) -> None:
-    """refuse(), of those alone whose decoder was killed: with --on-error skip too they are not left out, but tried again."""
+    """refuse(), of those alone whose decoder was killed: with --on_error skip too they are not left out, but tried again."""
     refuse(ann_file, clips, {index: error for index, error in corrupt.items() if isinstance(error, Killed)})
 
 

@@ -59,7 +59,7 @@ def get_args(words: Optional[List[str]] = None) -> argparse.Namespace:
     data("--labels", type=some, metavar="FILE", help="names of the classes, kept in the model for TSM_predict.py and the report")
     data("--filename_tmpl", type=some, metavar="TMPL", help="names of extracted frames (default: img_%%05d.jpg)")
     data("--start_index", type=non_negative, metavar="N", help="number of the first frame (default: 1)")
-    data("--on-error", choices=("fail", "skip"), default="fail", help="what an unreadable video does (default: fail)")
+    data("--on_error", choices=("fail", "skip"), default="fail", help="what an unreadable video does (default: fail)")
     data("--dtype", choices=("float32", "uint8"), default="float32", help="of tensors; uint8: a quarter as large, cpu only "
          "(default: float32)")
     data("--num_worker", type=positive, metavar="N", help="decoding processes (default: the processors that this process may use)")
@@ -259,7 +259,7 @@ def exporting(args: argparse.Namespace, facts: Dict[str, Any], stated: str) -> L
 def options_of(args: argparse.Namespace, told: workfolder.Run) -> Dict[str, Any]:
     """The options of the stages, as far as a run's differ from those of the guide."""
     on_npu, int8 = told.device == "npu", workfolder.INT8 if told.precision == "int8" else ""
-    videos = flags({"--data_root": told.data_root, "--ann_file": told.ann_file, "--on-error": unless("fail", args.on_error),
+    videos = flags({"--data_root": told.data_root, "--ann_file": told.ann_file, "--on_error": unless("fail", args.on_error),
                     "--num_worker": args.num_worker, "--filename_tmpl": told.filename_tmpl, "--start_index": told.start_index})
     engine = [] if on_npu else flags({"--precision": unless("fp32", told.precision), "--agreement": unless(8, args.agreement),
                                       "--backend": told.backend, "--int8_model": int8})

@@ -105,6 +105,7 @@ def facts_of(
                             % (path, chosen["network"]))
         more.append("note: nothing says how many segments %s has; taken as %d; --segments N says otherwise"
                     % (path, chosen["segments"]))
+    more += ["note: %s says of itself: %s" % (path, meta["about"])] if isinstance(meta.get("about"), str) else []
     more += _of_labels(path, meta.get("naming") == "MIT", chosen["classes"])
     protocol = Protocol(*(chosen[name] for name in Protocol._fields))
     return Facts(chosen["network"], chosen["width"], protocol, chosen["average_clips"], frames, origins, conflicts + unsure,

@@ -216,13 +216,13 @@ def text(found: Dict[str, Any], most: int = 20) -> str:
         lines += ["         %s  %.4f (margin %.4f)  %s" % (side.upper(), flip[side]["probability"], flip[side]["margin"],
                                                           name_of(flip[side]["answer"], names)) for side in "ab"]
     if len(found["flips"]) > most:
-        lines.append("  and %d more: --csv or --page has them all" % (len(found["flips"]) - most))
+        lines.append("  and %d more: --csv or --html has them all" % (len(found["flips"]) - most))
     if found["classes"]:
         lines.append("classes that changed, right of their videos in A and B:")
         lines += ["  %3d -> %3d of %-4d %s" % (row["right_a"], row["right_b"], row["videos"], name_of(row["class"], names))
                   for row in found["classes"][:most]]
     if len(found["classes"]) > most:
-        lines.append("  and %d more: --json or --page has them all" % (len(found["classes"]) - most))
+        lines.append("  and %d more: --json or --html has them all" % (len(found["classes"]) - most))
     return "\n".join(lines)
 
 
