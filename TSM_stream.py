@@ -33,7 +33,7 @@ import contextlib
 from functools import partial
 from typing import Any, Dict, Tuple
 
-from tsm.cli import UserError, parser, run
+from tsm.cli import UserError, parser, progress, run
 from tsm.files import locked
 from tsm.infer import journal
 from tsm.infer.ascend import check_scratch, chip_list, chips_here, on_chips
@@ -103,18 +103,15 @@ def carrier(args: argparse.Namespace, job: Job) -> Tuple[Any, int]:
 
 def carry_out(args: argparse.Namespace, work: journal.Work, job: Job, found: journal.Progress, folder: str) -> None:
     """Do what is left in `found`; the journal is in `folder`."""
-    from tqdm import tqdm
-
     if args.on_error == "fail":
         refuse(args.ann_file, work.clips, found.corrupt)
     if not found.keys:
         return
     carry, at_once = carrier(args, job)
     ready = len(found.done) + len(found.corrupt)
-    with journal.recording(work, found, folder) as keep, tqdm(
-            total=ready + len(found.keys), initial=ready, desc="videos", unit="video", disable=None) as bar:
+    with journal.recording(work, found, folder) as keep, progress(ready + len(found.keys), "videos", "video", ready) as tick:
         def flight(under_way: Dict[str, int]) -> None:
-            bar.set_postfix_str(", ".join("%s: %d" % item for item in sorted(under_way.items())), refresh=False)
+            tick(0, ", ".join("%s: %d" % item for item in sorted(under_way.items())))
 
         for chunks in rounds(args.chunk, work, job, found, at_once):
             if job.device == "npu" and not args.ray:
@@ -123,7 +120,7 @@ def carry_out(args: argparse.Namespace, work: journal.Work, job: Job, found: jou
             with contextlib.closing(carry(job, chunks, flight)) as pieces:
                 for piece in pieces:
                     keep(piece)
-                    bar.update(len(piece.done) + len(piece.skipped))
+                    tick(len(piece.done) + len(piece.skipped))
                     if args.on_error == "fail":
                         refuse(args.ann_file, work.clips, found.corrupt)
 

@@ -15,7 +15,7 @@ import stat
 import sys
 import tempfile
 import unicodedata
-from typing import Callable, Dict, Iterable, Mapping, NoReturn, Optional, Tuple
+from typing import Callable, Dict, Iterable, Iterator, Mapping, NoReturn, Optional, Tuple
 
 from tsm import __version__
 
@@ -131,6 +131,30 @@ def _at_least(text: str, low: int) -> int:
     if value < low:
         raise argparse.ArgumentTypeError("%s is below %d" % (text, low))
     return value
+
+
+@contextlib.contextmanager
+def progress(total: int, what: str, unit: str, ready: int = 0) -> Iterator[Callable[..., None]]:
+    """A function to be told of what is done, as by tick(1); a note, as in tick(0, "host: 2"), stays until the next. Of `total` units,
+    `ready` were done before.
+
+    On a terminal it moves a bar; elsewhere it prints a line per 10 %.
+    """
+    from tqdm import tqdm
+
+    done = ready
+    with tqdm(total=total, initial=ready, desc=what, unit=unit, disable=None) as bar:
+
+        def tick(count: int = 1, note: Optional[str] = None) -> None:
+            nonlocal done
+            tenths, done = done * 10 // total, done + count
+            if note is not None:
+                bar.set_postfix_str(note, refresh=False)
+            bar.update(count)
+            if bar.disable and done * 10 // total > tenths:
+                print("%s: %d %% (%d of %d)" % (what, done * 100 // total, done, total), flush=True)
+
+        yield tick
 
 
 def run(main: Callable[[], None]) -> NoReturn:
