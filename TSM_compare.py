@@ -29,7 +29,7 @@ from typing import Any, Dict, List, Optional
 
 from tsm.cli import UserError, check_outputs, parser, positive, run
 from tsm.files import write_json, write_text
-from tsm.report.compare import compare, flip_rows, load_run, text
+from tsm.report.compare import add_strips, compare, comparison_text, flip_rows, load_run
 from tsm.report.findings import write_csv
 from tsm.samples import manifest_path
 from tsm.workfolder import LABELS, REPORT, RUN, STAGES, SUMMARY
@@ -78,7 +78,7 @@ def paths_of(args: argparse.Namespace) -> Dict[str, Optional[str]]:
 
 def compare_two(args: argparse.Namespace) -> None:
     found = compare(*(load_run(path) for path in args.runs))
-    print(text(found))
+    print(comparison_text(found))
     if args.json:
         write_json(args.json, found)
     if args.csv:
@@ -86,6 +86,7 @@ def compare_two(args: argparse.Namespace) -> None:
     if args.html:
         from tsm.report.page import compare_page
 
+        add_strips(found, args.data_root)
         write_text(args.html, compare_page(found, args.html))
     for path in filter(None, (args.json, args.csv, args.html)):
         print("wrote " + path)

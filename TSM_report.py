@@ -26,7 +26,7 @@ from typing import Any, Dict, List, Optional
 from tsm.cli import UserError, check_outputs, non_negative, parser, positive, run, warn
 from tsm.files import read_json, sha256, write_json, write_text
 from tsm.labels import labels_in, read_labels
-from tsm.report.collect import Model, collect, complete, read_model, text
+from tsm.report.collect import Model, collect, complete, read_model, report_text
 from tsm.report.findings import Columns, columns_of, confusion_rows, findings, gallery, prediction_rows, with_strips, write_csv
 from tsm.report.page import report_page
 from tsm.results import accuracy_from, read_accuracy, read_results, read_summary, views_agree
@@ -154,7 +154,7 @@ def main() -> None:
         given or accuracy_from(scores or {}, labels, skipped), model, summary, manifest, args.device, args.precision,
         args.batch_size, args.perf_batches, sha256(args.checkpoint) if args.checkpoint else None, vars(args))
     complete(report, model, names, found, counted, read_json(args.agreement, "agreement") if args.agreement else None)
-    print(text(report) + "\n")
+    print(report_text(report) + "\n")
     write_json(args.output, report, "report")
     print("wrote " + args.output)
     if found:

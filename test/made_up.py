@@ -34,7 +34,8 @@ def report(videos=60, classes=12, names=None, scores=None, labels=None, sources=
     protocol = dict(SSV2._asdict(), classes=classes, shape=list(SSV2.video_shape), dtype="float32")
     times = (50 + 5 * np.random.RandomState(1).standard_gamma(2, 500)).tolist()
     made = {
-        "version": "1.0.0", "arguments": {"model": "new.onnx"}, "fusion": "score", "batch_size": 1,
+        "version": "1.0.0", "arguments": {"model": "new.onnx", "data_root": None},
+        "made": {"date": "2026-11-28 03:06", "host": "host", "folder": "/runs/one"}, "fusion": "score", "batch_size": 1,
         "device": {"kind": "cpu", "name": "A processor, 2 threads fp32", "precision": "fp32", "machine": "x86_64", "python": "3"},
         "checkpoint_sha256": "f" * 64, "accuracy": accuracy._asdict(), "comparison": "no published figure to compare with",
         "published": None, "checks": [check("published accuracy", NOTE, "no published figure to compare with")],

@@ -102,7 +102,7 @@ def test_a_run_that_moved_is_not_mistaken_for_the_one_in_its_place(works, fails,
     shutil.rmtree(str(runs / "old/inference_result"))
     shutil.rmtree(str(runs / "old/sthv2"))
     line = fails("TSM_compare.py", "old", "b", cwd=runs)
-    assert "old: its report.json says top-1 0.8000, and " in line and "gives 0.6667" in line
+    assert "old: its report.json is of 5 classes and says top-1 0.8000, and " in line and "gives 0.6667" in line
 
 
 def test_names_cannot_command_the_terminal_and_what_is_cut_is_counted(works, tmp_path):

@@ -4,6 +4,7 @@ import functools
 import json
 import random
 import re
+import time
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tsm.files import read_json, sealed, unsealed, write_json
 from tsm.labels import name_of, read_labels
 from tsm.report.compare import compare
 from tsm.report.findings import STRIP, confidence, reverses
-from tsm.report.page import as_json, compare_page, matrix, report_page
+from tsm.report.page import compare_page, matrix, report_page, safe_json
 
 NASTY = ['<script>alert(1)</script>', '"><img src=x onerror=alert(2)>', "'; alert(3) //", "</script><b>", "{{ 7 * 7 }}",
          "\u202eright to left", "\u05e9\u05dc\u05d5\u05dd", "\U0001f600 emoji", "a\u2028line", "a & b", "<!--", "\0nul"]
@@ -108,6 +109,7 @@ def test_a_page_of_24777_videos_opens_quickly_and_works(page, large, names):
     assert page.logs == [] and page.requests == [large.as_uri()]
     assert page.js("document.querySelectorAll('#class-table tbody tr').length") == 174
 
+    page.js("document.querySelector('#class-table').closest('details').open = true")
     page.js("document.querySelector('#class-table th:nth-child(3) button').click()")
     shares = [float(text.rstrip("\u202f%")) for text in column(page, 2)]
     assert shares == sorted(shares) and shares[0] < shares[-1]
@@ -131,6 +133,11 @@ def test_a_page_of_24777_videos_opens_quickly_and_works(page, large, names):
     page.js("var c = document.querySelector('#only-wrong'); c.checked = false; c.dispatchEvent(new Event('change'))")
     assert page.js("document.querySelector('#video-count').textContent") == "1 video"
     assert page.js("document.querySelector('#video-table tbody td').textContent") == "70123.webm"
+    type_into(page, "#video-search", "")
+    start = time.perf_counter()
+    page.js("document.querySelector('#video-all').click()")
+    assert page.js("document.querySelectorAll('#video-table tbody tr').length") == 24777 and time.perf_counter() - start < 10
+    assert page.js("document.querySelector('#video-all').hidden")
     type_into(page, "#video-search", "no such video")
     assert page.js("document.querySelectorAll('#video-table tbody tr').length") == 0
 
@@ -142,6 +149,7 @@ def test_nothing_overlaps(page, large, tmp_path, width):
     for path in (large, drawn(report(names=["a very long name of a class, %d, that goes on and on" % i for i in range(12)]),
                               tmp_path / "small.html")):
         page.open(path)
+        page.js("document.querySelectorAll('details').forEach(d => { d.open = true; })")
         assert overflowing(page) == []
 
 
@@ -208,7 +216,7 @@ def test_names_are_text_whatever_they_hold(page, tmp_path):
     shown = set(column(page, 0))
     assert {name for name in NASTY if "\0" not in name} <= shown
     assert page.js("JSON.parse(document.getElementById('videos-data').textContent).names[3]") == NASTY[3]
-    assert "\u2028" not in as_json(NASTY) and "</script" not in as_json(NASTY)
+    assert "\u2028" not in safe_json(NASTY) and "</script" not in safe_json(NASTY)
 
 
 @pytest.mark.browser
@@ -354,7 +362,7 @@ def test_a_damaged_report_is_neither_drawn_nor_compared(fails, tmp_path, path, n
 
 @pytest.mark.browser
 def test_two_runs_have_a_page(page, tmp_path):
-    from tsm.report.compare import Run
+    from tsm.report.compare import Measured
     from tsm.report.findings import columns_of
 
     runs = []
@@ -362,11 +370,16 @@ def test_two_runs_have_a_page(page, tmp_path):
         scores, labels = scores_of(40, 12)
         scores = scores if not seed else {index: np.roll(row, index % 2) for index, row in scores.items()}
         columns = columns_of(scores, labels, {index: NASTY[index % len(NASTY)] for index in labels})
-        runs.append(Run("run <%d>" % seed, {"device": None}, NASTY, 12, columns, np.stack(list(scores.values()))))
+        about = dict.fromkeys(("checkpoint", "precision", "device", "date", "data_root"))
+        runs.append(Measured("run <%d>" % seed, about, NASTY, 12, columns, np.stack(list(scores.values()))))
     path = tmp_path / "c.html"
     path.write_text(compare_page(compare(*runs), "c.html"), encoding="utf-8")
     for width in (400, 1400):
         page.size(width)
         page.open(path)
         assert page.logs == [] and page.requests == [path.as_uri()] and overflowing(page) == []
-    assert page.js("document.querySelectorAll('#flips tbody tr').length") == len(compare(*runs)["flips"]) > 5
+    kinds = [flip["kind"] for flip in compare(*runs)["flips"]]
+    assert page.js("document.querySelectorAll('#flips tbody tr').length") == len(kinds) > 5
+    page.js("var s = document.querySelector('select'); s.value = 'lost'; s.dispatchEvent(new Event('input'))")
+    shown = page.js("document.querySelectorAll('#flips tbody tr:not([hidden])').length")
+    assert shown == kinds.count("lost") and 0 < shown < len(kinds)

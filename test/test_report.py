@@ -16,7 +16,7 @@ from onnx import TensorProto, helper  # noqa: E402
 from tsm.checkpoint import published  # noqa: E402
 from tsm.files import read_json, sealed, write_json  # noqa: E402
 from tsm.protocol import PIPELINES, SSV2  # noqa: E402
-from tsm.report.collect import published_of, rows, verdict  # noqa: E402
+from tsm.report.collect import against_published, closing_rows, published_of, verdict  # noqa: E402
 from tsm.report.findings import another_order  # noqa: E402
 from tsm.results import Accuracy, joined, statistics, summarise  # noqa: E402
 
@@ -113,7 +113,7 @@ def test_an_npu_has_the_guide_s_speeds_beside_it_without_their_accuracy(works, l
 
 def test_the_verdict_compares_all_videos_of_the_official_checkpoint():
     def said(accuracy, fusion, digest, protocol=SSV2):
-        return verdict(accuracy, *published_of(fusion, protocol, digest))[1]
+        return against_published(accuracy, *published_of(fusion, protocol, digest))[1]
 
     right = Accuracy(24777, 0, 0.619, 0.87, 0.5, (0.613, 0.625), 0)
     assert "lies within" in said(right, "score", OFFICIAL)
@@ -132,9 +132,9 @@ def test_every_published_file_has_its_own_figure_under_its_own_test(row):
         return
     assert found.top1_acc == pytest.approx(row.top1 / 100) and found.data == row.data
     around = Accuracy(found.videos or 19000, 0, found.top1_acc, 1.0, 0.5, (found.top1_acc - 0.01, found.top1_acc + 0.01), 0)
-    assert ("lies within" if found.videos else "not compared") in verdict(around, found, why)[1]
-    assert "not compared" in verdict(around._replace(videos=40), found, why)[1]
-    assert "not compared" in verdict(around._replace(videos=around.videos - 1000, skipped=1000), found, why)[1]
+    assert ("lies within" if found.videos else "not compared") in against_published(around, found, why)[1]
+    assert "not compared" in against_published(around._replace(videos=40), found, why)[1]
+    assert "not compared" in against_published(around._replace(videos=around.videos - 1000, skipped=1000), found, why)[1]
     if row.file != published.OFFICIAL:
         assert "fused by score" in published_of("score", protocol, row.digest + "0" * 56)[1]
     other = protocol._replace(crops="ten" if protocol.crops != "ten" else "three")
@@ -146,12 +146,28 @@ def test_figures_of_several_runs_are_joined_as_far_as_they_can_be():
     assert joined(parts) == {"min": 0.5, "max": 9.0, "mean": 3.75, "count": 4}
 
 
+def test_the_verdict_joins_the_checks_with_what_stands_out():
+    names = ["Opening a box", "Closing a box", "Holding a box"]
+
+    def said(answers, label=0):
+        scores = {index: np.eye(3)[answer] * 0.9 + 0.03 for index, answer in enumerate(answers)}
+        return verdict(report(classes=3, names=names, scores=scores, labels=dict.fromkeys(scores, label)))
+
+    assert said([0, 0]) == "All 6 checks passed. 2 of 2 videos right."
+    assert "1 of 4 videos right; 1 confused pair is one action played backwards (2 of the 3 wrong answers): the order" in said([0, 1, 1, 2])
+    assert "most often \u201cOpening a box\u201d was taken for \u201cHolding a box\u201d (2 videos)" in said([0, 2, 2])
+    assert said([0, 0, 2]).endswith("2 of 3 videos right; 1 of the 1 wrong answers have a probability above 0.9.")
+    made = report(classes=3, names=names)
+    made["checks"][1].update(state="fail", name="order of the labels")
+    assert verdict(made).startswith("1 of 6 checks FAILED (order of the labels).") and "another order of the labels" in verdict(made)
+
+
 def test_rows_name_the_videos_that_were_left_out():
     report = {"accuracy": Accuracy(9, 3, 1.0, 1.0, 1.0, (0.7, 1.0), 0)._asdict(), "published": None, "fusion": "prob",
               "device": {"kind": "cpu", "name": "x"}, "throughput": {}, "batch_size": 4}
-    assert rows(report)[1] == ["x", "4", "9 of 12 videos", "1.0000 / 1.0000", ""]
+    assert closing_rows(report)[1] == ["x", "4", "9 of 12 videos", "1.0000 / 1.0000", ""]
     published = {"source": "mmaction2", "data": "Jester", "top1_acc": 0.972, "top5_acc": None}
-    assert rows(dict(report, published=published))[2] == ["published: mmaction2", "", "Jester", "0.9720", ""]
+    assert closing_rows(dict(report, published=published))[2] == ["published: mmaction2", "", "Jester", "0.9720", ""]
 
 
 def rows_of(path):
@@ -251,7 +267,7 @@ def test_named_checks_pass_and_fail(works, left):
     out = works("TSM_report.py", *ARGS, "--accuracy", "accuracy.json", cwd=left)
     found = checks(left)
     assert {found[name]["state"] for name in ("results", "graph surgery", "protocol")} == {"fail"}
-    assert "segments 8, not 16" in found["protocol"]["text"] and out.count("FAILED ") == 3
+    assert "segments 8, not 16" in found["protocol"]["text"] and out.count("\nFAILED ") == 3
 
 
 def test_agreement_of_a_device_is_a_check(works, fails, left):
@@ -276,7 +292,7 @@ def test_film_strips_are_of_the_data(works, left, repo):
     strips = [entry["strip"] for kind in ("failures", "successes") for entry in found[kind]]
     for strip in strips:
         picture = cv2.imdecode(np.frombuffer(base64.b64decode(strip.split(",")[1]), np.uint8), cv2.IMREAD_COLOR)
-        assert picture.shape[0] == 112 and picture.shape[1] % 8 == 0
+        assert picture.shape == (112, 8 * 149, 3)
     page = (left / "report.html").read_text(encoding="utf-8")
     assert len(strips) == 2 and page.count("data:image/jpeg;base64,") == 2 and "holds frames of the data" in page
     (left / "data/0.webm").unlink()
@@ -295,8 +311,8 @@ def test_the_strip_of_a_folder_of_frames_is_that_of_its_frames(tmp_path):
     for number in range(1, 17):
         cv2.imwrite(str(tmp_path / ("img_%05d.jpg" % number)), np.full((56, 64, 3), 15 * number, np.uint8))
     picture = cv2.imdecode(np.frombuffer(strip(str(tmp_path)), np.uint8), cv2.IMREAD_COLOR)
-    assert picture.shape == (112, 8 * 128, 3)
-    shades = picture[56, 64::128, 0].astype(int)
+    assert picture.shape == (112, 8 * 149, 3)  # every strip, whatever the shape of its frames
+    shades = picture[56, 74::149, 0].astype(int)
     assert np.abs(shades - 15 * np.arange(2, 17, 2)).max() < 4
 
 

@@ -3,14 +3,16 @@
 import json
 import os
 import platform
+import time
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from tsm import __version__
 from tsm.checkpoint import published
-from tsm.cli import UserError
+from tsm.cli import UserError, printable
 from tsm.files import read_json
+from tsm.labels import name_of
 from tsm.machine import processor_name
 from tsm.model.onnxfile import load, metadata, protocol_of
 from tsm.protocol import FUSIONS, PIPELINES, SSV2, Protocol, differences, protocol_from
@@ -19,6 +21,8 @@ from tsm.results import OWN, TIMES, Accuracy, is_time, own_entry, throughput_in
 from tsm.workfolder import STAGES
 
 LATENCY_BINS = 40
+BACKWARDS = 0.2  # of the wrong answers, from which on those that are the action played backwards are what stands out
+ORDER = "order of the labels"  # a check
 PASS, FAIL, NOTE = "pass", "fail", "note"  # states of a check; a note is neither good nor bad
 
 ATLAS_THROUGHPUT = {1: 20.77, 4: 18.41, 8: 17.67, 16: 17.12, 32: 17.36}  # videos/s by batch, the Ascend guide, Atlas 310P3
@@ -84,7 +88,7 @@ def published_of(fusion: str, protocol: Protocol, checkpoint_sha256: Optional[st
     return found, "" if found else "nothing was published of %s with its views fused by %s" % (row.file, fusion)
 
 
-def verdict(accuracy: Accuracy, published: Optional[published.Published], why: str) -> Tuple[str, str]:
+def against_published(accuracy: Accuracy, published: Optional[published.Published], why: str) -> Tuple[str, str]:
     """(state, one line): does the measured top-1 agree with the published one, if the two can be compared at all?"""
     if published is None:
         return NOTE, "no published figure to compare with: %s." % why
@@ -112,11 +116,13 @@ def collect(
     fusion = model.facts["tsm.fusion"]
     digest = model.facts.get("tsm.checkpoint_sha256", checkpoint_sha256)
     published, why = published_of(fusion, model.protocol, digest)
-    state, comparison = verdict(accuracy, published, why)
+    state, comparison = against_published(accuracy, published, why)
     return {
         "version": __version__,
         "device": {"kind": device, "name": device_name(device, precision), "precision": precision,
                    "machine": platform.machine(), "python": platform.python_version()},
+        "made": {"date": time.strftime("%Y-%m-%d %H:%M", time.localtime(os.path.getmtime(arguments["result_path"]))),
+                 "host": platform.node(), "folder": os.path.dirname(os.path.abspath(arguments["output"]))},
         "arguments": arguments,
         "fusion": fusion,
         "batch_size": batch,
@@ -197,7 +203,7 @@ def _labels(report: Dict[str, Any]) -> Optional[Dict[str, str]]:
         return None
     label, answer = (np.array(report["findings"]["videos"][name]) for name in ("label", "answer"))
     found, words = another_order(label, answer, report["protocol"]["classes"], report["names"])
-    return check("order of the labels", FAIL if found else PASS, words)
+    return check(ORDER, FAIL if found else PASS, words)
 
 
 def _proved(model: Model) -> Dict[str, str]:
@@ -245,6 +251,37 @@ def _no_ties(report: Dict[str, Any]) -> Optional[Dict[str, str]]:
     return check("ties", NOTE, "%d verdicts hang on equal scores; NPY and BIN results keep more digits" % ties) if ties else None
 
 
+def verdict(report: Dict[str, Any]) -> str:
+    """What the run found, in a sentence or three: whether its checks passed, how many videos are right, and what stands out."""
+    states = [entry["state"] for entry in report["checks"]]
+    failed = [entry["name"] for entry in report["checks"] if entry["state"] == FAIL]
+    videos = report["accuracy"]["videos"]
+    right = round(report["accuracy"]["top1_acc"] * videos)
+    checks = "%d of %d checks FAILED (%s)." % (len(failed), len(failed) + states.count(PASS), ", ".join(failed)) if failed else (
+        "All %d checks passed." % states.count(PASS))
+    return "%s %d of %d videos right%s" % (checks, right, videos, _stands_out(report, videos - right))
+
+
+def _stands_out(report: Dict[str, Any], wrong: int) -> str:
+    """The finding that explains most of `wrong` videos, after what comes before it in a sentence."""
+    if not report["findings"] or not wrong:
+        return "."
+    pairs, names = report["findings"]["pairs"], report["names"]
+    backwards = [pair for pair in pairs if pair["reversed"]]
+    lost = sum(pair["count"] for pair in backwards)
+    if any(entry["state"] == FAIL and entry["name"] == ORDER for entry in report["checks"]):
+        return "; another order of the labels explains more of them."
+    if lost > 1 and lost >= BACKWARDS * wrong:
+        return "; %d confused pair%s one action played backwards (%d of the %d wrong answers): the order of frames may be lost." % (
+            len(backwards), " is" if len(backwards) == 1 else "s are", lost, wrong)
+    first = pairs[0]
+    if first["count"] > 1:
+        return "; most often \u201c%s\u201d was taken for \u201c%s\u201d (%d videos)." % (
+            name_of(first["truth"], names), name_of(first["answer"], names), first["count"])
+    sure = sum(share > 0.9 for share, rank in zip(*(report["findings"]["videos"][key] for key in ("probability", "rank"))) if rank > 1)
+    return "; %d of the %d wrong answers have a probability above 0.9." % (sure, wrong) if sure else "; no two mistakes are alike."
+
+
 def time_split(report: Dict[str, Any]) -> List[List[Any]]:
     """[what, mean ms per batch] of the inference: computing, and copying to and from the device, or waiting for files."""
     words = ("computing", "to the device", "from the device") if report["device"]["kind"] == "npu" else (
@@ -253,7 +290,7 @@ def time_split(report: Dict[str, Any]) -> List[List[Any]]:
     return [[word, figure["mean"]] for word, figure in zip(words, figures) if word and isinstance(figure, dict)]
 
 
-def rows(report: Dict[str, Any]) -> List[List[str]]:
+def closing_rows(report: Dict[str, Any]) -> List[List[str]]:
     """The cells of the closing table; the first row is the heading. Published figures follow where they belong to this run."""
     accuracy, figure, npu = report["accuracy"], report["published"], report["device"]["kind"] == "npu"
     videos, skipped = accuracy["videos"], accuracy["skipped"]
@@ -273,7 +310,7 @@ def rows(report: Dict[str, Any]) -> List[List[str]]:
     return cells
 
 
-def table(cells: List[List[str]]) -> str:
+def markdown(cells: List[List[str]]) -> str:
     """A Markdown table whose columns line up; the first row is the heading."""
     widths = [max(map(len, column)) for column in zip(*cells)]
     lines = ["| %s |" % " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in cells]
@@ -281,14 +318,15 @@ def table(cells: List[List[str]]) -> str:
     return "\n".join(lines)
 
 
-def text(report: Dict[str, Any]) -> str:
+def report_text(report: Dict[str, Any]) -> str:
     """The report for a terminal: the table, how the views were fused, the comparisons, the stages."""
-    parts = [table(rows(report)), "\nviews fused by %s; %s" % (report["fusion"], report["comparison"])]
+    parts = [markdown(closing_rows(report)), "\n" + printable(verdict(report)),
+             "\nviews fused by %s; %s" % (report["fusion"], report["comparison"])]
     agreement = report["inference"][OWN].get("top1_agreement_with_fp32")
     if agreement:
         parts.append("top-1 in %s agrees with fp32 on %d of the %d videos that both were run on" % (
             report["device"]["precision"], agreement["same"], agreement["videos"]))
     parts += ["FAILED %(name)s: %(text)s" % entry for entry in report["checks"] if entry["state"] == FAIL]
-    parts.append("\n" + table([["stage", "seconds", "peak memory, MB"]] + [
+    parts.append("\n" + markdown([["stage", "seconds", "peak memory, MB"]] + [
         [stage, "%.1f" % entry["seconds"], "%.0f" % entry["peak_mb"]] for stage, entry in report["stages"].items()]))
     return "\n".join(parts)

@@ -10,28 +10,29 @@ import numpy as np
 from tsm.cli import UserError, printable, warn
 from tsm.files import read_json
 from tsm.labels import name_of
-from tsm.report.findings import Columns, columns_of
+from tsm.report.findings import Columns, columns_of, strip_of
 from tsm.results import accuracy_from, mcnemar, read_results
 from tsm.samples import manifest_path, read_info, read_manifest
 from tsm.workfolder import LABELS, REPORT, SUMMARY
 
 LEAST = 1e-300  # a p value below it is not told from 0
+CHANCE = 0.05  # a p value from which on a difference may be one
 SUFFIX = r"\.(?=[0-9]*[A-Za-z])[A-Za-z0-9]{2,5}$"  # of a video; a folder of its frames has none
-Key = Tuple[str, int]  # a video's name, and which of the videos of this name
+STRIPS = 12  # flipped videos whose frames the page shows
 
 
-class Run(NamedTuple):
+class Measured(NamedTuple):
     """A run, as far as it is compared. `scores`, float64 [videos, classes], is None where its result files are gone."""
 
-    name: str
-    about: Dict[str, Any]  # fusion, device, precision, as far as they are known
+    name: str  # the path that was given
+    about: Dict[str, Any]  # checkpoint, precision, device, fusion, date, data_root: what is known of them, else None
     names: Optional[List[str]]
     classes: int
     columns: Columns
     scores: Optional[np.ndarray]
 
 
-def load_run(path: str) -> Run:
+def load_run(path: str) -> Measured:
     """A run from its work folder or its report.json.
 
     Result files are read if they are there, and else what report.json keeps of every video. Raises UserError, or OSError, that
@@ -42,10 +43,12 @@ def load_run(path: str) -> Run:
     given = os.path.join(path, REPORT) if os.path.isdir(path) else path
     if given == path or os.path.exists(given):
         report = read_json(given, "report")
-    result_path, info_path = (_moved_with(folder, report.get("arguments", {}).get(name) or default)
+    arguments, device = report.get("arguments", {}), report.get("device", {})
+    result_path, info_path = (_moved_with(folder, arguments.get(name) or default)
                               for name, default in (("result_path", SUMMARY), ("info_path", LABELS)))
-    about = {"fusion": report.get("fusion"), "device": (report.get("device") or {}).get("name"),
-             "precision": (report.get("device") or {}).get("precision")}
+    about = {"checkpoint": report.get("model", {}).get("tsm.checkpoint"), "precision": device.get("precision"),
+             "device": device.get("name"), "fusion": report.get("fusion"), "date": report.get("made", {}).get("date"),
+             "data_root": os.path.join(folder, arguments["data_root"]) if arguments.get("data_root") else None}
     try:
         manifest = read_manifest(manifest_path(info_path))
         classes = manifest["protocol"]["classes"]
@@ -55,17 +58,24 @@ def load_run(path: str) -> Run:
         if not report.get("findings"):
             raise UserError("%s: holds no results of single videos (%s is missing); give the work folder of a run, or its "
                             "report.json" % (path, error.filename))
-        return Run(os.path.normpath(path), about, report["names"], report["protocol"]["classes"], report["findings"]["videos"], None)
-    if report and report["protocol"]["classes"] != classes:
-        raise UserError("%s: its report.json is of %d classes, and %s of %d; make the report again with TSM_report.py" % (
-            path, report["protocol"]["classes"], manifest_path(info_path), classes))
+        return Measured(os.path.normpath(path), about, report["names"], report["protocol"]["classes"], report["findings"]["videos"], None)
     counted = accuracy_from(scores, labels, len(manifest["skipped"]))
-    if report and counted.top1_acc != report["accuracy"]["top1_acc"]:
-        raise UserError("%s: its report.json says top-1 %.4f, and %s gives %.4f; make the report again with TSM_report.py" % (
-            path, report["accuracy"]["top1_acc"], result_path, counted.top1_acc))
+    if report and (report["protocol"]["classes"], report["accuracy"]["top1_acc"]) != (classes, counted.top1_acc):
+        raise UserError("%s: its report.json is of %d classes and says top-1 %.4f, and %s has %d and gives %.4f; make the report again "
+                        "with TSM_report.py" % (path, report["protocol"]["classes"], report["accuracy"]["top1_acc"], result_path, classes,
+                                                counted.top1_acc))
     columns = columns_of(scores, labels, {entry["id"]: entry["source"] for entry in manifest["samples"]})
-    return Run(os.path.normpath(path), about, report.get("names"), classes, columns,
-               np.stack([scores[index] for index in columns["id"]]))
+    return Measured(os.path.normpath(path), about, report.get("names"), classes, columns,
+                    np.stack([scores[index] for index in columns["id"]]))
+
+
+def _titles(a: Measured, b: Measured) -> Tuple[str, str]:
+    """What two runs are called: checkpoint, precision and date as far as these are known, and always the folder."""
+    def title(run: Measured) -> str:
+        folder = os.path.basename(os.path.abspath(run.name if os.path.isdir(run.name) else os.path.dirname(run.name)))
+        return ", ".join(filter(None, [run.about["checkpoint"], run.about["precision"], run.about["date"], "in " + folder]))
+
+    return title(a), title(b)
 
 
 def _moved_with(folder: str, path: str) -> str:
@@ -75,10 +85,10 @@ def _moved_with(folder: str, path: str) -> str:
     return next(filter(os.path.exists, tails), os.path.join(folder, path))
 
 
-def _keys(columns: Columns) -> Dict[Key, int]:
-    """{video: its place}; a video that is listed several times counts as several."""
+def _keys(columns: Columns) -> Dict[Tuple[str, int], int]:
+    """{(a video's name, which of those of this name): its place}; a video that is listed several times counts as several."""
     seen: Dict[str, int] = {}
-    places: Dict[Key, int] = {}
+    places: Dict[Tuple[str, int], int] = {}
     for place, video in enumerate(columns["video"]):
         seen[video] = seen.get(video, 0) + 1
         places[video, seen[video]] = place
@@ -111,7 +121,7 @@ def _once(names: Sequence[Sequence[str]], depth: int) -> Dict[Tuple[str, ...], i
     return {end: place for place, end in enumerate(ends) if counts[end] == 1}
 
 
-def _check_names(a: Run, b: Run) -> None:
+def _check_names(a: Measured, b: Measured) -> None:
     """UserError where a name stands for one class in a run and for another in the other; a warning where names are spelt otherwise."""
     pairs = list(enumerate(zip(a.names or (), b.names or ())))
     differs = {number: names for number, names in pairs if names[0] != names[1]}
@@ -125,7 +135,7 @@ def _check_names(a: Run, b: Run) -> None:
     warn("%s%s; the names of the first are shown" % (first, " (and %d more)" % (len(differs) - 1) if len(differs) > 1 else ""))
 
 
-def compare(a: Run, b: Run) -> Dict[str, Any]:
+def compare(a: Measured, b: Measured) -> Dict[str, Any]:
     """What differs between two runs, over the videos that both have, joined by their names (_join); plain values for JSON.
 
     Raises UserError where they have no video in common, or do not agree on the classes, their order or a video's label.
@@ -145,9 +155,10 @@ def compare(a: Run, b: Run) -> Dict[str, Any]:
                         for side, run in enumerate((a, b)))
     lost, gained = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     top5 = [float(np.mean([run.columns["rank"][pair[side]] <= 5 for pair in pairs])) for side, run in enumerate((a, b))]
-    flips = _flips(a.columns, b.columns, pairs)
+    flips, titles = _flips(a.columns, b.columns, pairs), _titles(a, b)
     return {
-        "a": dict(a.about, name=a.name), "b": dict(b.about, name=b.name), "names": a.names or b.names, "videos": len(pairs),
+        "a": dict(a.about, name=a.name, title=titles[0]), "b": dict(b.about, name=b.name, title=titles[1]),
+        "names": a.names or b.names, "number_of_classes": a.classes, "videos": len(pairs),
         "renamed": renamed, "only_a": len(a.columns["video"]) - len(pairs), "only_b": len(b.columns["video"]) - len(pairs),
         "top1": [float(right_a.mean()), float(right_b.mean())], "top5": top5,
         "mcnemar": {"lost": lost, "gained": gained, "p": mcnemar(lost, gained)},
@@ -177,7 +188,7 @@ def _classes(a: Columns, pairs: Sequence[Tuple[int, int]], right_a: np.ndarray, 
                   key=lambda row: -abs(row["right_a"] - row["right_b"]))
 
 
-def _differences(a: Run, b: Run, pairs: Sequence[Tuple[int, int]]) -> Dict[str, Any]:
+def _differences(a: Measured, b: Measured, pairs: Sequence[Tuple[int, int]]) -> Dict[str, Any]:
     """Largest and mean absolute difference of a probability: of all classes, or if result files are gone of the true one."""
     if a.scores is not None and b.scores is not None:
         apart = np.array([np.abs(a.scores[place] - b.scores[other]).max() for place, other in pairs])
@@ -195,15 +206,33 @@ def chance(p: float) -> str:
     return "p = %.3f" % p if p >= 0.001 else "p = %.1e" % p if p > LEAST else "p < %.0e" % LEAST
 
 
-def text(found: Dict[str, Any], most: int = 20) -> str:
+def difference(found: Dict[str, Any]) -> str:
+    """What a comparison found, in a sentence."""
+    a, b = found["top1"]
+    test = found["mcnemar"]
+    if test["lost"] == test["gained"] == 0:
+        return "A and B are right on the same videos."
+    how = "equally good" if a == b else "%.4g points %s" % (round(100 * abs(b - a), 2), "better" if b > a else "worse")
+    return "B is %s: %d videos are right in A alone, %d in B alone%s (%s)." % (
+        how, test["lost"], test["gained"], ", which may be chance" if test["p"] >= CHANCE and a != b else "", chance(test["p"]))
+
+
+def add_strips(found: Dict[str, Any], data_root: Optional[str]) -> None:
+    """Give the first STRIPS of the flipped videos their film strips, where their folder is known."""
+    for flip in found["flips"][:STRIPS]:
+        flip["strip"] = strip_of(data_root or found["a"]["data_root"], flip["video"])[0]
+
+
+def comparison_text(found: Dict[str, Any], most: int = 20) -> str:
     """A comparison for a terminal, with at most `most` of the flipped videos and of the classes."""
     lost, gained = found["mcnemar"]["lost"], found["mcnemar"]["gained"]
     names = found["names"] and [printable(name) for name in found["names"]]
     only = ", ".join("%d only in %s" % (found["only_" + side], side.upper()) for side in "ab" if found["only_" + side])
     renamed = " (%d of them under another folder or suffix, and joined by the rest of the name)" % found["renamed"]
-    lines = ["A  " + printable(found["a"]["name"]), "B  " + printable(found["b"]["name"]),
-             "%d videos in both%s%s" % (found["videos"], renamed if found["renamed"] else "", "; not compared: " + only if only else "")]
-    for key, title in (("top1", "top-1"), ("top5", "top-5")):
+    lines = ["%s  %s" % (side.upper(), printable(found[side]["title"])) for side in "ab"]
+    lines += [difference(found), "%d videos in both%s%s" % (
+        found["videos"], renamed if found["renamed"] else "", "; not compared: " + only if only else "")]
+    for key, title in (("top1", "top-1"), ("top5", "top-5"))[:1 + (found["number_of_classes"] > 5)]:
         lines.append("%s  A %.4f   B %.4f   difference %+.4f" % (
             title, found[key][0], found[key][1], found[key][1] - found[key][0]))
     lines.append("right in A alone %d, in B alone %d: McNemar's exact test %s" % (lost, gained, chance(found["mcnemar"]["p"])))

@@ -23,7 +23,6 @@ PAIRS = 20  # most confused pairs that are kept
 MATRIX = 12  # classes of the small confusion matrix
 HISTOGRAM, RELIABILITY, COVERAGE = 20, 15, 50  # bins of the probability, bins of ECE, points of the coverage curve
 GAIN, CHANCE = 0.2, 0.01  # of top-1, and McNemar's p, from which another order of the labels explains the accuracy
-KINDS = ("failures", "near_misses", "successes")  # of the gallery
 ANSWERS = 3  # of a video in the gallery that are kept
 STRIP = "data:image/jpeg;base64,"  # what a film strip begins with
 DIGITS = 6  # of a probability, as in the result files
@@ -235,7 +234,7 @@ def gallery(columns: Columns, most: int) -> Dict[str, List[int]]:
     near = [int(place) for place in np.argsort(margin, kind="stable") if rank[place] == 2 and place not in failures][:most]
     right = np.flatnonzero(rank == 1)
     some = np.sort(np.random.RandomState(0).permutation(len(right))[:most])
-    return dict(zip(KINDS, (failures, near, right[some].tolist())))
+    return {"failures": failures, "near_misses": near, "successes": right[some].tolist()}
 
 
 def with_strips(
@@ -248,16 +247,17 @@ def with_strips(
 
 
 def _entry(place: int, scores: np.ndarray, source: str, data_root: Optional[str]) -> Dict[str, Any]:
-    entry: Dict[str, Any] = {"place": place, "strip": None, "problem": None,
-             "top": [[ranked.class_id, round(ranked.probability, DIGITS)] for ranked in top(scores, None, ANSWERS)]}
-    if data_root:
-        from tsm.video.windows import strip
+    strip, problem = strip_of(data_root, source)
+    return {"place": place, "strip": strip, "problem": problem,
+            "top": [[ranked.class_id, round(ranked.probability, DIGITS)] for ranked in top(scores, None, ANSWERS)]}
 
-        try:
-            entry["strip"] = as_uri(strip(os.path.join(data_root, source)))
-        except Corrupt as error:
-            entry["problem"] = str(error)
-    return entry
+
+def strip_of(data_root: Optional[str], source: str) -> Tuple[Optional[str], Optional[str]]:
+    """(the film strip of a video under the data root, as a data URI; why there is none); both None without a data root."""
+    if not data_root:
+        return None, None
+    (made,), problem = strips_of(os.path.join(data_root, source), [(None, None)])
+    return made, problem or None
 
 
 def as_uri(jpeg: bytes) -> str:

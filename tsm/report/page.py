@@ -11,24 +11,28 @@ import json
 import os
 import re
 import shlex
+from collections import Counter
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from tsm.cli import UserError
 from tsm.labels import name_of
 from tsm.protocol import protocol_from
-from tsm.report.collect import rows, time_split
-from tsm.report.compare import chance
-from tsm.report.findings import KINDS
+from tsm.report.collect import closing_rows, time_split, verdict
+from tsm.report.compare import chance, difference
+from tsm.report.findings import Columns
 from tsm.results import OWN
 
 TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "templates")
-TITLES = {
+TITLES = {  # of the gallery's parts
     "failures": ("Failures", "Wrong answers, the most certain first."),
     "near_misses": ("Near misses", "The truth came second, by the smallest margin."),
     "successes": ("Successes", "Right answers, drawn at random by a fixed seed."),
 }
 WIDTH, HEIGHT = 320, 170  # of a chart, in its own units
 HEATS = 5
+STAGE_NAMES = {"lists": "lists of the videos", "preprocess": "preprocessing", "export": "export to ONNX", "surgery": "graph surgery",
+               "atc": "compiling by ATC", "quantise": "quantisation to int8", "infer": "inference", "throughput": "speed",
+               "agreement": "agreement with fp32"}  # of run_all.sh; the others are called what they are
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -36,12 +40,29 @@ def percent(share: float, digits: int = 1) -> str:
     return "%.*f\u202f%%" % (digits, 100 * share)
 
 
-def as_json(value: Any) -> str:
+def sure(probability: float) -> str:
+    """A probability in three decimals, none of which says that it is certain."""
+    return "> 0.999" if 0.9995 <= probability < 1 else "%.3f" % probability
+
+
+def plain(number: float) -> str:
+    """A number in at least three digits and no exponent, as in 0.0123, 4.56 and 17,070."""
+    size = abs(number)
+    return "{:,.{}f}".format(number, 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 4)
+
+
+def stage_name(name: str) -> str:
+    """A stage of run_all.sh in words: `surgery_bs4` is `graph surgery, batch 4`."""
+    first, _, batch = name.partition("_bs")
+    return STAGE_NAMES.get(first, first) + (", batch " + batch if batch else "")
+
+
+def safe_json(value: Any) -> str:
     """JSON that may stand inside a script element: no character in it can end the script or its lines."""
     return re.sub("[<>&]", lambda found: "\\u%04x" % ord(found.group()), json.dumps(value, separators=(",", ":"), allow_nan=False))
 
 
-def draw(template: str, title: str, where: str, values: Dict[str, Any]) -> str:
+def rendered(template: str, title: str, where: str, values: Dict[str, Any]) -> str:
     """The page of a template; UserError that names `where` without Jinja2."""
     try:
         import jinja2
@@ -54,24 +75,27 @@ def draw(template: str, title: str, where: str, values: Dict[str, Any]) -> str:
     css, script = (Markup(loader.get_source(environment, name)[0]) for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template(template).render(
-        values, title=title, css=css, script=script, script_hash=Markup("sha256-" + digest), percent=percent)
+        values, title=title, css=css, script=script, script_hash=Markup("sha256-" + digest), percent=percent, sure=sure,
+        plain=plain)
     return page.encode("utf-8", "backslashreplace").decode()  # a file's name may hold bytes that are not UTF-8
 
 
 def report_page(report: Dict[str, Any], where: str) -> str:
     """The page of a report, as report.json holds it; `where` names it in errors."""
-    return draw("report.html.j2", "TSM: " + subject(report), where, report_values(report))
+    return rendered("report.html.j2", "TSM accuracy report: " + subject(report), where, report_values(report))
 
 
 def compare_page(found: Dict[str, Any], where: str) -> str:
     """The page of a comparison, as tsm.compare.compare() gives it."""
-    return draw("compare.html.j2", "TSM: two runs", where, {
-        "r": found, "name": lambda number: name_of(number, found["names"]), "chance": chance(found["mcnemar"]["p"])})
+    return rendered("compare.html.j2", "TSM: two runs compared", where, {
+        "r": found, "name": lambda number: name_of(number, found["names"]), "chance": chance(found["mcnemar"]["p"]),
+        "difference": difference(found), "kinds": Counter(flip["kind"] for flip in found["flips"]),
+        "strips": [flip for flip in found["flips"] if flip.get("strip")]})
 
 
 def predict_page(found: Dict[str, Any], where: str) -> str:
     """The page of the answers of TSM_predict.py: {model, engine, precision, views, inputs: of as_cards()}."""
-    return draw("predict.html.j2", "TSM: " + found["model"], where, {"r": found})
+    return rendered("predict.html.j2", "TSM: " + found["model"], where, {"r": found})
 
 
 def subject(report: Dict[str, Any]) -> str:
@@ -88,16 +112,17 @@ def report_values(report: Dict[str, Any]) -> Dict[str, Any]:
     split = time_split(report)
     total = sum(ms for _, ms in split) or 1
     values: Dict[str, Any] = {
-        "r": report, "accuracy": accuracy, "found": found, "subject": subject(report), "low": low, "high": high,
+        "r": report, "accuracy": accuracy, "found": found, "subject": subject(report), "low": low, "high": high, "verdict": verdict(report),
+        "about": report["model"].get("tsm.about"), "classes": report["protocol"]["classes"],
         "name": lambda number: name_of(number, names), "views": protocol_from(report["protocol"], "report.json").views,
         "engine": report["inference"][OWN].get("engine"), "workers": report["inference"][OWN].get("workers") or [],
         "published": published,
         "speeds": sorted((int(batch), speed) for batch, speed in report["throughput"].items()),
-        "speed_rows": [row[:2] + row[4:] for row in rows(report) if row[4]],
+        "speed_rows": [row[:2] + row[4:] for row in closing_rows(report) if row[4]],
         "split": [(what, ms, ms / total) for what, ms in split],
-        "stages": [(name, entry["seconds"], entry["seconds"] / longest, entry["peak_mb"])
+        "stages": [(stage_name(name), entry["seconds"], entry["seconds"] / longest, entry["peak_mb"])
                    for name, entry in report["stages"].items()],
-        "facts": facts(report), "commands": commands(report), "charts": {},
+        "provenance": provenance(report), "commands": commands(report), "charts": {},
     }
     if found:
         values.update(found_values(found, names))
@@ -111,25 +136,34 @@ def found_values(found: Dict[str, Any], names: Optional[Sequence[str]]) -> Dict[
     from markupsafe import Markup
 
     videos = found["videos"]
-    cards = []
-    for kind in KINDS:
-        entries = [dict(entry, **{key: videos[key][entry["place"]] for key in ("video", "label", "rank", "truth", "views_agree")})
-                   for entry in found["gallery"][kind]]
-        if entries:
-            cards.append((kind,) + TITLES[kind] + (entries,))
+    gallery = [(kind, *words, [_card(entry, videos) for entry in found["gallery"][kind]]) for kind, words in TITLES.items()]
+    gallery = [part for part in gallery if part[3]]
     seen = sorted((row for row in found["classes"] if row["videos"]),
                   key=lambda row: (row["right"] / row["videos"], -row["videos"], row["class"]))
     data = {"names": [name_of(row["class"], names) for row in found["classes"]]}
     data.update({key: videos[key] for key in ("video", "label", "answer", "rank")})
     data.update({key: [round(value, 3) for value in videos[key]] for key in ("probability", "margin")})
     return {
-        "cards": cards, "pictures": any(entry["strip"] for card in cards for entry in card[3]),
-        "problems": any(entry["problem"] for card in cards for entry in card[3]),
+        "gallery": gallery, "pictures": any(entry["strip"] for part in gallery for entry in part[3]),
+        "problems": any(entry["problem"] for part in gallery for entry in part[3]),
         "wrong": sum(rank > 1 for rank in videos["rank"]), "seen": seen, "unseen": len(found["classes"]) - len(seen),
         "any_reversed": any(pair["reversed"] for pair in found["pairs"]), "matrix": matrix(found["matrix"]),
-        "data": Markup(as_json(data)),
+        "data": Markup(safe_json(data)),
         "charts": dict(confidence_charts(found["confidence"])),
     }
+
+
+def _card(entry: Dict[str, Any], videos: Columns) -> Dict[str, Any]:
+    """An entry of the gallery with what its card shows: the most probable classes and the truth, the most probable first."""
+    place = entry["place"]
+    label, answer = videos["label"][place], videos["answer"][place]
+    top = [tuple(one) for one in entry["top"]]
+    rows = []
+    for number, probability in top + [(label, videos["truth"][place])] * (label not in dict(top)):
+        kind = "good" if number == label else "wrong" if number == answer else ""
+        mark = "\u2713 answer" if label == number == answer else {"good": "\u2713 truth", "wrong": "\u2717 answer"}.get(kind, "")
+        rows.append({"number": number, "probability": probability, "kind": kind, "mark": mark})
+    return dict(entry, rows=rows, video=videos["video"][place], views_agree=videos["views_agree"][place])
 
 
 def matrix(small: Dict[str, Any]) -> List[Dict[str, Any]]:
@@ -143,16 +177,20 @@ def matrix(small: Dict[str, Any]) -> List[Dict[str, Any]]:
         for other, count in enumerate(row)]} for place, (number, row) in enumerate(zip(numbers, small["counts"]))]
 
 
-def facts(report: Dict[str, Any]) -> List[Tuple[str, str]]:
+def provenance(report: Dict[str, Any]) -> List[Tuple[str, str]]:
     """What made the report: protocol, versions, digests."""
     protocol, model, device = report["protocol"], report["model"], report["device"]
-    known = [("suite", report["version"]), ("device", device["name"]), ("precision", device["precision"]),
+    rules = [one for one in re.findall(r'"(\w+)": (\d+)', model.get("tsm.rules", "")) if one[1] != "0"]
+    known = [("suite", report["version"]), ("videos", report["arguments"]["data_root"] or "not known"),
+             ("device", device["name"]), ("precision", device["precision"]),
              ("Python, machine", "%s, %s" % (device["python"], device["machine"])),
              ("protocol", ", ".join("%s %s" % (key.replace("_", " "), " ".join(map(str, value)) if isinstance(
                  value, (list, tuple)) else value) for key, value in protocol.items())),
              ("checkpoint, SHA-256", report["checkpoint_sha256"] or "not known")]
-    known += [(key[len("tsm."):].replace("_", " "), model[key]) for key in sorted(model)
-              if key in ("tsm.source", "tsm.source_sha256", "tsm.rules", "tsm.target", "tsm.input_dtype", "tsm.version")]
+    known += [(words, model[key]) for key, words in (
+        ("tsm.source", "exported model"), ("tsm.source_sha256", "exported model, SHA-256"), ("tsm.target", "written for"),
+        ("tsm.input_dtype", "takes")) if key in model]
+    known += [("graph surgery found", ", ".join("%s: %s" % one for one in rules))] if rules else []
     return known + [("preprocessing: " + name, str(version)) for name, version in report["preprocessing_versions"].items()]
 
 
@@ -217,7 +255,7 @@ def confidence_charts(facts: Dict[str, Any]) -> Dict[str, Any]:
     bars = []
     for place, (a, b) in enumerate(zip(right, wrong)):
         x, width = across(place * step) + 0.5, (across(step) - across(0)) - 1
-        for count, base, kind in ((a, 0, "fill"), (b, a, "rest")):
+        for count, base, kind in ((a, 0, "fill"), (b, a, "bad")):
             if count:
                 top, bottom = upwards((base + count) / most), upwards(base / most)
                 bars.append(box(x, top, width, bottom - top, kind))
@@ -225,7 +263,7 @@ def confidence_charts(facts: Dict[str, Any]) -> Dict[str, Any]:
     largest = max(count for _, _, count in points)
     dots = [dot(p, share, 2 + 4 * (count / largest) ** 0.5) for p, share, count in points]
     curve = facts["coverage"]
-    floor = min(0.75, int(4 * min(share for _, share in curve)) / 4)
+    floor = min(0.8, int(5 * min(share for _, share in curve)) / 5)  # so that ticks are whole numbers
     ticks = [(number / 4, "%g" % (100 * (floor + (1 - floor) * number / 4))) for number in range(5)]
     return {
         "histogram": svg(WIDTH, HEIGHT, "Histogram of the answers' probabilities",
@@ -243,7 +281,7 @@ def latency_chart(facts: Dict[str, Any]) -> Any:
     """Histogram of the batches' times with p50, p90 and p99."""
     low, high, most = facts["low"], facts["high"], max(facts["bins"])
     step = 1 / len(facts["bins"])
-    parts = axes([(share, "%.4g" % (low + share * (high - low))) for share in (0, 0.5, 1)], [(0, "0"), (1, "%d" % most)])
+    parts = axes([(share, plain(low + share * (high - low))) for share in (0, 0.5, 1)], [(0, "0"), (1, "%d" % most)])
     for place, count in enumerate(facts["bins"]):
         if count:
             parts.append(box(across(place * step) + 0.5, upwards(count / most), across(step) - across(0) - 1,

@@ -18,6 +18,7 @@ from tsm.video.frames import naming_in, read_frames, strict
 SMALLER = "pass a shorter --window or a longer --stride"  # where windows take too much memory
 ALWAYS_ROOM = 1 << 28  # bytes that the frames of a window may take however full the memory seems
 STRIP_FRAMES, STRIP_HEIGHT, STRIP_QUALITY = 8, 112, 70  # of a film strip: frames, pixels, JPEG's scale
+STRIP_WIDTH, STRIP_GREY = 149, 48  # pixels of a frame's place, 4:3, so that all strips are alike; what is beside a frame in it
 _STRIP = Protocol(segments=STRIP_FRAMES, sampling="uniform", crops="centre", short_side=STRIP_HEIGHT)
 
 
@@ -124,8 +125,13 @@ def strips(path: str, windows: Sequence[Window]) -> Iterator[bytes]:
 
 
 def _strip_frame(frame: np.ndarray) -> np.ndarray:
-    width = max(1, round(frame.shape[1] * STRIP_HEIGHT / frame.shape[0]))
-    return cv2.resize(frame, (width, STRIP_HEIGHT), interpolation=cv2.INTER_AREA)
+    """The whole frame as large as its place in the strip allows."""
+    scale = min(STRIP_HEIGHT / frame.shape[0], STRIP_WIDTH / frame.shape[1])
+    width, height = (max(1, round(side * scale)) for side in (frame.shape[1], frame.shape[0]))
+    x, y = (STRIP_WIDTH - width) // 2, (STRIP_HEIGHT - height) // 2
+    place = np.full((STRIP_HEIGHT, STRIP_WIDTH, 3), STRIP_GREY, np.uint8)
+    place[y : y + height, x : x + width] = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+    return place
 
 
 def _strip_jpeg(frames: Sequence[np.ndarray]) -> bytes:

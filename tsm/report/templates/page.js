@@ -34,20 +34,24 @@
   });
   function words(text) { return text.toLowerCase().split(/\s+/).filter(Boolean); }
   function has(text, wanted) { return wanted.every(function (word) { return text.indexOf(word) >= 0; }); }
-  document.querySelectorAll("input[data-filters]").forEach(function (input) {
-    input.addEventListener("input", function () {
-      var wanted = words(input.value);
-      Array.prototype.forEach.call(document.getElementById(input.dataset.filters).tBodies[0].rows, function (row) {
-        var text = input.dataset.column ? row.cells[input.dataset.column].textContent : row.textContent;
-        row.hidden = !has(text.toLowerCase(), wanted);
+  document.querySelectorAll("table.sortable").forEach(function (table) { // by words, and by one kind of row
+    var parts = document.querySelectorAll("[data-filters=" + (table.id || "none") + "]");
+    function filter() {
+      Array.prototype.forEach.call(table.tBodies[0].rows, function (row) {
+        row.hidden = !Array.prototype.every.call(parts, function (part) {
+          if (part.tagName === "SELECT") { return !part.value || row.dataset.kind === part.value; }
+          var text = part.dataset.column ? row.cells[part.dataset.column].textContent : row.textContent;
+          return has(text.toLowerCase(), words(part.value));
+        });
       });
-    });
+    }
+    parts.forEach(function (part) { part.addEventListener("input", filter); });
   });
 
   var search = document.getElementById("video-search");
   if (!search) { return; }
-  var data = JSON.parse(document.getElementById("videos-data").textContent), most = 25;
-  var table = document.getElementById("video-table"), body = table.tBodies[0], count = document.getElementById("video-count");
+  var data = JSON.parse(document.getElementById("videos-data").textContent), most = 25, all = document.getElementById("video-all");
+  var table = document.getElementById("video-table"), count = document.getElementById("video-count");
   var lower = data.names.map(function (name) { return name.toLowerCase(); });
   var order = data.video.map(function (video, i) { return i; });
   var columns = [ // what the videos are sorted by
@@ -55,20 +59,19 @@
     function (i) { return lower[data.answer[i]]; }, function (i) { return data.probability[i]; },
     function (i) { return data.rank[i]; }, function (i) { return data.margin[i]; }];
   function cell(row, text, kind) {
-    var made = row.insertCell(), inner = document.createElement("bdi");
-    inner.textContent = text;
-    made.appendChild(inner);
+    var made = row.appendChild(document.createElement("td"));
+    made.appendChild(document.createElement("bdi")).textContent = text;
     made.className = kind;
   }
   function show() {
     var wanted = words(search.value), wrong = document.getElementById("only-wrong").checked, found = 0;
-    body.textContent = "";
+    var rows = document.createElement("tbody");
     order.forEach(function (i) {
       if (wrong && data.rank[i] === 1) { return; }
       if (!has(data.video[i].toLowerCase() + "\n" + lower[data.label[i]] + "\n" + lower[data.answer[i]], wanted)) { return; }
       found += 1;
       if (found > most) { return; }
-      var row = body.insertRow();
+      var row = rows.appendChild(document.createElement("tr")); // insertRow() counts all rows each time
       cell(row, data.video[i], "file");
       cell(row, data.names[data.label[i]], "name");
       cell(row, data.names[data.answer[i]], "name");
@@ -76,6 +79,9 @@
       cell(row, String(data.rank[i]), "n");
       cell(row, data.margin[i].toFixed(3), "n");
     });
+    table.replaceChild(rows, table.tBodies[0]);
+    all.hidden = found <= most;
+    all.textContent = "show all " + found;
     count.textContent = found + (found === 1 ? " video" : " videos") + (found > most ? "; the first " + most + " are shown" : "");
   }
   onHeadings(table, function (column, up) {
@@ -83,6 +89,7 @@
     show();
   });
   search.addEventListener("input", show);
+  all.addEventListener("click", function () { most = Infinity; show(); });
   document.getElementById("only-wrong").addEventListener("change", show);
   show();
 })();
