@@ -1,28 +1,15 @@
 #!/usr/bin/env python3
-"""What happens in a video: names and probabilities, for videos of your own, with no tensor on disk.
+"""Name what happens in videos, before cameras and in streams.
 
-    python3 TSM_predict.py --model tsm_new_bs1.onnx demo/videos/74225.webm            # one video
-    python3 TSM_predict.py --model tsm_new_bs1.onnx --top 5 --json out.json FOLDER    # every video in a folder
-    python3 TSM_predict.py --model tsm_new_bs1.onnx --window 4 --stride 2 long.mp4    # a long video, as segments
-    python3 TSM_predict.py --model tsm_new_bs1.onnx --camera 0                        # a camera, until Ctrl-C
+    python3 TSM_predict.py demo/videos/74225.webm           # one video
+    python3 TSM_predict.py --top 5 --json out.json FOLDER   # every video in it
+    python3 TSM_predict.py --window 4 --stride 2 long.mp4   # a long one, in parts
+    python3 TSM_predict.py --camera 0                       # until Ctrl-C
 
-INPUT is any of: a video file; a folder, searched for videos (or else for folders of frames) recursively; a quoted pattern;
-@list.txt, with one path per line (a video called @a.mp4 is ./@a.mp4); an address that FFmpeg opens (rtsp://…, http://…),
-watched like a camera. All cameras and addresses are watched at the same time. In a search, hidden files, system folders and
-what is no video by its suffix are passed over; one line counts the latter. A password in an address is *** in every output.
-
-Each video is sampled and cropped as in the test that the accuracy was measured by, all views, so what is printed is what
-TSM_preprocess.py and TSM_infer.py compute, bit for bit. --views 1 takes the middle crop of the segments' middles alone: a
-sixth of the cost, somewhat less accurate (59.11 against 61.82 for Something-Something V2).
-
-Names come from the model (modify_onnx.py --labels) or from --labels FILE. An input that cannot be read, or a camera
-or address that goes away, is one line on stderr and an `error` in the JSON; the others go on, what was found is kept, and the
-exit status is 1, as it is if an output could not be written. Ctrl-C, SIGTERM and SIGHUP write what was found to --json, --csv
-and --html and end with 130, 143 and 129; over cameras and addresses Ctrl-C is the usual end. --jsonl gets each answer as it comes.
-
-Limits: the network knows a closed set of classes: it gives one of them for any video, also for one that shows none of
-them, and its probability does not tell. It was trained on trimmed clips of a few seconds that show one action; windows
-of a long video cut actions in two, so read segments as hints.
+INPUT is a video, a folder, a quoted pattern, @list.txt (a path per line), or
+an address (rtsp://..., http://...). The network gives any video one of its
+classes; the probability does not tell whether the video shows one of them.
+docs/your-videos.md has the rest.
 """
 
 import argparse
@@ -37,9 +24,9 @@ from tsm.labels import labels_in, read_labels, top
 from tsm.machine import cores
 from tsm.model.offline import Offline, read_offline
 from tsm.predict import answers as predict
-from tsm.predict.inputs import Input, check_paths, expand
+from tsm.predict.inputs import Input, check_paths, expand, find_model
 from tsm.predict.live import watched
-from tsm.protocol import CENTRE_VIEW, Protocol
+from tsm.protocol import CENTRE_VIEW, Protocol, frame_indices
 from tsm.video.clips import as_video
 from tsm.video.windows import Window
 
@@ -48,26 +35,23 @@ LIVE_WINDOW = 3.0  # seconds
 
 def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
-    cli.add_argument("inputs", nargs="*", metavar="INPUT", help="videos, as above")
-    cli.add_argument("--model", "-m", required=True, metavar="FILE", help="a model of modify_onnx.py")
-    cli.add_argument("--camera", type=camera_number, action="append", default=[], metavar="N",
-                     help="watch a camera, or several; 0 is the first")
-    cli.add_argument("--reconnect", type=seconds, default=0.0, metavar="S", help="try a camera or address that is lost again for S seconds")
-    cli.add_argument("--labels", metavar="FILE", help="names of the classes: JSON {name: class}, a JSON list, or a name per line")
-    cli.add_argument("--top", type=positive, default=1, metavar="K", help="classes per video (default: %(default)s)")
-    cli.add_argument("--views", type=int, choices=(1,), help="1: the centre view alone (default: all views of the test)")
-    cli.add_argument("--window", type=seconds, metavar="S", help="seconds per window of a long video or a camera "
-                     "(default: the whole video; %g for a camera)" % LIVE_WINDOW)
-    cli.add_argument("--stride", type=seconds, metavar="S", help="seconds from one window to the next (default: half "
-                     "a window), or from one decision about a camera or an address to the next")
-    cli.add_argument("--json", metavar="FILE", help="also write the answers to FILE")
-    cli.add_argument("--jsonl", metavar="FILE", help="also add each answer to FILE as it comes, one JSON object per line")
-    cli.add_argument("--csv", metavar="FILE", help="also write them as rows: video, window, rank, label, probability")
-    cli.add_argument("--csv_bom", action="store_true", help="begin --csv with a byte order mark, which Excel needs for UTF-8")
-    cli.add_argument("--html", metavar="FILE", help="also write a page to look at, with a film strip of each video or segment; it "
-                     "holds frames of the videos")
-    cli.add_argument("--annotate", metavar="DIR", help="also write each video with its label drawn in, as DIR/<name>.mp4, "
-                     "or <name>_2.mp4 where that is another file; folders and patterns pass over such videos")
+    cli.usage = "%(prog)s [options] [INPUT ...]"
+    cli.add_argument("inputs", nargs="*", metavar="INPUT", help=argparse.SUPPRESS)
+    cli.add_argument("--model", "-m", metavar="FILE", help="of modify_onnx.py, or a work folder of run_all.sh (default: work or .)")
+    cli.add_argument("--camera", type=camera_number, action="append", default=[], metavar="N", help="watch camera N, 0 is the first; "
+                     "or several")
+    cli.add_argument("--reconnect", type=seconds, default=0.0, metavar="S", help="try a lost camera or address again for S seconds")
+    cli.add_argument("--labels", metavar="FILE", help="names of the classes, if the model has none")
+    cli.add_argument("--top", type=positive, default=1, metavar="K", help="classes per answer (default: %(default)s)")
+    cli.add_argument("--views", type=int, choices=(1,), help="1: the centre view alone, at a fraction of the cost")
+    cli.add_argument("--window", type=seconds, metavar="S", help="seconds per answer (default: all; %g of a camera)" % LIVE_WINDOW)
+    cli.add_argument("--stride", type=seconds, metavar="S", help="seconds to the next one (default: half a window)")
+    cli.add_argument("--json", metavar="FILE", help="write all answers, - prints them")
+    cli.add_argument("--jsonl", metavar="FILE", help="add each answer as it comes, a line of JSON")
+    cli.add_argument("--csv", metavar="FILE", help="write rows of " + ", ".join(predict.COLUMNS))
+    cli.add_argument("--csv_bom", action="store_true", help="begin --csv with a byte order mark, for Excel")
+    cli.add_argument("--html", metavar="FILE", help="write a page with film strips: frames of the videos")
+    cli.add_argument("--annotate", metavar="DIR", help="write copies of the videos with their labels drawn in")
     cli.add_argument("--num_worker", type=positive, default=cores(), metavar="N", help="processes that decode (default: one per core)")
     add_options(cli)
     args = cli.parse_args()
@@ -86,7 +70,7 @@ def label_names(args: argparse.Namespace, model: Offline, protocol: Protocol) ->
 
 def predict_files(
     args: argparse.Namespace, model: Offline, engine: Engine, names: Optional[List[str]], paths: List[str], annotated: List[str],
-    tensors: predict.Tensors, log: predict.Log,
+    tensors: predict.Parts, log: predict.Log,
 ) -> Iterator[Dict[str, Any]]:
     """Predict videos and folders of frames, and print each in its turn; yields the entries of --json. Ctrl-C is raised after the entry
     of a video of which something is known."""
@@ -104,7 +88,7 @@ def predict_files(
                 if isinstance(output, Corrupt):
                     failed = str(output)
                 else:
-                    answers.append(predict.Answer(window, top(output[0], names, args.top)))
+                    answers.append(predict.Answer(window, top(output, names, args.top)))
                     log.add(paths[number], answers[-1])
         except KeyboardInterrupt:
             cut = "interrupted" if long or annotated[number] else failed
@@ -133,9 +117,9 @@ def watch(
                     continue
                 if not some:
                     predict.warn_if_short(name, Window(recent.start, recent.end), window)
-                video = as_video(recent.frames, protocol, model.dtype.name)
+                video = as_video(recent.frames, frame_indices(len(recent.frames), protocol), protocol, model.dtype.name)
                 for _, output, _, _ in run_stream(engine, model, (one for one in [(name, video[None])])):
-                    some.append(predict.Answer(Window(recent.start, recent.end), top(output[0], names, args.top)))
+                    some.append(predict.Answer(Window(recent.start, recent.end), top(output, names, args.top)))
                     log.add(name, some[-1])
                 print("%s%s  %s" % (shown[number], predict.clock(recent.end), predict.in_words(some[-1].ranked)), flush=True)
     except KeyboardInterrupt as interrupt:
@@ -143,11 +127,15 @@ def watch(
     for name, some in zip(shown, answers):
         if len(some) > 1:
             print("\n".join(predict.lines_of(name.strip() or "in all", some, True)))
-    return [predict.as_json(one.path, some, why, True) for one, some, why in zip(sources, answers, failed)], ended
+    return [predict.entry_of(one.path, some, why, True) for one, some, why in zip(sources, answers, failed)], ended
 
 
 def main() -> None:
     args = get_args()
+    aside = contextlib.ExitStack()
+    if args.json == "-":  # then stdout holds nothing else
+        aside.enter_context(contextlib.redirect_stdout(sys.stderr))
+    args.model = find_model(args.model)
     lists: List[str] = []
     inputs = expand(args.inputs, lists=lists) + [Input("camera %d" % number, live=number) for number in args.camera]
     computing = computing_of(args, args.model)
@@ -155,6 +143,8 @@ def main() -> None:
     model = read_offline(args.model)
     protocol = model.tested_by
     names = label_names(args, model, protocol)
+    if "tsm.about" in model.metadata:
+        print("%s: %s" % (args.model, printable(model.metadata["tsm.about"])), flush=True)
     if args.views == 1:
         print("the centre view alone: 1/%d of the cost, less accurate than all views" % protocol.views, flush=True)
         protocol = Protocol(**dict(protocol._asdict(), **CENTRE_VIEW))
@@ -164,8 +154,8 @@ def main() -> None:
     live = [number for number, one in enumerate(inputs) if one.is_live]
     files = [number for number, one in enumerate(inputs) if one.is_file]
     paths = [inputs[number].path for number in files]
-    tensors = predict.tensors_of(paths, args.window, args.stride, protocol, model.dtype.name, args.num_worker)
-    engine = open_engine(model, computing, listed=len(files) > 1 or bool(files and args.window))
+    tensors = predict.parts_of(paths, args.window, args.stride, protocol, model.dtype.name, args.num_worker)
+    engine, int8 = open_engine(model, computing, listed=len(files) > 1 or bool(files and args.window))
     interrupt, written = None, True
     try:
         for number, entry in zip(files, predict_files(args, model, engine, names, paths, annotated, tensors, log)):
@@ -176,8 +166,9 @@ def main() -> None:
     except KeyboardInterrupt as stopped:
         interrupt = stopped
     finally:  # an error loses nothing that was found
+        aside.close()
         if entries:
-            facts = dict(about(engine, model), labels=names is not None)
+            facts = dict(about(engine, model, args.precision, int8), labels=names is not None)
             written = predict.write_files(args, facts, protocol.views, [entries[number] for number in sorted(entries)])
     if interrupt and (len(entries) < len(inputs) or isinstance(interrupt, Stopped)):
         fail("interrupted after %d of %d inputs; the same command begins with the first again" % (len(entries), len(inputs)),

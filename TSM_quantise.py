@@ -19,7 +19,7 @@ import argparse
 import os
 import time
 from importlib.util import find_spec
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Dict, List
 
 from tsm.cli import Corrupt, UserError, parser, positive, run
 
@@ -65,8 +65,8 @@ def views_from_list(args: argparse.Namespace, model: Offline) -> List[np.ndarray
     chosen = evenly(read_list(args.ann_file, protocol, args.data_root), args.clips)
     naming = Naming(args.filename_tmpl, args.start_index)
     views: Dict[int, np.ndarray] = {}
-    results: Iterator[Tuple[int, Any]] = decoded(chosen, args.data_root, protocol, model.dtype.name, args.num_worker, naming)
-    for number, video in results:
+    places = {number: (os.path.join(args.data_root, clip.source), clip.frames) for number, clip in enumerate(chosen)}
+    for number, video in decoded(places, protocol, model.dtype.name, args.num_worker, naming):
         if not isinstance(video, Corrupt):
             views[number] = calibration_view(video, number, protocol)
         elif args.on_error == "fail":

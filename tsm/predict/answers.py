@@ -16,9 +16,10 @@ from tsm.labels import Ranked
 from tsm.predict.captions import Caption, write_captions
 from tsm.protocol import Protocol
 from tsm.report.findings import strips_of, write_csv
-from tsm.samples import Clip
 from tsm.video.clips import decoded
-from tsm.video.windows import SMALLER, Window, windowed
+from tsm.video.decode import timeline
+from tsm.video.frames import strict
+from tsm.video.windows import SMALLER, WHOLE, Window, windowed
 from tsm.workers import each
 
 
@@ -38,8 +39,7 @@ class Segment(NamedTuple):
     probability: float
 
 
-WHOLE = Window(None, None)
-Tensors = Generator[Tuple[Tuple[int, Window], Union[np.ndarray, Corrupt]], None, None]  # of tensors_of()
+Parts = Generator[Tuple[Tuple[int, Window], Union[np.ndarray, Corrupt]], None, None]  # of parts_of()
 
 
 def segments_of(answers: Sequence[Answer]) -> List[Segment]:
@@ -67,7 +67,7 @@ def segments_of(answers: Sequence[Answer]) -> List[Segment]:
     return segments
 
 
-def as_json(name: str, answers: Sequence[Answer], error: str, long: bool) -> Dict[str, Any]:
+def entry_of(name: str, answers: Sequence[Answer], error: str, long: bool) -> Dict[str, Any]:
     """One input for --json: {input, error, windows: [{start, end, top: [{class_id, label, probability}]}], segments}."""
     windows = [{"start": answer.window.start, "end": answer.window.end,
                 "top": [ranked._asdict() for ranked in answer.ranked]} for answer in answers]
@@ -78,20 +78,25 @@ def as_json(name: str, answers: Sequence[Answer], error: str, long: bool) -> Dic
 
 
 def as_cards(entry: Dict[str, Any]) -> Dict[str, Any]:
-    """An entry of --json for the page: {input, error, problem, cards: [{when, strip, top}]}.
+    """An entry of --json for the page: {name, place, length, error, problem, cards: [{when, strip, top}]}.
 
     A card is a segment of a long video, or else the whole of one; its film strip is made from the file, None where that is a
     camera or cannot be read a second time, which `problem` tells.
     """
+    path = entry["input"]
     parts = [(segment["start"], segment["end"], [segment]) for segment in entry.get("segments", [])]
     parts = parts or [(None, None, window["top"]) for window in entry["windows"]]
     strips: Sequence[Optional[str]] = [None] * len(parts)
-    problem = ""
-    if parts and os.path.exists(entry["input"]):
-        strips, problem = strips_of(entry["input"], [part[:2] for part in parts])
+    name, place, problem, length = path, "", "", parts[-1][1] if parts else None
+    if os.path.exists(path):
+        place, name = os.path.split(path.rstrip(os.sep))
+        with contextlib.suppress(Corrupt), strict():
+            length = length or (None if os.path.isdir(path) else float(timeline(path).starts[-1]))
+        strips, problem = strips_of(path, [part[:2] for part in parts]) if parts else (strips, "")
     cards = [{"when": "" if end is None else "%s - %s" % (clock(start or 0.0), clock(end)), "strip": strip, "top": classes}
              for (start, end, classes), strip in zip(parts, strips)]
-    return {"input": entry["input"], "error": entry["error"], "problem": problem, "cards": cards}
+    return {"name": name, "place": place, "length": "" if length is None else clock(length), "error": entry["error"],
+            "problem": problem, "cards": cards}
 
 
 COLUMNS = ("input", "start", "end", "rank", "label", "class_id", "probability", "error")
@@ -137,17 +142,25 @@ def write_files(args: argparse.Namespace, facts: Dict[str, Any], views: int, ent
     Args:
         facts: tsm.infer.engine.about()'s.
     """
+    document = dict(facts, inputs=entries)
+
     def write_page() -> None:
         from tsm.report.page import predict_page
 
         write_text(args.html, predict_page({
-            "model": os.path.basename(args.model), "engine": facts["engine"], "precision": args.precision,
-            "views": "%d view%s of a video" % (views, "s" if views > 1 else ""),
+            "model": os.path.basename(args.model), "about": facts["model"].get("tsm.about", ""), "engine": facts["engine"],
+            "precision": args.precision, "views": "%d view%s of a video" % (views, "s" if views > 1 else ""),
             "inputs": list(map(as_cards, entries))}, args.html))
 
+    def write_whole() -> None:
+        if args.json == "-":
+            print(json.dumps(document, indent=1, allow_nan=False), flush=True)
+        else:
+            write_json(args.json, document)
+
     whole = True
-    for path, write in ((args.json, lambda: write_json(args.json, dict(facts, inputs=entries))),
-                        (args.csv, lambda: write_csv(args.csv, csv_rows(entries), args.csv_bom)), (args.html, write_page)):
+    for path, write in ((args.json, write_whole), (args.html, write_page),
+                        (args.csv, lambda: write_csv(args.csv, csv_rows(entries), args.csv_bom))):
         try:
             if path:
                 write()
@@ -187,7 +200,7 @@ def show(name: str, answers: Sequence[Answer], failed: str, long: bool, annotate
             failed = describe(error) if isinstance(error, OSError) else str(error)
     if failed:
         tell(name, failed, log)
-    return as_json(name, answers, failed, long)
+    return entry_of(name, answers, failed, long)
 
 
 def tell(name: str, failed: str, log: Log) -> str:
@@ -208,36 +221,40 @@ def in_order(results: Iterable[Tuple[int, Any]]) -> Iterator[Tuple[int, Any]]:
             wanted += 1
 
 
-def tensors_of(
+def parts_of(
     paths: Sequence[str], length: Optional[float], stride: Optional[float], protocol: Protocol, dtype: str, workers: int
-) -> Tensors:
+) -> Parts:
     """((number of the path, window), its tensor [1, frames, 3, size, size] or the Corrupt that says why there is none).
 
     Without a window's `length`, in seconds, a path is one window, and paths come in any order; with it they come one after
     the other, their windows in time. The processes that decode are forked before this returns, so call it before open_engine().
     """
+    no_room = "it needs more memory than there is; "
     if length is None:
-        clips = [Clip(0, path, 0 if os.path.isdir(path) else None, 0) for path in paths]
         videos: Generator[Tuple[int, Any], None, None] = decoded(
-            clips, "", protocol, dtype, min(workers, max(1, len(clips))), None,
-            "it needs more memory than there is; pass a smaller --num_worker")
-        return (((number, WHOLE), video if isinstance(video, Corrupt) else video[None]) for number, video in videos)
+            {number: (path, None) for number, path in enumerate(paths)}, protocol, dtype, workers, None,
+            no_room + "pass a smaller --num_worker")
+    else:
+        videos = each(lambda number: _windows(paths[number], length, stride, protocol, dtype, no_room + SMALLER),  # type: ignore[arg-type]
+                      range(len(paths)), 1, unrolled=True)
 
-    def taken(parts: Generator[Tuple[int, Any], None, None]) -> Tensors:
-        with contextlib.closing(parts):
-            for number, part in parts:
+    def parts() -> Parts:
+        with contextlib.closing(videos):
+            for number, part in videos:
+                if isinstance(part, Killed) and length is not None:
+                    part = Corrupt("its decoder was killed, perhaps for want of memory; " + SMALLER)
                 if isinstance(part, Corrupt):
-                    yield (number, WHOLE), Corrupt("its decoder was killed, perhaps for want of memory; " + SMALLER) if isinstance(
-                        part, Killed) else part
-                else:
-                    warn_if_short(paths[number], part[0], length)
-                    yield (number, part[0]), part[1][None]
+                    yield (number, WHOLE), part
+                    continue
+                window, tensor = (WHOLE, part) if length is None else part
+                _warn_of_little(paths[number], window, length, tensor[: protocol.segments])
+                yield (number, window), tensor[None]
 
-    return taken(each(lambda number: _windows(paths[number], length, stride, protocol, dtype), range(len(paths)), 1, unrolled=True))
+    return parts()
 
 
 def _windows(
-    path: str, length: float, stride: Optional[float], protocol: Protocol, dtype: str
+    path: str, length: float, stride: Optional[float], protocol: Protocol, dtype: str, no_room: str
 ) -> Iterator[Tuple[Window, np.ndarray]]:
     """windowed(), of which a want of memory is the input's own error."""
     if os.path.isdir(path):
@@ -245,7 +262,17 @@ def _windows(
     try:
         yield from windowed(path, length, stride, protocol, dtype)
     except MemoryError:
-        raise Corrupt("it needs more memory than there is; " + SMALLER)
+        raise Corrupt(no_room)
+
+
+def _warn_of_little(name: str, window: Window, length: Optional[float], view: np.ndarray) -> None:
+    """Say so if a video is shorter than a window, or if a whole one has fewer different frames than a view [segments, …] takes."""
+    if length is not None:
+        return warn_if_short(name, window, length)
+    different = len({frame.tobytes() for frame in view})
+    if different < len(view):
+        warn("%s: only %d of the %d frames that the network takes of it differ; it judges by motion, so do not trust the answer"
+             % (name, different, len(view)))
 
 
 def annotate(output: str, path: str, answers: Sequence[Answer], long: bool) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import textwrap
-import zlib
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence
@@ -12,7 +11,8 @@ import cv2
 import numpy as np
 
 from tsm.cli import Corrupt, UserError, warn
-from tsm.video.decode import as_file, as_rgb, av, opened, read_in_turn, reencode, survey
+from tsm.files import replacing
+from tsm.video.decode import as_file, as_rgb, av, check_played, opened_video, read_in_turn, reencode, stamps_of
 from tsm.video.frames import strict
 
 _OURS = b"labels drawn in by TSM_predict.py"  # the comment of each output, which MP4 has at its end
@@ -35,44 +35,33 @@ def write_captions(path: str, output: str, captions: Sequence[Caption]) -> None:
     Each frame is shown when it is in the original, and sound is kept. Memory is bounded, whatever the length. Raises Corrupt, or
     UserError or OSError where `output` cannot be written.
     """
-    if av is None:
-        raise Corrupt("labels are drawn into videos by PyAV, which is missing: python3 -m pip install av")
-    encoder = _encoder()
+    if av is None or "libx264" not in av.codecs_available:
+        raise Corrupt("labels are drawn into videos by PyAV with H.264, which is missing: python3 -m pip install av")
     if not hasattr(cv2, "FontFace") and not all(caption.text.isascii() for caption in captions):
         _warn_of_letters()
-    folder, name = os.path.split(output)
-    part = os.path.join(folder, ".%08x.part.mp4" % zlib.crc32(os.fsencode(name)))  # no longer than a name may be
-    failed = UserError("%s: cannot be written whole; is the folder writable, and the disk not full?" % output)
+    with replacing(output) as part, strict(reencode(path)):
+        moments = stamps_of(path).moments()
+        first = next(read_in_turn(path, [0], len(moments) - 1))[1]
+        with opened_video(as_file(path)) as (source, stream):
+            with _writing(output):
+                copy = av.open(as_file(part), "w", format="mp4")
+            try:
+                copy.metadata["comment"] = _OURS.decode()
+                _copy(source, stream, copy, _picture_track(copy, stream, first), moments, captions, output)
+                with _writing(output):
+                    copy.close()
+            finally:
+                with contextlib.suppress(av.error.FFmpegError):
+                    copy.close()
 
-    @contextlib.contextmanager
-    def writing() -> Iterator[None]:
-        try:
-            yield
-        except av.error.FFmpegError:
-            raise failed
 
+@contextlib.contextmanager
+def _writing(output: str) -> Iterator[None]:
+    """What PyAV cannot write is the fault of the place, not of the video that is copied."""
     try:
-        with strict(reencode(path)):
-            moments = survey(path).moments()
-            first = next(read_in_turn(path, [0], len(moments) - 1))[1]
-            with opened(as_file(path)) as (source, stream):
-                with writing():
-                    copy = av.open(as_file(part), "w", format="mp4")
-                try:
-                    copy.metadata["comment"] = _OURS.decode()
-                    _copy(source, stream, copy, _picture_track(copy, encoder, stream, first), moments, captions, writing)
-                    with writing():
-                        copy.close()
-                finally:
-                    with contextlib.suppress(av.error.FFmpegError):
-                        copy.close()
-        os.replace(part, output)
-    except OSError as error:
-        error.filename = output
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            os.remove(part)
+        yield
+    except av.error.FFmpegError:
+        raise UserError("%s: cannot be written whole; is the folder writable, and the disk not full?" % output)
 
 
 def has_captions(path: str) -> bool:
@@ -84,21 +73,13 @@ def has_captions(path: str) -> bool:
 
 
 @lru_cache(maxsize=None)
-def _encoder() -> str:
-    if "libx264" in av.codecs_available:
-        return "libx264"
-    warn("this PyAV has no H.264 encoder; labels are drawn into MPEG-4 videos, which browsers do not play")
-    return "mpeg4"
-
-
-@lru_cache(maxsize=None)
 def _warn_of_letters() -> None:
     warn("OpenCV %s draws ASCII letters alone, others become question marks; OpenCV 5 draws them" % cv2.__version__)
 
 
-def _picture_track(copy: Any, encoder: str, stream: Any, image: np.ndarray) -> Any:
+def _picture_track(copy: Any, stream: Any, image: np.ndarray) -> Any:
     """A track of `copy` for pictures like `image`, of even size, as H.264 needs it, in the shape of the track `stream`."""
-    track = copy.add_stream(encoder, options={"preset": "veryfast", "crf": "20", "bf": "0"})
+    track = copy.add_stream("libx264", options={"preset": "veryfast", "crf": "20", "bf": "0"})
     track.height, track.width = (side + side % 2 for side in image.shape[:2])
     track.pix_fmt, track.time_base, track.codec_context.time_base = "yuv420p", _UNIT, _UNIT
     track.codec_context.color_range, track.codec_context.colorspace = 1, 6  # as FFmpeg makes them of RGB: 16 to 235, BT.601
@@ -107,7 +88,7 @@ def _picture_track(copy: Any, encoder: str, stream: Any, image: np.ndarray) -> A
     return track
 
 
-def _copy(source: Any, stream: Any, copy: Any, track: Any, moments: np.ndarray, captions: Sequence[Caption], writing: Any) -> None:
+def _copy(source: Any, stream: Any, copy: Any, track: Any, moments: np.ndarray, captions: Sequence[Caption], output: str) -> None:
     """Write PyAV's pictures `stream` of the container `source`, with captions, into `track` of `copy`, and its sound."""
     sound = source.streams.best("audio")
     begin = min(moments[0], (source.start_time or 0) / av.time_base)
@@ -126,22 +107,21 @@ def _copy(source: Any, stream: Any, copy: Any, track: Any, moments: np.ndarray, 
 
     for packet in source.demux([stream, sound] if hear else [stream]):
         if hear and packet.stream.index != stream.index:
-            with writing():
+            with _writing(output):
                 copy.mux(hear(packet))
             continue
         for frame in packet.decode():
             if played == len(moments) - 1:
-                raise Corrupt("more than its %d frames play" % played)
+                check_played(played + 1, played)
             moment = moments[played] - moments[0]
             text = next((c.text for c in captions if c.start <= moment and (c.end is None or moment < c.end)), "")
             drawn = av.VideoFrame.from_ndarray(_even(as_rgb(frame, filters), text, track), format="rgb24").reformat(format="yuv420p")
             drawn.pts, drawn.time_base = int(ticks[played]), _UNIT
             played += 1
-            with writing():
+            with _writing(output):
                 put(track.encode(drawn))
-    if played != len(moments) - 1:
-        raise Corrupt("only %d of its %d frames play" % (played, len(moments) - 1))
-    with writing():
+    check_played(played, len(moments) - 1)
+    with _writing(output):
         put(track.encode())
 
 

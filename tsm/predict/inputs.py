@@ -1,18 +1,21 @@
 """What a command line names: videos, folders of frames, lists and patterns of them, addresses, cameras; and where outputs go."""
 
 import argparse
+import contextlib
 import glob
 import os
 import re
+import sys
 from collections import Counter
 from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-from tsm.cli import check_outputs, describe, fail, identity, warn
+from tsm.cli import check_outputs, describe, fail, identity, printable, warn
 from tsm.files import natural
 from tsm.infer.int8 import weights_file
 from tsm.predict.captions import has_captions
 from tsm.video.decode import VIDEO_SUFFIXES
 from tsm.video.frames import is_picture
+from tsm.workfolder import MODIFIED, read_run
 
 ASIDE = {"$recycle.bin", "#recycle", "@eadir", "__macosx", "system volume information", "lost+found"}  # folders of systems, not of users
 SIDECARS = (".txt", ".md", ".json", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".html", ".pdf", ".srt", ".vtt", ".ass", ".nfo", ".log",
@@ -78,7 +81,8 @@ def expand(inputs: Sequence[str], within: Tuple[str, ...] = (), lists: Optional[
         elif given.startswith("@"):
             found += _listed(given, within, lists)
         elif is_address(given):
-            found.append(Input(without_password(given), live=given))
+            text = given.encode("utf-8", "replace").decode() == given
+            found.append(Input(without_password(given), "" if text else "is not UTF-8 text, which FFmpeg needs", given))
         elif os.path.isdir(given):
             found += _inside(given)
         elif glob.has_magic(given) and not os.path.isfile(given):
@@ -180,6 +184,23 @@ def _inside(folder: str) -> List[Input]:
     return [Input(path) for path in kept or frames] + unread
 
 
+def find_model(given: Optional[str]) -> str:
+    """The model to run: a file that is given, or that of a work folder, which is given, or the first of: the current folder, work/ in it,
+    and these beside the script."""
+    if given and not os.path.isdir(given):
+        return given
+    beside = os.path.dirname(os.path.abspath(sys.argv[0]))
+    for folder in [given] if given else [os.curdir, "work", os.path.join(beside, "work"), beside]:
+        found = glob.glob(os.path.join(glob.escape(folder), MODIFIED))
+        with contextlib.suppress(FileNotFoundError):
+            found = [os.path.join(folder, read_run(folder).modified)]
+        for path in sorted(map(os.path.relpath, filter(os.path.isfile, found)), key=natural):
+            print("model: " + printable(path), flush=True)
+            return path
+    fail("%s; ./run_all.sh 1 makes one, or name one by --model" % (
+        "%s: there is no model in it" % given if given else "there is no model here or in work/"), status=2)
+
+
 def files_of(inputs: Iterable[Input]) -> List[str]:
     """The files that inputs are read from, also in vain: videos, and the frames in folders of frames."""
     found: List[str] = []
@@ -222,6 +243,6 @@ def check_paths(args: argparse.Namespace, inputs: Sequence[Input], lists: List[s
     weights = weights_file(int8_model) if int8_model.endswith(".xml") else ""
     read = list(filter(None, [args.model, args.labels, int8_model, weights] + lists)) + files_of(inputs)
     annotated = annotated_names(args.annotate, files, read) if args.annotate else [""] * len(files)
-    outputs = {"--json": args.json, "--jsonl": args.jsonl, "--csv": args.csv, "--html": args.html}
+    outputs = {"--json": None if args.json == "-" else args.json, "--jsonl": args.jsonl, "--csv": args.csv, "--html": args.html}
     check_outputs(outputs, read + list(filter(None, annotated)), args.annotate)
     return annotated

@@ -271,15 +271,12 @@ def strips_of(path: str, spans: Sequence[Tuple[Optional[float], Optional[float]]
     Args:
         spans: (start, end) in seconds, in their order in time; (None, None) is the whole.
     """
-    from tsm.video.windows import Window, strip, strips
+    from tsm.video.windows import Window, strips
 
     made: List[Optional[str]] = []
     problem = ""
     try:
-        if os.path.isdir(path):
-            made.append(as_uri(strip(path)))
-        else:
-            made += map(as_uri, strips(path, [Window(*span) for span in spans]))
+        made += map(as_uri, strips(path, [Window(*span) for span in spans]))
     except Corrupt as error:
         problem = str(error)
     return made + [None] * (len(spans) - len(made)), problem

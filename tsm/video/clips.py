@@ -9,7 +9,7 @@ import mmap
 import os
 from collections import deque
 from contextlib import closing
-from typing import Any, Callable, Dict, Generator, Iterator, List, Mapping, Optional, Sequence, Tuple, TypeVar, Union
+from typing import Any, Callable, Dict, Generator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ from tsm.machine import workers_that_fit
 from tsm.protocol import CROPS, Protocol, crop_boxes, frame_indices
 from tsm.samples import Clip
 from tsm.video.decode import VIDEO_DECODER, read_video, reencode
-from tsm.video.frames import IMG, JPEG_DECODER, Frame, Naming, check_folder_of_frames, naming_in, read_frames, strict
+from tsm.video.frames import IMG, JPEG_DECODER, Naming, check_folder_of_frames, naming_in, read_frames, strict
 from tsm.workers import each
 
 REVISION = 2  # to be raised with any change of frames.py, decode.py, clips.py or protocol.py that changes a tensor: they are made again
@@ -57,30 +57,19 @@ def table_for(dtype: str, protocol: Protocol) -> Optional[np.ndarray]:
 
 def resized(frame: np.ndarray, protocol: Protocol) -> np.ndarray:
     """A frame uint8 [H, W, 3] with its short side as the protocol has it."""
-    size = resized_size(frame.shape[1], frame.shape[0], protocol.short_side)
+    height, width = frame.shape[:2]
+    scale = protocol.short_side / min(width, height)
+    size = int(width * scale + 0.5), int(height * scale + 0.5)  # rounded as mmcv.rescale_size does
     return cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR)
-
-
-def resized_size(width: int, height: int, short_side: int) -> Tuple[int, int]:
-    """(width, height) with the short side that is asked for, rounded as mmcv.rescale_size does."""
-    scale = short_side / min(width, height)
-    return int(width * scale + 0.5), int(height * scale + 0.5)
-
-
-def compute(frames: Iterator[Frame], indices: List[int], bgr: bool, protocol: Protocol, table: Optional[np.ndarray],
-            out: np.ndarray) -> None:
-    """Fill `out` [protocol.video_shape] from the distinct frames uint8 [H, W, 3]; `indices` are frame_indices().
-
-    What several views share is computed once per distinct frame: decoding, the resize, the split into planes. Per view
-    there is only the copy of a crop, through the table for float32, which costs no more than copying floats.
-    """
-    for index, frame in frames:
-        place_frame(resized(frame, protocol), index, indices, bgr, protocol, table, out)
 
 
 def place_frame(image: np.ndarray, index: int, indices: Sequence[int], bgr: bool, protocol: Protocol,
                 table: Optional[np.ndarray], out: np.ndarray) -> None:
-    """Put a resized frame uint8 [H, W, 3] into all places of `out` [protocol.video_shape] whose index is its own."""
+    """Put a resized frame uint8 [H, W, 3] into all places of `out` [protocol.video_shape] whose index is its own.
+
+    What several views share is computed once per distinct frame: decoding, the resize, the split into planes. Per view
+    there is only the copy of a crop, through the table for float32, which costs no more than copying floats.
+    """
     side = protocol.size
     views = out.reshape((CROPS[protocol.crops], -1) + protocol.frame_shape)
     planes = cv2.split(image)
@@ -124,61 +113,53 @@ def fill(path: str, frames: Optional[int], protocol: Protocol, table: Optional[n
             read = read_frames(path, choose(count), named)
         else:
             read = read_video(path, choose, by_opencv)
-        compute(read, indices, folder, protocol, table, out)
+        for index, frame in read:
+            place_frame(resized(frame, protocol), index, indices, folder, protocol, table, out)
 
 
-def as_video(frames: Sequence[np.ndarray], protocol: Protocol, dtype: str) -> np.ndarray:
-    """The tensor [protocol.video_shape] of a clip whose frames, RGB uint8 [H, W, 3] after resized(), are all in memory."""
-    return assembled(frames, frame_indices(len(frames), protocol), protocol, dtype, table_for(dtype, protocol))
-
-
-def assembled(frames: Union[Sequence[np.ndarray], Mapping[int, np.ndarray]], indices: Sequence[int], protocol: Protocol, dtype: str,
-               table: Optional[np.ndarray]) -> np.ndarray:
-    """The tensor [protocol.video_shape] of the frames at `indices`, RGB uint8 [H, W, 3] after resized()."""
-    out = np.empty(protocol.video_shape, dtype)
+def as_video(frames: Union[Sequence[np.ndarray], Mapping[int, np.ndarray]], indices: Sequence[int], protocol: Protocol,
+             dtype: str) -> np.ndarray:
+    """The tensor [protocol.video_shape] of the frames at `indices` of those in memory, RGB uint8 [H, W, 3] after resized()."""
+    out, table = np.empty(protocol.video_shape, dtype), table_for(dtype, protocol)
     for index in sorted(set(indices)):
         place_frame(frames[index], index, indices, False, protocol, table, out)
     return out
 
 
-Key = TypeVar("Key")
-
-
 def decoded(
-    clips: Union[Sequence[Clip], Mapping[Key, Clip]], data_root: str, protocol: Protocol, dtype: str, count: int,
-    naming: Optional[Naming] = IMG, no_room: str = "",
-) -> Generator[Tuple[Key, Union[np.ndarray, Corrupt]], None, None]:
-    """(index or key in `clips`, tensor [protocol.video_shape] of `dtype` or the Corrupt that says why not), in any order.
+    clips: Mapping[int, Tuple[str, Optional[int]]], protocol: Protocol, dtype: str, count: int, naming: Optional[Naming] = IMG,
+    no_room: str = "",
+) -> Generator[Tuple[int, Union[np.ndarray, Corrupt]], None, None]:
+    """(key in `clips`, tensor [protocol.video_shape] of `dtype` or the Corrupt that says why not), in any order.
+
+    A clip is its path and its frames, as in fill().
 
     Decoded in `count` processes, or as many as the memory holds tensors for, in memory: a tensor more than processes exists
     beside those that the caller keeps, and decoding waits while the caller does. The processes are forked before this returns,
     so call it before an engine starts its threads; close the iterator (contextlib.closing) to end them at once. A clip that the
     memory does not hold ends the work with a MemoryError, unless `no_room` says what its Corrupt is to say.
     """
-    chosen: Mapping[Any, Clip] = clips if isinstance(clips, Mapping) else dict(enumerate(clips))
     table, nbytes = table_for(dtype, protocol), protocol.nbytes(dtype)
     count = workers_that_fit(count, nbytes)
     # One place more than processes: each() hands out the next item before it yields the result of the last.
     places = [np.frombuffer(mmap.mmap(-1, nbytes), dtype).reshape(protocol.video_shape) for _ in range(count + 1)]
     free = deque(range(count + 1))
 
-    def work(item: Tuple[Any, int]) -> None:
+    def work(item: Tuple[int, int]) -> None:
         key, place = item
         try:
-            fill(os.path.join(data_root, chosen[key].source), chosen[key].frames, protocol, table, places[place], naming)
+            fill(*clips[key], protocol, table, places[place], naming)
         except MemoryError:
-            if no_room:
-                raise Corrupt(no_room)
-            raise
+            raise Corrupt(no_room) if no_room else MemoryError
 
-    def taken(results: Generator[Tuple[Any, Any], None, None]) -> Generator[Tuple[Key, Union[np.ndarray, Corrupt]], None, None]:
+    def taken(results: Generator[Tuple[Any, Any], None, None]) -> Generator[Tuple[int, Union[np.ndarray, Corrupt]], None, None]:
         with closing(results):
             for (key, place), error in results:
                 tensor = error if isinstance(error, Corrupt) else places[place].copy()
                 free.append(place)
                 yield key, tensor
 
-    return taken(each(work, ((key, free.popleft()) for key in chosen), min(count, max(1, len(chosen)))))
+    return taken(each(work, ((key, free.popleft()) for key in clips), min(count, max(1, len(clips)))))
 
 
 def basis(clips: Mapping[int, Clip], protocol: Protocol, dtype: str, naming: Naming) -> str:

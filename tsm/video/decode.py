@@ -60,19 +60,11 @@ def as_file(path: str) -> str:
     return os.path.join(".", path) if ":" in path else path
 
 
-def is_text(name: str) -> bool:
-    """Whether OpenCV can take a name: it crashes on one that is not UTF-8."""
-    try:
-        return bool(name.encode("utf-8"))
-    except UnicodeEncodeError:
-        return False
-
-
 def read_video(path: str, choose: Callable[[int], Sequence[int]], by_opencv: bool = False) -> Iterator[Frame]:
     """(index, frame RGB uint8 [H, W, 3]) of the frames choose(number of frames), ascending. For use in strict()."""
     name = _checked(path)
     short = None if by_opencv else _short(name)
-    count, pictures = short or (len(survey(name, by_opencv).starts), _pictures(name, by_opencv))
+    count, pictures = short or (len(stamps_of(name, by_opencv).starts), _pictures(name, by_opencv))
     yield from _chosen(pictures, choose(count), count)
 
 
@@ -89,23 +81,31 @@ def count_frames(path: str) -> int:
 
 def _checked(path: str) -> str:
     """The path as decoders take it; raises Corrupt where there is no video for them to read."""
+    wrong = _no_video(path)
+    if wrong:
+        raise Corrupt(wrong)
+    return as_file(os.fsencode(path).decode("utf-8"))  # whatever the locale, decoders take UTF-8
+
+
+def _no_video(path: str) -> str:
+    """Why a path is none of a video that could be whole; empty where it may be one."""
     if not os.path.isfile(path):
-        raise Corrupt("is no file")
-    if not os.path.getsize(path):
-        raise Corrupt("is empty")
+        return "is no file"
+    size, suffix = os.path.getsize(path), os.path.splitext(path)[1].lower()
+    if not size:
+        return "is empty"
     try:
-        name = as_file(os.fsencode(path).decode("utf-8"))  # whatever the locale, decoders take UTF-8
+        name = as_file(os.fsencode(path).decode("utf-8"))
     except UnicodeDecodeError:
-        raise Corrupt("its name is not UTF-8 text, which video decoders need; rename it")
+        return "its name is not UTF-8 text, which video decoders need; rename it"
     with open(path, "rb") as file:
         head = file.read(12)
     wanted = int.from_bytes(head[4:8], "little") + 8
-    if head[:4] + head[8:] == b"RIFFAVI " and os.path.getsize(path) < wanted < 1 << 32:  # its writer set it last of all
-        raise Corrupt("is cut short: it has %d of its %d bytes" % (os.path.getsize(path), wanted))
-    moving = head[:4] == b"GIF8" or path.lower().endswith((".mjpg", ".mjpeg"))
-    if not moving and (is_picture(path) or cv2.haveImageReader(name)):
-        raise Corrupt("is a picture, not a video; give the folder that its frames are in")
-    return name
+    if head[:4] + head[8:] == b"RIFFAVI " and size < wanted < 1 << 32:  # its writer set it last of all
+        return "is cut short: it has %d of its %d bytes" % (size, wanted)
+    if head[:4] != b"GIF8" and suffix not in (".mjpg", ".mjpeg") and (is_picture(path) or cv2.haveImageReader(name)):
+        return "is a picture, not a video; give the folder that its frames are in"
+    return ""
 
 
 def _chosen(pictures: Iterator[Picture], indices: Sequence[int], count: int) -> Iterator[Frame]:
@@ -117,6 +117,11 @@ def _chosen(pictures: Iterator[Picture], indices: Sequence[int], count: int) -> 
             yield index, check_size(picture())
             wanted = next(left, None)
         played = index + 1
+    check_played(played, count)
+
+
+def check_played(played: int, count: int) -> None:
+    """Corrupt unless as many frames play as there are."""
     if played != count:
         raise Corrupt("only %d of its %d frames play" % (played, count) if played < count else "more than its %d frames play" % count)
 
@@ -131,7 +136,7 @@ def _short(name: str) -> Optional[Tuple[int, Iterator[Picture]]]:
     with contextlib.suppress(Corrupt), strict(), _failing():
         reader = decord.VideoReader(name, num_threads=1, fault_tol=1e-9)  # not one frame may be repeated for want of another
         count, first = len(reader), reader.next()
-        plain = av is None or len(survey(name).starts) == count  # no edit list cuts any
+        plain = av is None or len(stamps_of(name).starts) == count  # no edit list cuts any
         if plain and count * int(np.prod(first.shape)) <= SHORT_CLIP:
             return count, _pictures_by_decord(reader, first)
     return None
@@ -164,7 +169,7 @@ def _pictures(name: str, by_opencv: bool = False) -> Iterator[Picture]:
 
 
 @contextlib.contextmanager
-def opened(name: str) -> Iterator[Tuple[Any, Any]]:
+def opened_video(name: str) -> Iterator[Tuple[Any, Any]]:
     """(container, its picture track) of a video file, by PyAV, whose complaints go to stderr and are RuntimeErrors. For strict()."""
     av.logging.restore_default_callback()
     av.logging.set_libav_level(av.logging.ERROR)
@@ -182,7 +187,7 @@ def opened(name: str) -> Iterator[Tuple[Any, Any]]:
 
 def _pictures_by_av(name: str) -> Iterator[Picture]:
     filters: Dict[Any, Any] = {}
-    with opened(name) as (container, stream):
+    with opened_video(name) as (container, stream):
         for frame in container.decode(stream):
             yield partial(as_rgb, frame, filters)
 
@@ -210,7 +215,7 @@ def _pictures_by_opencv(name: str) -> Iterator[Picture]:
         yield retrieved
 
 
-class Survey(NamedTuple):
+class Stamps(NamedTuple):
     """What a file says of its frames, in seconds: the average rate, when each starts (NaN: it does not say), when the last ends."""
 
     rate: float
@@ -222,31 +227,38 @@ class Survey(NamedTuple):
         """Whether it says of each frame when it starts, one after the other."""
         return not np.isnan(self.starts).any() and bool((np.diff(self.starts) > 0).all())
 
+    @property
+    def usual(self) -> float:
+        """How long a frame is shown as a rule; 0 where the file does not tell."""
+        gaps = np.diff(self.starts) if len(self.starts) > 1 else np.array([self.end - self.starts[0]])
+        return float(np.median(gaps)) if self.known else 0.0
+
     def moments(self) -> np.ndarray:
         """When each frame starts and the last one ends, in seconds of the file's own, float64 [frames + 1]; counted if not known."""
-        count = len(self.starts)
         if not self.known:
-            return np.arange(count + 1) / (self.rate or 25.0)
-        usual = float(np.median(np.diff(self.starts))) if count > 1 else 1 / (self.rate or 25.0)
-        return np.append(self.starts, self.end if self.end > self.starts[-1] else self.starts[-1] + usual)
+            return np.arange(len(self.starts) + 1) / (self.rate or 25.0)
+        last, gap = self.starts[-1], self.usual if len(self.starts) > 1 else 1 / (self.rate or 25.0)
+        return np.append(self.starts, self.end if self.end > last else last + gap)
 
 
-def survey(path: str, by_opencv: bool = False) -> Survey:
+def stamps_of(path: str, by_opencv: bool = False) -> Stamps:
     """By a video's packets, where each is a frame, or else, as OpenCV must, by decoding it; at least one frame. For strict()."""
-    facts = _survey(_checked(path), by_opencv)
-    if not len(facts.starts):
+    stamps = (_stamps_by_opencv if by_opencv or av is None else _stamps_by_av)(_checked(path))
+    if not len(stamps.starts):
         raise Corrupt("has no frames")
-    return facts
+    return stamps
 
 
-def _survey(name: str, by_opencv: bool) -> Survey:
-    if by_opencv or av is None:
-        capture, moments = cv2.VideoCapture(name), array("d")
-        while capture.grab():
-            moments.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
-        return Survey(capture.get(cv2.CAP_PROP_FPS), np.array(moments), 0.0)
+def _stamps_by_opencv(name: str) -> Stamps:
+    capture, moments = cv2.VideoCapture(name), array("d")
+    while capture.grab():
+        moments.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+    return Stamps(capture.get(cv2.CAP_PROP_FPS), np.array(moments), 0.0)
+
+
+def _stamps_by_av(name: str) -> Stamps:
     shown, ends = array("d"), 0.0
-    with opened(name) as (container, stream):
+    with opened_video(name) as (container, stream):
         kind, unit = container.format.name.split(",")[0], float(stream.time_base)
         apart = kind in _KEPT_APART
         for one in container.demux(stream) if apart else container.decode(stream):
@@ -258,36 +270,34 @@ def _survey(name: str, by_opencv: bool) -> Survey:
         if kind == "avi":  # it says how long each frame is in units that may be far shorter
             ends = max(ends, (stream.duration or 0) * unit)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
-    return Survey(rate, np.sort(shown) if apart else np.array(shown), ends)
+    return Stamps(rate, np.sort(shown) if apart else np.array(shown), ends)
 
 
 class Timeline(NamedTuple):
     """When the frames of a video are shown, in seconds from the first one's start.
 
-    `rate` is in frames per second: the average where frame i is shown at i / rate, and `starts` is then None; 0 where the file
-    does not tell. Of a variable rate it is the usual one, and `starts`, float64 [frames + 1], has when each frame is shown and
-    when the last one ends.
+    `rate`: the usual one in frames per second, 0 where the file does not tell. `starts`, float64 [frames + 1]: when each frame is
+    shown, and when the last one ends.
     """
 
-    frames: int
     rate: float
-    starts: Optional[np.ndarray] = None
+    starts: np.ndarray
 
-    def start(self, index: int) -> float:
-        """When a frame is shown; when the last one ends, for the number of frames."""
-        return index / self.rate if self.starts is None else float(self.starts[index])
+    @property
+    def frames(self) -> int:
+        return len(self.starts) - 1
 
     def shown(self, start: float, end: float) -> Tuple[int, int]:
         """(the first frame that is shown from `start` to `end`, the one after the last); at least one frame.
 
         To the nearest: what half a usual frame shows of a frame at either end does not count.
         """
-        if self.starts is None:
-            first = min(int(round(start * self.rate)), self.frames - 1)
-            return first, min(max(first + 1, int(round(end * self.rate))), self.frames)
-        starts, slack = self.starts[:-1], 0.5 / self.rate
-        first = max(0, int(np.searchsorted(starts, start + slack, "right")) - 1)
-        return first, max(first + 1, int(np.searchsorted(starts, end - slack)))
+        first = self.at(start + 0.5 / self.rate)
+        return first, max(first + 1, int(np.searchsorted(self.starts[:-1], end - 0.5 / self.rate)))
+
+    def at(self, moment: float) -> int:
+        """The frame that is shown at a moment; the first or the last one before and after all."""
+        return max(0, int(np.searchsorted(self.starts[:-1], moment, "right")) - 1)
 
 
 def timeline(path: str) -> Timeline:
@@ -296,22 +306,19 @@ def timeline(path: str) -> Timeline:
     Frames that are all within half a frame of a constant rate are taken to be of that rate, as are those of a file without
     timestamps, such as a raw stream's.
     """
-    facts = survey(path)
-    average, starts, end = facts
-    count, gaps, known = len(starts), np.diff(starts), facts.known
-    usual = float(np.median(gaps)) if len(gaps) else end - starts[0]
-    for rate in (average, 1 / usual if known and usual > 0 else 0.0):
-        if 0 < rate < 1000 and not (known and _leaves(rate, starts, end)):
-            return Timeline(count, rate)
-    if not known or usual <= 0:
-        return Timeline(count, 0.0)
-    return Timeline(count, 1 / usual, facts.moments() - starts[0])
+    stamps = stamps_of(path)
+    count, moments = len(stamps.starts), stamps.moments()
+    usual = 1 / stamps.usual if stamps.usual > 0 else 0.0
+    for rate in (stamps.rate, usual):
+        if 0 < rate < 1000 and not (stamps.known and _leaves(rate, moments)):
+            return Timeline(rate, np.arange(count + 1) / rate)
+    return Timeline(usual, moments - moments[0])
 
 
-def _leaves(rate: float, starts: np.ndarray, end: float) -> bool:
+def _leaves(rate: float, moments: np.ndarray) -> bool:
     """Whether frames that start, and end, at these times leave a constant rate: by half a frame, or the last one by a whole."""
-    places = (starts - starts[0]) * rate - np.arange(len(starts))
-    return bool(np.abs(places).max() > 0.5 or (end - starts[0]) * rate > len(starts) + 1)
+    places = (moments - moments[0]) * rate - np.arange(len(moments))
+    return bool(np.abs(places[:-1]).max() > 0.5 or places[-1] > 1)
 
 
 def extract(path: str, folder: str) -> int:

@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import zlib
-from typing import Iterator, NamedTuple, Optional, Sequence, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -97,10 +97,7 @@ def _in_words(said: str) -> str:
 
 def check_folder_of_frames(folder: str, count: int, naming: Naming) -> None:
     """Raises Corrupt unless the frames in `folder` are the `count` that `naming` tells, with none missing or over."""
-    try:
-        files = os.listdir(folder)
-    except OSError as error:
-        raise Corrupt((error.strerror or str(error)).lower())
+    files = _inside(folder)
     before, after = re.split(r"%\d*d", naming.template)
     pattern = re.compile(re.escape(before) + r"\d+" + re.escape(after) + "$")
     there = {name for name in files if pattern.match(name)}
@@ -125,12 +122,17 @@ def check_folder_of_frames(folder: str, count: int, naming: Naming) -> None:
             raise Corrupt("%s %s (the list says %d frames)" % (min(names), what, count))
 
 
-def naming_in(folder: str) -> Tuple[Naming, int]:
-    """How a folder's frames are called, and how many there are; Corrupt unless they are numbered in one way, without a gap."""
+def _inside(folder: str) -> List[str]:
+    """The names in a folder; raises Corrupt."""
     try:
-        files = os.listdir(folder)
+        return os.listdir(folder)
     except OSError as error:
         raise Corrupt((error.strerror or str(error)).lower())
+
+
+def naming_in(folder: str) -> Tuple[Naming, int]:
+    """How a folder's frames are called, and how many there are; Corrupt unless they are numbered in one way, without a gap."""
+    files = _inside(folder)
     found = _naming_of(files)
     if found is None:
         pictures = sorted(filter(is_picture, files), key=natural)
@@ -171,8 +173,6 @@ def read_frames(folder: str, indices: Sequence[int], naming: Naming) -> Iterator
                 data = file.read()
         except OSError as error:
             raise Corrupt("%s: %s" % (name, (error.strerror or str(error)).lower()))
-        if not data:
-            raise Corrupt("%s: is empty" % name)
         frame = decode_picture(data, name)
         shape = shape or frame.shape
         if frame.shape != shape:
@@ -182,16 +182,9 @@ def read_frames(folder: str, indices: Sequence[int], naming: Naming) -> Iterator
 
 def decode_picture(data: bytes, name: str) -> np.ndarray:
     """BGR uint8 [H, W, 3] of a JPEG or PNG file's bytes, as OpenCV decodes it; raises Corrupt. For use in strict()."""
-    plain = False
-    if data.startswith(b"\xff\xd8"):
-        whole, plain = inspect_jpeg(data)
-        if not whole:  # OpenCV fills what is missing with grey; by version it says nothing
-            raise Corrupt("%s: is cut short or damaged (no JPEG end marker)" % name)
-    elif data.startswith(_PNG_SIGNATURE):
-        if not _is_whole_png(data):
-            raise Corrupt("%s: is cut short or damaged (a PNG chunk is not whole)" % name)
-    else:
-        raise Corrupt("%s: is no JPEG and no PNG" % name)
+    wrong, plain = _look(data)
+    if wrong:
+        raise Corrupt("%s: %s" % (name, wrong))
     if plain and simplejpeg is not None:
         with contextlib.suppress(ValueError):  # it complains of anything unusual; OpenCV then has the last word
             return simplejpeg.decode_jpeg(data, "BGR", strict=True)
@@ -202,6 +195,18 @@ def decode_picture(data: bytes, name: str) -> np.ndarray:
     if frame is None:
         raise Corrupt("%s: cannot be decoded" % name)
     return frame
+
+
+def _look(data: bytes) -> Tuple[str, bool]:
+    """(what is wrong with the bytes of a picture, whether they are a plain JPEG's)."""
+    if not data:
+        return "is empty", False
+    if data.startswith(b"\xff\xd8"):
+        whole, plain = inspect_jpeg(data)  # OpenCV fills what is missing with grey; by version it says nothing
+        return "" if whole else "is cut short or damaged (no JPEG end marker)", plain
+    if data.startswith(_PNG_SIGNATURE):
+        return "" if _is_whole_png(data) else "is cut short or damaged (a PNG chunk is not whole)", False
+    return "is no JPEG and no PNG", False
 
 
 def inspect_jpeg(data: bytes) -> Tuple[bool, bool]:

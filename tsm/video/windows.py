@@ -11,7 +11,7 @@ import numpy as np
 from tsm.cli import Corrupt
 from tsm.machine import free_memory
 from tsm.protocol import Protocol, frame_indices
-from tsm.video.clips import assembled, resized, table_for
+from tsm.video.clips import as_video, resized
 from tsm.video.decode import Timeline, read_in_turn, reencode, timeline
 from tsm.video.frames import naming_in, read_frames, strict
 
@@ -29,14 +29,17 @@ class Window(NamedTuple):
     end: Optional[float]
 
 
+WHOLE = Window(None, None)
+
+
 def windows_of(times: Timeline, length: float, stride: float) -> List[Tuple[Window, int, int]]:
     """(window, its first frame, the frame after its last) of a video, one window of `length` seconds every `stride` seconds.
 
     The last one ends with the video, so that its end is not lost; a video no longer than a window is one window. Windows are
     at least a frame long, and a frame apart.
     """
-    rate = times.rate
-    duration, length, stride = times.start(times.frames), max(length, 1 / rate), max(stride, 1 / rate)
+    rate, duration = times.rate, float(times.starts[-1])
+    length, stride = max(length, 1 / rate), max(stride, 1 / rate)
     starts = [0.0]
     while starts[-1] + length < duration - 0.5 / rate:
         starts.append(min(starts[-1] + stride, duration - length))
@@ -55,7 +58,6 @@ def windowed(
     windows were yielded, and before the video is decoded if those frames would take more memory than there is.
     """
     cv2.setNumThreads(1)
-    table = table_for(dtype, protocol)
     with strict(reencode(path)):
         times = timeline(path)
         if not times.rate:
@@ -67,7 +69,7 @@ def windowed(
         groups = [[first + index for index in frame_indices(stop - first, protocol)] for _, first, stop in windows]
         kept = _collected(path, times.frames, groups, lambda frame: resized(frame, protocol))
         for (window, _, _), indices, frames in zip(windows, groups, kept):
-            yield window, assembled(frames, indices, protocol, dtype, table)
+            yield window, as_video(frames, indices, protocol, dtype)
 
 
 def _collected(
@@ -95,26 +97,21 @@ def _collected(
 
 
 def strip(path: str) -> bytes:
-    """A film strip of the video, or of the folder of frames, at `path`: JPEG, the middles of STRIP_FRAMES segments side by side.
-
-    Raises Corrupt.
-    """
-    cv2.setNumThreads(1)
-    if not os.path.isdir(path):
-        return next(strips(path, [Window(None, None)]))
-    with strict():
-        naming, count = naming_in(path)
-        indices = frame_indices(count, _STRIP)
-        small = {index: _strip_frame(frame) for index, frame in read_frames(path, sorted(set(indices)), naming)}
-        return _strip_jpeg([small[index] for index in indices])
+    """A film strip of all of the video, or the folder of frames, at `path`; raises Corrupt."""
+    return next(strips(path, [WHOLE]))
 
 
 def strips(path: str, windows: Sequence[Window]) -> Iterator[bytes]:
-    """The film strip of each window of the video at `path`, which is decoded once; windows come in their order in time.
-
-    Raises Corrupt, also after strips were yielded.
-    """
+    """Film strips, JPEG, of windows of the video at `path`, which is decoded once, in their order in time; of a folder of frames of
+    all of it. A strip has the middles of STRIP_FRAMES segments side by side. Raises Corrupt, also after strips were yielded."""
     cv2.setNumThreads(1)
+    if os.path.isdir(path):
+        with strict():
+            naming, count = naming_in(path)
+            chosen = frame_indices(count, _STRIP)
+            small = {index: _strip_frame(frame) for index, frame in read_frames(path, sorted(set(chosen)), naming)}
+            yield _strip_jpeg([small[index] for index in chosen])
+        return
     with strict(reencode(path)):
         times = timeline(path)
         spans = [(0, times.frames) if window.start is None or window.end is None else times.shown(window.start, window.end)
