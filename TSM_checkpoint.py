@@ -36,7 +36,7 @@ from tsm.checkpoint import published
 from tsm.cli import UserError, check_outputs, one_line, parser, run
 from tsm.files import sha256, write_json
 from tsm.labels import read_labels
-from tsm.protocol import SSV2, read_protocol, segments
+from tsm.protocol import SHIFTS, SSV2, read_protocol, segments
 from tsm.workfolder import PROTOCOL
 
 
@@ -46,6 +46,8 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--list", action="store_true", help="print the table of published checkpoints")
     cli.add_argument("--config", default="", metavar="FILE", help="the mmaction2 config that it was trained with, .py")
     cli.add_argument("--segments", type=segments, metavar="N", help="frames of a view, where nothing else says it")
+    cli.add_argument("--shift", choices=SHIFTS, help="the kind of shift that it was trained with, which the weights do not tell "
+                     "(default: what is known of the file, else bi)")
     cli.add_argument("--labels", metavar="FILE", help="names of the classes, to check that they are as many as the network has")
     cli.add_argument("--output", metavar="FILE", help="write the protocol to FILE, whatever it is (default: to %s in --output_dir, "
                      "where it is not Something-Something V2's)" % PROTOCOL)
@@ -120,7 +122,7 @@ def main() -> None:
             with contextlib.suppress(OSError):
                 os.remove(where)
         raise
-    found = identify.facts_of(where, state, meta, args.config, args.segments)
+    found = identify.facts_of(where, state, meta, args.config, args.segments, args.shift or "")
     tell(found, where)
     identify.check_supported(found, where)
     network_of(state, where, found.protocol, found.width)

@@ -28,7 +28,7 @@ import numpy as np
 
 from tsm.checkpoint.identify import check_supported, facts_of, test_in_words, weights_say
 from tsm.files import replacing, sha256
-from tsm.protocol import SSV2, Protocol, read_protocol, segments
+from tsm.protocol import SHIFTS, SSV2, Protocol, read_protocol, segments
 
 TOLERANCE = 1e-5  # of --verify, relative to the largest class score
 
@@ -45,6 +45,8 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--protocol", default="", metavar="FILE", help="how the network is tested, as TSM_checkpoint.py wrote it "
                      "(default: what the config and the checkpoint say)")
     cli.add_argument("--segments", type=segments, metavar="N", help="frames of a view, where nothing else says it")
+    cli.add_argument("--shift", choices=SHIFTS, help="the kind of shift that it was trained with, which the weights do not tell "
+                     "(default: what is known of the file, else bi)")
     cli.add_argument("--softmax", action="store_true", help="end in a softmax per view")
     cli.add_argument("--verify", action="store_true", help="compare with PyTorch on random videos (some seconds each)")
     cli.add_argument("--show", action="store_true", help="print the graph")
@@ -72,10 +74,11 @@ def main() -> None:
     state, meta = reader.load(args.checkpoint)
     if args.protocol:
         protocol, width = read_protocol(args.protocol), weights_say(state).get("width", 0)
-        if args.segments not in (None, protocol.segments):
-            raise UserError("%s: has %d segments, not the %d of --segments" % (args.protocol, protocol.segments, args.segments))
+        for name, given in (("segments", args.segments), ("shift", args.shift)):
+            if given not in (None, getattr(protocol, name)):
+                raise UserError("%s: has %s %s, not the %s of --%s" % (args.protocol, name, getattr(protocol, name), given, name))
     else:
-        facts = facts_of(args.checkpoint, state, meta, args.config, args.segments)
+        facts = facts_of(args.checkpoint, state, meta, args.config, args.segments, args.shift or "")
         check_supported(facts, args.checkpoint)
         for note in facts.notes:
             print(one_line(note))

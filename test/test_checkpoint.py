@@ -331,6 +331,41 @@ def test_where_the_segments_are_from(thin, path, meta, segments, expected, origi
     check_supported(found, path)
 
 
+PAST = EIGHT.replace("shift_div=8", "shift_div=8, shift='past1'")
+
+
+@pytest.mark.parametrize("meta, shift, expected, origin", [
+    ({}, "", "bi", "default"), ({"config": EIGHT}, "", "bi", "default"), ({"config": EIGHT}, "past2", "past2", "--shift"),
+    ({"config": PAST}, "", "past1", "the config in its meta"), ({"shift": "past1"}, "", "past1", "its meta"),
+    ({"config": PAST}, "past1", "past1", "--shift"),
+])
+def test_where_the_kind_of_shift_is_from(thin, meta, shift, expected, origin):
+    """Weights do not tell it; where not even shift_div is known, a note says what to do about that."""
+    found = facts(thin, meta=meta, shift=shift)
+    check_supported(found, "a.pth")
+    assert (found.protocol.shift, found.origins["shift"]) == (expected, origin)
+    assert any("the kind of shift; taken as bi, " in note for note in found.notes) == (not meta)
+
+
+def test_a_kind_of_shift_against_another_is_one_line(thin, works, fails, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="shift past2 by --shift, but the config in its meta says shift past1; leave out"):
+        check_supported(facts(thin, meta={"config": PAST}, shift="past2"), "a.pth")
+    with pytest.raises(UserError, match="a.pth: shift by its meta is sideways; one of bi, past1, "):
+        check_supported(facts(thin, meta={"shift": "sideways"}), "a.pth")
+    row = published.by_name("official")
+    monkeypatch.setattr("tsm.checkpoint.identify._row_of", lambda path: (row, []))
+    with pytest.raises(UserError, match="shift past1 by --shift, but the table of published files says shift bi"):
+        check_supported(facts(thin, shift="past1"), "a.pth")
+    check_supported(facts(thin, shift="bi-still"), "a.pth")  # its weights, run from the past alone
+    monkeypatch.undo()
+    torch.save(thin, str(tmp_path / "a.pth"))
+    said = works("TSM_checkpoint.py", "a.pth", "--shift", "past1", "--output", "protocol.json", cwd=tmp_path).splitlines()
+    assert "shift: past1 (--shift)" in said
+    works("pytorch2onnx.py", "a.pth", "--protocol", "protocol.json", "--output-file", "a.onnx", cwd=tmp_path)
+    line = fails("pytorch2onnx.py", "a.pth", "--protocol", "protocol.json", "--shift", "bi", "--output-file", "b.onnx", cwd=tmp_path)
+    assert line.endswith("protocol.json: has shift past1, not the bi of --shift")
+
+
 @pytest.mark.parametrize("meta, config, segments, says", [
     ({"config": SIXTEEN}, None, 8, ["8 segments", "--segments", "meta says 16 segments"]),
     ({}, SIXTEEN, 8, ["8 segments", "--segments", "c.py says 16 segments"]),

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from tsm.checkpoint import reader  # noqa: E402
 from tsm.cli import UserError  # noqa: E402
 from tsm.model.network import TSM, load  # noqa: E402
-from tsm.protocol import CENTRE_VIEW, SSV2, fuse, shifted  # noqa: E402
+from tsm.protocol import CENTRE_VIEW, MOVES, SSV2, fuse, shifted  # noqa: E402
 
 CONFIG = """model = dict(backbone=dict(type='ResNetTSM', depth=50, num_segments=8, shift_div=8),
              cls_head=dict(type='TSMHead', num_classes=%d))
@@ -124,12 +124,26 @@ def test_usage(fails, thin, tmp_path):
     assert "a.pth" in fails("pytorch2onnx.py", "a.pth", cwd=tmp_path)
 
 
-def test_the_shift_is_the_definition_for_any_number_of_segments():
+WRITTEN = {"bi": "+-", "past1": "-=", "past2": "--", "past1-zero": "-0", "bi-still": "=-", "bi-zero": "0-",
+           "none": "==", "reversed": "-+", "next1": "+=", "next2": "++"}  # the folds: from the next frame, the previous, ...
+
+
+@pytest.mark.parametrize("kind", MOVES)
+def test_a_shift_is_its_definition_for_any_number_of_segments(kind):
+    """Value by value, by a table of its own."""
     from tsm.model.network import temporal_shift
 
-    for segments in (1, 2, 5, 16):
+    for segments in (1, 2, 5):
         x = np.random.RandomState(segments).standard_normal((3 * segments, 8, 2, 3)).astype(np.float32)
-        assert np.array_equal(temporal_shift(torch.from_numpy(x), segments, 2).numpy(), shifted(x, segments, 2))
+        expected = np.zeros_like(x)
+        for frame in range(3 * segments):
+            for channel in range(8):
+                way = (WRITTEN[kind] + "==")[channel // 2]
+                source = frame + {"+": 1, "-": -1}.get(way, 0)
+                if way != "0" and source // segments == frame // segments:
+                    expected[frame, channel] = x[source, channel]
+        assert np.array_equal(shifted(x, segments, 2, kind), expected)
+        assert np.array_equal(temporal_shift(torch.from_numpy(x), segments, 2, kind).numpy(), expected)
 
 
 def test_the_demo_checkpoint_has_mmaction2s_form(demo_checkpoint):

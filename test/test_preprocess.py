@@ -75,7 +75,7 @@ def test_files_and_manifest_are_as_documented(made):
     assert (folder / "sthv2.info").read_text() == "".join("%d %d\n" % (i, i) for i in range(len(FRAMES)))
     assert manifest["protocol"] == {
         "segments": 8, "sampling": "twice", "crops": "three", "short_side": 256, "size": 256, "classes": 174,
-        "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "shift_div": 8, "dtype": "uint8",
+        "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "shift_div": 8, "shift": "bi", "dtype": "uint8",
         "layout": "NCHW", "shape": [48, 3, 256, 256]}
     assert manifest["list"]["videos"] == len(FRAMES) and manifest["skipped"] == []
     assert manifest["versions"]["opencv"] == cv2.__version__ and manifest["versions"]["jpeg decoder"] == JPEG_DECODER

@@ -117,10 +117,12 @@ def test_the_disk_is_measured_by_the_protocol():
     ("std", [1, 0, 1]), ("std", [1, -1, 1]), ("std", [1, 1e-320, 1]), ("mean", [1, float("inf"), 1]), ("mean", [1, float("nan"), 1]),
     ("mean", [True, 1, 1]), ("mean", [10 ** 400, 1, 1]), ("mean", 3), ("mean", ["1", 2, 3]), ("segments", 10 ** 30), ("segments", True),
     ("segments", 8.0), ("short_side", 10 ** 9), ("classes", 100001), ("classes", 1), ("shift_div", 1), ("shift_div", 2000),
-    ("sampling", ["dense"]), ("crops", {}),
+    ("sampling", ["dense"]), ("crops", {}), ("shift", "next1"), ("shift", None),
 ])
 def test_values_that_no_protocol_has_are_named(name, value, tmp_path):
-    """In a file and in a model's metadata alike."""
+    """In a file and in a model's metadata alike; but for the kind of shift, which older ones do not say, none may be missing."""
+    older = {fact: held for fact, held in SSV2._asdict().items() if fact != "shift"}
+    assert protocol_from(older, "p.json") == SSV2
     stated = json.dumps(dict(SSV2._asdict(), **{name: value}))
     (tmp_path / "p.json").write_text(stated)
     with pytest.raises(UserError, match="p.json: its protocol has %s = " % name):

@@ -8,7 +8,7 @@ configs/recognition/tsm and the classes it names.
 import argparse
 import re
 import reprlib
-from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -23,6 +23,14 @@ BOUNDS = {  # the least and the most that a whole number of a protocol or a conf
     "depth": (1, 1024), "start_index": (0, 1000000),
 }  # a softmax over 1 class says 1 of every video; a shift_div of 1 would shift every channel both ways
 COLOURS = {"mean": (-1e6, 1e6), "std": (1e-6, 1e6)}  # likewise, of their numbers
+MOVES: Dict[str, Tuple[Optional[int], Optional[int]]] = {  # kinds of shift: where the first and the second fold of the channels take
+    # their values from: 1 the next frame, -1 the previous one, 0 the frame itself, None nowhere (they are 0). The rest stays.
+    "bi": (1, -1),  # MIT's and mmaction2's
+    "past1": (-1, 0), "past2": (-1, -1), "past1-zero": (-1, None),  # trained from the past alone; past1 is MIT's online demo
+    "bi-still": (0, -1), "bi-zero": (None, -1),  # weights of bi run without what they were trained to see ahead
+    "none": (0, 0), "reversed": (-1, 1), "next1": (1, 0), "next2": (1, 1),  # met by mistake
+}
+SHIFTS = ("bi", "past1", "past2", "past1-zero", "bi-still", "bi-zero")  # those that a network may be tested with
 FUSIONS = ("score", "prob")
 # score: mean of the class scores of all views, then softmax (the Ascend guide)
 # prob:  softmax per view, then mean over the views (mmaction2)
@@ -39,7 +47,13 @@ class Protocol(NamedTuple):
     classes: int = 174
     mean: Tuple[float, ...] = (123.675, 116.28, 103.53)  # RGB, of values 0..255
     std: Tuple[float, ...] = (58.395, 57.12, 57.375)
-    shift_div: int = 8  # one part in so many of the channels is shifted each way
+    shift_div: int = 8  # one part in so many of the channels is a fold, of which the first two are shifted
+    shift: str = "bi"  # of SHIFTS: how
+
+    @property
+    def causal(self) -> bool:
+        """Whether no frame's scores depend on a later frame, so that frames can be computed as they come."""
+        return 1 not in MOVES[self.shift]
 
     @property
     def views(self) -> int:
@@ -69,7 +83,7 @@ class Protocol(NamedTuple):
     def pixels(self, dtype: str) -> "Protocol":
         """What a tensor of a dtype depends on: where two protocols are equal here, so are their tensors. Not the classes, not the
         shift; of uint8, which the model normalises, not the colours either."""
-        same = self._replace(classes=SSV2.classes, shift_div=SSV2.shift_div)
+        same = self._replace(classes=SSV2.classes, shift_div=SSV2.shift_div, shift=SSV2.shift)
         return same if dtype == "float32" else same._replace(mean=SSV2.mean, std=SSV2.std)
 
     def nbytes(self, dtype: str) -> int:
@@ -108,8 +122,8 @@ def not_colours(name: str, value: Any) -> str:
 
 def misfit(name: str, value: Any) -> str:
     """The same of the fact of a protocol called `name`."""
-    known: Mapping[str, int] = {"sampling": SAMPLINGS, "crops": CROPS}.get(name, {})
-    if not known:
+    known = {"sampling": tuple(SAMPLINGS), "crops": tuple(CROPS), "shift": SHIFTS}.get(name)
+    if known is None:
         return (not_colours if name in COLOURS else not_whole)(name, value)
     return "" if isinstance(value, str) and value in known else "%s; one of %s is needed" % (shown(value), ", ".join(known))
 
@@ -143,13 +157,14 @@ def frame_template(text: str) -> str:
 
 
 def protocol_from(facts: Mapping[str, Any], where: str) -> Protocol:
-    """The protocol in a JSON object, as Protocol._asdict() gives it; other keys are left alone.
+    """The protocol in a JSON object, as Protocol._asdict() gives it; other keys are left alone. Older files do not say their shift: it
+    is bi.
 
     Raises UserError that names `where` and the fact that is missing or of the wrong kind.
     """
     values: List[Any] = []
     for name in Protocol._fields:
-        value = facts.get(name)
+        value = facts.get(name, SSV2.shift if name == "shift" else None)
         wrong = misfit(name, value)
         if wrong:
             raise UserError("%s: its protocol has %s = %s; make it again" % (where, name, wrong))
@@ -225,16 +240,21 @@ def crop_boxes(width: int, height: int, protocol: Protocol) -> List[Box]:
     return [Box(x, y)] if protocol.crops == "centre" else [Box(0, 0), Box(2 * x, 2 * y), Box(x, y)]
 
 
-def shifted(x: np.ndarray, segments: int, fold: int) -> np.ndarray:
-    """TSM's temporal shift of x [views * segments, C, H, W], by its definition (Lin et al., ICCV 2019).
+def shifted(x: np.ndarray, segments: int, fold: int, shift: str = "bi") -> np.ndarray:
+    """A temporal shift of MOVES of x [views * segments, C, H, W], by its definition (bi: Lin et al., ICCV 2019).
 
-    Channels [0, fold) take the next frame's value, [fold, 2 * fold) the previous frame's, the rest stay; where a view has
-    no such frame they are 0.
+    Where a view has no next or previous frame the channels are 0.
     """
     views = x.reshape((-1, segments) + x.shape[1:])
     out = views.copy()
-    out[:, :-1, :fold], out[:, -1, :fold] = views[:, 1:, :fold], 0
-    out[:, 1:, fold : 2 * fold], out[:, 0, fold : 2 * fold] = views[:, :-1, fold : 2 * fold], 0
+    for place, step in enumerate(MOVES[shift]):
+        source, moved = views[:, :, place * fold : (place + 1) * fold], out[:, :, place * fold : (place + 1) * fold]
+        if step != 0:
+            moved[:] = 0
+        if step == 1:
+            moved[:, :-1] = source[:, 1:]
+        elif step == -1:
+            moved[:, 1:] = source[:, :-1]
     return out.reshape(x.shape)
 
 

@@ -36,7 +36,7 @@ _LEFT_OUT: Dict[str, Any] = dict(  # what mmaction2 takes where an argument is l
     clip_len=None, test_mode=False, scale=None, crop_size=None, flip_ratio=0.5, mean=None, std=None, input_format=None)
 _BACKBONE: Dict[str, Any] = dict(  # what both backbones take; _ANY also where the weights or the network's name tell
     dict.fromkeys(("type", "_scope_", "pretrained", "frozen_stages", "norm_eval", "with_cp", "init_cfg", "num_segments", "shift_div",
-                   "is_shift"), _ANY),
+                   "shift", "is_shift"), _ANY),
     conv_cfg=(None, dict(type=("Conv", "Conv2d", None))),
     norm_cfg=(dict(type=("BN", "BN2d", "SyncBN", "MMSyncBN"), requires_grad=_ANY, momentum=_ANY, eps=(1e-5,), affine=(True,),
                    track_running_stats=(True,)),),
@@ -75,7 +75,7 @@ def facts(config: Dict[str, Any], where: str, network: str = "") -> Dict[str, An
     Args:
         network: what the weights are of, where that is known; of a config of another network nothing else is read.
     Returns: network (in words, as tsm.facts names it), classes, segments, head_segments (those that the head averages),
-        shift_div, average_clips; of the test: sampling, sampled (frames of a sample), crops, short_side, size, mean, std,
+        shift_div, shift, average_clips; of the test: sampling, sampled (frames of a sample), crops, short_side, size, mean, std,
         filename_tmpl, start_index; validated, what is tested instead in words, where a config has no test but trains.
     Raises: UserError that names `where` and the value that is none; Unsupported for code in place of a value, an option or a step
         of the test pipeline that is not known.
@@ -96,6 +96,7 @@ def facts(config: Dict[str, Any], where: str, network: str = "") -> Dict[str, An
     own = _number("segments", config, where, "model", "backbone", "num_segments")
     found["segments"] = own or silent or found["head_segments"]
     found["shift_div"] = _number("shift_div", config, where, "model", "backbone", "shift_div") or silent
+    found["shift"] = get(config, "model", "backbone", "shift")  # no option of mmaction2's, whose shift is bi: for networks of one's own
     found["average_clips"] = _first(config, ("model", "cls_head", "average_clips"), ("model", "test_cfg", "average_clips"),
                                     ("test_cfg", "average_clips"))
     if found["average_clips"] not in (None, "prob", "score"):

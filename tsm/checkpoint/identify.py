@@ -1,7 +1,7 @@
 """What a checkpoint is: its network, read from its weights, and how it is to be tested, from whatever says so.
 
-The number of segments, shift_div and the test leave no trace in the weights. They come from a flag, a config file, the
-config that mmaction2 keeps in a checkpoint's meta, the table of published files, the file's name, the frames that a test
+The number of segments, shift_div, the kind of shift and the test leave no trace in the weights. They come from a flag, a config file,
+the config that mmaction2 keeps in a checkpoint's meta, the table of published files, the file's name, the frames that a test
 pipeline samples, and only then from the default, in this order. What two of them say differently of the network is an error,
 unless a config that is given overrides the one in meta; where a name, which people reuse, or what is said of the test differs
 from an earlier source, a note says so. Networks that are not taken are refused before anything else is read. Names of weights:
@@ -28,7 +28,7 @@ _RESNETS: Dict[Tuple[int, ...], str] = {  # by the blocks of the four stages, an
 _BLOCK = re.compile(r"backbone\.layer([1-4])\.(?:net\.)?(\d+)\.(?:net\.)?(?:block\.)?conv1\.")
 _DEFAULT = "default"
 _META = "the config in its meta"
-_NETWORK = ("network", "classes", "segments", "shift_div")  # what the sources have to agree on
+_NETWORK = ("network", "classes", "segments", "shift_div", "shift")  # what the sources have to agree on
 _TEST = ("sampling", "crops", "size", "short_side", "mean", "std", "average_clips")  # of which the first source counts
 _OTHERS = (  # networks of other families, by what their weights are called
     (r"fake_quant\.", "a network with fake quantisation (QAT)"),
@@ -62,20 +62,20 @@ class Facts(NamedTuple):
 
 
 def facts_of(
-    path: str, state: Mapping[str, Any], meta: Mapping[str, Any], config: str = "", segments: Optional[int] = None,
+    path: str, state: Mapping[str, Any], meta: Mapping[str, Any], config: str = "", segments: Optional[int] = None, shift: str = "",
 ) -> Facts:
     """What the checkpoint at `path` is.
 
     Args:
         state, meta: as tsm.checkpoint.reader.load() gives them; of `state` only the shapes are looked at.
         config: path of an mmaction2 config, or empty.
-        segments: frames of a view, where the user says so.
+        segments, shift: frames of a view, and the kind of shift, where the user says so.
     Raises: UserError, saying what the file is, where this suite does not take its network; where a config is missing or not
         understood, a number of segments is out of bounds, or nothing says how many a file of MIT's has.
     """
     weights = weights_say(state)
     _check_taken(path, weights, meta, config)
-    said, notes = _said(path, meta, config, segments, weights["network"])
+    said, notes = _said(path, meta, config, {"segments": segments, "shift": shift or None}, weights["network"])
     default = dict(SSV2._asdict(), average_clips="", network="", width=0)
     sources = [("its weights", weights)] + said + [(_DEFAULT, default)]
     chosen: Dict[str, Any] = {}
@@ -85,7 +85,7 @@ def facts_of(
         origins[fact], chosen[fact] = next((where, facts[fact]) for where, facts in sources if fact in facts)
     for where, facts in sources[:-1]:
         for fact in _NETWORK:
-            if facts.get(fact, chosen[fact]) != chosen[fact]:
+            if not _agree(fact, chosen[fact], facts.get(fact, chosen[fact])):
                 words = "%s says %s" % (where, _words(fact, facts[fact]))
                 if where == _META and config:
                     notes.append("note: %s; %s by %s counts" % (words, _words(fact, chosen[fact]), origins[fact]))
@@ -105,11 +105,19 @@ def facts_of(
                             % (path, chosen["network"]))
         more.append("note: nothing says how many segments %s has; taken as %d; --segments N says otherwise"
                     % (path, chosen["segments"]))
+    if origins["shift"] == origins["shift_div"] == _DEFAULT:
+        more.append("note: what the weights do not tell: the kind of shift; taken as %s, mmaction2's; --shift says otherwise, and "
+                    "TSM_compare.py --suspects WORK_DIR asks labelled clips" % chosen["shift"])
     more += ["note: %s says of itself: %s" % (path, meta["about"])] if isinstance(meta.get("about"), str) else []
     more += _of_labels(path, meta.get("naming") == "MIT", chosen["classes"])
     protocol = Protocol(*(chosen[name] for name in Protocol._fields))
     return Facts(chosen["network"], chosen["width"], protocol, chosen["average_clips"], frames, origins, conflicts + unsure,
                  notes + more)
+
+
+def _agree(fact: str, chosen: Any, said: Any) -> bool:
+    """Whether a source's word on a network agrees with the one that counts; weights of bi may be run as bi-still or bi-zero."""
+    return chosen == said or fact == "shift" and said == "bi" and str(chosen).startswith("bi-")
 
 
 def _of_labels(path: str, mits: bool, classes: int) -> List[str]:
@@ -170,19 +178,21 @@ def _check_taken(path: str, weights: Mapping[str, Any], meta: Mapping[str, Any],
 
 
 def _said(
-    path: str, meta: Mapping[str, Any], config: str, segments: Optional[int], network: str
+    path: str, meta: Mapping[str, Any], config: str, flags: Mapping[str, Any], network: str
 ) -> Tuple[List[Tuple[str, Dict[str, Any]]], List[str]]:
     """([(source, what it says)], notes) of all sources but the weights of `network`, the one that decides first."""
-    said: List[Tuple[str, Dict[str, Any]]] = [("--segments", {} if segments is None else {"segments": segments})]
-    if segments is not None and not_whole("segments", segments):
-        raise UserError("--segments %s" % not_whole("segments", segments))
+    said = [("--" + fact, {fact: value}) for fact, value in flags.items() if value is not None]
+    for flag, given in said:
+        for fact, value in given.items():
+            if misfit(fact, value):
+                raise UserError("%s %s" % (flag, misfit(fact, value)))
     if config:
         read = mmaction2_config.facts(pyconfig.read(config), config, network)
         if not read:
             raise UserError("%s: says nothing of a network or its test; pass the config that it was trained with" % config)
         said.append((config, read))
     kept, broken = _kept_config(meta, "%s: %s" % (path, _META), bool(config), network)
-    said.append((_META, kept))
+    said += [(_META, kept), ("its meta", {fact: meta[fact] for fact in ("shift",) if fact in meta})]
     row, notes = _row_of(path)
     broken += ["note: %s holds another network too (%s), which is passed over" % (path, meta["passed"])] if meta.get("passed") else []
     notes = broken + ["note: %s has no test; %s is followed" % (source, facts["validated"])
@@ -227,7 +237,7 @@ def check_supported(facts: Facts, path: str) -> None:
     p = facts.protocol
     if facts.conflicts:
         said = "".join(", %s by %s" % (_words(name, getattr(p, name)), facts.origins[name])
-                       for name in ("classes", "segments", "shift_div") if facts.origins[name] != _DEFAULT)
+                       for name in _NETWORK[1:] if facts.origins[name] != _DEFAULT)
         raise UserError("%s: is %s%s, but %s; leave out what is wrong, or pass the config that it was trained with"
                         % (path, facts.network, said, "; ".join(facts.conflicts)))
     for name, value in p._asdict().items():
@@ -258,6 +268,7 @@ def table(facts: Facts) -> List[Tuple[str, str, str]]:
     found = [
         ("network", facts.network, origins["network"]), ("classes", str(p.classes), origins["classes"]),
         ("segments", str(p.segments), origins["segments"]), ("shift_div", str(p.shift_div), origins["shift_div"]),
+        ("shift", p.shift, origins["shift"]),
         ("tested on", test_in_words(p), ", ".join(tested)),
         ("normalised", "mean %s, std %s" % tuple(" ".join(map("{:g}".format, of)) for of in (p.mean, p.std)),
          ", ".join(sorted({origins["mean"], origins["std"]}))),

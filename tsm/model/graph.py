@@ -18,7 +18,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from tsm import __version__
 from tsm.cli import UserError
 from tsm.model.onnxfile import metadata, set_metadata, signature
-from tsm.protocol import Protocol, protocol_from
+from tsm.protocol import MOVES, Protocol, protocol_from
 
 OPSET = 11  # the newest that both ATC (CANN 6) and every runtime of the last years take
 SHIFT = "TemporalShift"
@@ -193,6 +193,10 @@ class Graph:
         self.written.append(helper.make_node(op, inputs, [output or name], name, **facts))
         return output or name
 
+    def zero(self, x: str, name: str) -> str:
+        """Append what makes a value zero; returns its name."""
+        return self.node("Mul", [x, self.constant("zero", np.array(0, np.float32))], name)
+
     def layer(self, node: NodeProto, inputs: List[str], name: str) -> str:
         """Append a trunk's node of one output on the values `inputs`; returns its name."""
         if node.op_type != RELU6:
@@ -201,58 +205,101 @@ class Graph:
         return self.node("Clip", inputs + bounds, name)
 
 
+class Run(NamedTuple):
+    """Channels [first, end) that all take their values `step` frames later, as in tsm.protocol.MOVES."""
+
+    name: str  # of their part of the value that is shifted
+    first: int
+    end: int
+    step: Optional[int]
+
+
+def runs(channels: int, protocol: Protocol) -> List[Run]:
+    """The channels of a value as the shift moves them, in order."""
+    found: List[Run] = []
+    fold = channels // protocol.shift_div
+    for first, end, step in zip((0, fold, 2 * fold), (fold, 2 * fold, channels), MOVES[protocol.shift] + (0,)):
+        if found and found[-1].step == step:
+            first = found.pop().first
+        if first < end:  # a shift_div of 2 leaves no rest
+            name = {1: "ahead", -1: "behind", 0: "still" if end == channels else "kept", None: "zero"}[step]
+            found.append(Run(name, first, end, step))
+    return found
+
+
 WriteShift = Callable[[Graph, str, str, Shape], str]  # (graph, x, name, shape of a frame of x) -> the shifted value's name
 
 
 def shift(graph: Graph, x: str, name: str, shape: Shape, form: str, protocol: Protocol, batch: int) -> str:
     """The temporal shift of x, float [frames, C, H, W], in the ascend, cpu or none form, or the view form, which takes the
     frames of one view; returns the shifted value's name."""
-    if form == "none":
-        return x
     channels, height, width = shape
-    fold, area, segments = channels // protocol.shift_div, height * width, protocol.segments
-    stay = channels - 2 * fold  # none at a shift_div of 2
+    found = runs(channels, protocol)
+    if form == "none" or {run.step for run in found} == {0}:
+        return x
     if form == "view":
-        return _masked_shift(graph, x, name, channels, fold)
-    x = graph.node("Reshape", [x, graph.ints(-1, segments, channels, area)], name + "/views")
+        return _masked_shift(graph, x, name, channels, found)
+    x = graph.node("Reshape", [x, graph.ints(-1, protocol.segments, channels, height * width)], name + "/views")
     if form == "cpu":
-        sizes = [fold, fold] + ([stay] if stay else [])
-        parts = graph.nodes("Split", [x], name + "/split", len(sizes), axis=2, split=sizes)
-        ahead = graph.node("Pad", [parts[0], graph.ints(0, -1, 0, 0, 0, 1, 0, 0)], name + "/ahead")
-        behind = graph.node("Pad", [parts[1], graph.ints(0, 1, 0, 0, 0, -1, 0, 0)], name + "/behind")
-        still = parts[2:]
+        x = _split_shift(graph, x, name + "/joined", name, found, 1)
     else:
-
-        def cut(part: str, starts: Shape, ends: Shape, axes: Shape) -> str:
-            return graph.node("Slice", [x, graph.ints(*starts), graph.ints(*ends), graph.ints(*axes)], part)
-
-        zeros = graph.constant("zeros_%dx%d" % (fold, area), np.zeros((protocol.views * batch, 1, fold, area), np.float32))
-        ahead = cut(name + "/next", (1, 0), (segments, fold), (1, 2))
-        ahead = graph.node("Concat", [ahead, zeros], name + "/ahead", axis=1)
-        behind = cut(name + "/previous", (0, fold), (segments - 1, 2 * fold), (1, 2))
-        behind = graph.node("Concat", [zeros, behind], name + "/behind", axis=1)
-        still = [cut(name + "/still", (2 * fold,), (channels,), (2,))] if stay else []
-    x = graph.node("Concat", [ahead, behind] + still, name + "/joined", axis=2)
+        x = _slice_shift(graph, x, name, found, protocol, (batch, height * width))
     return graph.node("Reshape", [x, graph.ints(-1, channels, height, width)], name)
 
 
-def _masked_shift(graph: Graph, x: str, name: str, channels: int, fold: int) -> str:
+def _split_shift(graph: Graph, x: str, output: str, name: str, found: List[Run], frames: int) -> str:
+    """The temporal shift of x, float with its frames on the axis `frames` and its channels on the next, by Split, Pad and Concat."""
+    parts = graph.nodes("Split", [x], name + "/split", len(found), axis=frames + 1, split=[run.end - run.first for run in found])
+    for place, (part, run) in enumerate(zip(parts, found)):
+        if run.step:
+            pads = [[0, 0, 0, 0], [0, 0, 0, 0]]
+            pads[0][frames], pads[1][frames] = -run.step, run.step  # +1 drops the first frame
+            parts[place] = graph.node("Pad", [part, graph.ints(*pads[0], *pads[1])], "%s/%s" % (name, run.name))
+        elif run.step is None:
+            parts[place] = graph.zero(part, "%s/%s" % (name, run.name))
+    return graph.node("Concat", parts, output, axis=frames + 1)
+
+
+def _slice_shift(graph: Graph, x: str, name: str, found: List[Run], protocol: Protocol, size: Tuple[int, int]) -> str:
+    """The temporal shift of x, float [views, segments, C, area], by Slice and Concat; `size` is (batch, area)."""
+    segments, parts = protocol.segments, []
+
+    def cut(part: str, starts: Shape, ends: Shape, axes: Shape) -> str:
+        return graph.node("Slice", [x, graph.ints(*starts), graph.ints(*ends), graph.ints(*axes)], "%s/%s" % (name, part))
+
+    for run in found:
+        if not run.step:
+            part = cut(run.name, (run.first,), (run.end,), (2,))
+            parts.append(part if run.step == 0 else graph.zero(part, part + "/times"))
+            continue
+        width, ahead = run.end - run.first, run.step > 0
+        zeros = graph.constant("zeros_%dx%d" % (width, size[1]), np.zeros((protocol.views * size[0], 1, width, size[1]), np.float32))
+        if ahead:
+            both = [cut("next", (1, run.first), (segments, run.end), (1, 2)), zeros]
+        else:
+            both = [zeros, cut("previous", (0, run.first), (segments - 1, run.end), (1, 2))]
+        parts.append(graph.node("Concat", both, "%s/%s" % (name, run.name), axis=1))
+    return graph.node("Concat", parts, name + "/joined", axis=2)
+
+
+def _masked_shift(graph: Graph, x: str, name: str, channels: int, found: List[Run]) -> str:
     """The temporal shift of one view, x float [segments, C, H, W], without a cut through its channels.
 
     The sum of the next frames, the previous frames and the frames themselves, each times 1 in its channels and 0 in the
     others. Engines keep channels in blocks, across which a few cut off are slow to move: see _Parts for figures.
     """
-    after = graph.node("Pad", [x, graph.ints(-1, 0, 0, 0, 1, 0, 0, 0)], name + "/next")
-    before = graph.node("Pad", [x, graph.ints(1, 0, 0, 0, -1, 0, 0, 0)], name + "/previous")
-    parts, number = [], np.arange(channels)
-    where = (("ahead", after, 0, fold), ("behind", before, fold, 2 * fold), ("still", x, 2 * fold, channels))
-    for part, frames, first, end in where if 2 * fold < channels else where[:2]:
-        mask = ((number >= first) & (number < end)).astype(np.float32).reshape(1, -1, 1, 1)
-        factor = graph.constant("%d_to_%d_of_%d" % (first, end, channels), mask)
-        parts.append(graph.node("Mul", [frames, factor], name + "/" + part))
-    if len(parts) == 2:
-        return graph.node("Add", parts, name)
-    return graph.node("Add", [graph.node("Add", parts[:2], name + "/moved"), parts[2]], name)
+    number, parts = np.arange(channels), []
+    steps = {step: graph.node("Pad", [x, graph.ints(-step, 0, 0, 0, step, 0, 0, 0)], "%s/%s" % (name, frames))
+             for step, frames in ((1, "next"), (-1, "previous")) if step in [run.step for run in found]}
+    for step in dict.fromkeys(run.step for run in found if run.step is not None):
+        of_step = [run for run in found if run.step == step]
+        mask = sum((number >= run.first) & (number < run.end) for run in of_step)
+        where = "_and_".join("%d_to_%d" % (run.first, run.end) for run in of_step)
+        factor = graph.constant("%s_of_%d" % (where, channels), np.array(mask, np.float32).reshape(1, -1, 1, 1))
+        parts.append(graph.node("Mul", [steps.get(step, x), factor], "%s/%s" % (name, of_step[-1].name)))
+    if len(parts) == 3:
+        parts[:2] = [graph.node("Add", parts[:2], name + "/moved")]
+    return graph.node("Add", parts, name) if len(parts) > 1 else parts[0]
 
 
 def _whole(graph: Graph, trunk: Trunk, placed: List[Layer], x: str, write_shift: WriteShift) -> str:
@@ -276,8 +323,8 @@ class _Parts:
     """Writes the trunk on one view, x float [segments, 3, size, size], with hardly a copy for its shifts.
 
     A shift copies all channels to move a quarter of them. Here the value that a shift takes is never whole: the
-    convolutions that make it write its channels that go ahead, those that go behind and those that stay as three tensors,
-    what lies between (Add, Relu) works on each, and only the first two are moved. The convolution after the shift is
+    convolutions that make it write its channels that go ahead, those that go behind and those that stay as tensors of their own,
+    what lies between (Add, Relu) works on each, and only what goes is moved. The convolution after the shift is
     the sum of one over what moved and one over what stayed, a sum that engines add up in place. A strided shortcut gets
     only the pixels that it reads joined. The pooled stem is whole as it comes, so there the second convolution runs over
     all of it, with weights of zero for what moved. The arithmetic is the same but for the order of the sums.
@@ -289,16 +336,25 @@ class _Parts:
     nothing stays.
     """
 
-    def __init__(self, graph: Graph, trunk: Trunk, placed: List[Layer], x: str, shift_div: int) -> None:
-        self.graph, self.weights, self.div, self.layers = graph, trunk.weights, shift_div, placed
-        self.in_three: Set[str] = set()  # values kept in three tensors
+    def __init__(self, graph: Graph, trunk: Trunk, placed: List[Layer], x: str, protocol: Protocol) -> None:
+        self.graph, self.weights, self.protocol, self.layers = graph, trunk.weights, protocol, placed
+        self.in_parts: Set[str] = set()  # values kept in parts
         for node in reversed(trunk.nodes):
-            if node.op_type == SHIFT or node.op_type in ("Add", "Relu", RELU6) and node.output[0] in self.in_three:
-                self.in_three.update(node.input)
-        self.in_three -= {node.output[0] for node in trunk.nodes if node.op_type == "MaxPool"} | {"frames"}
+            if node.op_type == SHIFT or node.op_type in ("Add", "Relu", RELU6) and node.output[0] in self.in_parts:
+                self.in_parts.update(node.input)
+        self.in_parts -= {node.output[0] for node in trunk.nodes if node.op_type == "MaxPool"} | {"frames"}
+        self.shifted: Set[str] = {layer.node.output[0] for layer in placed if layer.node.op_type == SHIFT}
         self.whole_kept: Set[str] = set()  # shifted values beside which the whole of what was shifted is kept
-        self.parts: Dict[str, List[str]] = {"frames": [x]}  # 1, after a shift 2 (moved, still), or 3 (ahead, behind, still)
+        self.channels = {layer.node.output[0]: layer.shape[0] for layer in placed}
+        self.parts: Dict[str, List[str]] = {"frames": [x]}  # the whole, after a shift [moved, still], or as groups() says
         self.joined: Dict[str, str] = {}
+
+    def groups(self, channels: int) -> List[Tuple[List[Run], np.ndarray]]:
+        """The parts of a value of so many channels: the runs that each holds and their channels; first those that move, each by
+        itself, then what stays, together with what becomes zero, as a residual connection needs that."""
+        found = runs(channels, self.protocol)
+        of_parts = [[run] for run in found if run.step] + [[run for run in found if not run.step]]
+        return [(of_part, np.concatenate([np.arange(run.first, run.end) for run in of_part])) for of_part in of_parts]
 
     def write(self) -> str:
         """Write every layer; returns the features' name."""
@@ -313,65 +369,67 @@ class _Parts:
         if len(parts) == 1:
             return parts[0]
         if value not in self.joined:
-            self.joined[value] = self.graph.node("Concat", parts, parts[0] + "/joined", axis=1)
+            groups = self.groups(self.channels[value])
+            pieces = [(run.first, part) for (of_part, _), part in zip(groups, parts) for run in of_part[:1]]
+            if pieces != sorted(pieces):  # what stays is on both sides of what moves
+                pieces[-1:] = zip([run.first for run in groups[-1][0]], self.split(parts[-1], groups[-1][0], parts[-1]))
+            self.joined[value] = self.graph.node("Concat", [part for _, part in sorted(pieces)], parts[0] + "/joined", axis=1)
         return self.joined[value]
 
-    def cuts(self, layer: Layer) -> Dict[str, int]:
+    def split(self, x: str, found: List[Run], name: str) -> List[str]:
+        """The runs of x, which holds no others, each by itself."""
+        return self.graph.nodes("Split", [x], name + "/split", len(found), axis=1, split=[run.end - run.first for run in found])
+
+    def cuts(self, layer: Layer) -> Dict[str, Any]:
         """The parts that a layer's output is written in: the endings of their names and their channels."""
-        channels = layer.shape[0]
-        fold = channels // self.div
-        if layer.node.output[0] in self.in_three:
-            return {"/ahead": fold, "/behind": fold, "/still": channels - 2 * fold}
-        return {"": channels}
+        if layer.node.output[0] in self.in_parts:
+            return {"/" + of_part[-1].name: own for of_part, own in self.groups(layer.shape[0])}
+        return {"": slice(None)}
 
     def shift(self, layer: Layer) -> List[str]:
         """Moves the parts that are moved: [what moved, what stayed], or, after the stem, [what moved, the whole]."""
         source, channels = layer.node.input[0], layer.shape[0]
-        fold, parts = channels // self.div, self.parts[source]
-        first, rest = (0, 0) if len(parts) == 3 else (fold, channels - fold)  # channels to cut off
-        ahead, behind, still = parts if len(parts) == 3 else [self.whole(source)] * 3
-        pads = self.graph.ints(-1, 0, 0, 0, 1, -rest, 0, 0)
-        ahead = self.graph.node("Pad", [ahead, pads], layer.name + "/ahead")
-        pads = self.graph.ints(1, -first, 0, 0, -1, first - rest, 0, 0)
-        behind = self.graph.node("Pad", [behind, pads], layer.name + "/behind")
-        if len(parts) != 3:
+        moved, groups = [], self.groups(channels)
+        whole = len(self.parts[source]) == 1
+        for part, (of_part, _) in zip(self.parts[source] * (len(groups) if whole else 1), groups[:-1]):
+            run, step = of_part[0], of_part[0].step or 0
+            pads = [-step, -run.first * whole, 0, 0, step, (run.end - channels) * whole, 0, 0]  # also cuts the channels out of a whole
+            moved.append(self.graph.node("Pad", [part, self.graph.ints(*pads)], "%s/%s" % (layer.name, run.name)))
+        if whole:
             self.whole_kept.add(layer.node.output[0])
-        return [self.graph.node("Concat", [ahead, behind], layer.name + "/moved", axis=1), still]
+        if len(moved) > 1:
+            moved = [self.graph.node("Concat", moved, layer.name + "/moved", axis=1)]
+        return [moved[0], self.parts[source][-1]]
 
     def conv(self, layer: Layer) -> List[str]:
         """A convolution of a whole value, its output in as many parts as are asked for."""
         source, facts = layer.node.input[0], attributes(layer.node)
-        if len(self.parts[source]) == 2:
+        weight, bias = (self.weights[value] for value in layer.node.input[1:])
+        if source in self.shifted:
             return self.conv_after_shift(layer)
-        if len(self.parts[source]) == 3 and facts["kernel_shape"] == [1, 1] and facts["strides"] == [2, 2]:
+        if len(self.parts[source]) > 1 and facts["kernel_shape"] == [1, 1] and facts["strides"] == [2, 2]:
             x, facts = self.every_second(source, layer.name), dict(facts, strides=[1, 1])
+            weight = weight[:, np.concatenate([own for _, own in self.groups(weight.shape[1])])]
         else:
             x = self.whole(source)
-        weight, bias = (self.weights[value] for value in layer.node.input[1:])
-        parts, start = [], 0
-        for part, size in self.cuts(layer).items():
-            rows = slice(start, start + size)
-            parts.append(self.one_conv(x, layer.name + part, weight[rows], bias[rows], facts))
-            start += size
-        return parts
+        return [self.one_conv(x, layer.name + part, weight[rows], bias[rows], facts) for part, rows in self.cuts(layer).items()]
 
     def conv_after_shift(self, layer: Layer) -> List[str]:
         """The sum of a convolution over what stayed and one over what moved."""
         source, facts = layer.node.input[0], attributes(layer.node)
         (moved, still), (weight, bias) = self.parts[source], (self.weights[value] for value in layer.node.input[1:])
-        count = 2 * (weight.shape[1] // self.div)  # channels that moved
-        if source in self.whole_kept:
-            remaining = weight.copy()
-            remaining[:, :count] = 0
-        else:
-            remaining = weight[:, count:]
-        parts, start = [], 0
-        for part, size in self.cuts(layer).items():
-            rows, name = slice(start, start + size), layer.name + part
+        groups, remaining, parts = self.groups(weight.shape[1]), weight.copy(), []
+        for run in runs(weight.shape[1], self.protocol):
+            if run.step != 0:
+                remaining[:, run.first : run.end] = 0
+        if source not in self.whole_kept:
+            remaining = remaining[:, groups[-1][1]]
+        weight = weight[:, np.concatenate([own for _, own in groups[:-1]])]
+        for part, rows in self.cuts(layer).items():
+            name = layer.name + part
             x = self.one_conv(still, name, remaining[rows], bias[rows], facts)
-            y = self.one_conv(moved, name + "/moved", weight[rows, :count], None, facts)
+            y = self.one_conv(moved, name + "/moved", weight[rows], None, facts)
             parts.append(self.graph.node("Add", [x, y], name + "/sum"))
-            start += size
         return parts
 
     def one_conv(self, x: str, name: str, weight: np.ndarray, bias: Optional[np.ndarray], facts: Dict[str, Any]) -> str:
@@ -391,21 +449,31 @@ class _Parts:
     def each_part(self, layer: Layer) -> List[str]:
         """Add, Relu and Relu6 work on the parts one by one."""
         cuts = self.cuts(layer)
-        if len(cuts) == 3:
-            inputs = [self.three(value, layer.name, list(cuts.values())) for value in layer.node.input]
+        if len(cuts) > 1:
+            inputs = [self.parts_of(value, layer.name) for value in layer.node.input]
         else:
             inputs = [[self.whole(value)] for value in layer.node.input]
         return [self.graph.layer(layer.node, list(x), layer.name + part) for part, x in zip(cuts, zip(*inputs))]
 
-    def three(self, value: str, name: str, sizes: List[int]) -> List[str]:
-        """The three parts of a value; of one that is whole, as the pooled stem is, they are cut out of it."""
-        if len(self.parts[value]) == 3:
+    def parts_of(self, value: str, name: str) -> List[str]:
+        """The parts of a value; of one that is whole, as the pooled stem is, they are cut out of it."""
+        if len(self.parts[value]) > 1:
             return self.parts[value]
-        return self.graph.nodes("Split", [self.whole(value)], name + "/split", 3, axis=1, split=sizes)
+        found = runs(self.channels[value], self.protocol)
+        pieces = dict(zip(found, self.split(self.whole(value), found, name)))
+        parts = [[pieces[run] for run in of_part] for of_part, _ in self.groups(self.channels[value])]
+        return [part[0] if len(part) == 1 else self.graph.node("Concat", part, name + "/rest", axis=1) for part in parts]
 
     def pool(self, layer: Layer) -> List[str]:
         x = self.whole(layer.node.input[0])
         return [self.graph.node(layer.node.op_type, [x], layer.name, **attributes(layer.node))]
+
+
+def in_parts(trunk: Trunk, protocol: Protocol) -> bool:
+    """Whether _Parts is what writes the trunk best, and can: where something moves and something stays, and no convolution is of
+    every channel by itself."""
+    steps = {run.step for run in runs(protocol.shift_div, protocol)}
+    return bool(steps & {1, -1}) and 0 in steps and all(attributes(node).get("group", 1) == 1 for node in trunk.nodes)
 
 
 def _normalise(graph: Graph, x: str, protocol: Protocol) -> str:
@@ -464,8 +532,8 @@ def build(
         x = graph.node("Reshape", [x, graph.ints(-1, *protocol.frame_shape)], "frames")
     if dtype == "uint8":
         x = _normalise(graph, x, protocol)
-    if form == "view" and protocol.shift_div > 2 and all(attributes(node).get("group", 1) == 1 for node in trunk.nodes):
-        x = _Parts(graph, trunk, placed, x, protocol.shift_div).write()
+    if form == "view" and in_parts(trunk, protocol):
+        x = _Parts(graph, trunk, placed, x, protocol).write()
     else:
         write_shift = form if callable(form) else partial(shift, form=form, protocol=protocol, batch=batch)
         x = _whole(graph, trunk, placed, x, write_shift)
@@ -499,7 +567,9 @@ def build(
 def _check_size(trunk: Trunk, shapes: Set[Shape], protocol: Protocol, batch: int) -> None:
     """UserError where the ascend form's zeros for shifts of these shapes, which grow with the batch, make a file that ONNX does not
     allow."""
-    a_video = 4 * protocol.views * sum(shape[0] // protocol.shift_div * shape[1] * shape[2] for shape in shapes)
+    a_video = 4 * protocol.views * sum(
+        width * shape[1] * shape[2] for shape in shapes
+        for width in {run.end - run.first for run in runs(shape[0], protocol) if run.step})
     room = MOST_BYTES - sum(weight.nbytes for weight in trunk.weights.values())
     if batch * a_video > room:
         raise UserError("a batch of %d takes %.1f GB of zeros, more than an ONNX file holds; use a batch of at most %d"

@@ -18,7 +18,7 @@ from tsm.checkpoint import reader
 from tsm.checkpoint.identify import Facts, check_supported, facts_of, weights_say
 from tsm.cli import UserError
 from tsm.model.graph import RELU6, SHIFT, Trunk, shift_step
-from tsm.protocol import SSV2, Protocol
+from tsm.protocol import MOVES, SSV2, Protocol
 
 
 class Structure(NamedTuple):
@@ -38,32 +38,32 @@ _BLOCK = re.compile(r"backbone\.layer(\d)\.(\d+)\.conv([\d.])")
 _COUNTER = "num_batches_tracked"  # of batch normalisation: absent from old checkpoints, of no use here
 
 
-def temporal_shift(x: Tensor, segments: int, fold: int) -> Tensor:
+def temporal_shift(x: Tensor, segments: int, fold: int, shift: str = "bi") -> Tensor:
     """Shift channels among the frames of each view.
 
     Args:
         x: float [views * segments, C, H, W], the frames of a view next to each other, in time order.
         segments: frames of a view.
-        fold: channels [0, fold) take the next frame's value, [fold, 2 * fold) the previous frame's, the rest stay;
-            if there is no such frame they are 0.
+        fold: how many channels the first and the second part have that tsm.protocol.MOVES moves; the rest stay.
+        shift: how, a key of MOVES; if there is no next or previous frame, what it should give is 0.
     Returns: the same shape and dtype.
     """
     c, h, w = x.shape[1:]
-    ahead, behind, still = x.view(-1, segments, c, h * w).split((fold, fold, c - 2 * fold), 2)
-    ahead = functional.pad(ahead, (0, 0, 0, 0, -1, 1))  # drops the first frame, appends zeros
-    behind = functional.pad(behind, (0, 0, 0, 0, 1, -1))
-    return torch.cat((ahead, behind, still), 2).view(-1, c, h, w)
+    folds = x.view(-1, segments, c, h * w).split((fold, fold, c - 2 * fold), 2)
+    moved = [torch.zeros_like(part) if step is None else functional.pad(part, (0, 0, 0, 0, -step, step))  # +1 drops the first frame
+             for part, step in zip(folds, MOVES[shift] + (0,))]
+    return torch.cat(moved, 2).view(-1, c, h, w)
 
 
 class Shifted(nn.Module):
     """A layer on temporally shifted input, in the place of the plain one (hence `net` in its keys); a fold of 0 shifts nothing."""
 
-    def __init__(self, net: nn.Module, segments: int, fold: int) -> None:
+    def __init__(self, net: nn.Module, protocol: Protocol, fold: int) -> None:
         super().__init__()
-        self.net, self.segments, self.fold = net, segments, fold
+        self.net, self.segments, self.fold, self.shift = net, protocol.segments, fold, protocol.shift
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(temporal_shift(x, self.segments, self.fold) if self.fold else x)
+        return self.net(temporal_shift(x, self.segments, self.fold, self.shift) if self.fold else x)
 
 
 class ConvBN(nn.Module):
@@ -81,11 +81,11 @@ class ConvBN(nn.Module):
 class Bottleneck(nn.Module):
     """ResNet bottleneck (stride on the 3x3) that shifts the input of its first convolution unless `fold` is None."""
 
-    def __init__(self, cin: int, inner: int, stride: int, segments: int, fold: Optional[int]) -> None:
+    def __init__(self, cin: int, inner: int, stride: int, protocol: Protocol, fold: Optional[int]) -> None:
         super().__init__()
         self.conv1 = ConvBN(cin, inner, 1)
         if fold is not None:
-            self.conv1.conv = Shifted(self.conv1.conv, segments, fold)
+            self.conv1.conv = Shifted(self.conv1.conv, protocol, fold)
         self.conv2 = ConvBN(inner, inner, 3, stride)
         self.conv3 = ConvBN(inner, inner * EXPANSION, 1)
         self.downsample = None
@@ -110,7 +110,7 @@ class ResNet(nn.Module):
             layer: List[nn.Module] = []
             for block in range(blocks):
                 fold = None if block % step else cin // protocol.shift_div if shift else 0
-                layer.append(Bottleneck(cin, inner, 2 if stage and not block else 1, protocol.segments, fold))
+                layer.append(Bottleneck(cin, inner, 2 if stage and not block else 1, protocol, fold))
                 cin = inner * EXPANSION
             self.add_module("layer%d" % (stage + 1), nn.Sequential(*layer))
 
@@ -134,7 +134,7 @@ class InvertedResidual(nn.Module):
         if expansion != 1:
             layers.insert(0, ConvBN(cin, inner, 1))
             if self.residual:
-                layers[0] = Shifted(layers[0], protocol.segments, cin // protocol.shift_div if shift else 0)
+                layers[0] = Shifted(layers[0], protocol, cin // protocol.shift_div if shift else 0)
         self.conv = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class TSM(nn.Module):
     """TSM as mmaction2's `forward_dummy` runs it: no fusion of the views.
 
     Args:
-        protocol: its classes, segments and shift_div.
+        protocol: its classes, segments, shift_div and shift.
         width: channels of the stem; 64 is ResNet-50, 8 the thin network of the demo, 32 MobileNetV2.
         shift: False gives the same network without its temporal shift.
         softmax: softmax per view, as pytorch2onnx.py's --softmax does.
