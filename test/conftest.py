@@ -1,5 +1,6 @@
 """What the tests share: running a script as a user does, and models, made once per session."""
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -10,6 +11,12 @@ from pathlib import Path
 
 import forked
 import pytest
+
+ENVIRONMENT = dict(os.environ)
+with contextlib.suppress(ImportError):
+    import cv2  # noqa: F401  which prepends to LD_LIBRARY_PATH, as if what is started later were to be started otherwise (forked.serves)
+os.environ.clear()
+os.environ.update(ENVIRONMENT)
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))

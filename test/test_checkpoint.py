@@ -90,7 +90,7 @@ def url(body):
 
 
 PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "no_proxy", "NO_PROXY")
-QUIET = dict(dict.fromkeys(PROXIES, ""), TQDM_DISABLE="1")
+QUIET = dict.fromkeys(PROXIES, "")
 
 
 def names(folder):
