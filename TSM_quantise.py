@@ -50,8 +50,6 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--output", "-o", metavar="FILE", help="an .xml file (default: tsm_int8.xml beside the model)")
     args = cli.parse_args()
     args.output = args.output or int8_file(args.model)
-    if not args.output.endswith(".xml"):
-        cli.error("--output %s: OpenVINO's files end in .xml" % args.output)
     if bool(args.input) == bool(args.ann_file) or bool(args.ann_file) != bool(args.data_root):
         cli.error("give either --input, or --ann_file and --data_root")
     return args
@@ -76,15 +74,6 @@ def views_from_list(args: argparse.Namespace, model: Offline) -> List[np.ndarray
     return [views[number] for number in sorted(views)]
 
 
-def check_output(path: str) -> None:
-    """UserError unless the file can be made; OpenVINO would make its folder too."""
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise UserError("%s: there is no folder %s; make it, or choose another --output" % (path, folder))
-    if os.path.isdir(path):
-        raise UserError("%s: is a folder; name a file by --output" % path)
-
-
 def main() -> None:
     args = get_args()
     for name in ("nncf", "openvino"):  # not imported yet: they start threads, and decoders are forked before that
@@ -92,8 +81,9 @@ def main() -> None:
             raise UserError("%s: not installed; run python3 -m pip install nncf openvino" % name)
     if args.data_root:
         check_data_root(args.data_root)
+    if not args.output.endswith(".xml") or os.path.isdir(args.output) or not os.path.isdir(os.path.dirname(args.output) or "."):
+        raise UserError("--output %s: is to be a file that ends in .xml, in a folder that is there" % args.output)
     model = read_offline(args.model)
-    check_output(args.output)
     view = one_view(model)
     began = time.time()
     views = views_from_list(args, model) if args.ann_file else views_from_tensors(list_inputs(args.input), model, args.clips)

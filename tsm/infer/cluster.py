@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 from collections import Counter, deque
-from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Set, Tuple
+from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -59,16 +59,12 @@ def connect(address: str) -> Any:
 
     Raises UserError where that cannot be.
     """
-    if sys.version_info < (3, 10):
-        raise UserError("--ray: Ray needs Python 3.10 or newer, and this is %d.%d; use --shard, which needs nothing" % sys.version_info[:2])
-    if importlib.util.find_spec("ray") is None:
-        raise UserError("--ray: Ray is not installed here; run %s -m pip install -r %s"
-                        % (sys.executable, os.path.join(SUITE, "requirements-cluster.txt")))
+    if sys.version_info < (3, 10) or importlib.util.find_spec("ray") is None:
+        raise UserError("--ray: Ray is not installed here, and needs Python 3.10 or newer; use --shard, which needs nothing, or run %s -m "
+                        "pip install -r %s" % (sys.executable, os.path.join(SUITE, "requirements-cluster.txt")))
     said, stated = "--ray %s" % address, os.environ.get("RAY_ADDRESS", "")
     if address == "auto" and stated:
         said, address = "--ray auto, which is RAY_ADDRESS=%s here" % stated, stated
-    if "://" in address:
-        raise UserError("%s: Ray Client is not used; run this on a host of the cluster, with --ray HOST:PORT" % said)
     os.environ.update(ENVIRONMENT)
     if address not in ("auto", "local"):
         check_address(address, said)
@@ -79,23 +75,23 @@ def connect(address: str) -> Any:
         if not ray.is_initialized():
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **(options if address == "local" else {}))
     except Exception as error:  # ConnectionError, ValueError, RuntimeError: whatever keeps a cluster from being reached
-        if "AF_UNIX" in str(error):
-            raise UserError("%s: the path of the folder for temporary files is too long for Ray's sockets; set TMPDIR to a shorter one, "
-                            "as in TMPDIR=/tmp" % said)
+        remedy = "start one with ray start --head, or use --ray local"
         if address == "local":
-            raise UserError("%s: no Ray starts here (%s); use --shard, which needs none" % (said, first_line(error)))
-        raise UserError("%s: no cluster is reached (%s); start one with ray start --head, or use --ray local" % (said, first_line(error)))
+            remedy = "use --shard, which needs none"
+        if "AF_UNIX" in str(error):
+            error, remedy = Exception("the path of the folder for temporary files is too long for its sockets"), "set TMPDIR=/tmp"
+        raise UserError("%s: no cluster is reached (%s); %s" % (said, first_line(error), remedy))
     return ray
 
 
 def check_address(address: str, said: str) -> None:
     """UserError, which begins with what was `said`, unless somebody listens at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
-    if not host or not re.match("[0-9]{1,5}$", port) or int(port) > 65535:
-        raise UserError("%s: is neither auto nor local nor HOST:PORT" % said)
     try:
+        if not host or "/" in host or not re.match("[0-9]{1,5}$", port):
+            raise ValueError("it is neither auto nor local nor HOST:PORT")
         socket.create_connection((host.strip("[]"), int(port)), 10).close()
-    except (OSError, UnicodeError) as error:  # the latter of a name that none can have
+    except (OSError, ValueError, OverflowError) as error:  # a UnicodeError of a name, an OverflowError of a port that none can have
         raise UserError("%s: no cluster is reached (%s); start one with ray start --head, or use --ray local"
                         % (said, getattr(error, "strerror", None) or error))
 
@@ -170,113 +166,73 @@ def most_chips(address: str) -> int:
     return max([host.places for host in hosts_of(connect(address).nodes(), "npu").values()] or [1])
 
 
-class Dispatch:
-    """Which host is at which chunk; node ids name hosts, references of Ray name what is under way."""
+def on_ray(job: Job, chunks: Sequence[Chunk], flight: Flight, address: str) -> Iterator[Piece]:
+    """Carrier: on the hosts of a Ray cluster.
 
-    def __init__(self, ray: Any, job: Job, chunks: Sequence[Chunk]) -> None:
-        self.ray, self.job = ray, ray.put(job)
-        self.wanted = versions(job.device, job.computing.backend)
-        self._examine = ray.remote(num_cpus=0, max_retries=0)(examine)
-        self._carry = ray.remote(max_retries=RETRIES, retry_exceptions=True)(_carry)
-        self.names: Dict[str, Host] = {}  # every host that was ever seen
-        self.asked: Dict[Any, str] = {}  # hosts that are being examined
-        self.fit: Dict[str, Host] = {}
-        self.waiting = deque(chunks)  # chunks that nobody is at
-        self.running: Dict[Any, Tuple[Chunk, str]] = {}
-        self.refused: List[str] = []  # why hosts are not used
-
-    def see(self, hosts: Dict[str, Host]) -> None:
-        """Take note of the hosts that are alive: have new ones examined, and give every one that has a place free a chunk."""
-        self._forget(set(hosts))
-        for node in sorted(set(hosts) - set(self.names)):
-            self.names[node] = hosts[node]  # so that a host keeps its name
-            self.asked[self._examine.options(scheduling_strategy=_on(node)).remote(self.job, self.wanted)] = node
-        busy = Counter(node for _, node in self.running.values())
-        for node in sorted(set(hosts) & set(self.fit)):
-            host = self.fit[node]
-            while self.waiting and busy[node] < host.places:
-                chunk = self.waiting.popleft()
-                carry = self._carry.options(scheduling_strategy=_on(node), **host.resources)
-                self.running[carry.remote(self.job, chunk)] = chunk, node
-                busy[node] += 1
-
-    def _forget(self, alive: Set[str]) -> None:
-        """Take back what hosts that are gone were at. Ray itself would wait minutes for the answer of one that is cut off."""
-        for reference in [one for one, node in self.asked.items() if node not in alive]:
-            del self.asked[reference]
-        for reference, (chunk, node) in list(self.running.items()):
+    Ray tries a chunk that fails RETRIES times more; then its host is named and not used, as is one that lacks the data or the
+    model, or has other versions. Hosts may join and go at any time. A chunk whose host fails, dies, or is cut off, is another's:
+    Ray itself would wait minutes for the answer of one that is cut off.
+    """
+    ray = connect(address)
+    ask, carry = ray.remote(num_cpus=0, max_retries=0)(examine), ray.remote(max_retries=RETRIES, retry_exceptions=True)(_carry)
+    shared, wanted = ray.put(job), versions(job.device, job.computing.backend)
+    waiting, refused, idle_since = deque(chunks), [], time.monotonic()  # type: ignore[var-annotated]
+    seen: Dict[str, Host] = {}  # by node id; a host keeps its name
+    fit: Set[str] = set()  # nodes that may be given chunks
+    running: Dict[Any, Tuple[str, Optional[Chunk]]] = {}  # of a reference the node, and the chunk unless the node is examined
+    while waiting or any(chunk for _, chunk in running.values()):
+        alive = hosts_of(ray.nodes(), job.device)
+        for reference, (node, chunk) in list(running.items()):
             if node not in alive:
-                del self.running[reference]
-                self.waiting.appendleft(chunk)
-                warn("host %s is gone; %s: another host's now" % (self.names[node].name, chunk.name))
-
-    def at_work(self) -> Dict[str, int]:
-        """{host: chunks under way there}."""
-        return dict(Counter(self.names[node].name for _, node in self.running.values()))
-
-    def answers(self) -> Iterator[Piece]:
-        """The pieces that come within a second."""
-        pending = list(self.asked) + list(self.running)
-        if not pending:
-            time.sleep(1.0)
-            return
-        for reference in self.ray.wait(pending, timeout=1.0)[0]:
-            chunk, node = self.running.get(reference) or (None, self.asked.pop(reference, ""))
-            self.running.pop(reference, None)
-            try:
-                piece = self.ray.get(reference)
-            except Exception as error:  # of the host, or of Ray itself, where a process died
+                del running[reference]
                 if chunk:
-                    self.waiting.appendleft(chunk)
-                self._set_aside(node, error, chunk.name if chunk else "")
+                    waiting.appendleft(chunk)
+                    warn("host %s is gone; %s: another host's now" % (seen[node].name, chunk.name))
+        for node in sorted(set(alive) - set(seen)):
+            seen[node] = alive[node]
+            running[ask.options(scheduling_strategy=_on(node)).remote(shared, wanted)] = node, None
+        for node in sorted(fit & set(alive)):
+            places = alive[node].places - sum(at == node for at, _ in running.values())
+            for chunk in [waiting.popleft() for _ in range(min(places, len(waiting)))]:
+                running[carry.options(scheduling_strategy=_on(node), **alive[node].resources).remote(shared, chunk)] = node, chunk
+        flight(dict(Counter(seen[node].name for node, chunk in running.values() if chunk)))
+        if running:
+            idle_since = time.monotonic()
+        elif refused or time.monotonic() > idle_since + PATIENCE:
+            raise UserError("--ray %s: no host of the cluster can be used (%s); what is done is kept"
+                            % (address, "; ".join(refused) or "none has a %s" % {"cpu": "CPU", "npu": "NPU"}[job.device]))
+        else:
+            time.sleep(1.0)
+        for reference in ray.wait(list(running), timeout=1.0)[0] if running else ():
+            node, chunk = running.pop(reference)
+            try:
+                piece = ray.get(reference)
+            except Exception as error:  # of the host, or of Ray itself, where a process died
+                fit.discard(node)
+                waiting.extendleft([chunk] if chunk else [])
+                line = "host %s %s" % (seen[node].name, reason_of(error, chunk))
+                if line not in refused:  # as by each of its chips
+                    refused.append(line)
+                    warn("%s; it is not used" % line)
                 continue
+            fit.add(node)
             if chunk:
-                yield piece._replace(host=self.names[node].name)
-            else:
-                self.fit[node] = self.names[node]
+                yield piece._replace(host=seen[node].name)
 
-    def _set_aside(self, node: str, error: Exception, what: str) -> None:
-        """Name a host that is not used, once, and why: what it lacks, or the error that is left once Ray has tried it again."""
-        self.fit.pop(node, None)
-        cause = getattr(error, "cause", None)  # of what a function of ours raised there; else Ray's last line says it
-        reason = first_line(cause if isinstance(cause, Exception) else last_words(error))
-        if not isinstance(cause, HostCannot):
-            reason = "failed on %s (%s)" % (what, reason) if what else \
-                "cannot be examined (%s); is the suite there under %s?" % (reason, SUITE)
-        line = "host %s %s" % (self.names[node].name, reason)
-        if line not in self.refused:
-            self.refused.append(line)
-            warn("%s; it is not used" % line)
+
+def reason_of(error: Exception, chunk: Optional[Chunk]) -> str:
+    """Why a host is not used: what it lacks, or the error that is left once Ray has tried again."""
+    cause = getattr(error, "cause", None)  # of what a function of ours raised there; else Ray's last line says it, its first does not
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = first_line(cause if isinstance(cause, Exception) else (lines or [type(error).__name__])[-1])
+    if isinstance(cause, HostCannot):
+        return reason
+    if chunk:
+        return "failed on %s (%s)" % (chunk.name, reason)
+    return "cannot be examined (%s); is the suite there under %s?" % (reason, SUITE)
 
 
 def _on(node: str) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(node, soft=False)
-
-
-def on_ray(job: Job, chunks: Sequence[Chunk], flight: Flight, address: str) -> Iterator[Piece]:
-    """Carrier: on the hosts of a Ray cluster.
-
-    Ray tries a chunk that fails RETRIES times more; then its host is named and not used, as is one that lacks the data or the
-    model, or has other versions. Hosts may join and go at any time. A chunk whose host fails, dies, or is cut off, is another's.
-    """
-    ray = connect(address)
-    dispatch = Dispatch(ray, job, chunks)
-    idle_since = time.monotonic()
-    while dispatch.waiting or dispatch.running:
-        hosts = hosts_of(ray.nodes(), job.device)
-        dispatch.see(hosts)
-        flight(dispatch.at_work())
-        if dispatch.asked or set(hosts) & set(dispatch.fit):
-            idle_since = time.monotonic()
-        elif dispatch.refused or time.monotonic() > idle_since + PATIENCE:
-            raise UserError("--ray %s: no host of the cluster can be used (%s); what is done is kept"
-                            % (address, "; ".join(dispatch.refused) or "none has a %s" % {"cpu": "CPU", "npu": "NPU"}[job.device]))
-        yield from dispatch.answers()
-
-
-def last_words(error: BaseException) -> str:
-    """The last line of an error of Ray's, which says what its first, a traceback's head, does not."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

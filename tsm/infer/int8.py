@@ -104,14 +104,12 @@ def read_int8(path: str, view: Any, model: str) -> Tuple[Any, Dict[str, str]]:
     import openvino as ov
 
     remedy = "make it: python3 TSM_quantise.py --model %s --input FOLDER_OF_TENSORS --output %s" % (model, path)
-    if not os.path.exists(path):
-        raise UserError("%s: no such file; %s" % (path, remedy))
     try:
         facts = {entry.tag: entry.get("value", "") for entry in ElementTree.parse(path).iterfind("rt_info/tsm/*")}
         network = ov.Core().read_model(path) if facts else None
-    except (ElementTree.ParseError, RuntimeError) as error:
-        raise UserError("%s: not TSM_quantise.py's, or damaged (%s); %s"
-                        % (path, openvino_says(error), remedy))
+    except (OSError, ElementTree.ParseError, RuntimeError) as error:
+        said = "no such file" if isinstance(error, FileNotFoundError) else openvino_says(error)
+        raise UserError("%s: cannot be read (%s); %s" % (path, said, remedy))
     if facts.get("view_sha256") != one_view_digest(view):
         raise UserError("%s: was not made from the network (or --input_dtype) of %s; %s" % (path, model, remedy))
     return network, facts

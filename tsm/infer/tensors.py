@@ -89,9 +89,7 @@ def read_tensor(path: str, shape: Tuple[int, ...], dtype: np.dtype, entry: Optio
             flat = data.reshape(-1)
         else:
             size = os.fstat(file.fileno()).st_size
-            if size % dtype.itemsize:
-                raise UserError("%s: %d bytes are no whole number of %s values" % (path, size, dtype))
-            flat = np.empty(size // dtype.itemsize, dtype)
+            flat = np.empty(0 if size % dtype.itemsize else size // dtype.itemsize, dtype)
             file.readinto(memoryview(flat.view(np.uint8)))
     if entry is not None:
         check_tensor(entry, flat, path)
@@ -99,7 +97,7 @@ def read_tensor(path: str, shape: Tuple[int, ...], dtype: np.dtype, entry: Optio
     total = sample * shape[0]
     if not flat.size or total % flat.size or flat.size % sample:
         raise UserError("%s: [ERROR] arg0 tensorsize: %d filesize: %d not match; was it preprocessed for this model?"
-                        % (path, total * dtype.itemsize, flat.nbytes))
+                        % (path, total * dtype.itemsize, os.path.getsize(path)))
     return flat.reshape((-1,) + shape[1:])
 
 
