@@ -11,10 +11,10 @@ from onnx import helper, numpy_helper  # noqa: E402
 
 from tsm.cli import UserError  # noqa: E402
 from tsm.model import proof, surgery  # noqa: E402
-from tsm.model.graph import SHIFT, build, layers, trunk_of  # noqa: E402
+from tsm.model.graph import SHIFT, build, in_parts, layers, trunk_of  # noqa: E402
 from tsm.model.network import RESNET50, RESNET101, TSM, Structure, network_of, scores, structure_of, trunk_from  # noqa: E402
-from tsm.model.onnxfile import metadata, session  # noqa: E402
-from tsm.protocol import SSV2, fuse  # noqa: E402
+from tsm.model.onnxfile import metadata, session, states_in  # noqa: E402
+from tsm.protocol import MOVES, SHIFTS, SSV2, fuse  # noqa: E402
 
 MOBILENET = Structure((1, 2, 3, 4, 3, 3, 1), (8, 16, 24, 32, 48, 56, 64, 80))  # MobileNetV2, thin
 THIN = SSV2._replace(size=64)
@@ -118,6 +118,65 @@ def test_layers_are_called_as_in_the_checkpoint(network):
     wanted = {key[len("backbone.") : -len(".running_mean")].replace(".net", "").replace(".bn", "")
               for key in net.state_dict() if key.endswith("running_mean")}
     assert found == wanted
+
+
+ONE_VIEW = THIN._replace(sampling="uniform", crops="centre", classes=12, size=32)
+OF_KINDS = {"ResNet-50": (RESNET50, 8, ONE_VIEW), "ResNet-101": (RESNET101, 8, ONE_VIEW), "MobileNetV2": (MOBILENET, 16, ONE_VIEW),
+            "ResNet-50, all channels shifted": (RESNET50, 8, ONE_VIEW._replace(shift_div=2))}
+
+
+@pytest.mark.parametrize("name, kind", [("ResNet-50", kind) for kind in MOVES] + [("MobileNetV2", kind) for kind in MOVES] + [
+    ("ResNet-101", "past1"), ("ResNet-101", "bi-still"), ("ResNet-50, all channels shifted", "past2")])
+def test_every_form_has_every_kind_of_shift(name, kind):
+    """Against PyTorch; and no kind gives what another gives."""
+    structure, width, protocol = OF_KINDS[name]
+    protocol = protocol._replace(shift=kind)
+    net = random_network(structure, width, protocol)
+    trunk, videos = trunk_from(net), random_videos(protocol)
+    expected = scores(net, videos)[0]
+    for form in ("cpu", "ascend", "view", "clip"):
+        model = build(trunk, form, protocol)
+        onnx.checker.check_model(model)
+        actual = run_onnx(model, videos[0] if form in ("view", "clip") else videos).mean(0)
+        assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
+    other = run_onnx(build(trunk, "clip", protocol._replace(shift="past1" if kind != "past1" else "bi")), videos[0]).mean(0)
+    assert np.abs(other - expected).max() > 1e-2
+
+
+def frame_by_frame(model, frames):
+    """The scores of frames [n, 3, H, W], one after another from zero states, [n, classes]."""
+    opened, states, found = session(model, "online"), states_in(model, "online"), []
+    held = {state.input: np.zeros(state.shape, np.float32) for state in states}
+    for frame in frames:
+        answer, *new = opened.run(["output"] + [state.output for state in states], dict(held, input=frame[None]))
+        held = dict(zip(held, new))
+        found.append(answer[0])
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("name, kind, dtype", [("ResNet-50", kind, "float32") for kind in SHIFTS[1:]] + [
+    ("ResNet-50", "past1", "uint8"), ("ResNet-101", "bi-still", "float32"), ("MobileNetV2", "past1", "float32"),
+    ("ResNet-50, all channels shifted", "past2", "float32")])
+def test_frame_by_frame_is_the_clip(name, kind, dtype):
+    """40 frames: the file's form and the one that engines run, against the clip graph in PyTorch and the same forms' clips, to the bit
+    or nearly. The file has 4-D operators that every runtime has, and is read back."""
+    structure, width, protocol = OF_KINDS[name]
+    protocol = protocol._replace(shift=kind, segments=40)
+    net = random_network(structure, width, protocol)
+    trunk, videos = trunk_from(net), random_videos(protocol, dtype=dtype)
+    mean, std = (np.float32(fact)[:, None, None] for fact in (protocol.mean, protocol.std))
+    expected = scores(net, ((videos - mean) / std).astype(np.float32) if dtype == "uint8" else videos)[0]
+    for form, clip in (("online", "clip"), ("online_parts", "view" if in_parts(trunk, protocol) else "clip")):
+        model = build(trunk, form, protocol, dtype=dtype)
+        onnx.checker.check_model(model)
+        found, whole = frame_by_frame(model, videos[0]), run_onnx(build(trunk, clip, protocol, dtype=dtype), videos[0])
+        assert np.abs(found - whole).max() <= 1e-6 * np.abs(whole).max()
+        assert np.abs(found.mean(0) - expected).max() <= 1e-5 * np.abs(expected).max()
+    model = build(trunk, "online", protocol, dtype=dtype)
+    assert {node.op_type for node in model.graph.node} <= {
+        "Cast", "Sub", "Mul", "Conv", "Relu", "Clip", "MaxPool", "Split", "Concat", "Add", "GlobalAveragePool", "Flatten", "Gemm"}
+    assert build(trunk_of(model), "online", protocol, dtype=dtype) == model and len(states_in(model, "")) == len(
+        [node for node in trunk.nodes if node.op_type == SHIFT])
 
 
 def small(net, protocol):

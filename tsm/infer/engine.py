@@ -170,7 +170,7 @@ def computing_of(args: argparse.Namespace, model_path: str) -> Computing:
 
 def network_of(model: Offline, computing: Computing) -> Tuple[Any, Dict[str, str]]:
     """(what is to be compiled of a model, what is known of its int8 file). Raises UserError if that file is not of the model."""
-    network = one_view(model) if model.fusion else model.proto
+    network = one_view(model) if model.protocol else model.proto
     facts: Dict[str, str] = {}
     if computing.precision == "int8":
         if computing.backend != "openvino" or not model.fusion:

@@ -17,11 +17,13 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from tsm import __version__
 from tsm.cli import UserError
-from tsm.model.onnxfile import metadata, set_metadata, signature
+from tsm.model.onnxfile import State, metadata, set_metadata, signature, states_in
 from tsm.protocol import MOVES, Protocol, protocol_from
 
 OPSET = 11  # the newest that both ATC (CANN 6) and every runtime of the last years take
 SHIFT = "TemporalShift"
+ONLINE = ("online", "online_parts")  # forms of one frame
+BY_VIEW = ("view", "clip", "none") + ONLINE  # forms whose input is frames and whose output their scores
 RELU6, SIX = "Relu6", 6.0  # the least of the value and 6, but at least 0
 MOST_BYTES = (1 << 31) - (1 << 20)  # of the constants of one file: protobuf takes 2 GiB in all
 Shape = Tuple[int, ...]  # of one frame: channels, height, width
@@ -165,11 +167,12 @@ def _ways(made_by: Dict[str, NodeProto], add: NodeProto) -> List[List[str]]:
 
 
 class Graph:
-    """The nodes and constants of a model being written."""
+    """The nodes and constants of a model being written; of an online one, its states by the names of the shifts."""
 
-    def __init__(self) -> None:
+    def __init__(self, states: Optional[Dict[str, State]] = None) -> None:
         self.written: List[NodeProto] = []
         self.constants: Dict[str, TensorProto] = {}
+        self.states = states or {}
 
     def constant(self, name: str, value: np.ndarray) -> str:
         """Name a constant, once."""
@@ -231,14 +234,16 @@ WriteShift = Callable[[Graph, str, str, Shape], str]  # (graph, x, name, shape o
 
 
 def shift(graph: Graph, x: str, name: str, shape: Shape, form: str, protocol: Protocol, batch: int) -> str:
-    """The temporal shift of x, float [frames, C, H, W], in the ascend, cpu or none form, or the view form, which takes the
-    frames of one view; returns the shifted value's name."""
+    """The temporal shift of x, float [frames, C, H, W], in the ascend, cpu or none form, or in the others, which take the frames of
+    one view or, with the graph's states, one frame; returns the shifted value's name."""
     channels, height, width = shape
     found = runs(channels, protocol)
     if form == "none" or {run.step for run in found} == {0}:
         return x
     if form == "view":
         return _masked_shift(graph, x, name, channels, found)
+    if form in BY_VIEW:
+        return _split_shift(graph, x, name, name, found, 0)
     x = graph.node("Reshape", [x, graph.ints(-1, protocol.segments, channels, height * width)], name + "/views")
     if form == "cpu":
         x = _split_shift(graph, x, name + "/joined", name, found, 1)
@@ -248,10 +253,14 @@ def shift(graph: Graph, x: str, name: str, shape: Shape, form: str, protocol: Pr
 
 
 def _split_shift(graph: Graph, x: str, output: str, name: str, found: List[Run], frames: int) -> str:
-    """The temporal shift of x, float with its frames on the axis `frames` and its channels on the next, by Split, Pad and Concat."""
+    """The temporal shift of x, float with its frames on the axis `frames` and its channels on the next, by Split, Pad and Concat. A
+    state takes the place of the Pad: of the frame that comes in, what moves goes out, and what went out the last time is joined."""
     parts = graph.nodes("Split", [x], name + "/split", len(found), axis=frames + 1, split=[run.end - run.first for run in found])
+    split, state = graph.written[-1], graph.states.get(name)
     for place, (part, run) in enumerate(zip(parts, found)):
-        if run.step:
+        if run.step and state:
+            split.output[place], parts[place] = state.output, state.input
+        elif run.step:
             pads = [[0, 0, 0, 0], [0, 0, 0, 0]]
             pads[0][frames], pads[1][frames] = -run.step, run.step  # +1 drops the first frame
             parts[place] = graph.node("Pad", [part, graph.ints(*pads[0], *pads[1])], "%s/%s" % (name, run.name))
@@ -393,8 +402,14 @@ class _Parts:
         whole = len(self.parts[source]) == 1
         for part, (of_part, _) in zip(self.parts[source] * (len(groups) if whole else 1), groups[:-1]):
             run, step = of_part[0], of_part[0].step or 0
+            name, state = "%s/%s" % (layer.name, run.name), self.graph.states.get(layer.name)
+            if state:
+                cut = [self.graph.ints(number) for number in (run.first, run.end, 1)] if whole else []
+                self.graph.node("Slice" if whole else "Identity", [part] + cut, name, state.output)
+                moved.append(state.input)
+                continue
             pads = [-step, -run.first * whole, 0, 0, step, (run.end - channels) * whole, 0, 0]  # also cuts the channels out of a whole
-            moved.append(self.graph.node("Pad", [part, self.graph.ints(*pads)], "%s/%s" % (layer.name, run.name)))
+            moved.append(self.graph.node("Pad", [part, self.graph.ints(*pads)], name))
         if whole:
             self.whole_kept.add(layer.node.output[0])
         if len(moved) > 1:
@@ -512,13 +527,16 @@ def build(
     Args:
         form: ascend (the shift's zeros by Concat, for ATC) or cpu (by Pad): `input` [batch, frames, 3, size, size] ->
             `output` [batch, classes], or, where fusion is None, per view [batch * views, classes]. view (the shift taken
-            apart, see _Parts, which says where not) or none (no shift at all, the floor that its cost is measured from): one view, `input`
-            [segments, 3, size, size] -> `output`, the frame scores [segments, classes], whatever batch, fusion and
-            softmax. Or a function that writes the shift, to try another form: as view and none, of `batch` views.
+            apart, see _Parts, which says where not), clip (by Split, Pad, Concat) or none (no shift at all, the floor that its cost is
+            measured from): one view, `input` [segments, 3, size, size] -> `output`, the frame scores [segments, classes], whatever
+            batch, fusion and softmax. online (clip with a state in the place of each Pad) or online_parts (view likewise; what an
+            engine may run in its place): one frame, [1, 3, size, size] and the states -> [1, classes] and the new states. Or a
+            function that writes the shift, to try another form: as view and none, of `batch` views.
         fusion: one of tsm.protocol.FUSIONS, or None.
         softmax: for fusion None: probabilities per view instead of class scores.
         dtype: float32, or uint8 (RGB 0..255, normalised in the graph).
-    Raises: UserError where the classifier has another number of classes than the protocol, or a batch is too large.
+    Raises: UserError where the classifier has another number of classes than the protocol, or a batch is too large, or an online
+        model's shift looks ahead.
     """
     if len(trunk.fc_weight) != protocol.classes:
         raise UserError("the network has %d classes, its protocol %d; pass the protocol that it was trained for"
@@ -526,13 +544,13 @@ def build(
     placed = layers(trunk.nodes, trunk.weights, protocol.frame_shape)
     if form == "ascend":
         _check_size(trunk, {layer.shape for layer in placed if layer.node.op_type == SHIFT}, protocol, batch)
-    graph, by_view = Graph(), callable(form) or form in ("view", "none")
+    graph, by_view = Graph(_states(placed, protocol) if form in ONLINE else {}), callable(form) or form in BY_VIEW
     x = "input"
     if not by_view:
         x = graph.node("Reshape", [x, graph.ints(-1, *protocol.frame_shape)], "frames")
     if dtype == "uint8":
         x = _normalise(graph, x, protocol)
-    if form == "view" and in_parts(trunk, protocol):
+    if form in ("view", "online_parts") and in_parts(trunk, protocol):
         x = _Parts(graph, trunk, placed, x, protocol).write()
     else:
         write_shift = form if callable(form) else partial(shift, form=form, protocol=protocol, batch=batch)
@@ -543,24 +561,42 @@ def build(
     graph.node("Gemm", [x] + fc, "fc", "output" if by_view else "frame_scores", transB=1)
     if not by_view:
         _tail(graph, fusion, softmax, protocol)
-    frames = protocol.segments * (batch if callable(form) else 1)
+    frames = 1 if form in ONLINE else protocol.segments * (batch if callable(form) else 1)
     shape = ((frames,) + protocol.frame_shape) if by_view else ((batch,) + protocol.video_shape)
     rows = frames if by_view else batch if fusion else batch * protocol.views
-    kind = TensorProto.UINT8 if dtype == "uint8" else TensorProto.FLOAT
-    written = helper.make_graph(
-        graph.written,
-        "tsm",
-        [helper.make_tensor_value_info("input", kind, shape)],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [rows, protocol.classes])],
-        list(graph.constants.values()),
-    )
+    model = _model(graph, shape, dtype, (rows, protocol.classes))
+    if not by_view or form == ONLINE[0]:
+        how = {"form": form, "fusion": fusion, "softmax": softmax}
+        set_metadata(model, {"tsm.form": json.dumps(how), "tsm.protocol": json.dumps(protocol._asdict())})
+    if graph.states:
+        set_metadata(model, {"tsm.states": json.dumps([state._asdict() for state in graph.states.values()])})
+    return model
+
+
+def _states(placed: List[Layer], protocol: Protocol) -> Dict[str, State]:
+    """The states of an online model by the names of its shifts, in order; UserError where the shift looks ahead."""
+    if not protocol.causal:
+        raise UserError("a shift of %s looks one frame ahead, which no frame by frame graph can do" % protocol.shift)
+    found: Dict[str, State] = {}
+    for node, name, shape in placed:
+        for run in runs(shape[0], protocol):
+            if node.op_type == SHIFT and run.step:
+                number = "state_%02d_" % len(found)
+                found[name] = State(number + "in", number + "out", (1, run.end - run.first) + shape[1:], name[: -len(".shift")])
+    return found
+
+
+def _model(graph: Graph, shape: Shape, dtype: str, scores: Tuple[int, int]) -> onnx.ModelProto:
+    """The written nodes as a model: `input` of this shape and dtype -> `output`, float32 of shape `scores`; beside them the states."""
+    states, kind = graph.states.values(), TensorProto.UINT8 if dtype == "uint8" else TensorProto.FLOAT
+    value = helper.make_tensor_value_info
+    inputs = [value("input", kind, shape)] + [value(state.input, TensorProto.FLOAT, state.shape) for state in states]
+    outputs = [value("output", TensorProto.FLOAT, scores)] + [value(state.output, TensorProto.FLOAT, state.shape) for state in states]
+    written = helper.make_graph(graph.written, "tsm", inputs, outputs, list(graph.constants.values()))
     model = helper.make_model(written, producer_name="tsm", producer_version=__version__)
     model.ir_version = 6  # that of opset 11, so that the oldest supported runtime reads it
     del model.opset_import[:]
     model.opset_import.add(domain="", version=OPSET)
-    if not by_view:
-        how = {"form": form, "fusion": fusion, "softmax": softmax}
-        set_metadata(model, {"tsm.form": json.dumps(how), "tsm.protocol": json.dumps(protocol._asdict())})
     return model
 
 
@@ -577,7 +613,7 @@ def _check_size(trunk: Trunk, shapes: Set[Shape], protocol: Protocol, batch: int
 
 
 def trunk_of(model: onnx.ModelProto) -> Trunk:
-    """The trunk of a model that build() wrote in the ascend or cpu form.
+    """The trunk of a model that build() wrote in the ascend, cpu or online form.
 
     The trunk is read by the names of its layers, then written again as the model's input and its `tsm.form` and `tsm.protocol`
     say; a model that is not exactly this graph, constants included, was changed by another tool. Raises ValueError then.
@@ -586,7 +622,8 @@ def trunk_of(model: onnx.ModelProto) -> Trunk:
         known = metadata(model)
         how, protocol = json.loads(known["tsm.form"]), protocol_from(json.loads(known["tsm.protocol"]), "tsm.protocol")
         x, trunk = signature(model, "it"), _read_layers(model)
-        unchanged = build(trunk, protocol=protocol, batch=x.shape[0], dtype=x.dtype.name, **how).graph == model.graph
+        again = build(trunk, protocol=protocol, batch=x.shape[0], dtype=x.dtype.name, **how)
+        unchanged = again.graph == model.graph and states_in(again, "it") == states_in(model, "it")
     except Exception as error:  # metadata and nodes that are not build()'s can be anything
         raise ValueError("no trunk that can be read (%s: %s)" % (type(error).__name__, str(error)[:100]))
     if not unchanged:
@@ -598,12 +635,13 @@ def _read_layers(model: onnx.ModelProto) -> Trunk:
     """What looks like the trunk of a model that build() wrote: its layers are the nodes without a `/` in their names."""
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     nodes: List[NodeProto] = []
-    names, shifted = {"frames": "frames", "normalised": "frames"}, ""
+    sources: Dict[str, str] = {}  # of the shifts, by their names
+    names = {"input": "frames", "frames": "frames", "normalised": "frames"}
     for node in model.graph.node:
-        if node.name.endswith(".shift/views"):
-            shifted = node.input[0]
+        if ".shift/" in node.name:
+            sources.setdefault(node.name.split("/")[0], node.input[0])
         elif node.name.endswith(".shift"):
-            nodes.append(helper.make_node(SHIFT, [shifted], [node.output[0]]))
+            nodes.append(helper.make_node(SHIFT, [sources[node.name]], [node.output[0]]))
         elif node.op_type == "GlobalAveragePool":
             names[node.input[0]] = "features"
         elif node.op_type == "Clip":

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from tsm.protocol import Protocol
 
 
 class Offline(NamedTuple):
-    """What the suite needs to know of an ONNX file. `fusion` and `protocol` are None for a model that runs whole."""
+    """What the suite needs to know of an ONNX file. `protocol` is None for a model that runs whole, `fusion` for an online one, too."""
 
     path: str
     proto: Any  # onnx.ModelProto
@@ -21,6 +21,12 @@ class Offline(NamedTuple):
     fusion: Optional[str]
     protocol: Optional[Protocol]
     metadata: Dict[str, str]
+    states: Sequence[Any] = ()  # of an online model, in order: tsm.model.onnxfile.State
+
+    @property
+    def target(self) -> str:
+        """cpu, ascend or online, as modify_onnx.py was told; empty for a model that runs whole."""
+        return self.metadata.get("tsm.target", "")
 
     @property
     def tested_by(self) -> Protocol:
@@ -32,8 +38,8 @@ class Offline(NamedTuple):
 
 
 def read_offline(path: str) -> Offline:
-    """Load and describe a model; UserError unless it has one input, of a fixed shape, and one output."""
-    from tsm.model.onnxfile import load, metadata, protocol_of, signature
+    """Load and describe a model; UserError unless it has one input, of a fixed shape, and one output, beside an online one's states."""
+    from tsm.model.onnxfile import load, metadata, protocol_of, signature, states_in
 
     proto = load(path)
     facts = metadata(proto)
@@ -43,32 +49,62 @@ def read_offline(path: str) -> Offline:
         raise UserError("%s: its input [%s] has no fixed size; export it with a fixed --shape"
                         % (path, ", ".join(map(str, shape))))
     fusion = facts.get("tsm.fusion")
-    protocol = protocol_of(proto, path) if fusion else None
-    if protocol and shape[1:] != protocol.video_shape:
-        raise UserError("%s: its input is %s, and its protocol's is %s; make it again with modify_onnx.py"
-                        % (path, list(shape), [shape[0]] + list(protocol.video_shape)))
-    return Offline(path, proto, shape[0], shape, dtype, fusion, protocol, facts)
+    online = facts.get("tsm.target") == "online"
+    protocol = protocol_of(proto, path) if fusion or online else None
+    if protocol and shape[1:] != (protocol.frame_shape if online else protocol.video_shape):
+        raise UserError("%s: its input is %s, which is not its protocol's; make it again with modify_onnx.py" % (path, list(shape)))
+    return Offline(path, proto, shape[0], shape, dtype, fusion, protocol, facts, states_in(proto, path))
 
 
 def one_view(model: Offline) -> Any:
     """The ONNX model of one view, [segments, 3, size, size] -> frame scores [segments, classes], of a modified model.
 
-    Raises UserError if it is none, though its metadata may say so.
+    Raises UserError if it is none, though its metadata may say so, or an online one.
     """
+    if model.target == "online":
+        raise UserError("%s: is an online model; TSM_predict.py and TSM_stream.py run it" % model.path)
+    return _written_again(model, "view", "one_view" if model.target == "cpu" else "")
+
+
+def one_frame(model: Offline) -> Any:
+    """The ONNX model of one frame that an engine computes of an online model in fp32 and bf16, with the same inputs and outputs:
+    "online_parts" of tsm.model.graph.build(), which is the file's own graph where that is the faster one (MobileNetV2)."""
+    return _written_again(model, "online_parts", "one_frame")
+
+
+def clip_of(model: Offline, form: str, segments: int = 0) -> Any:
+    """The ONNX model of one view of an online model, [segments, 3, size, size] -> frame scores: what frame by frame must give.
+
+    Args:
+        form: clip, the file's own form with a Pad `LAYER.shift/behind` in the place of each layer's state, or view, one_frame()'s.
+        segments: frames, as many as the protocol's unless given.
+    """
+    return _written_again(model, form, "", segments=segments or model.tested_by.segments)
+
+
+def had_it_been(model: Offline, **changes: Any) -> Any:
+    """The one-view model of the weights of a modified model, had they been trained by another protocol: of another kind of shift (any
+    of tsm.protocol.MOVES: bi, none, reversed, past1, next1, past2, ...) or shift_div. For labelled clips to tell which is right."""
+    return _written_again(model, "view", "", **changes)
+
+
+def _written_again(model: Offline, form: str, proved_as: str, **changes: Any) -> Any:
+    """A modified model's network in a form of tsm.model.graph.build(), of its protocol with some changes; UserError unless the model is
+    as it was written and, where the form was proved, that is what the proof is of."""
     from tsm.model.graph import build, trunk_of
     from tsm.model.onnxfile import graph_digest
 
-    protocol = model.tested_by
+    protocol = model.tested_by._replace(**changes)
     try:
-        view = build(trunk_of(model.proto), "view", protocol, dtype=model.dtype.name)
-        proved = json.loads(model.metadata["tsm.proof"])["one_view"]["sha256"] if model.metadata.get("tsm.target") == "cpu" else None
+        written = build(trunk_of(model.proto), form, protocol, dtype=model.dtype.name)
+        proved = json.loads(model.metadata["tsm.proof"])[proved_as]["sha256"] if proved_as else None
     except Exception as error:  # an edited model can fail anywhere
         raise UserError("%s: not as modify_onnx.py wrote it (%s: %s); make it again"
                         % (model.path, type(error).__name__, first_line(error)))
-    if proved not in (None, graph_digest(view)):
+    if proved not in (None, graph_digest(written)):
         raise UserError("%s: its proof is of another graph than the one that would run; make it again with modify_onnx.py"
                         % model.path)
-    return view
+    return written
 
 
 def one_view_digest(view: Any) -> str:

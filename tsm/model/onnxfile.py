@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from typing import Any, Dict, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 import numpy as np
 import onnx
@@ -19,6 +19,15 @@ class Signature(NamedTuple):
     shape: Tuple[Any, ...]  # int, or str where it is not fixed
     dtype: np.dtype
     output: str
+
+
+class State(NamedTuple):
+    """What a shift of an online model keeps from one frame to the next: zeros before the first."""
+
+    input: str
+    output: str
+    shape: Tuple[int, ...]  # [1, channels, height, width], float32
+    layer: str  # that reads what was shifted, by its name in the checkpoint
 
 
 def load(path: str) -> onnx.ModelProto:
@@ -82,20 +91,30 @@ def protocol_of(model: onnx.ModelProto, path: str) -> Protocol:
     return SSV2._replace(classes=classes[0]) if classes and classes[0] > 0 else SSV2
 
 
+def states_in(model: onnx.ModelProto, path: str) -> List[State]:
+    """The states of an online model in order, from its metadata; none for any other. UserError where they are not as they were written."""
+    text = metadata(model).get("tsm.states", "[]")
+    try:
+        return [State(state["input"], state["output"], tuple(state["shape"]), state["layer"]) for state in json.loads(text)]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise UserError("%s: its tsm.states are not as modify_onnx.py wrote them; make it again" % path)
+
+
 def graph_digest(model: onnx.ModelProto) -> str:
     """Hex SHA-256 of the model's graph: its nodes and constants, without its metadata."""
     return hashlib.sha256(model.graph.SerializeToString()).hexdigest()
 
 
 def signature(model: onnx.ModelProto, path: str) -> Signature:
-    """The model's input and output; UserError where it has not exactly one of each."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    if len(inputs) != 1 or len(model.graph.output) != 1:
-        raise UserError("%s: has %d inputs and %d outputs; TSM has one of each" % (path, len(inputs), len(model.graph.output)))
+    """The model's input and output; UserError where it has not exactly one of each, beside the states of an online one."""
+    others = {tensor.name for tensor in model.graph.initializer}
+    others.update(name for state in states_in(model, path) for name in (state.input, state.output))
+    inputs, outputs = ([value for value in values if value.name not in others] for values in (model.graph.input, model.graph.output))
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise UserError("%s: has %d inputs and %d outputs; TSM has one of each" % (path, len(inputs), len(outputs)))
     kind = inputs[0].type.tensor_type
     shape = tuple(dim.dim_value or dim.dim_param or "?" for dim in kind.shape.dim)
-    return Signature(inputs[0].name, shape, numpy_type(kind.elem_type), model.graph.output[0].name)
+    return Signature(inputs[0].name, shape, numpy_type(kind.elem_type), outputs[0].name)
 
 
 def numpy_type(kind: int) -> np.dtype:
