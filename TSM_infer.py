@@ -12,29 +12,43 @@ TSM_preprocess.py's manifest, its protocol must be the model's, and every tensor
 
 A model of modify_onnx.py runs VIEW BY VIEW on parallel streams, whatever its batch: the views of a video are independent,
 one view's activations fit the caches better than a batch's, and memory does not grow with the batch. The views are then
-fused as the model says. Any other model runs whole. Reading the next files overlaps with computing.
+fused as the model says. Any other model runs whole. Reading the next files overlaps with computing, and a video is begun while
+the one before it runs; the times of the batches, without waiting for files, add up to what a clock shows. There is no filler:
+the last, partial batch computes its own videos only, and counts in the throughput as what it is.
 
-The measured time of a batch runs from its first view's start to its last view's end. It includes computing, and the part of
-reading and checking the files that the overlap does not hide; it does not include writing results. There is no filler: the
-last, partial batch computes its own videos only, and counts in the throughput as what it is.
+Killed at any time, the same command goes on where it stopped: a result is kept while model, precision and tensor are the same.
 """
 
 import argparse
+import contextlib
 import os
-import sys
+import socket
 import time
-from typing import Callable, Dict, List, Tuple
+from functools import partial
+from typing import Any, Callable, Dict, List, Sequence
 
-from tsm.cli import folder_name, non_negative, parser, positive, run
+from tsm.cli import folder_name, non_negative, parser, positive, progress, run
 
 # isort: split
 import numpy as np
 
-from tsm.infer.engine import Computing, about, add_agreement, add_options, agreement_facts, computing_of, open_engine, run_batches
-from tsm.infer.tensors import check_protocol, list_inputs, read_tensor
-from tsm.machine import cores, peak_memory
+from tsm.infer.engine import (
+    Computing,
+    Engine,
+    about,
+    add_options,
+    agreement_facts,
+    basis_of,
+    computing_of,
+    digests_of,
+    open_engine,
+    run_batches,
+    said_of,
+)
+from tsm.infer.journal import Done, Piece, Progress, Work, consolidate, enter, held, recording, summarise_found, survey, unfinish
+from tsm.infer.tensors import check_protocol, keys_of_files, list_inputs, made_up, read_tensor
 from tsm.model.offline import Offline, read_offline
-from tsm.results import result_name, result_path, statistics, summarise, summary_path, throughput_line, write_result, write_summary
+from tsm.results import rate_line, read_scores, statistics, throughput_line
 
 SYNTHETIC_VIDEOS = 8  # about so many are computed without --input, unless --loop says otherwise
 
@@ -55,107 +69,119 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--device", "-d", default="0", help="accepted for compatibility; there is one CPU")
     cli.add_argument("--pure_data_type", choices=("zero", "random"), default="zero", help="without --input: zeros, or "
                      "normally distributed values (default: %(default)s)")
-    add_options(cli)
-    add_agreement(cli)
+    add_options(cli, agreement=True)
     args = cli.parse_args()
     if args.output_dirname and not args.output:
         cli.error("--output_dirname needs --output")
     return args
 
 
-def synthetic(model: Offline, kind: str) -> np.ndarray:
-    """One video, or for a model that runs whole one batch, of zeros or of normally distributed values."""
-    shape = ((1,) if model.fusion else model.shape[:1]) + model.shape[1:]
-    if kind == "zero":
-        return np.zeros(shape, model.dtype)
-    values = np.random.RandomState(0).standard_normal(shape)
-    return (values if model.dtype.kind == "f" else 127 + 50 * values).clip(-255, 255).astype(model.dtype)
+def begin(args: argparse.Namespace, computing: Computing, model: Offline) -> Engine:
+    """The model, compiled and warm."""
+    engine = open_engine(model, computing, listed=True)
+    print(said_of(engine, model), flush=True)
+    made = made_up(model, "zero")
+    with progress(args.warmup_count, "warm-up", "batch") as tick:
+        for _ in run_batches(engine, model, ["zeros"] * (args.warmup_count * model.batch // len(made)), lambda _: made):
+            tick()
+    return engine
 
 
-def results_folder(args: argparse.Namespace) -> str:
-    """The folder of results, made; the summary of an earlier run must not outlive the results it sums up."""
-    folder = os.path.join(args.output, args.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))
-    os.makedirs(folder, exist_ok=True)
-    if os.path.exists(summary_path(folder)):
-        os.remove(summary_path(folder))
-    return folder
+def tell(args: argparse.Namespace, model: Offline, times: Sequence[float], videos: int) -> float:
+    """Print the throughput, in videos per second, and return it; of a model that is not of modify_onnx.py as ais_bench prints it."""
+    figures = statistics(times)
+    throughput = 1000 * (args.batchsize * len(times) if args.batchsize else videos) / sum(times)
+    if model.fusion:
+        print(rate_line(throughput))
+    else:
+        print("[INFO] NPU_compute_time (ms): " + ", ".join("%s = %.3f" % item for item in list(figures.items())[:-1]))
+        print(throughput_line(args.batchsize or model.batch, figures["mean"], throughput))
+    return throughput
+
+
+def measure(args: argparse.Namespace, computing: Computing, model: Offline) -> None:
+    """The model's throughput, on made-up videos."""
+    engine = begin(args, computing, model)
+    made, times = made_up(model, args.pure_data_type), []
+    loop = args.loop or -(-SYNTHETIC_VIDEOS // model.batch)
+    with progress(loop, "throughput", "batch") as tick:
+        for _, ((ms, _),) in run_batches(engine, model, ["made up"] * (loop * model.batch // len(made)), lambda _: made):
+            times.append(ms)
+            tick()
+    tell(args, model, times, model.batch * loop)
+
+
+def compute(
+    args: argparse.Namespace, computing: Computing, model: Offline, work: Work, found: Progress, read: Callable[[str], np.ndarray]
+) -> None:
+    """Do what is left in `found`, and enter it there; a batch is a piece. Without --output nothing is written."""
+    engine = begin(args, computing, model)
+    agree: Dict[str, List[int]] = {}
+    left = sorted(found.keys)
+    runs = run_batches(engine, model, [work.inputs[number] for number in left], read, args.loop,
+                       lambda path, votes: agree.update({path: votes.tolist()}))
+    with contextlib.ExitStack() as stack:
+        keep: Callable[[Piece], None] = partial(enter, found)
+        if args.output:
+            unfinish(work)  # only now: a run that cannot begin leaves an earlier one whole
+            keep = stack.enter_context(recording(work, found, work.folder))
+        tick = stack.enter_context(progress(len(work.inputs), "inference", "file", len(found.done)))
+        began = time.time()
+        for outputs, times in runs:
+            done = [Done(number, "", agree.get(work.inputs[number]), output) for number, output in zip(left, outputs)]
+            keep(Piece(socket.gethostname(), "cpu", began, time.time(), done, [], times, about(engine, model), {}))
+            del left[: len(outputs)]
+            tick(len(outputs))
+            began = time.time()
 
 
 def agreement(
-    computing: Computing, model: Offline, batches: List[List[int]], read: Callable[[int], np.ndarray],
-    top1: Dict[int, np.ndarray],
-) -> List[bool]:
-    """Of each video of the files whose `top1` is given, whether fp32 gives the same top-1."""
-    exact: Dict[int, np.ndarray] = {}
-    engine, _ = open_engine(model, computing._replace(precision="fp32"))
-    chosen = [[number] for number in sorted(top1)] if model.fusion else [batch for batch in batches if set(batch) & set(top1)]
-    run_batches(engine, model, chosen, read, 1, lambda number, output: exact.update({number: output.argmax(-1)}), "fp32, for comparison")
-    return [same for number in top1 for same in (top1[number] == exact[number]).tolist()]
+    args: argparse.Namespace, computing: Computing, model: Offline, work: Work, found: Progress, read: Callable[[str], np.ndarray]
+) -> Dict[str, Any]:
+    """On how many videos of the first --agreement files fp32 gives the same top-1."""
+    engine = open_engine(model, computing._replace(precision="fp32"), listed=True)
+    same: List[bool] = []
+    files = [work.inputs[number] for number in sorted(work.inputs)[: args.agreement]]
+    for number, exact in enumerate(output for outputs, _ in run_batches(engine, model, files, read) for output in outputs):
+        scores = found.done[number].scores
+        if scores is None:  # it is written
+            scores = read_scores(work.result(number), exact.shape[-1])
+        same += [bool(one) for one in scores.argmax(-1) == exact.argmax(-1)]
+    return agreement_facts(same)
 
 
-def print_figures(times: List[float], waits: List[float], batch: int, throughput: float) -> None:
-    """What ais_bench prints, and more: ms per batch, ms that it waited for files, memory, videos per second."""
-    figures = statistics(times)
-    print("[INFO] NPU_compute_time (ms): " + ", ".join("%s = %.3f" % item for item in list(figures.items())[:-1]))
-    print("[INFO] waited for input files (ms): mean = %.3f" % float(np.mean(waits)))
-    print("[INFO] peak memory: %.0f MB" % (peak_memory() / 1e6))
-    print(throughput_line(batch, figures["mean"], throughput))
+def infer(args: argparse.Namespace, computing: Computing, model: Offline) -> None:
+    """The results of files; those that are there already stay."""
+    inputs = list_inputs(args.input)
+    check_protocol(inputs, model.protocol, model.dtype, args.model)
+
+    def read(path: str) -> np.ndarray:
+        return read_tensor(path, model.shape, model.dtype, inputs.entries.get(os.path.basename(path)))
+
+    args.loop = args.loop or 1
+    keys = keys_of_files(inputs, basis_of(digests_of(model.path, computing), computing, args.loop))
+    folder = os.path.join(args.output or "", args.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))
+    work = Work(folder, args.outfmt, dict(enumerate(inputs.files)))
+    with held(*[folder] if args.output else []):
+        found = survey(work, keys, {}) if args.output else Progress([], {}, keys, {})
+        kept = len(found.done)
+        if found.keys:
+            compute(args, computing, model, work, found, read)
+        facts = found.pieces[-1].facts
+        if args.precision != "fp32" and args.agreement:
+            facts = dict(facts, **agreement(args, computing, model, work, found, read))
+        times = [ms for piece in found.pieces for ms, _ in piece.times]
+        throughput = tell(args, model, times, args.loop * len(inputs.files) * len(read(inputs.files[0])))
+        if args.output:
+            consolidate(work, found)
+            summarise_found(work, found, throughput, facts)
+            print("%d results in %s: %d made, %d already right" % (len(found.done), folder, len(found.done) - kept, kept))
 
 
 def main() -> None:
     args = get_args()
     model = read_offline(args.model)
-    files: List[str] = []
-    if args.input:
-        inputs = list_inputs(args.input)
-        check_protocol(inputs, model.protocol, model.dtype, args.model)
-        files = inputs.files
-    computing = computing_of(args, model.path)
-    engine, int8 = open_engine(model, computing)
-    way = "%s views at a time, fused by %s" % (engine.streams, model.fusion) if model.fusion else "the whole batch at a time"
-    print("[INFO] %s on %d threads, %s, %s" % (engine.name, cores(), args.precision, way), flush=True)
-
-    made = None if files else synthetic(model, args.pure_data_type)
-
-    def read(number: int) -> np.ndarray:
-        if made is not None:
-            return made
-        path = files[number]
-        return read_tensor(path, model.shape, model.dtype, inputs.entries.get(os.path.basename(path)))
-
-    packed = model.batch // len(read(0))  # files in a batch
-    count = len(files) or packed
-    batches = [list(range(count))[start : start + packed] for start in range(0, count, packed)]
-    loop = args.loop or (1 if files else -(-SYNTHETIC_VIDEOS // model.batch))
-    pairs: List[Tuple[str, str]] = []
-    top1: Dict[int, np.ndarray] = {}
-    agree: Dict[str, List[int]] = {}  # by the input file's name: of each of its videos, the views that have its answer
-
-    def done(number: int, output: np.ndarray) -> None:
-        if folder:
-            pairs.append((files[number], result_path(folder, files[number], args.outfmt)))
-            write_result(pairs[-1][1], args.outfmt, output)
-        if files and number < args.agreement:
-            top1[number] = output.argmax(-1)
-
-    def voted(number: int, votes: np.ndarray) -> None:
-        agree[result_name(files[number])] = votes.tolist()
-
-    run_batches(engine, model, batches[:1] * args.warmup_count, read, 1, lambda number, output: None)
-    folder = results_folder(args) if args.output and files else ""  # only now: a run that cannot begin leaves an earlier one whole
-    times, waits = run_batches(engine, model, batches, read, loop, done, "inference", voted if files else None)
-
-    facts = dict(about(engine, model, args.precision, int8), views_agree=agree or None)
-    if args.precision != "fp32" and top1:
-        facts.update(agreement_facts(agreement(computing, model, batches, read, top1)))
-
-    videos = (args.batchsize or model.batch) * len(times)
-    if files and not args.batchsize:  # the last batch may be partial
-        videos = loop * len(files) * model.batch // packed
-    throughput = 1000 * videos / sum(times)
-    print_figures(times, waits, args.batchsize or model.batch, throughput)
-    if folder:
-        write_summary(folder, summarise(pairs, times, waits, throughput, sys.argv[1:], tsm=facts))
+    (infer if args.input else measure)(args, computing_of(args, model.path), model)
 
 
 if __name__ == "__main__":

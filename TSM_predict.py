@@ -88,7 +88,7 @@ def predict_files(
                 if isinstance(output, Corrupt):
                     failed = str(output)
                 else:
-                    answers.append(predict.Answer(window, top(output, names, args.top)))
+                    answers.append(predict.Answer(window, top(output[0], names, args.top)))
                     log.add(paths[number], answers[-1])
         except KeyboardInterrupt:
             cut = "interrupted" if long or annotated[number] else failed
@@ -119,7 +119,7 @@ def watch(
                     predict.warn_if_short(name, Window(recent.start, recent.end), window)
                 video = as_video(recent.frames, frame_indices(len(recent.frames), protocol), protocol, model.dtype.name)
                 for _, output, _, _ in run_stream(engine, model, (one for one in [(name, video[None])])):
-                    some.append(predict.Answer(Window(recent.start, recent.end), top(output, names, args.top)))
+                    some.append(predict.Answer(Window(recent.start, recent.end), top(output[0], names, args.top)))
                     log.add(name, some[-1])
                 print("%s%s  %s" % (shown[number], predict.clock(recent.end), predict.in_words(some[-1].ranked)), flush=True)
     except KeyboardInterrupt as interrupt:
@@ -155,7 +155,7 @@ def main() -> None:
     files = [number for number, one in enumerate(inputs) if one.is_file]
     paths = [inputs[number].path for number in files]
     tensors = predict.parts_of(paths, args.window, args.stride, protocol, model.dtype.name, args.num_worker)
-    engine, int8 = open_engine(model, computing, listed=len(files) > 1 or bool(files and args.window))
+    engine = open_engine(model, computing, listed=len(files) > 1 or bool(files and args.window))
     interrupt, written = None, True
     try:
         for number, entry in zip(files, predict_files(args, model, engine, names, paths, annotated, tensors, log)):
@@ -168,7 +168,7 @@ def main() -> None:
     finally:  # an error loses nothing that was found
         aside.close()
         if entries:
-            facts = dict(about(engine, model, args.precision, int8), labels=names is not None)
+            facts = dict(about(engine, model), labels=names is not None)
             written = predict.write_files(args, facts, protocol.views, [entries[number] for number in sorted(entries)])
     if interrupt and (len(entries) < len(inputs) or isinstance(interrupt, Stopped)):
         fail("interrupted after %d of %d inputs; the same command begins with the first again" % (len(entries), len(inputs)),

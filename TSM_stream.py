@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A list of videos -> the result files of TSM_preprocess.py + TSM_infer.py, with no tensor on disk. Restartable.
 
-    python3 TSM_py --model ./tsm_new_bs1.onnx --data_root demo/videos --ann_file sthv2_val_list_videos.txt \\
+    python3 TSM_stream.py --model ./tsm_new_bs1.onnx --data_root demo/videos --ann_file sthv2_val_list_videos.txt \\
         --output ./inference_result --output_dirname out --outfmt TXT       # here, on this CPU
     … --model ./tsm_bs8.om --devices 0,1                       # one ais_bench per chip, each pulling the next chunk
     … --ray auto                                               # on the hosts of the Ray cluster that this host is in
@@ -37,7 +37,8 @@ from tsm.cli import UserError, parser, progress, run
 from tsm.files import locked
 from tsm.infer import journal
 from tsm.infer.ascend import check_scratch, chip_list, chips_here, on_chips
-from tsm.infer.engine import add_agreement, add_options, network_of
+from tsm.infer.engine import add_options, network_of
+from tsm.infer.journal import Work
 from tsm.infer.lists import (
     Job,
     add_inputs,
@@ -50,16 +51,16 @@ from tsm.infer.lists import (
     rounds,
     shard_of,
     share,
+    so_far,
 )
 from tsm.model.offline import read_offline
-from tsm.samples import refuse, refuse_killed
+from tsm.samples import Clip, refuse, refuse_killed
 
 
 def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
     add_inputs(cli)
-    add_options(cli)
-    add_agreement(cli)
+    add_options(cli, agreement=True)
     cli.add_argument("--device", choices=("cpu", "npu"), help="default: npu for an .om file, else cpu")
     cli.add_argument("--protocol", default="", metavar="FILE", help="npu only: how the network is tested, as TSM_checkpoint.py wrote "
                      "it; a CPU takes it from the model (default: as on Something-Something V2)")
@@ -97,14 +98,14 @@ def carrier(args: argparse.Namespace, job: Job) -> Tuple[Any, int]:
     if args.device == "cpu":
         return in_turn, 0
     chips = args.devices or chips_here()
-    print("[INFO] chips: %s" % ", ".join(map(str, chips)))
+    print("chips: %s" % ", ".join(map(str, chips)))
     return partial(on_chips, chips=chips), len(chips) + 1
 
 
-def carry_out(args: argparse.Namespace, work: journal.Work, job: Job, found: journal.Progress, folder: str) -> None:
+def carry_out(args: argparse.Namespace, job: Job, work: Work, listed: Dict[int, Clip], found: journal.Progress, folder: str) -> None:
     """Do what is left in `found`; the journal is in `folder`."""
     if args.on_error == "fail":
-        refuse(args.ann_file, work.clips, found.corrupt)
+        refuse(args.ann_file, listed, found.corrupt)
     if not found.keys:
         return
     carry, at_once = carrier(args, job)
@@ -113,70 +114,66 @@ def carry_out(args: argparse.Namespace, work: journal.Work, job: Job, found: jou
         def flight(under_way: Dict[str, int]) -> None:
             tick(0, ", ".join("%s: %d" % item for item in sorted(under_way.items())))
 
-        for chunks in rounds(args.chunk, work, job, found, at_once):
+        for chunks in rounds(args.chunk, listed, job, found, at_once):
             if job.device == "npu" and not args.ray:
                 check_scratch(job, chunks, at_once)
-            print("[INFO] to do: %d videos, chunks: %d" % (sum(len(chunk.keys) for chunk in chunks), len(chunks)), flush=True)
+            print("to do: %d videos, chunks: %d" % (sum(len(chunk.keys) for chunk in chunks), len(chunks)), flush=True)
             with contextlib.closing(carry(job, chunks, flight)) as pieces:
                 for piece in pieces:
                     keep(piece)
                     tick(len(piece.done) + len(piece.skipped))
                     if args.on_error == "fail":
-                        refuse(args.ann_file, work.clips, found.corrupt)
+                        refuse(args.ann_file, listed, found.corrupt)
 
 
-def show(found: journal.Progress, work: journal.Work, videos: int) -> None:
+def show(found: journal.Progress, work: Work, videos: int) -> None:
     """What is done, and by whom."""
     print("%d of %d videos are done, %d cannot be read, %d are to do"
           % (len(found.done), videos, len(found.corrupt), len(found.keys)))
     for worker in journal.workers_of(found.pieces):
         print("  %(host)s, %(device)s: %(videos)d videos in %(chunks)d pieces, %(videos_per_second).2f videos per second" % worker)
-    for line in missing_shards(found, videos, journal.shards(work.folder)):
+    for line in missing_shards(work, found, videos):
         print("  " + line)
 
 
-def conclude(args: argparse.Namespace, work: journal.Work, job: Job, found: journal.Progress, model: Any, kept: int) -> None:
+def conclude(
+    args: argparse.Namespace, job: Job, work: Work, listed: Dict[int, Clip], found: journal.Progress, model: Any, kept: int
+) -> None:
     """Make the result files of the whole list."""
-    refuse_killed(args.ann_file, work.clips, found.corrupt)
-    left = missing_shards(found, len(work.clips), journal.shards(work.folder)) or ["no shard has done them"]
+    refuse_killed(args.ann_file, listed, found.corrupt)
     if found.keys:
-        raise UserError("%s: %d of %d videos are not done: %s" % (args.ann_file, len(found.keys), len(work.clips), "; ".join(left)))
+        left = missing_shards(work, found, len(listed)) or ["no shard has done them"]
+        raise UserError("%s: %d of %d videos are not done: %s" % (args.ann_file, len(found.keys), len(listed), "; ".join(left)))
     if args.on_error == "fail":
-        refuse(args.ann_file, work.clips, found.corrupt)
-    finish(args, work, job.computing, found, model)
-    show(found, work, len(work.clips))
+        refuse(args.ann_file, listed, found.corrupt)
+    finish(args, job, work, listed, found, model)
+    show(found, work, len(listed))
     print("%d results in %s: %d made, %d already right, %d skipped"
           % (len(found.done), work.folder, len(found.done) - kept, kept, len(found.corrupt)))
-
-
-def do_shard(args: argparse.Namespace, work: journal.Work, job: Job) -> None:
-    """Do one share of the list, with a journal of its own."""
-    mine = shard_of(len(work.clips), *args.shard)
-    with journal.held(work, shared=True):
-        folder = journal.shard_folder(work, args.shard)
-        with locked(folder):
-            found = journal.survey(work, mine)
-            carry_out(args, work, job._replace(shard=args.shard), found, folder)
-    show(found, work, len(mine))
 
 
 def main() -> None:
     args = get_args()
     check_places(args)
-    work, job, model = job_of(args)
+    job, work, listed, model = job_of(args)
+    mine = {index: listed[index] for index in shard_of(len(listed), *args.shard or (0, 1))}
     if args.status:
-        mine = shard_of(len(work.clips), *args.shard or (0, 1))
-        show(journal.survey(work, mine, closing=True), work, len(mine))
+        show(so_far(job, work, mine, closing=True), work, len(mine))
         return
     if args.shard:
-        do_shard(args, work, job)
+        with journal.held(args.output_dir, work.folder, shared=True):
+            folder = journal.shard_folder(work, args.shard)
+            with locked(folder):
+                found = so_far(job, work, mine)
+                carry_out(args, job, work, listed, found, folder)
+        show(found, work, len(mine))
     if args.merge or not args.shard:
-        with journal.held(work):
-            found = journal.survey(work, closing=args.merge)
+        with journal.held(args.output_dir, work.folder):
+            found = so_far(job, work, listed, closing=args.merge)
             kept = len(found.done)
             if not args.merge:
-                carry_out(args, work, job, found, work.folder)
-            conclude(args, work, job, found, model, kept)
+                carry_out(args, job, work, listed, found, work.folder)
+            conclude(args, job, work, listed, found, model, kept)
 
 
 if __name__ == "__main__":

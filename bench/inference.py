@@ -82,7 +82,7 @@ def one_way(way: str, folder: str) -> None:
     engine = BACKENDS[backend](network, way, precision, streams_for(model))
 
     def compute(videos: int) -> None:
-        run_batches(engine, model, [[0]] * videos, lambda number: video, 1, lambda number, output: None)
+        list(run_batches(engine, model, ["video"] * videos, lambda _: video))
 
     answer(engine.name, compute)
 

@@ -363,7 +363,7 @@ def job(folder, **changes):
     model = folder / "m.onnx"
     model.write_bytes(b"model")
     made = Job(Source(str(folder), None, None, "float32"), "", "cpu", str(model), Computing("onnxruntime", "fp32", None, ""), None,
-               "", {str(model): sha256(str(model))}, str(folder / "res"))
+               "", "", {str(model): sha256(str(model))})
     return made._replace(**changes)
 
 

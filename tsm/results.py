@@ -107,9 +107,15 @@ def throughput_line(batch: int, mean: float, throughput: float) -> str:
     return "[INFO] throughput 1000*batchsize.mean(%d)/NPU_compute_time.mean(%s): %s" % (batch, mean, throughput)
 
 
+def rate_line(throughput: float) -> str:
+    """The same figure in words."""
+    return "throughput: %.*f videos per second" % (2 if throughput >= 10 else 4, throughput)
+
+
 def throughput_in(text: str) -> Optional[float]:
     """Videos per second from the last such line of what ais_bench or TSM_infer.py printed; None if there is none."""
-    found = re.findall(r"\[INFO\] throughput 1000\*batchsize.*: ([0-9]{1,15}(?:\.[0-9]*)?)\s*$", text, re.MULTILINE)
+    found = re.findall(r"^(?:\[INFO\] throughput 1000\*batchsize.*|throughput): ([0-9]{1,15}(?:\.[0-9]*)?)(?: videos per second)?\s*$",
+                       text, re.MULTILINE)
     return float(found[-1]) if found else None
 
 

@@ -6,7 +6,6 @@ One process of ais_bench per chip: given several devices, its versions differ in
 import argparse
 import contextlib
 import glob
-import hashlib
 import os
 import queue
 import re
@@ -64,10 +63,8 @@ def chips_here() -> List[int]:
 
 
 def scratch_of(job: Job) -> str:
-    """What the folders for the tensors of this job begin with: a later process of the same job and shard finds them by it, and no
-    other run has the same, whose results go elsewhere."""
-    digest = hashlib.sha256(repr((job.basis, job.results, job.shard)).encode()).hexdigest()[:12]
-    return os.path.join(job.scratch or tempfile.gettempdir(), ".tsm_%d_%s_" % (os.getuid(), digest))
+    """What the folders for the tensors of this job begin with: a later process of the same job finds them by it."""
+    return os.path.join(job.scratch or tempfile.gettempdir(), ".tsm_%d_%s_" % (os.getuid(), job.tag))
 
 
 def remove_scratch(job: Job) -> None:
@@ -133,16 +130,16 @@ def infer(job: Job, made: Made, chip: str, running: List[Any]) -> Piece:
 
 
 def scores_of(path: str, job: Job) -> np.ndarray:
-    """The row of probabilities, float32 [classes], that ais_bench wrote for one video."""
+    """The probabilities, float32 [1, classes], that ais_bench wrote for one video."""
     classes = job.source.protocol.classes
     rows = read_npy(path).reshape(-1)
     if rows.size != classes or not np.isfinite(rows).all():
         raise UserError("%s: its output for video %s is no row of %d finite scores; is it a model of modify_onnx.py?"
                         % (job.model, os.path.basename(path).split("_")[0], classes))
-    return rows.astype(np.float32)
+    return rows.astype(np.float32)[None]
 
 
-def run_chunk(job: Job, chunk: Chunk, chip: str) -> Piece:
+def run_on_chip(job: Job, chunk: Chunk, chip: str) -> Piece:
     """Compute a chunk on a chip of this host. A clip that cannot be read is in the piece's `skipped`. Raises UserError, Failed."""
     made = begin(job, chunk)
     try:

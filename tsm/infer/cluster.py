@@ -27,7 +27,7 @@ from tsm.cli import UserError, first_line, warn
 from tsm.files import sha256
 from tsm.infer import ascend
 from tsm.infer.journal import Piece, keys_of
-from tsm.infer.lists import Chunk, Flight, Job, run_chunk
+from tsm.infer.lists import Chunk, Flight, Job, run_in_memory
 from tsm.machine import cores
 from tsm.video import clips
 
@@ -140,9 +140,9 @@ def _carry(job: Job, chunk: Chunk) -> Piece:
 
     check_clips(job, chunk)
     if job.device == "cpu":
-        return run_chunk(job, chunk)
+        return run_in_memory(job, chunk)
     os.environ.pop("ASCEND_RT_VISIBLE_DEVICES", None)  # where Ray was started without ENVIRONMENT, it renumbers chips
-    return ascend.run_chunk(job, chunk, ray.get_runtime_context().get_accelerator_ids()["NPU"][0])
+    return ascend.run_on_chip(job, chunk, ray.get_runtime_context().get_accelerator_ids()["NPU"][0])
 
 
 def hosts_of(nodes: Sequence[Dict[str, Any]], device: str) -> Dict[str, Host]:

@@ -5,10 +5,14 @@ better than a batch's, and memory does not grow with the batch. Any other model 
 """
 
 import argparse
+import itertools
+import json
+import os
 import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Callable, Deque, Dict, Generator, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -16,12 +20,14 @@ import numpy as np
 
 from tsm import __version__
 from tsm.cli import UserError, first_line, non_negative, positive
-from tsm.infer.int8 import int8_file, openvino_says, read_int8
+from tsm.files import sha256
+from tsm.infer.int8 import int8_file, openvino_says, read_int8, weights_file
 from tsm.infer.tensors import reading_ahead
 from tsm.machine import cores, peak_memory
 from tsm.model.offline import Offline, one_view
 from tsm.protocol import fuse
 
+FORMAT = 2  # to be raised with any change that changes a result, or what a journal says of it
 Take = Callable[[np.ndarray], None]
 
 
@@ -32,6 +38,8 @@ class Engine(NamedTuple):
     streams: int
     submit: Callable[[np.ndarray, Take], None]
     wait: Callable[[], None]
+    precision: str = "fp32"
+    int8: Optional[Dict[str, str]] = None  # what is known of the int8 file, if there is one
 
 
 def default_backend() -> str:
@@ -140,25 +148,22 @@ class Computing(NamedTuple):
     int8_model: str  # TSM_quantise.py's file; empty unless the precision is int8
 
 
-def add_options(cli: argparse.ArgumentParser) -> None:
-    """The options that computing_of() reads."""
+def add_options(cli: argparse.ArgumentParser, agreement: bool = False) -> None:
+    """The options that computing_of() reads; and on how many videos a precision below fp32 is held against fp32."""
     cli.add_argument("--backend", choices=sorted(BACKENDS), help="default: openvino if it is installed")
     cli.add_argument("--precision", choices=("fp32", "bf16", "int8"), default="fp32", help="what it computes in; bf16 needs "
                      "a processor that has it, int8 TSM_quantise.py's file, both OpenVINO (default: %(default)s)")
     cli.add_argument("--int8_model", metavar="FILE", help="TSM_quantise.py's file (default: tsm_int8.xml beside the model)")
     cli.add_argument("--streams", type=positive, metavar="N", help="views computed at a time (default: one per core; "
                      "of a batch that runs by itself, evened out over its views)")
-
-
-def add_agreement(cli: argparse.ArgumentParser) -> None:
-    """The option on how many videos a precision below fp32 is held against fp32."""
-    cli.add_argument("--agreement", type=non_negative, default=8, metavar="N", help="of a precision below fp32: how many videos are "
-                     "computed again in fp32, to tell how often the answer is the same (default: %(default)s)")
+    if agreement:
+        cli.add_argument("--agreement", type=non_negative, default=8, metavar="N", help="of a precision below fp32: how many videos "
+                         "are computed again in fp32, to tell how often the answer is the same (default: %(default)s)")
 
 
 def agreement_facts(same: Sequence[bool]) -> Dict[str, Dict[str, int]]:
     """For the summary's `tsm` entry, also printed: on how many videos, each being True or False, fp32 gives the same top-1."""
-    print("[INFO] top-1 agrees with fp32 on %d of %d videos" % (sum(same), len(same)))
+    print("top-1 agrees with fp32 on %d of %d videos" % (sum(same), len(same)))
     return {"top1_agreement_with_fp32": {"same": sum(same), "videos": len(same)}}
 
 
@@ -168,28 +173,45 @@ def computing_of(args: argparse.Namespace, model_path: str) -> Computing:
     return Computing(args.backend or default_backend(), args.precision, args.streams, int8)
 
 
-def network_of(model: Offline, computing: Computing) -> Tuple[Any, Dict[str, str]]:
+def digests_of(path: str, computing: Computing) -> Dict[str, str]:
+    """{file: SHA-256} of the files that decide what is computed: the model first, then where it has one its int8 file."""
+    int8 = computing.int8_model
+    return {one: sha256(one) for one in [path] + [one for one in ((int8, weights_file(int8)) if int8 else ()) if os.path.exists(one)]}
+
+
+def basis_of(digests: Dict[str, str], computing: Computing, tensors: Any) -> str:
+    """What results depend on: this code, the files of digests_of(), the precision; and of `tensors` what they have in common."""
+    return json.dumps([FORMAT, __version__, list(digests.values()), computing.precision, computing.backend, tensors])
+
+
+def network_of(model: Offline, computing: Computing) -> Tuple[Any, Optional[Dict[str, str]]]:
     """(what is to be compiled of a model, what is known of its int8 file). Raises UserError if that file is not of the model."""
     network = one_view(model) if model.protocol else model.proto
-    facts: Dict[str, str] = {}
-    if computing.precision == "int8":
-        if computing.backend != "openvino" or not model.fusion:
-            raise UserError("--precision int8: needs OpenVINO and a model of modify_onnx.py; use fp32")
-        network, facts = read_int8(computing.int8_model, network, model.path)
-    return network, facts
+    if computing.precision != "int8":
+        return network, None
+    if computing.backend != "openvino" or not model.fusion:
+        raise UserError("--precision int8: needs OpenVINO and a model of modify_onnx.py; use fp32")
+    return read_int8(computing.int8_model, network, model.path)
 
 
-def open_engine(model: Offline, computing: Computing, listed: bool = False) -> Tuple[Engine, Dict[str, str]]:
-    """(the model compiled, what is known of its int8 file); `listed` as in streams_for()."""
-    network, facts = network_of(model, computing)
+def open_engine(model: Offline, computing: Computing, listed: bool = False) -> Engine:
+    """The model compiled; `listed` as in streams_for()."""
+    network, int8 = network_of(model, computing)
     streams = computing.streams or streams_for(model, listed)
-    return BACKENDS[computing.backend](network, model.path, computing.precision, streams), facts
+    engine = BACKENDS[computing.backend](network, model.path, computing.precision, streams)
+    return engine._replace(precision=computing.precision, int8=int8)
 
 
-def about(engine: Engine, model: Offline, precision: str, int8: Dict[str, str]) -> Dict[str, Any]:
+def said_of(engine: Engine, model: Offline) -> str:
+    """What computes, in words."""
+    way = "%d views at a time, fused by %s" % (engine.streams, model.fusion) if model.fusion else "the whole batch at a time"
+    return "%s on %d threads, %s, %s" % (engine.name, cores(), engine.precision, way)
+
+
+def about(engine: Engine, model: Offline) -> Dict[str, Any]:
     """What computed, for the summary's `tsm` entry."""
-    return {"version": __version__, "engine": engine.name, "precision": precision, "streams": engine.streams,
-            "threads": cores(), "model": model.metadata, "int8": int8 or None, "peak_memory_bytes": peak_memory()}
+    return {"version": __version__, "engine": engine.name, "precision": engine.precision, "streams": engine.streams,
+            "threads": cores(), "model": model.metadata, "int8": engine.int8, "peak_memory_bytes": peak_memory()}
 
 
 def submit_views(engine: Engine, model: Offline, samples: np.ndarray, take: Take, voted: Optional[Take] = None) -> None:
@@ -222,60 +244,36 @@ def submit_views(engine: Engine, model: Offline, samples: np.ndarray, take: Take
 
 
 def run_batches(
-    engine: Engine, model: Offline, batches: Sequence[List[int]], read: Callable[[int], np.ndarray], loop: int,
-    done: Callable[[int, np.ndarray], None], progress: str = "", voted: Optional[Callable[[int, np.ndarray], None]] = None,
-) -> Tuple[List[float], List[float]]:
-    """Compute every batch of file numbers `loop` times.
+    engine: Engine, model: Offline, files: Sequence[str], read: Callable[[str], np.ndarray], loop: int = 1,
+    voted: Optional[Callable[[str, np.ndarray], None]] = None,
+) -> Iterator[Tuple[List[np.ndarray], List[Tuple[float, float]]]]:
+    """Compute files, of which as many as fit make a batch, the last of which may be partial, each batch `loop` times.
 
     Args:
-        read: file number -> samples [samples, …]; called ahead of need, in another thread.
-        done: called with a file's number and output [samples, classes], once, after its batch's last run.
-        progress: the name of a progress bar; no bar without one.
-        voted: called with a file's number and how many of its views have the fused answer, int [samples]; see submit_views().
-    Returns: (ms per run, ms that it waited for files). A run lasts from its first view's start to its last view's end.
+        read: a file's name -> samples [samples, …], of the first file as many as of every other; called ahead of need, in another
+            thread.
+        voted: as in run_stream().
+    Returns: of each batch, in their order, (the output [samples, classes] of each file, of each time (ms of computing, ms that the
+    engine had nothing to do), as run_stream() counts them).
     """
-    from tqdm import tqdm
+    packed = model.batch // len(read(files[0]))
+    batches = [files[start : start + packed] for start in range(0, len(files), packed)]
 
-    runs = [(batch, turn) for batch in batches for turn in range(loop)]
-    data = reading_ahead(read(number) for batch, _ in runs for number in batch)
-    times, waits = [], []
-    for batch, turn in tqdm(runs, desc=progress, unit="batch", disable=None if progress else True):
-        outputs, seconds, waited = _run(engine, model, batch, data, voted)
-        times.append(1000 * seconds)
-        waits.append(1000 * waited)
-        for number in batch if turn == loop - 1 else ():
-            if not np.isfinite(outputs[number]).all():
-                raise UserError("file number %d of the input: its scores are not finite; look for NaN or infinity in it, or "
-                                "in the model's weights" % number)
-            done(number, outputs[number])
-    return times, waits
+    def items() -> Generator[Tuple[str, np.ndarray], None, None]:
+        for batch in [batch for batch in batches for _ in range(loop)]:
+            if model.fusion:
+                yield from ((name, read(name)) for name in batch)
+            else:
+                whole = list(map(read, batch))
+                yield ", ".join(batch), np.concatenate(whole + [whole[0]] * (packed - len(whole)))  # as ais_bench fills up a batch
 
-
-def _run(
-    engine: Engine, model: Offline, batch: List[int], data: Iterator[np.ndarray],
-    voted: Optional[Callable[[int, np.ndarray], None]],
-) -> Tuple[Dict[int, np.ndarray], float, float]:
-    """One run of a batch: ({file number: output}, seconds, seconds that it waited for files)."""
-    outputs: Dict[int, np.ndarray] = {}
-    whole: List[np.ndarray] = []
-    start, waited = 0.0, 0.0
-    for number in batch:
-        asked = time.perf_counter()
-        samples = next(data)
-        arrived = time.perf_counter()
-        start = start or arrived
-        waited += arrived - asked
-        if model.fusion is None:
-            whole.append(samples)
-        else:
-            submit_views(engine, model, samples, lambda output, number=number: outputs.update({number: output}),  # type: ignore[misc]
-                    voted and (lambda votes, number=number: voted(number, votes)))  # type: ignore[misc]
-    if whole:
-        files = model.batch // len(whole[0])
-        filled = np.concatenate(whole + [whole[0]] * (files - len(whole)))  # as ais_bench fills up a partial batch
-        submit_views(engine, model, filled, lambda output: outputs.update(zip(batch, np.split(output, files))))
-    engine.wait()
-    return outputs, time.perf_counter() - start, waited
+    results = run_stream(engine, model, items(), voted)
+    for batch in batches:
+        times: List[Tuple[float, float]] = []
+        for _ in range(loop):
+            _, outputs, computing, waiting = zip(*itertools.islice(results, len(batch) if model.fusion else 1))
+            times.append((sum(computing), sum(waiting)))
+        yield list(outputs) if model.fusion else np.split(outputs[0], packed)[: len(batch)], times
 
 
 class _Begun(NamedTuple):
@@ -289,7 +287,7 @@ class _Begun(NamedTuple):
 
 def run_stream(
     engine: Engine, model: Offline, videos: Generator[Tuple[Any, Any], None, None],
-    voted: Optional[Callable[[Any, int], None]] = None,
+    voted: Optional[Callable[[Any, np.ndarray], None]] = None,
 ) -> Iterator[Tuple[Any, Any, float, float]]:
     """Compute videos as they come; of each, in their order, (key, result, ms of computing, ms that the engine had nothing to do).
 
@@ -297,11 +295,11 @@ def run_stream(
     when the one before it was done if that was later, to its end; so these times add up to what a clock shows.
 
     Args:
-        videos: (key, samples [1, frames, 3, size, size]), or (key, an exception), which is passed on as the result. They
-            are taken ahead of need, in another thread, which also closes the iterator.
-        voted: told, before the result is yielded, a video's key and how many of its views have its answer.
-    The result is the fused probabilities, float32 [classes]. An error that ends the work is raised after all results that were
-    begun before it.
+        videos: (key, samples [samples, …]), or (key, an exception), which is passed on as the result. They are taken ahead of
+            need, in another thread, which also closes the iterator.
+        voted: told, before the result is yielded, a video's key and how many of the views have its answer, int [samples].
+    The result is the model's output, of TSM the fused probabilities, float32 [samples, classes]. An error that ends the work is
+    raised after all results that were begun before it.
     """
     begun: Deque[_Begun] = deque()
     ended = 0.0
@@ -315,15 +313,15 @@ def run_stream(
         if isinstance(samples, Exception):
             results.append((samples, arrived))
         else:
-            submit_views(engine, model, samples, lambda output: results.append((output[0], time.perf_counter())),
-                    voted and (lambda votes: voted(key, int(votes[0]))))  # type: ignore[misc]
+            submit_views(engine, model, samples, lambda output: results.append((output, time.perf_counter())),
+                         voted and partial(voted, key))
 
     def done() -> Iterator[Tuple[Any, Any, float, float]]:
         nonlocal ended
         while begun and begun[0].results:
             key, ((result, end),), arrived, waited = begun.popleft()
             if not isinstance(result, Exception) and not np.isfinite(result).all():
-                raise UserError("%s: its scores are not finite; look for NaN or infinity in the model's weights" % (key,))
+                raise UserError("%s: its scores are not finite; look for NaN or infinity in it, or in the model's weights" % (key,))
             seconds, ended = max(0.0, end - max(arrived, ended)), max(ended, end)
             yield key, result, 1000 * seconds, 1000 * waited
 

@@ -10,19 +10,19 @@ import json
 import os
 import re
 import shutil
+import sys
 import zlib
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from tsm.cli import Corrupt, Killed
 from tsm.files import locked, write_text
 from tsm.protocol import Protocol
-from tsm.results import result_path, summary_path, write_result
+from tsm.results import TIMES, joined, result_name, result_path, summarise, summary_path, write_result, write_summary
 from tsm.samples import Clip, checksum
 from tsm.video.clips import fingerprint
 from tsm.video.frames import Naming
-from tsm.workfolder import INFO, MANIFEST
 
 JOURNAL = ".journal"  # in the folder of what it tells of
 SHARD = r"\.shard_(\d+)_of_(\d+)"  # a folder beside it, with the journal of a process that did a share of the list
@@ -85,13 +85,13 @@ class Source(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A computed video. Once its result is written, it has a key (what it was made from) and its result file's checksum, and its
-    scores are dropped."""
+    """A computed input: a video, or a file of tensors. Once its result is written, it has a key (what it was made from) and its
+    result file's checksum, and its scores are dropped."""
 
     number: int
     checksum: str  # of its tensor
-    views_agree: Optional[int]  # how many of its views have its answer; None where that is not known
-    scores: Optional[np.ndarray] = None  # probabilities float32 [classes]
+    views_agree: Optional[List[int]]  # of each of its videos, how many of the views have its answer; None where that is not known
+    scores: Optional[np.ndarray] = None  # the model's output, float32 [videos, classes]
     key: str = ""
     result: str = ""
 
@@ -118,7 +118,7 @@ class Piece(NamedTuple):
     figures: Dict[str, Any]  # of ais_bench's summary: the latencies, of which it keeps no list
 
 
-def as_json(piece: Piece) -> List[Any]:
+def as_line(piece: Piece) -> List[Any]:
     """A piece, whose results are written, as a line of a journal holds it."""
     return [piece.host, piece.device, round(piece.began, 3), round(piece.ended, 3),
             [(one.number, one.key, one.checksum, one.result, one.views_agree) for one in piece.done],
@@ -141,18 +141,16 @@ def read_pieces(folder: str) -> List[Piece]:
 
 
 class Work(NamedTuple):
-    """What every video of a list shares."""
+    """A folder of results."""
 
-    source: Source
-    clips: Dict[int, Clip]  # all of the list, by index
-    folder: str  # of the results
-    output_dir: str  # of the info file and the manifest
+    folder: str
     outfmt: str
-    basis: str  # what a result depends on beside its video
+    inputs: Dict[int, str]  # the files of tensors, which name the results; those of a list that is streamed are never made
+    marks: Tuple[str, ...] = ()  # what makes it look finished beside its summary
 
-    def result(self, index: int) -> str:
-        """The result file of a video."""
-        return result_path(self.folder, tensor_name(index), self.outfmt)
+    def result(self, number: int) -> str:
+        """The result file of an input."""
+        return result_path(self.folder, self.inputs[number], self.outfmt)
 
 
 class Progress(NamedTuple):
@@ -164,13 +162,8 @@ class Progress(NamedTuple):
     corrupt: Dict[int, Corrupt]
 
 
-def tensor_name(index: int) -> str:
-    """The name that a video's tensor would have; it names the result, as ais_bench does."""
-    return "%d.bin" % index
-
-
 def keys_of(source: Source, clips: Mapping[int, Clip], common: str) -> Tuple[Dict[int, str], Dict[int, Corrupt]]:
-    """({index: what its result depends on}, {index: why that cannot be said}) of clips; `common` is a Work's basis."""
+    """({index: what its result depends on}, {index: why that cannot be said}) of clips; `common` is what all results depend on."""
     keys: Dict[int, str] = {}
     corrupt: Dict[int, Corrupt] = {}
     for index, clip in clips.items():
@@ -197,15 +190,13 @@ def file_checksum(path: str) -> Optional[str]:
         return None
 
 
-def survey(work: Work, chosen: Optional[Iterable[int]] = None, closing: bool = False) -> Progress:
-    """How far the list is, or the `chosen` indices of it: what the journals say, as far as videos and results are as they were.
+def survey(work: Work, keys: Dict[int, str], corrupt: Dict[int, Corrupt], closing: bool = False) -> Progress:
+    """How far the inputs are whose `keys` say what their results depend on: what the journals say, as far as both are as they were.
 
     A clip that could not be read is to be done again, as it may have been mended where its key does not show it (a frame that
     was not sampled, a right that was given); unless the list is `closing`, and what each clip's reader last said holds.
     """
-    clips = work.clips if chosen is None else {index: work.clips[index] for index in chosen}
-    keys, corrupt = keys_of(work.source, clips, work.basis)
-    found = Progress([], {}, keys, corrupt)
+    found = Progress([], {}, dict(keys), corrupt)
     for piece in [piece for folder in [*shard_folders(work.folder), work.folder] for piece in read_pieces(folder)]:
         right = [keys.get(one.number) == one.key and file_checksum(work.result(one.number)) == one.result for one in piece.done]
         done = [one for one, holds in zip(piece.done, right) if holds]
@@ -214,11 +205,11 @@ def survey(work: Work, chosen: Optional[Iterable[int]] = None, closing: bool = F
             times = piece.times  # of batches, unless there are as many as videos
             if len(times) == len(right):
                 times = [time for time, holds in zip(times, right) if holds]
-            _enter(found, piece._replace(done=done, skipped=skipped, times=times))
+            enter(found, piece._replace(done=done, skipped=skipped, times=times))
     return found
 
 
-def _enter(found: Progress, piece: Piece) -> None:
+def enter(found: Progress, piece: Piece) -> None:
     """Enter a piece whose results are written."""
     found.pieces.append(piece)
     found.done.update((one.number, one) for one in piece.done)
@@ -227,20 +218,13 @@ def _enter(found: Progress, piece: Piece) -> None:
         found.keys.pop(number, None)
 
 
-def shards(folder: str) -> Set[int]:
-    """The numbers of shares into which the list of a folder of results was ever divided."""
-    return {count for _, count in shard_folders(folder).values()}
-
-
 @contextlib.contextmanager
-def held(work: Work, shared: bool = False) -> Iterator[None]:
-    """Make the two folders and hold them for this process, as tsm.files.locked() does; shards share them."""
-    folders: Dict[str, str] = {}
-    for folder in (work.output_dir, work.folder):
+def held(*folders: str, shared: bool = False) -> Iterator[None]:
+    """Make folders and hold them for this process, as tsm.files.locked() does; shards share them."""
+    for folder in folders:
         os.makedirs(folder, exist_ok=True)
-        folders.setdefault(os.path.realpath(folder), folder)
     with contextlib.ExitStack() as locks:
-        for folder in folders.values():
+        for folder in sorted(set(map(os.path.realpath, folders))):
             locks.enter_context(locked(folder, shared))
         yield
 
@@ -254,7 +238,7 @@ def shard_folder(work: Work, shard: Tuple[int, int]) -> str:
 
 def unfinish(work: Work) -> None:
     """Remove what makes the folders look finished."""
-    for path in [summary_path(work.folder)] + [os.path.join(work.output_dir, name) for name in (INFO, MANIFEST)]:
+    for path in (summary_path(work.folder),) + work.marks:
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
 
@@ -278,23 +262,48 @@ def recording(work: Work, found: Progress, folder: str) -> Iterator[Callable[[Pi
             done = []
             for one in new:
                 path = work.result(one.number)
-                write_result(path, work.outfmt, np.asarray(one.scores)[None])
+                write_result(path, work.outfmt, np.asarray(one.scores))
                 done.append(one._replace(scores=None, key=found.keys[one.number], result=file_checksum(path) or ""))
             unread = [one for one in piece.skipped if one.number in found.keys]
             found.corrupt.update((one.number, one.error) for one in unread)
             skipped = [one._replace(key=found.keys[one.number]) for one in unread if not isinstance(one.error, Killed)]
             kept = piece._replace(done=done, skipped=skipped)
-            append(as_json(kept))
-            _enter(found, kept)
+            append(as_line(kept))
+            enter(found, kept)
 
         yield keep
 
 
 def consolidate(work: Work, found: Progress) -> None:
     """Make one journal of what is right in all of them."""
-    Journal(work.folder).write(map(as_json, found.pieces))
+    Journal(work.folder).write(map(as_line, found.pieces))
     for folder in shard_folders(work.folder):
         shutil.rmtree(folder, ignore_errors=True)  # over NFS, a file that another host has open comes back under another name
+
+
+def remove_others(work: Work, found: Progress) -> None:
+    """Remove the results of inputs that are not there any more, and those in another format."""
+    wanted = {os.path.basename(work.result(number)) for number in found.done}
+    others = [name for name in os.listdir(work.folder) if re.match(r"\d+_0\.(txt|npy|bin)$", name) and name not in wanted]
+    if others:
+        unfinish(work)
+    for name in others:
+        os.remove(os.path.join(work.folder, name))
+
+
+def summarise_found(work: Work, found: Progress, throughput: float, facts: Dict[str, Any]) -> None:
+    """Write the summary of all pieces; `throughput` is videos per second, `facts` its `tsm` entry."""
+    pieces = sorted((piece for piece in found.pieces if piece.done), key=lambda piece: piece.done[0].number)
+    times, waits = zip(*[pair for piece in pieces for pair in piece.times])
+    pairs = [(work.inputs[number], work.result(number)) for number in sorted(found.done)]
+    agree = {result_name(work.inputs[number]): one.views_agree for number, one in sorted(found.done.items())}
+    known = None if None in agree.values() else agree
+    summary = summarise(pairs, times, waits, throughput, sys.argv[1:], tsm=dict(facts, views_agree=known))
+    for name in TIMES[1:]:
+        figures = [piece.figures[name] for piece in pieces if name in piece.figures]
+        if figures:
+            summary[name] = joined(figures)
+    write_summary(work.folder, summary)
 
 
 def busy_seconds(pieces: Iterable[Piece]) -> float:

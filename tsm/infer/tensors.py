@@ -1,6 +1,7 @@
 """Files of tensors, as ais_bench reads them: listed, checked against the manifest, read ahead of their need."""
 
 import contextlib
+import json
 import os
 import queue
 import threading
@@ -10,9 +11,10 @@ import numpy as np
 
 from tsm.cli import UserError
 from tsm.files import natural
+from tsm.model.offline import Offline
 from tsm.protocol import Protocol, differences, protocol_from
 from tsm.results import read_npy, result_name
-from tsm.samples import check_folder, check_tensor, manifest_beside, read_manifest
+from tsm.samples import check_folder, check_tensor, checksum, manifest_beside, read_manifest
 
 AHEAD = 2  # videos read before they are needed
 SUFFIXES = (".npy", ".NPY", ".bin", ".BIN")
@@ -99,6 +101,26 @@ def read_tensor(path: str, shape: Tuple[int, ...], dtype: np.dtype, entry: Optio
         raise UserError("%s: [ERROR] arg0 tensorsize: %d filesize: %d not match; was it preprocessed for this model?"
                         % (path, total * dtype.itemsize, os.path.getsize(path)))
     return flat.reshape((-1,) + shape[1:])
+
+
+def keys_of_files(inputs: Inputs, basis: str) -> Dict[int, str]:
+    """{number of a file: what its result depends on}: the `basis`, its name and its content, which the manifest knows or else its size
+    and time of change tell."""
+    keys: Dict[int, str] = {}
+    for number, path in enumerate(inputs.files):
+        entry, status = inputs.entries.get(os.path.basename(path)), os.stat(path)
+        content = [entry["xxh3_128"]] if entry else [status.st_size, status.st_mtime_ns]
+        keys[number] = checksum(json.dumps([basis, result_name(path), content]).encode())
+    return keys
+
+
+def made_up(model: Offline, kind: str) -> np.ndarray:
+    """One video, or for a model that runs whole one batch, of zeros or of normally distributed values."""
+    shape = ((1,) if model.fusion else model.shape[:1]) + model.shape[1:]
+    if kind == "zero":
+        return np.zeros(shape, model.dtype)
+    values = np.random.RandomState(0).standard_normal(shape)
+    return (values if model.dtype.kind == "f" else 127 + 50 * values).clip(-255, 255).astype(model.dtype)
 
 
 def reading_ahead(items: Generator[Any, None, None]) -> Iterator[Any]:

@@ -19,7 +19,7 @@ from processes import children_of
 pytest.importorskip("onnx")
 from tsm.cli import Corrupt, Killed, UserError
 from tsm.files import locked
-from tsm.infer.ascend import run_command, scratch_of
+from tsm.infer.ascend import run_command
 from tsm.infer.journal import (
     JOURNAL,
     Done,
@@ -28,7 +28,7 @@ from tsm.infer.journal import (
     Progress,
     Skipped,
     Work,
-    as_json,
+    as_line,
     busy_seconds,
     read_pieces,
     recording,
@@ -87,9 +87,9 @@ def test_what_a_run_records(works, setting, expected):
 
 
 def test_the_automatic_size_is_measured_on_a_sample_that_counts():
-    work, found = Work(None, dict.fromkeys(range(100)), "", "", "BIN", ""), Progress([], {}, dict.fromkeys(range(100), "k"), {})
-    job = Job(None, "", "cpu", "", None, None, "", {}, "")
-    turns = rounds(0, work, job, found, 1)
+    listed, found = dict.fromkeys(range(100)), Progress([], {}, dict.fromkeys(range(100), "k"), {})
+    job = Job(None, "", "cpu", "", None, None, "", "", {})
+    turns = rounds(0, listed, job, found, 1)
     (sample,) = next(turns)
     assert sorted(sample.keys) == list(range(8))
     found.pieces.append(record("h", 0, 4, range(8), ms=2000))
@@ -97,7 +97,7 @@ def test_the_automatic_size_is_measured_on_a_sample_that_counts():
         del found.keys[number]
     (chunks,) = turns
     assert [(chunk.start, chunk.stop) for chunk in chunks] == [(8, 38), (38, 68), (68, 98), (98, 100)]  # of 60 s
-    assert [len(chunk.keys) for chunks in rounds(0, work, job, found, 0) for chunk in chunks] == [92]  # here, in turn
+    assert [len(chunk.keys) for chunks in rounds(0, listed, job, found, 0) for chunk in chunks] == [92]  # here, in turn
 
 
 def test_killed_at_any_moment_it_goes_on(repo, works, setting, expected):
@@ -205,9 +205,8 @@ def key_of(folder, args):
     """What a video's result depends on, of a command line."""
     from argparse import ArgumentParser
 
-    from tsm.infer import journal, lists
+    from tsm.infer import lists
     from tsm.infer.engine import add_options
-    from tsm.infer.lists import job_of
 
     cli = ArgumentParser()
     lists.add_inputs(cli)
@@ -216,10 +215,10 @@ def key_of(folder, args):
     before = os.getcwd()
     os.chdir(str(folder))
     try:
-        parsed.device, parsed.scratch, parsed.ray = "cpu", None, None
-        work, job, _ = job_of(parsed)
+        parsed.device, parsed.scratch, parsed.ray, parsed.shard = "cpu", None, None, None
+        job, work, listed, _ = lists.job_of(parsed)
         assert len(job.digests) == 3
-        return journal.keys_of(work.source, work.clips, work.basis)[0][0]
+        return lists.so_far(job, work, listed).keys[0]
     finally:
         os.chdir(before)
 
@@ -295,9 +294,9 @@ def test_a_disk_that_fills_up_is_said_and_what_is_recorded_counts(works, repo, s
 
 
 def test_a_journal_cut_at_any_byte_goes_on(tmp_path):
-    Journal(str(tmp_path)).write([as_json(record("h", 0, 1, [number])) for number in range(3)])
+    Journal(str(tmp_path)).write([as_line(record("h", 0, 1, [number])) for number in range(3)])
     lines = (tmp_path / JOURNAL).read_text().splitlines(True)
-    text, work = "".join(lines), Work(None, {}, str(tmp_path), str(tmp_path), "BIN", "")
+    text, work = "".join(lines), Work(str(tmp_path), "BIN", {})
     for cut in range(len(text) + 1):
         (tmp_path / JOURNAL).write_text(text[:cut])
         with recording(work, Progress([], {}, {9: "k"}, {}), str(tmp_path)) as keep:
@@ -311,7 +310,7 @@ def test_a_clip_whose_decoder_was_killed_is_named_and_tried_again(tmp_path):
     """It is not left out, as one that cannot be read is, and not recorded."""
     clips = {9: Clip(10, "a.webm", None, 0), 11: Clip(12, "b.webm", None, 0)}
     found = Progress([], {}, {9: "k", 11: "l"}, {})
-    with recording(Work(None, clips, str(tmp_path), str(tmp_path), "BIN", ""), found, str(tmp_path)) as keep:
+    with recording(Work(str(tmp_path), "BIN", {}), found, str(tmp_path)) as keep:
         left_out = [Skipped(9, Killed("its decoder was killed")), Skipped(11, Corrupt("is empty"))]
         keep(Piece("h", "cpu", 1, 2, [], left_out, [], {}, {}))
     (written,) = read_pieces(str(tmp_path))
@@ -336,12 +335,6 @@ def test_a_list_names_the_clip_whose_decoder_was_killed(repo, setting):
 def test_what_a_command_says_may_be_in_any_encoding():
     words = [sys.executable, "-c", r"import sys; sys.stdout.buffer.write(b'\xd0\xbe \xff\n'); sys.exit(3)"]
     assert run_command(words, []) == (3, "\u043e \\xff")
-
-
-def test_shards_on_one_host_keep_their_tensors_apart():
-    job = Job(None, "basis", "npu", "", None, None, "", {}, "/res/out")
-    others = [job._replace(results="/res/other")] + [job._replace(shard=shard) for shard in ((0, 1), (0, 2), (1, 2))]
-    assert len(set(map(scratch_of, others))) == 4
 
 
 def test_a_run_waits_for_no_shard_and_no_shard_for_a_run(works, fails, setting):
@@ -383,7 +376,7 @@ def test_what_workers_did_adds_up():
     assert busy_seconds([]) == 0 and rate_in([]) == 0
 
 
-def test_chunks_cover_what_is_left_and_span_no_more_than_their_size():
+def test_chunks_cover_what_is_left_and_span_no_more_than_their_size(tmp_path):
     left = [0, 1, 2, 7, 8, 30, 31, 39]
     chunks = plan(dict.fromkeys(range(40)), {index: "k%d" % index for index in left}, 8)
     assert [sorted(chunk.keys) for chunk in chunks] == [[0, 1, 2, 7], [8], [30, 31], [39]]
@@ -391,19 +384,20 @@ def test_chunks_cover_what_is_left_and_span_no_more_than_their_size():
     for count in (1, 3, 7):
         assert [index for number in range(count) for index in shard_of(40, number, count)] == list(range(40))
     found = Progress([], {}, {39: "k"}, {})
-    assert missing_shards(found, 40, {4: [0]}) == ["--shard 3/4 has 1 of its 10 videos to do"]
+    (tmp_path / ".shard_0_of_4").mkdir()
+    assert missing_shards(Work(str(tmp_path), "BIN", {}), found, 40) == ["--shard 3/4 has 1 of its 10 videos to do"]
 
 
 def test_a_line_of_the_journal_holds_or_does_not_count(tmp_path):
     one = record("ä host", 1.5, 2.5, [3])._replace(skipped=[Skipped(4, Corrupt("is empty"), "k")], facts={"engine": "e"})
-    Journal(str(tmp_path)).write([as_json(one)])
+    Journal(str(tmp_path)).write([as_line(one)])
     path = tmp_path / JOURNAL
     line = path.read_text()
     random = np.random.RandomState(0)
     (whole,) = read_pieces(str(tmp_path))
     assert whole.host == "ä host" and whole.done == one.done and told(whole) == told(one)
-    before = ["h", "cpu", 0, 1, [[3, "k", "c", "r", 2]], [[4, "k", "is empty"]], [[1.0, 0.0]], {}, {}]  # as earlier runs left it
-    assert as_json(one._replace(host="h", began=0, ended=1, done=[Done(3, "c", 2, None, "k", "r")], times=[(1.0, 0.0)], facts={})) == [
+    before = ["h", "cpu", 0, 1, [[3, "k", "c", "r", [2]]], [[4, "k", "is empty"]], [[1.0, 0.0]], {}, {}]
+    assert as_line(one._replace(host="h", began=0, ended=1, done=[Done(3, "c", [2], None, "k", "r")], times=[(1.0, 0.0)], facts={})) == [
         [tuple(item) for item in value] if isinstance(value, list) else value for value in before]
     for _ in range(50):
         data = bytearray(line.encode())
