@@ -18,8 +18,8 @@ the rest the first counts. What does not count is said in a note, and so is a ke
 
 --labels checks that a file of label names has as many as the network has classes, before any work is done with them.
 
-Where the protocol is not Something-Something V2's it is written to protocol.json, for --protocol of TSM_preprocess.py,
-pytorch2onnx.py and modify_onnx.py; else nothing is to be passed on.
+The file is only looked at. --output FILE writes how the network is tested, for --protocol of TSM_preprocess.py, pytorch2onnx.py
+and modify_onnx.py; of Something-Something V2's test nothing is to be passed on.
 
 A name of the table, or `official`, the published TSM ResNet-50 for Something-Something V2, is fetched from mmaction2's host. A
 download counts only if its SHA-256 begins with the digits that its name ends in (`…-032aa4da.pth`); a name without them is taken
@@ -30,13 +30,13 @@ the environment (http_proxy, https_proxy, no_proxy).
 import argparse
 import contextlib
 import os
-from typing import Any
+from typing import Any, Optional
 
 from tsm.checkpoint import published
 from tsm.cli import UserError, check_outputs, one_line, parser, run
 from tsm.files import sha256, write_json
 from tsm.labels import read_labels
-from tsm.protocol import SHIFTS, SSV2, read_protocol, segments
+from tsm.protocol import SHIFTS, SSV2, segments
 from tsm.workfolder import PROTOCOL
 
 
@@ -49,9 +49,8 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--shift", choices=SHIFTS, help="the kind of shift that it was trained with, which the weights do not tell "
                      "(default: what is known of the file, else bi)")
     cli.add_argument("--labels", metavar="FILE", help="names of the classes, to check that they are as many as the network has")
-    cli.add_argument("--output", metavar="FILE", help="write the protocol to FILE, whatever it is (default: to %s in --output_dir, "
-                     "where it is not Something-Something V2's)" % PROTOCOL)
-    cli.add_argument("--output_dir", default=".", metavar="DIR", help="where a fetched file and %s go (default: here)" % PROTOCOL)
+    cli.add_argument("--output", metavar="FILE", help="write the protocol to FILE, as %s for --protocol of later steps" % PROTOCOL)
+    cli.add_argument("--output_dir", default=".", metavar="DIR", help="where a fetched file goes (default: here)")
     args = cli.parse_args()
     if bool(args.checkpoint) == args.list:
         cli.error("give a checkpoint, or --list")
@@ -86,18 +85,16 @@ def tell(found: Any, where: str) -> None:
         print(one_line(note))
 
 
-def hand_on(found: Any, where: str, args: argparse.Namespace) -> None:
-    """Write what later steps need to know, if they need to; a file that says something else does not stay."""
+def hand_on(found: Any, where: str, output: Optional[str]) -> None:
+    """Write what later steps need to know, or say how, if they need to."""
     from tsm.checkpoint import identify
 
-    path = args.output or os.path.normpath(os.path.join(args.output_dir, PROTOCOL))
-    if args.output or found.protocol != SSV2:
-        write_json(path, dict(identify.as_json(found), checkpoint=where, fusion=identify.fusion_of(found)[0]))
-        print("protocol: %s" % path)
-        return
-    with contextlib.suppress(UserError, FileNotFoundError):
-        if read_protocol(path) != SSV2:  # another checkpoint's, which would be taken for this one's
-            os.remove(path)
+    if output:
+        write_json(output, dict(identify.as_json(found), checkpoint=where, fusion=identify.fusion_of(found)[0]))
+        print("wrote %s" % output)
+    elif found.protocol != SSV2:
+        print("note: it is not tested as on Something-Something V2; by hand, write how by --output %s, for --protocol of later steps"
+              % PROTOCOL)
 
 
 def main() -> None:
@@ -128,7 +125,7 @@ def main() -> None:
     network_of(state, where, found.protocol, found.width)
     if args.labels:
         read_labels(args.labels, found.protocol.classes)
-    hand_on(found, where, args)
+    hand_on(found, where, args.output)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import contextlib
 import os
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
-from tsm.cli import Corrupt, Killed, UserError, parser, positive, run
+from tsm.cli import Corrupt, Killed, UserError, parser, positive, progress, run
 from tsm.files import check_place, write_json, write_text
 from tsm.machine import cores
 from tsm.video.datasets import Entry, each_once, labels_file, read_annotations
@@ -117,15 +117,15 @@ def examine(args: argparse.Namespace, video: Video) -> Usable:
 
 def examined(args: argparse.Namespace, videos: List[Video]) -> Dict[Video, Usable]:
     """What is usable of the videos; those that are not are named, and end the run unless they are to be left out."""
-    from tqdm import tqdm
-
     def path_of(video: Video) -> str:
         return os.path.join(args.videos, video.file or video.id + ("" if is_video(video.id) else VIDEO_SUFFIXES[0]))
 
     good: Dict[Video, Usable] = {}
     bad: Dict[Video, Corrupt] = {}
-    with contextlib.closing(each(lambda video: examine(args, video), videos, min(args.num_worker, len(videos)))) as results:
-        for video, result in tqdm(results, total=len(videos), unit="video", disable=None):
+    with contextlib.closing(each(lambda video: examine(args, video), videos, min(args.num_worker, len(videos)))) as results, progress(
+            len(videos), "decoding", "video") as tick:
+        for video, result in results:
+            tick()
             if isinstance(result, Killed):
                 raise UserError("%s: %s" % (path_of(video), result))
             (bad if isinstance(result, Corrupt) else good)[video] = result

@@ -31,7 +31,9 @@ import os
 import re
 from typing import Dict
 
-from tsm.cli import Corrupt, UserError, parser, positive, run
+import numpy as np
+
+from tsm.cli import Corrupt, UserError, parser, positive, progress, run
 from tsm.files import locked
 from tsm.infer.preprocess import Tensors, check_space, invalidate, make, state_of
 from tsm.machine import cores, workers_that_fit
@@ -70,8 +72,6 @@ def span(text: str) -> slice:
 
 def preprocess(args: argparse.Namespace, protocol: Protocol) -> None:
     """Bring the output folder in line with the list."""
-    from tqdm import tqdm
-
     clips = dict(enumerate(read_list(args.ann_file, protocol, args.data_root)))
     chosen = dict(list(clips.items())[args.range or slice(None)])
     if not chosen:
@@ -94,8 +94,11 @@ def preprocess(args: argparse.Namespace, protocol: Protocol) -> None:
     if workers < args.num_worker and len(keys) > workers:
         print("note: %d processes at a time instead of %d, which is what the memory holds of tensors of %.0f MB"
               % (workers, args.num_worker, job.nbytes / 1e6))
-    with contextlib.closing(make(job, keys, done, workers)) as steps:
-        seconds = sum(tqdm(steps, total=len(keys), desc="preprocess", unit="clip", disable=None))
+    seconds = np.zeros(3)
+    with contextlib.closing(make(job, keys, done, workers)) as steps, progress(len(keys), "preprocess", "clip") as tick:
+        for taken in steps:
+            seconds += taken
+            tick()
     refuse_killed(args.ann_file, clips, corrupt)
     if not args.range:  # a part of the list may turn out empty
         check_readable(args.ann_file, chosen, corrupt, len(done))

@@ -536,8 +536,7 @@ def test_the_command_line_of_all_that(works, fails, thin, tmp_path):
     assert "segments: 16 (--segments)" in works("TSM_checkpoint.py", "own.pth", "--segments", 16, cwd=tmp_path)
     line = fails("TSM_checkpoint.py", "sixteen.pth", "--segments", 8, cwd=tmp_path)
     assert "8 segments by --segments" in line and "the config in its meta says 16 segments" in line
-    assert names(tmp_path) == ["c.py", "own.pth", "protocol.json", "sixteen.pth"]
-    assert works("TSM_checkpoint.py", "own.pth", cwd=tmp_path)
+    assert names(tmp_path) == ["c.py", "own.pth", "sixteen.pth"]
     (tmp_path / "empty.py").write_text("model = 3")
     assert "empty.py: says nothing of a network" in fails("TSM_checkpoint.py", "own.pth", "--config", "empty.py", cwd=tmp_path)
     (tmp_path / "empty.py").unlink()
@@ -582,13 +581,13 @@ def test_labels_and_the_folder_are_looked_at_first(works, fails, thin, tmp_path)
     torch.save({"meta": {"cfg": SIXTEEN}, "state_dict": thin}, str(tmp_path / "own.pth"))
     (tmp_path / "names").write_text("".join("name %d\n" % number for number in range(174)))
     (tmp_path / "few").write_text("one\ntwo\n")
-    said = works("TSM_checkpoint.py", "own.pth", "--labels", "names", "--output_dir", "new/folder", cwd=tmp_path)
-    assert "protocol: new/folder/protocol.json" in said and (tmp_path / "new/folder/protocol.json").exists()
+    said = works("TSM_checkpoint.py", "own.pth", "--labels", "names", "--output", "new.json", cwd=tmp_path)
+    assert "wrote new.json" in said and (tmp_path / "new.json").exists()
     assert "few: names 2 classes, the model has 174" in fails("TSM_checkpoint.py", "own.pth", "--labels", "few", cwd=tmp_path)
     assert "none: No such file" in fails("TSM_checkpoint.py", "own.pth", "--labels", "none", cwd=tmp_path)
     assert "names" in fails("TSM_checkpoint.py", "own.pth", "--output_dir", "names", cwd=tmp_path)
     assert "would overwrite" in fails("TSM_checkpoint.py", "own.pth", "--output", "own.pth", cwd=tmp_path, status=2)
-    assert names(tmp_path) == ["few", "names", "new", "own.pth"]
+    assert names(tmp_path) == ["few", "names", "new.json", "own.pth"]
 
 
 def test_values_and_their_origins_can_be_told_apart(works, thin, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import xxhash
 from clips import DATA, clip_of
 
+from tsm import cli
 from tsm.protocol import SSV2, frame_indices
 from tsm.video import frames as frames_module
 from tsm.video.clips import fill, normalisation
@@ -97,6 +98,14 @@ def test_a_range_keeps_the_numbers_of_the_whole_list(made, works):
     assert (folder / "some" / "sthv2.info").read_text() == "3 3\n4 4\n"
     whole, some = (json.loads((folder / name / "sthv2.json").read_text()) for name in ("uint8", "some"))
     assert some["samples"] == whole["samples"][3:5] and some["list"] == whole["list"]
+
+
+def test_a_log_gets_a_line_for_every_tenth(capsys):
+    with cli.progress(25, "preprocess", "clip") as tick:
+        for _ in range(25):
+            tick()
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 10 and said[3] == "preprocess: 40 % (10 of 25)"
 
 
 @pytest.mark.parametrize("frames", [1, 2, 7, 8, 9, 15, 16, 45, 300])

@@ -83,7 +83,7 @@ def test_tensors_of_every_pipeline(works, tell, clips, networks, tmp_path, name)
         given.write_text(AS_RESNET % str(config))
     classes = int(re.search(r"num_classes=(\d+)", "".join(path.read_text() for path in (
         config, *(CONFIGS.parent.parent / "_base_" / "models").glob("tsm_r50.py")))).group(1))
-    said = works("TSM_checkpoint.py", networks(classes), "--config", given, cwd=tmp_path)
+    said = works("TSM_checkpoint.py", networks(classes), "--config", given, "--output", "protocol.json", cwd=tmp_path)
     protocol = json.loads((tmp_path / "protocol.json").read_text())
     wanted = PIPELINES[pipeline]
     assert {key: protocol[key] for key in wanted} == wanted and protocol["segments"] == segments and "fusion: prob" in said

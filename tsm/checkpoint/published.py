@@ -197,10 +197,9 @@ def facts(row: Row) -> Dict[str, Any]:
 
 
 def table() -> str:
-    """All rows for a reader."""
-    lines = ["%-90s %-16s %8s %7s  %-12s %-12s %s" % ("file", "network", "segments", "classes", "data", "test", "top-1")]
+    """All rows for a reader: what files have in common, then of each the top-1 in per cent and its name."""
+    groups: Dict[str, List[str]] = {"top-1 in %, and the file": []}
     for row in rows():
-        lines.append("%-90s %-16s %8d %7d  %-12s %-12s %s" % (
-            row.file, row.network, row.segments, row.classes, row.data, row.pipeline,
-            "" if row.top1 is None else "%.2f" % row.top1))
-    return "\n".join(lines)
+        group = "%s: %s, %d segments, %d classes, test %s" % (row.data, row.network, row.segments, row.classes, row.pipeline)
+        groups.setdefault(group, []).append("  %5s  %s" % ("-" if row.top1 is None else "%.2f" % row.top1, row.file))
+    return "\n".join(line for group, files in groups.items() for line in [group] + files)
