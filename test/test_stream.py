@@ -12,10 +12,16 @@ import numpy as np
 import pytest
 from clips import clip_of
 
-pytest.importorskip("onnx")
-from tsm.cli import Corrupt, UserError
-from tsm.infer.engine import Engine, run_stream
-from tsm.protocol import SSV2
+onnx = pytest.importorskip("onnx")
+torch = pytest.importorskip("torch")
+from tsm.cli import Corrupt, UserError  # noqa: E402
+from tsm.infer import engine  # noqa: E402
+from tsm.infer.engine import Computing, Engine, open_online, run_stream  # noqa: E402
+from tsm.model import offline  # noqa: E402
+from tsm.model.graph import build  # noqa: E402
+from tsm.model.network import TSM, trunk_from  # noqa: E402
+from tsm.model.onnxfile import graph_digest, metadata, session, set_metadata  # noqa: E402
+from tsm.protocol import SSV2  # noqa: E402
 
 CLIPS = 5
 TIMES = ("NPU_compute_time", "H2D_latency", "D2H_latency", "throughput", "npu_compute_time_list", "pid", "args")
@@ -171,3 +177,56 @@ def test_what_is_missing_is_named(fails, setting, args, says):
     given = dict(zip(ARGS[::2], ARGS[1::2]))
     given.update([args])
     assert says in fails("TSM_stream.py", *[word for pair in given.items() for word in pair], cwd=setting)
+
+
+def online_model(path, small=64, dtype="float32", **structure):
+    """An online model of random weights (a file as modify_onnx.py --target online writes it, but for its proof), whose BatchNorms move."""
+    torch.manual_seed(0)
+    protocol = SSV2._replace(shift="past1", size=small, short_side=small, sampling="uniform", crops="centre")
+    net = TSM(protocol, width=8, **structure).eval()
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.normal_(0, 0.1)
+            layer.running_var.uniform_(0.5, 2)
+    trunk = trunk_from(net)
+    model = build(trunk, "online", protocol, dtype=dtype)
+    proof = {"one_frame": {"sha256": graph_digest(build(trunk, "online_parts", protocol, dtype=dtype))}}
+    set_metadata(model, dict(metadata(model), **{"tsm.target": "online", "tsm.proof": json.dumps(proof)}))
+    onnx.save(model, str(path))
+    return offline.read_offline(str(path))
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_a_model_with_states_gives_frame_by_frame_what_its_clip_gives(tmp_path, backend):
+    pytest.importorskip(backend)
+    model = online_model(tmp_path / "online.onnx")
+    frames = np.random.RandomState(0).standard_normal((8, 1, 3, 64, 64)).astype(np.float32)
+    online = open_online(model, Computing(backend, "fp32", None, ""))
+    expected = session(offline.clip_of(model, "view"), "clip", threads=1).run(None, {"input": frames[:, 0]})[0]
+    scores = np.stack([online.step(frame) for frame in frames])
+    assert np.abs(scores - expected).max() < 1e-6 and np.abs(scores[1:] - online.step(frames[0])).max() > 1e-4
+    online.reset()
+    other, again = online.another(), []
+    for frame in frames:
+        again.append(online.step(frame))
+        other.step(frame[:, :, ::-1].copy())  # whose states are its own
+    assert np.array_equal(scores, np.stack(again))
+
+
+def test_a_state_that_is_not_finite_is_reset_and_a_frame_that_is_not_is_an_error(tmp_path, monkeypatch, capsys):
+    model = online_model(tmp_path / "online.onnx")
+    online = open_online(model, Computing("onnxruntime", "fp32", None, ""))
+    frame = np.random.RandomState(0).standard_normal((1, 3, 64, 64)).astype(np.float32)
+    first = online.step(frame)
+    with pytest.raises(UserError, match="scores are not finite"):
+        online.step(frame * np.nan)
+    assert np.array_equal(online.step(frame), first)  # nothing of it is left
+    scores = iter([np.array([np.nan]), np.array([1.0])])
+    monkeypatch.setattr(engine, "_fed_back", lambda *how: ("e", lambda: (lambda: None, lambda frame: next(scores))))
+    assert open_online(model, Computing("onnxruntime", "fp32", None, "")).step(frame) == [1.0]
+    assert "online.onnx: its states were not finite; they were reset" in capsys.readouterr().err
+
+
+def test_a_model_without_states_is_not_run_frame_by_frame(thin_onnx):
+    with pytest.raises(UserError, match="is no online model; make one with modify_onnx.py --target online"):
+        open_online(offline.read_offline(str(thin_onnx)), Computing("onnxruntime", "fp32", None, ""))

@@ -8,6 +8,7 @@ import argparse
 import itertools
 import json
 import os
+import queue
 import threading
 import time
 from collections import deque
@@ -19,12 +20,12 @@ from typing import Any, Callable, Deque, Dict, Generator, Iterator, List, NamedT
 import numpy as np
 
 from tsm import __version__
-from tsm.cli import UserError, first_line, non_negative, positive
+from tsm.cli import UserError, first_line, non_negative, positive, warn
 from tsm.files import sha256
 from tsm.infer.int8 import int8_file, openvino_says, read_int8, weights_file
 from tsm.infer.tensors import reading_ahead
 from tsm.machine import cores, peak_memory
-from tsm.model.offline import Offline, one_view
+from tsm.model.offline import Offline, clip_of, one_frame, one_view
 from tsm.protocol import fuse
 
 FORMAT = 2  # to be raised with any change that changes a result, or what a journal says of it
@@ -40,6 +41,7 @@ class Engine(NamedTuple):
     wait: Callable[[], None]
     precision: str = "fp32"
     int8: Optional[Dict[str, str]] = None  # what is known of the int8 file, if there is one
+    frame_ms: Optional[List[float]] = None  # of an online model, of every frame
 
 
 def default_backend() -> str:
@@ -56,8 +58,8 @@ def has_bf16() -> bool:
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def openvino_engine(network: Any, path: str, precision: str, streams: int) -> Engine:
-    """Compile an onnx.ModelProto or an openvino.Model; `path` names it in errors."""
+def compiled(network: Any, path: str, precision: str, hint: str, streams: int, threads: int) -> Any:
+    """An onnx.ModelProto or an openvino.Model as an openvino.CompiledModel; `path` names it in errors."""
     try:
         import openvino as ov
 
@@ -68,18 +70,32 @@ def openvino_engine(network: Any, path: str, precision: str, streams: int) -> En
     if precision == "bf16" and not known_bf16:
         raise UserError("--precision bf16: this processor has no bfloat16 instructions; use fp32")
     config = {
-        "PERFORMANCE_HINT": "THROUGHPUT",
+        "PERFORMANCE_HINT": hint,
         "NUM_STREAMS": streams,
-        "INFERENCE_NUM_THREADS": cores(),
+        "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16", "int8": "f32"}[precision],  # of what is not int8
     }
     try:
         if not isinstance(network, ov.Model):
             network = core.read_model(network.SerializeToString())
-        compiled = core.compile_model(network, "CPU", config)
+        return core.compile_model(network, "CPU", config)
     except RuntimeError as error:
         raise UserError("%s: OpenVINO refuses it (%s); try --backend onnxruntime" % (path, openvino_says(error)))
-    requests = ov.AsyncInferQueue(compiled, streams)
+
+
+def openvino_name() -> str:
+    """OpenVINO and its version, in words."""
+    import openvino as ov
+
+    return "OpenVINO " + ov.__version__.split("-")[0]
+
+
+def openvino_engine(network: Any, path: str, precision: str, streams: int) -> Engine:
+    """Compile an onnx.ModelProto or an openvino.Model; `path` names it in errors."""
+    made = compiled(network, path, precision, "THROUGHPUT", streams, cores())
+    import openvino as ov
+
+    requests = ov.AsyncInferQueue(made, streams)
     requests.set_callback(lambda request, take: take(request.get_output_tensor(0).data.copy()))
 
     def submit(x: np.ndarray, take: Take) -> None:
@@ -88,39 +104,54 @@ def openvino_engine(network: Any, path: str, precision: str, streams: int) -> En
 
         requests.start_async({0: ov.Tensor(x, shared_memory=True)}, finished)
 
-    return Engine("OpenVINO " + ov.__version__.split("-")[0], streams, submit, requests.wait_all)
+    return Engine(openvino_name(), streams, submit, requests.wait_all)
 
 
 def onnxruntime_engine(network: Any, path: str, precision: str, streams: int) -> Engine:
     """Open an onnx.ModelProto in ONNX Runtime, in fp32; `path` names it in errors."""
-    import onnxruntime
+    session = session_of(network, path, precision, max(1, cores() // streams))
+    name = session.get_inputs()[0].name
+    return pooled(onnxruntime_name(), streams, lambda x: session.run(None, {name: x})[0])
 
+
+def session_of(network: Any, path: str, precision: str, threads: int) -> Any:
+    """An ONNX Runtime session, which computes in fp32."""
     from tsm.model.onnxfile import session
 
     if precision != "fp32":
         raise UserError("--precision %s: needs OpenVINO; install it, or use fp32" % precision)
-    opened = session(network, path, threads=max(1, cores() // streams))
-    name, pool = opened.get_inputs()[0].name, ThreadPoolExecutor(streams)
-    slots = threading.Semaphore(2 * streams)
+    return session(network, path, threads=threads)
+
+
+def onnxruntime_name() -> str:
+    """ONNX Runtime and its version, in words."""
+    import onnxruntime
+
+    return "ONNX Runtime " + onnxruntime.__version__
+
+
+def pooled(name: str, streams: int, compute: Callable[[np.ndarray], np.ndarray]) -> Engine:
+    """The engine that computes x by compute(x) in so many threads."""
+    pool, slots = ThreadPoolExecutor(streams), threading.Semaphore(2 * streams)
     pending: Deque[Any] = deque()
 
     def submit(x: np.ndarray, take: Take) -> None:
-        def compute() -> None:
+        def work() -> None:
             try:
-                take(opened.run(None, {name: x})[0])
+                take(compute(x))
             finally:
                 slots.release()
 
         while pending and pending[0].done():
             pending.popleft().result()
         slots.acquire()  # no more views in memory than can be worked on
-        pending.append(pool.submit(compute))
+        pending.append(pool.submit(work))
 
     def wait() -> None:
         while pending:
             pending.popleft().result()
 
-    return Engine("ONNX Runtime " + onnxruntime.__version__, streams, submit, wait)
+    return Engine(name, streams, submit, wait)
 
 
 BACKENDS = {"openvino": openvino_engine, "onnxruntime": onnxruntime_engine}
@@ -186,32 +217,166 @@ def basis_of(digests: Dict[str, str], computing: Computing, tensors: Any) -> str
 
 def network_of(model: Offline, computing: Computing) -> Tuple[Any, Optional[Dict[str, str]]]:
     """(what is to be compiled of a model, what is known of its int8 file). Raises UserError if that file is not of the model."""
-    network = one_view(model) if model.protocol else model.proto
+    online = model.target == "online"
     if computing.precision != "int8":
-        return network, None
-    if computing.backend != "openvino" or not model.fusion:
+        return one_frame(model) if online else one_view(model) if model.protocol else model.proto, None
+    if computing.backend != "openvino" or not model.protocol:
         raise UserError("--precision int8: needs OpenVINO and a model of modify_onnx.py; use fp32")
-    return read_int8(computing.int8_model, network, model.path)
+    return read_int8(computing.int8_model, clip_of(model, "clip") if online else one_view(model), model.path)
 
 
 def open_engine(model: Offline, computing: Computing, listed: bool = False) -> Engine:
     """The model compiled; `listed` as in streams_for()."""
-    network, int8 = network_of(model, computing)
     streams = computing.streams or streams_for(model, listed)
+    if model.target == "online":
+        return online_engine(model, computing, streams)
+    network, int8 = network_of(model, computing)
     engine = BACKENDS[computing.backend](network, model.path, computing.precision, streams)
     return engine._replace(precision=computing.precision, int8=int8)
 
 
+class Online(NamedTuple):
+    """An online model, compiled, with states of its own."""
+
+    name: str
+    reset: Callable[[], None]  # the next frame is the first of a video
+    step: Callable[[np.ndarray], np.ndarray]  # a frame [1, 3, size, size] -> class scores float32 [classes]
+    another: Callable[[], Any]  # () -> an Online of the same compiled model, with other states, for another video at the same time
+    int8: Optional[Dict[str, str]] = None
+
+
+def open_online(model: Offline, computing: Computing) -> Online:
+    """An online model compiled for one frame at a time, by all cores, or by as many as each of computing.streams has.
+
+    What a state holds is worth nothing once it is not finite: then the states are reset, which is said, and the frame is
+    computed as a first one. Raises UserError where its scores are not finite even so, and for a model without states.
+    """
+    if model.target != "online":
+        raise UserError("%s: is no online model; make one with modify_onnx.py --target online" % model.path)
+    network, int8 = network_of(model, computing)
+    begin = {"openvino": _stateful, "onnxruntime": _fed_back}[computing.backend]
+    name, requests = begin(network, model, computing.precision, max(1, cores() // (computing.streams or 1)))
+
+    def another() -> Online:
+        reset, run = requests()
+
+        def step(frame: np.ndarray) -> np.ndarray:
+            scores = run(frame)
+            if not np.isfinite(scores).all():
+                reset()
+                scores = run(frame)
+                if not np.isfinite(scores).all():
+                    reset()
+                    raise UserError("a frame's scores are not finite; look for NaN or infinity in it, or in the weights of %s" % model.path)
+                warn("%s: its states were not finite; they were reset" % model.path)
+            return scores
+
+        return Online(name, reset, step, another, int8)
+
+    return another()
+
+
+Requests = Callable[[], Tuple[Callable[[], None], Callable[[np.ndarray], np.ndarray]]]  # () -> (reset, run) of new states
+
+
+def _stateful(network: Any, model: Offline, precision: str, threads: int) -> Tuple[str, Requests]:
+    """By OpenVINO, with the states inside its requests: each is read, zeros at first, where it came in, and assigned where it went out."""
+    import openvino as ov
+    from openvino import opset6
+
+    if not isinstance(network, ov.Model):
+        network = ov.Core().read_model(network.SerializeToString())
+    sinks = []
+    for state in model.states:
+        given, made = network.input(state.input), network.output(state.output).get_node().input_value(0)
+        kind = given.get_element_type()
+        value = opset6.read_value(opset6.constant(np.zeros(state.shape, kind.to_dtype())), state.input, kind, list(state.shape))
+        for reader in given.get_target_inputs():
+            reader.replace_source_output(value.output(0))
+        whole = made.get_node().get_output_size() == 1  # assign() takes no output of a Split
+        sinks.append(opset6.assign(made.get_node() if whole else opset6.multiply(made, np.float32(1)), state.input))
+    network = ov.Model([network.output("output").get_node()], sinks, [network.input("input").get_node()])
+    ready = compiled(network, model.path, precision, "LATENCY", 1, threads)
+
+    def begin() -> Tuple[Callable[[], None], Callable[[np.ndarray], np.ndarray]]:
+        request = ready.create_infer_request()
+
+        def run(frame: np.ndarray) -> np.ndarray:
+            request.infer({0: frame}, share_inputs=True)
+            scores: np.ndarray = request.get_output_tensor(0).data[0].copy()
+            return scores
+
+        return request.reset_state, run
+
+    return openvino_name(), begin
+
+
+def _fed_back(network: Any, model: Offline, precision: str, threads: int) -> Tuple[str, Requests]:
+    """By ONNX Runtime, which is given the states that it gave."""
+    session = session_of(network, model.path, precision, threads)
+    names = ["output"] + [state.output for state in model.states]
+
+    def begin() -> Tuple[Callable[[], None], Callable[[np.ndarray], np.ndarray]]:
+        states: Dict[str, np.ndarray] = {}
+
+        def reset() -> None:
+            states.update((state.input, np.zeros(state.shape, np.float32)) for state in model.states)
+
+        def run(frame: np.ndarray) -> np.ndarray:
+            (scores,), *made = session.run(names, dict(states, input=frame))
+            states.update((state.input, value) for state, value in zip(model.states, made))
+            return np.asarray(scores)
+
+        reset()
+        return reset, run
+
+    return onnxruntime_name(), begin
+
+
+def online_engine(model: Offline, computing: Computing, streams: int) -> Engine:
+    """Views of an online model, frame after frame, several views at a time; the ms of every frame are kept."""
+    first = open_online(model, computing._replace(streams=streams))
+    free: "queue.Queue[Online]" = queue.Queue()
+    for number in range(streams):
+        free.put(first.another() if number else first)
+    frame_ms: List[float] = []
+
+    def compute(view: np.ndarray) -> np.ndarray:
+        online = free.get()
+        try:
+            online.reset()
+            scores = []
+            for frame in view:
+                began = time.perf_counter()
+                scores.append(online.step(frame[None]))
+                frame_ms.append(1000 * (time.perf_counter() - began))
+            return np.stack(scores)
+        finally:
+            free.put(online)
+
+    return pooled(first.name, streams, compute)._replace(precision=computing.precision, int8=first.int8, frame_ms=frame_ms)
+
+
+def for_views(model: Offline) -> Offline:
+    """A model as TSM_infer.py and TSM_stream.py run it: an online one takes videos, and its views' scores are averaged."""
+    if model.target != "online":
+        return model
+    return model._replace(shape=(1,) + model.tested_by.video_shape, fusion="score")
+
+
 def said_of(engine: Engine, model: Offline) -> str:
     """What computes, in words."""
-    way = "%d views at a time, fused by %s" % (engine.streams, model.fusion) if model.fusion else "the whole batch at a time"
-    return "%s on %d threads, %s, %s" % (engine.name, cores(), engine.precision, way)
+    way = "%d views at a time, %sfused by %s" % (engine.streams, "frame by frame, " if engine.frame_ms is not None else "", model.fusion)
+    return "%s on %d threads, %s, %s" % (engine.name, cores(), engine.precision, way if model.fusion else "the whole batch at a time")
 
 
 def about(engine: Engine, model: Offline) -> Dict[str, Any]:
-    """What computed, for the summary's `tsm` entry."""
-    return {"version": __version__, "engine": engine.name, "precision": engine.precision, "streams": engine.streams,
-            "threads": cores(), "model": model.metadata, "int8": engine.int8, "peak_memory_bytes": peak_memory()}
+    """What computed, for the summary's `tsm` entry; of an online model also the ms of a frame."""
+    facts = {"version": __version__, "engine": engine.name, "precision": engine.precision, "streams": engine.streams,
+             "threads": cores(), "model": model.metadata, "int8": engine.int8, "peak_memory_bytes": peak_memory()}
+    if engine.frame_ms:
+        facts["frame_ms"] = {"p%d" % part: round(float(np.percentile(engine.frame_ms, part)), 3) for part in (50, 90, 99)}
+    return facts
 
 
 def submit_views(engine: Engine, model: Offline, samples: np.ndarray, take: Take, voted: Optional[Take] = None) -> None:
