@@ -1,33 +1,31 @@
 #!/usr/bin/env python3
-"""Two runs on the same videos: which answers flipped, is it more than chance; or one run, stage by stage: which is to blame.
+"""Two runs on the same videos, or one run whose accuracy is too low.
 
-    python3 TSM_compare.py RUN_A RUN_B                 # fp32 and int8, CPU and NPU, two exporters, two fusions, …
-    python3 TSM_compare.py --stages WORK_DIR           # a few videos through the whole chain again
-    python3 TSM_compare.py --agreement 8 WORK_DIR      # what a device computed, against fp32 on this CPU
+    python3 TSM_compare.py RUN_A RUN_B             # fp32 and int8, CPU and NPU, …
+    python3 TSM_compare.py --suspects WORK_DIR     # what were the weights made for?
+    python3 TSM_compare.py --stages WORK_DIR       # which stage is to blame?
+    python3 TSM_compare.py --agreement 8 WORK_DIR  # a device against fp32 here
 
-A run is the work folder of run_all.sh, or a report.json. Two runs are joined by the names of their videos, and where
-these differ in folder or suffix (videos and their frames) by the rest, if only one video of each run has it; videos that only one
-of them has are counted and left out. Printed: top-1 and top-5 of both, McNemar's exact test of the videos that only one of
-the two gets right, how far the probabilities are apart, the videos whose answer differs with both answers and their margins
-over the runner-up, and the classes that changed. --json, --csv and --html write the same to files. Runs that give a class's name
-different numbers are refused; names that are only spelt differently get a warning, and those of RUN_A are shown.
+A run is the work folder of run_all.sh, or a report.json. Two runs are joined by
+the names of their videos. Printed: top-1 and top-5 of both, McNemar's exact test,
+the videos whose answer differs, the classes that changed.
 
---stages decodes, exports and computes --videos of the run's videos again and says, stage by stage, what it changes: decoding
-(decord against OpenCV), tensors (made again against the files), export (PyTorch against the exported graph), surgery, one
-view (the form that runs on a CPU), device (the results against fp32 in ONNX Runtime), text (its decimals), fusion (score
-against prob), labels (are labels and videos those of the list? does another numbering explain more?); and which is the first
-that departs. Where the files are is read from run.json; the options name them for a run by hand. Exit status: 0 also where a
-stage departs.
+--suspects computes up to --videos (200) of a run's videos under one change at a
+time (colours, scaling, crops, sampling, kind of shift, order of the labels, …),
+and says which of them explains the accuracy, and what makes the run right.
+Ctrl-C prints what is known.
 
---agreement N prints on how many of N videos the results have another top-1 than fp32, and the largest difference of a
-probability; TSM_report.py --agreement shows what --json wrote.
+--stages computes --videos (4) of them again, and says what each stage changes,
+and which is the first that departs from the suite's definition.
+
+The exit status is 0 whatever is found. docs/reading-a-run.md explains it all.
 """
 
 import argparse
 import os
 from typing import Any, Dict, List, Optional
 
-from tsm.cli import UserError, check_outputs, parser, positive, run
+from tsm.cli import check_outputs, parser, positive, run
 from tsm.files import write_json, write_text
 from tsm.report.compare import add_strips, compare, comparison_text, flip_rows, load_run
 from tsm.report.findings import write_csv
@@ -39,27 +37,28 @@ PATHS = ("data_root", "ann_file", "checkpoint", "exported", "model")
 
 def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
-    cli.add_argument("runs", nargs="+", metavar="RUN", help="two runs to compare; one for --stages and --agreement")
-    cli.add_argument("--stages", action="store_true", help="walk through the stages of one run")
-    cli.add_argument("--agreement", type=positive, metavar="N", help="compare N of one run's videos with fp32 on this CPU")
-    cli.add_argument("--videos", type=positive, default=4, metavar="N", help="how many videos --stages computes again (default: "
-                     "%(default)s)")
+    cli.usage = "TSM_compare.py [options] RUN [RUN]"
+    cli.add_argument("runs", nargs="+", metavar="RUN", help="two runs to compare, else one")
+    alone = cli.add_mutually_exclusive_group()
+    alone.add_argument("--suspects", action="store_true", help="what one change explains the accuracy?")
+    alone.add_argument("--stages", action="store_true", help="which stage departs?")
+    alone.add_argument("--agreement", type=positive, metavar="N", help="compare N of one run's videos with fp32 on this CPU")
+    cli.add_argument("--videos", type=positive, metavar="N", help="how many --suspects (200) or --stages (4) compute")
     cli.add_argument("--json", metavar="FILE", help="also write it as JSON")
-    cli.add_argument("--csv", metavar="FILE", help="also write the flipped videos as CSV")
-    cli.add_argument("--html", metavar="FILE", help="also write a page to look at, .html")
+    cli.add_argument("--csv", metavar="FILE", help="the flipped videos: video, kind, true name, and answer, probability and margin "
+                     "of both")
+    cli.add_argument("--html", metavar="FILE", help="also write a page to look at")
     cli.add_argument("--data_root", metavar="DIR", help="folder of the videos or frames")
     cli.add_argument("--ann_file", metavar="FILE", help="the list of the videos")
     cli.add_argument("--checkpoint", metavar="FILE", help="the checkpoint")
     cli.add_argument("--exported", metavar="FILE", help="the exported model (default: tsm_bs1.onnx in the work folder)")
     cli.add_argument("--model", metavar="FILE", help="the modified model (default: the work folder's)")
     args = cli.parse_args()
-    alone = args.stages or args.agreement
-    if args.stages and args.agreement:
-        cli.error("--stages or --agreement, not both")
-    if len(args.runs) != (1 if alone else 2):
-        cli.error("%d runs given; %s" % (len(args.runs), "--stages and --agreement take one" if alone else "give two"))
-    if alone and (args.csv or args.html):
-        cli.error("--csv and --html: of two runs")
+    one = args.suspects or args.stages or args.agreement
+    if len(args.runs) != (1 if one else 2):
+        cli.error("%d runs given; %s" % (len(args.runs), "--suspects, --stages and --agreement take one" if one else "give two"))
+    if one and args.csv or one and args.html and not args.suspects:
+        cli.error("--csv is of two runs, --html of two or of --suspects")
     kept = (REPORT, RUN, STAGES, SUMMARY, LABELS, manifest_path(LABELS))
     inputs = args.runs + [os.path.join(run, name) for run in args.runs for name in kept]
     inputs += filter(None, (getattr(args, name) for name in PATHS))
@@ -68,12 +67,11 @@ def get_args() -> argparse.Namespace:
 
 
 def paths_of(args: argparse.Namespace) -> Dict[str, Optional[str]]:
-    """The paths that the user names."""
-    for name in PATHS:
-        path = getattr(args, name)
-        if path and not os.path.exists(path):
-            raise UserError("%s: no such file or folder; check --%s" % (path, name))
-    return {name: getattr(args, name) for name in PATHS}
+    """The paths that the user names; OSError where one is not there."""
+    paths = {name: getattr(args, name) for name in PATHS}
+    for path in filter(None, paths.values()):
+        os.stat(path)
+    return paths
 
 
 def compare_two(args: argparse.Namespace) -> None:
@@ -93,10 +91,10 @@ def compare_two(args: argparse.Namespace) -> None:
 
 
 def walk_stages(args: argparse.Namespace) -> None:
-    from tsm.report.diagnose import first_departure, read_chain, row_line, rows_as_json, walk
+    from tsm.report.diagnose import Chain, first_departure, row_line, rows_as_json, stages_of
 
     rows: List[Any] = []
-    for row in walk(read_chain(args.runs[0], paths_of(args)), args.videos):
+    for row in stages_of(Chain(args.runs[0], paths_of(args)), args.videos or 4):
         if not rows:
             print(row_line(None))
         rows.append(row)
@@ -106,10 +104,31 @@ def walk_stages(args: argparse.Namespace) -> None:
         write_text(args.json, rows_as_json(rows))
 
 
-def agree(args: argparse.Namespace) -> None:
-    from tsm.report.diagnose import agreement, read_chain
+def hunt_suspects(args: argparse.Namespace) -> None:
+    from tsm.report.diagnose import Chain
+    from tsm.report.suspects import ROUNDS, Hunt, suspects_json, suspects_text
 
-    found = agreement(read_chain(args.runs[0], paths_of(args)), args.agreement)
+    hunt = Hunt(Chain(args.runs[0], paths_of(args)), args.videos or ROUNDS[-1])
+    try:
+        hunt.race()
+    except KeyboardInterrupt:
+        print(suspects_text(hunt))
+        raise
+    print(suspects_text(hunt))
+    if args.json:
+        write_json(args.json, suspects_json(hunt))
+    if args.html:
+        from tsm.report.page import suspects_page
+
+        write_text(args.html, suspects_page(suspects_json(hunt), args.html))
+    for path in filter(None, (args.json, args.html)):
+        print("wrote " + path)
+
+
+def agree(args: argparse.Namespace) -> None:
+    from tsm.report.diagnose import Chain, agreement_with_fp32
+
+    found = agreement_with_fp32(Chain(args.runs[0], paths_of(args)), args.agreement)
     print("top-1 is that of fp32 on %d of %d videos; largest difference of a probability %.6f" % (
         found["videos"] - found["flips"], found["videos"], found["largest_difference"]))
     for flip in found["flipped"]:
@@ -120,7 +139,9 @@ def agree(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = get_args()
-    if args.stages:
+    if args.suspects:
+        hunt_suspects(args)
+    elif args.stages:
         walk_stages(args)
     elif args.agreement:
         agree(args)

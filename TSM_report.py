@@ -1,22 +1,16 @@
 #!/usr/bin/env python3
-"""What a run found: the closing table, report.json, report.html to look at, predictions.csv and confusion.csv.
+"""What a run found: the closing table, report.json, report.html to look at,
+predictions.csv and confusion.csv.
 
-    python3 TSM_report.py --result_path=inference_result/out_summary.json --info_path=sthv2/sthv2.info \\
-        --batch_size 1 --perf_batches 1 4 --model tsm_new_bs1.onnx
+    python3 TSM_report.py --result_path=inference_result/out_summary.json \\
+        --info_path=sthv2/sthv2.info --batch_size 1 --model tsm_new_bs1.onnx
+    python3 TSM_report.py --redraw report.json --gallery 0
 
-Reads what the stages left in the working directory: the summary of the inference and the results, sthv2/sthv2.json (the
-manifest), perf/bs<B>.log (what ais_bench or TSM_infer.py printed), stages.json (seconds and peak memory) and the metadata of
-the modified model. Accuracy is read from --accuracy (TSM_postprocess.py --json), or else computed from the results.
-
-report.html is one file that needs no network: named checks, the failures, the most confused classes, every class, how far
-the probabilities can be trusted, speed and memory. With --data_root it shows film strips of --gallery videos of each kind,
-which are frames of the data: mind its licence before you pass the page on. The page is drawn from report.json alone:
-
-    python3 TSM_report.py --redraw report.json [--gallery 0]
-
-Published accuracies belong to a file, a test and a fusion: they are shown only for the checkpoint that they were published of
-(by its SHA-256; TSM_checkpoint.py --list), tested and fused alike, and compared only if as many videos were measured.
-The guide's Atlas speeds stand beside every NPU's run on videos of the guide's shape.
+Besides these it reads what lies in the current folder: the manifest beside the
+labels, perf/bs<B>.log of --perf_batches, stages.json. With --data_root the page
+shows film strips, which are frames of the data: mind its licence. Published
+accuracies are shown only of the checkpoint, test and fusion they belong to.
+docs/reading-a-run.md explains the page.
 """
 
 import argparse
@@ -40,24 +34,23 @@ TABLES = (PREDICTIONS, CONFUSION)  # beside the report
 
 def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
+    cli.usage = "TSM_report.py --result_path FILE --info_path FILE --model FILE\n         --batch_size B [options]"
     cli.add_argument("--result_path", metavar="FILE", help="summary of the inference")
     cli.add_argument("--info_path", metavar="FILE", help="labels; the manifest is the .json beside it")
-    cli.add_argument("--model", metavar="FILE", help="the modified ONNX model, for its metadata")
-    cli.add_argument("--accuracy", metavar="FILE", help="the figures of TSM_postprocess.py --json (default: computed again)")
-    cli.add_argument("--checkpoint", metavar="FILE", help="the checkpoint, if the model's metadata do not know its digest")
-    cli.add_argument("--batch_size", type=positive, metavar="B", help="batch size of the inference")
-    cli.add_argument("--perf_batches", type=positive, nargs="*", default=[], metavar="B", help="batch sizes whose "
-                     "perf/bs<B>.log to read")
+    cli.add_argument("--model", metavar="FILE", help="the modified ONNX model")
+    cli.add_argument("--batch_size", type=positive, metavar="B", help="of the inference")
+    cli.add_argument("--perf_batches", type=positive, nargs="*", default=[], metavar="B", help="batches whose speed was measured")
+    cli.add_argument("--accuracy", metavar="FILE", help="of TSM_postprocess.py --json (default: computed)")
+    cli.add_argument("--checkpoint", metavar="FILE", help="if the model does not know its digest")
     cli.add_argument("--device", choices=("cpu", "npu"), default="cpu")
-    cli.add_argument("--precision", default="fp32", help="what the CPU computed in (default: fp32)")
-    cli.add_argument("--labels", metavar="FILE", help="names of the classes (default: those in the model; else numbers)")
-    cli.add_argument("--data_root", metavar="DIR", help="folder of the videos or frames, for the film strips (default: none)")
-    cli.add_argument("--gallery", type=non_negative, metavar="N", help="videos of each kind that are shown: failures, near misses, "
-                     "successes; 0: none (default: %d; with --redraw, as many as the report holds)" % GALLERY)
-    cli.add_argument("--agreement", metavar="FILE", help="what TSM_compare.py --agreement wrote by --json")
-    cli.add_argument("--output", default=REPORT, metavar="FILE", help="the report; the page and the tables go beside it "
-                     "(default: %(default)s)")
-    cli.add_argument("--redraw", metavar="FILE", help="draw the page of a report.json again, and nothing else")
+    cli.add_argument("--precision", default="fp32", help="of a CPU (default: fp32)")
+    cli.add_argument("--labels", metavar="FILE", help="names of the classes (default: the model's)")
+    cli.add_argument("--data_root", metavar="DIR", help="folder of the videos, for the film strips")
+    cli.add_argument("--gallery", type=non_negative, metavar="N", help="videos of each kind that are shown (default: %d; with "
+                     "--redraw, all of the report)" % GALLERY)
+    cli.add_argument("--agreement", metavar="FILE", help="of TSM_compare.py --agreement --json")
+    cli.add_argument("--output", default=REPORT, metavar="FILE", help="the report; the others go beside it (default: %(default)s)")
+    cli.add_argument("--redraw", metavar="FILE", help="draw a report.json's page again")
     args = cli.parse_args()
     missing = ["--" + name for name in NEEDED if getattr(args, name) is None]
     if missing and not args.redraw:

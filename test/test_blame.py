@@ -1,4 +1,4 @@
-"""TSM_compare.py --stages and --agreement: each stage's fault is injected, and is the one that is named."""
+"""TSM_compare.py of one run: each stage's fault, and each mistake about the weights, is injected and is the one that is named."""
 
 import json
 import os
@@ -8,13 +8,16 @@ import cv2
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 from onnx import helper, numpy_helper  # noqa: E402
 
+from tsm.checkpoint.reader import load, save  # noqa: E402
 from tsm.protocol import SSV2, frame_indices, fuse  # noqa: E402
-from tsm.report.diagnose import DEPARTS, SAME, UNCHECKED, first_departure, read_chain, walk  # noqa: E402
+from tsm.report.diagnose import DEPARTS, SAME, UNCHECKED, Chain, first_departure, stages_of  # noqa: E402
+from tsm.report.suspects import AS_IT_WAS, Hunt, dense, spread, starts, suspects_of, weights_of  # noqa: E402
 from tsm.results import write_result  # noqa: E402
+from tsm.samples import read_info  # noqa: E402
 from tsm.video import clips  # noqa: E402
 from tsm.workfolder import Run, read_run, write_run  # noqa: E402
 
@@ -54,7 +57,7 @@ def work(whole, tmp_path):
 
 def blamed(folder):
     """(name, text) of the first stage that departs, whose predecessors are all the same."""
-    for row in walk(read_chain(str(folder), {}), TRIED):
+    for row in stages_of(Chain(str(folder), {}), TRIED):
         if row.state == DEPARTS:
             return row.stage, row.text
         assert row.state == SAME, row
@@ -63,7 +66,7 @@ def blamed(folder):
 
 def tensors_row(folder):
     """What is said of the tensors of samples 0 and 6."""
-    return next(row for row in walk(read_chain(str(folder), {}), 2) if row.stage == "tensors")
+    return next(row for row in stages_of(Chain(str(folder), {}), 2) if row.stage == "tensors")
 
 
 def rewrite_tensors(folder, change):
@@ -155,9 +158,8 @@ def changed_weights(works, repo, work, change):
     """Another checkpoint of the thin network, and its exported and modified graphs as other*.onnx."""
     import torch
 
-    from tsm.checkpoint import reader
 
-    state, _ = reader.load(str(repo / "demo/tsm_thin.pth"))
+    state, _ = load(str(repo / "demo/tsm_thin.pth"))
     change(state)
     torch.save({"state_dict": state}, str(work / "other.pth"))
     works("pytorch2onnx.py", "other.pth", "--output-file", "other.onnx", cwd=work)
@@ -251,7 +253,7 @@ def test_what_is_missing_is_not_checked(work):
     (work / "run.json").unlink()
     (work / "tsm_bs1.onnx").unlink()
     shutil.rmtree(str(work / "inference_result"))
-    rows = list(walk(read_chain(str(work), {}), 1))
+    rows = list(stages_of(Chain(str(work), {}), 1))
     states = {row.stage: row.state for row in rows}
     assert {states[name] for name in ("decoding", "tensors", "export", "surgery", "device", "labels")} == {UNCHECKED}
     assert states["one view"] == SAME and first_departure(rows).startswith("no stage departs of those checked; not checked: decoding")
@@ -259,7 +261,7 @@ def test_what_is_missing_is_not_checked(work):
 
 def test_bad_input_is_one_line(fails, work, tmp_path):
     assert "tsm_new_bs" in fails("TSM_compare.py", "--stages", tmp_path, cwd=work)
-    assert "--checkpoint" in fails("TSM_compare.py", "--stages", ".", "--checkpoint", "none.pth", cwd=work)
+    assert "none.pth: No such file" in fails("TSM_compare.py", "--stages", ".", "--checkpoint", "none.pth", cwd=work)
     assert "modify_onnx.py" in fails("TSM_compare.py", "--stages", ".", "--model", "tsm_bs1.onnx", cwd=work)
     (work / "run.json").write_text('{"infer":')
     assert "run.json" in fails("TSM_compare.py", "--stages", ".", cwd=work)
@@ -275,7 +277,7 @@ def test_a_list_in_another_order_whose_labels_agree(work):
     assert "is it the run's list?" in blamed(work)[1]
 
 
-def test_a_malformed_list_is_one_line_before_the_walk(run, work):
+def test_a_malformed_list_is_one_line_before_the_stages_of(run, work):
     (work / "list.txt").write_text((work / "list.txt").read_text() + "no label\n")
     done = run("TSM_compare.py", "--stages", ".", "--json", "rows.json", cwd=work)
     assert done.returncode == 1 and done.stdout == "" and len(done.stderr.splitlines()) == 1
@@ -303,7 +305,7 @@ def test_files_of_two_runs_are_one_line(works, fails, work, demo_variants):
     line = fails("TSM_compare.py", "--stages", ".", "--exported", "tsm_new_bs1.onnx", cwd=work)
     assert "tsm_new_bs1.onnx" in line and "--exported" in line
     info = (work / "sthv2/sthv2.info").read_text()
-    for text, words in ((info + "99 3\n", "sthv2.info: has sample 99, which"), (info.split("\n", 1)[1], "sthv2.json: has sample 0, which")):
+    for text, words in ((info + "99 3\n", "sample 99 is not both in it"), (info.split("\n", 1)[1], "sample 0 is not both in it")):
         (work / "sthv2/sthv2.info").write_text(text)
         line = fails("TSM_compare.py", "--stages", ".", cwd=work)
         assert words in line and "sthv2.info" in line and "sthv2.json" in line
@@ -331,7 +333,7 @@ def test_a_run_by_hand_is_told_where_its_files_are(works, repo, work):
 
 def test_a_run_that_moved_has_its_files_with_it(work, tmp_path):
     work.rename(tmp_path / "moved")
-    chain = read_chain(str(tmp_path / "moved"), {})
+    chain = Chain(str(tmp_path / "moved"), {})
     for path in (chain.ann_file, chain.checkpoint, chain.exported, chain.device_model, chain.data_root):
         assert os.path.exists(path), path
     assert chain.ann_file == str(tmp_path / "moved/list.txt")
@@ -352,7 +354,88 @@ def test_agreement_of_a_device_whose_tensors_are_gone(works, repo, work):
     works("modify_onnx.py", "-m1", "tsm_bs1.onnx", "-m2", "tsm_new_bs1.onnx", "-bs", 1, cwd=work)
     write_run(read_run(str(work))._replace(model="tsm_bs1.om", device="npu"), str(work))
     shutil.rmtree(str(work / "sthv2/preprocess_bin"))
-    chain = read_chain(str(work), {})
+    chain = Chain(str(work), {})
     assert chain.data_root == str(repo / "demo/videos") and os.path.normpath(chain.device_model) == str(work / "tsm_bs1.om")
     out = works("TSM_compare.py", "--agreement", 1, ".", "--model", "tsm_new_bs1.onnx", cwd=work)
     assert "top-1 is that of fp32 on 1 of 1 videos" in out
+
+
+# --suspects: what the weights may have been made for
+
+
+def hunt_of(folder, videos=200, **facts):
+    """A hunt over a run whose protocol says something else than its weights were made for."""
+    chain = Chain(str(folder), {})
+    chain.protocol = chain.protocol._replace(**facts)
+    return Hunt(chain, videos)
+
+
+def test_labels_are_suspected_without_computing_anything(works, work):
+    """Videos that are gone leave the labels, over the results that are there; the other changes are not tried."""
+    info = work / "sthv2/sthv2.info"
+    info.write_text("".join("%d %d\n" % (index, label + 1) for index, label in read_info(str(info), SSV2.classes).items()))
+    out = works("TSM_compare.py", "--suspects", ".", "--data_root", "sthv2", "--json", "s.json", "--html", "s.html", cwd=work)
+    assert "note: 12 videos are few" in out and "the videos are missing; --data_root names their folder" in out
+    found = json.loads((work / "s.json").read_text())
+    assert found["rows"][0]["change"] == "labels, each lowered by one" and found["rows"][0]["gained"] == VIDEOS
+    assert "labels, each lowered by one, top-1 is 1.0000 instead of 0.0000 on 12 videos" in out and "counted from 1" in out
+    assert "What was tried" in (work / "s.html").read_text()
+
+
+def test_a_wrong_mean_is_named_before_the_others(work):
+    hunt = hunt_of(work, 8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    hunt.suspects = [one for one in hunt.suspects if one.name in ("BGR frames", "ImageNet's mean and std", "shift none", "shift_div 16")]
+    hunt.race()
+    rows = {row.change: row for row in hunt.rows()}
+    assert hunt.rows()[0] == rows["ImageNet's mean and std"] and rows["ImageNet's mean and std"].after == 1.0
+    assert rows["ImageNet's mean and std"].videos == 8 and rows["BGR frames"].after < 0.5
+    assert rows["shift_div 16"].problem == "cannot be built for this network"
+
+
+def test_a_sound_run_is_not_accused_and_a_stage_that_departs_is_told_from_a_change(work):
+    hunt = hunt_of(work, 8)
+    hunt.suspects = hunt.suspects[:1]
+    hunt.race()
+    assert hunt.verdict(hunt.rows()).startswith("no single change") and "good already" in hunt.verdict(hunt.rows())
+    hunt.given = dict.fromkeys(hunt.given, 0)
+    assert "a stage departs, and --stages tells which" in hunt.verdict(hunt.rows())
+
+
+def test_what_a_change_does_to_a_view():
+    base, suspects = suspects_of(SSV2)
+    by_name = {one.name: one for one in suspects}
+    assert len(by_name) == len(suspects) > 20 and base.protocol.views == 1
+    raw = np.random.RandomState(0).randint(0, 256, (8, 3, 4, 4)).astype(np.uint8)
+    mean, std = (np.array(fact, np.float32).reshape(1, 3, 1, 1) for fact in (SSV2.mean, SSV2.std))
+    for name, wanted in (("BGR frames", (raw[:, ::-1] - mean) / std), ("pixels divided by 255 alone", raw / 255),
+                         ("mean and std of 127.5", (raw - 127.5) / 127.5), ("frames backwards, or the shift in the other direction",
+                                                                            ((raw - mean) / std)[::-1]),
+                         ("Caffe's BGR and mean", raw[:, ::-1] - np.array([103.53, 116.28, 123.675]).reshape(1, 3, 1, 1))):
+        assert np.allclose(by_name[name].view(raw), wanted, atol=1e-4), name
+    assert by_name["shift past1"].protocol.shift == "past1" and "--shift past1" in by_name["shift past1"].remedy
+    assert starts(40, SSV2) == [0, 5, 10, 15, 20, 25, 30, 35] and dense(640, SSV2)[1] - dense(640, SSV2)[0] == 8
+
+
+def test_videos_are_spread_and_p_is_corrected(work):
+    labels = dict(enumerate([0] * 20 + [1] * 20 + [2]))
+    order = spread(labels)
+    assert sorted(order) == sorted(labels) and {labels[index] for index in order[:3]} == {0, 1, 2}
+    hunt = hunt_of(work)
+    names = [one.name for one in hunt.suspects[:2]]
+    hunt.given = {}
+    for name, gained in ((AS_IT_WAS, 0), (names[0], 12), (names[1], 20)):
+        hunt.right[name] = {index: index < gained for index in range(40)}
+    first, second = hunt.rows()[:2]
+    assert (first.change, second.change) == (names[1], names[0])
+    assert first.corrected == pytest.approx(2 * 2 / 2 ** 20) and second.corrected == pytest.approx(2 / 2 ** 12)
+    assert "instead of 0.0000 on 40 videos (p = 3.8e-06)" in hunt.verdict([first, second]) and "To make it right" in hunt.verdict([first])
+
+
+def test_weights_that_nobody_trained(works, repo, work):
+    state, meta = load(str(repo / "demo/tsm_thin.pth"))
+    assert weights_of(Hunt(Chain(str(work), {}), 1).trunk, str(repo / "demo/tsm_thin.pth")) == ""
+    for name in [name for name in state if "layer4" in name and name.endswith(("running_mean", "running_var"))]:
+        state[name] = torch.full_like(state[name], float(name.endswith("var")))
+    save(str(work / "part.pth"), state, {})
+    out = works("TSM_compare.py", "--suspects", ".", "--data_root", "sthv2", "--checkpoint", "part.pth", cwd=work)
+    assert "in part: 10 of 53 BatchNorm layers have the statistics they were made with" in out.splitlines()[-1]

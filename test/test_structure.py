@@ -13,7 +13,7 @@ TREE = {  # folder of tsm/: its modules, from the ground up
     "chain": {"stage", "npu", "plan"},
     "model": {"network", "onnxfile", "graph", "surgery", "proof", "offline"},
     "infer": {"engine", "int8", "tensors", "preprocess", "journal", "lists", "ascend", "cluster"},
-    "report": {"findings", "collect", "page", "compare", "diagnose"},
+    "report": {"findings", "collect", "page", "compare", "diagnose", "suspects"},
     "predict": {"inputs", "answers", "live", "captions"},
 }
 GROUND = {"cli", "files", "machine", "workers"}  # of the modules that stand in no folder; the others travel between scripts

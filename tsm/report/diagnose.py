@@ -14,7 +14,7 @@ from tsm.cli import Corrupt, UserError
 from tsm.files import natural
 from tsm.infer.tensors import read_tensor
 from tsm.labels import labels_in
-from tsm.model.offline import Offline, one_view, read_offline
+from tsm.model.offline import one_view, read_offline
 from tsm.model.onnxfile import load, session
 from tsm.protocol import FUSIONS, Protocol, differences, frame_indices, fuse, protocol_from
 from tsm.report.findings import another_order
@@ -36,7 +36,7 @@ FP16_MOST = 65504.0
 Results = Union[Dict[int, np.ndarray], UserError, FileNotFoundError]  # class scores by index, or why there are none
 
 
-class Row(NamedTuple):
+class Stage(NamedTuple):
     """What one stage changes. The largest difference is of a probability; flips are answers that differ, of `videos`."""
 
     stage: str
@@ -47,107 +47,93 @@ class Row(NamedTuple):
     text: str
 
 
-class Chain(NamedTuple):
-    """A run's files, as far as they are known; empty paths are not."""
-
-    folder: str
-    data_root: str
-    ann_file: str
-    checkpoint: str
-    config: str
-    exported: str
-    device_model: str  # what ran: an .om, or the modified model
-    precision: str
-    model: Offline
-    protocol: Protocol
-    manifest: Dict[str, Any]
-    labels: Dict[int, int]
-    result_path: str
+def unchecked(stage: str, text: str) -> Stage:
+    return Stage(stage, UNCHECKED, None, None, 0, text)
 
 
-def read_chain(folder: str, given: Dict[str, Optional[str]]) -> Chain:
-    """The chain of a work folder.
+class Chain:
+    """A run's files, as far as they are known (a path that is empty is not), and its model in ONNX Runtime and fp32.
 
     Args:
+        folder: the work folder.
         given: data_root, ann_file, checkpoint, exported, model: paths that the user names; what is None is taken from run.json, and
             of a run by hand, which has none, from run_all.sh's names.
-    Raises: UserError, or OSError, for a folder without a modified model, labels or a manifest.
+    Raises: UserError, or OSError, for a folder without a modified model, labels or a manifest, and where these are not of one run.
     """
-    run = read_run(folder) if os.path.exists(os.path.join(folder, RUN)) else None
 
-    def known(name: str, default: str = "") -> str:
-        path = getattr(run, name) if run else default
-        return os.path.join(folder, path) if path else ""
+    def __init__(self, folder: str, given: Dict[str, Optional[str]]) -> None:
+        run = read_run(folder) if os.path.exists(os.path.join(folder, RUN)) else None
 
-    models = sorted(glob.glob(os.path.join(glob.escape(folder), MODIFIED)), key=natural)
-    model = given.get("model") or known("modified", os.path.basename(models[0]) if models else "")
-    if not model:
-        raise UserError("%s: no %s in it; give the work folder of a run, or --model FILE" % (folder, MODIFIED))
-    offline = read_offline(model)
-    info_path = os.path.join(folder, LABELS)
-    manifest = read_manifest(manifest_path(info_path))
-    protocol = protocol_from(manifest["protocol"], manifest_path(info_path))
-    labels = read_info(info_path, protocol.classes)
-    check_one_run(offline, protocol, manifest, labels, info_path)
-    return Chain(
-        folder, given.get("data_root") or known("data_root"), given.get("ann_file") or known("ann_file"),
-        given.get("checkpoint") or known("checkpoint"), known("config"), given.get("exported") or known("exported", EXPORTED),
-        known("model", os.path.relpath(model, folder)), run.precision if run else "fp32", offline, protocol, manifest, labels,
-        os.path.join(folder, SUMMARY))
+        def known(name: str, default: str = "") -> str:
+            path = getattr(run, name) if run else default
+            return given.get(name) or (os.path.join(folder, path) if path else "")
 
+        models = sorted(glob.glob(os.path.join(glob.escape(folder), MODIFIED)), key=natural)
+        model = given.get("model") or known("modified", os.path.basename(models[0]) if models else "")
+        if not model:
+            raise UserError("%s: no %s in it; give the work folder of a run, or --model FILE" % (folder, MODIFIED))
+        self.folder, self.run, self.model = folder, run, read_offline(model)
+        self.data_root, self.ann_file, self.checkpoint, self.config = map(known, ("data_root", "ann_file", "checkpoint", "config"))
+        self.exported = known("exported", EXPORTED)
+        self.device_model = os.path.join(folder, run.model) if run else model  # what ran: an .om, or the modified model
+        self.precision = run.precision if run else "fp32"
+        self.result_path = os.path.join(folder, SUMMARY)
+        info = os.path.join(folder, LABELS)
+        self.manifest = read_manifest(manifest_path(info))
+        self.protocol = protocol_from(self.manifest["protocol"], manifest_path(info))
+        self.labels = read_info(info, self.protocol.classes)
+        self.names = labels_in(self.model.metadata, self.protocol.classes)
+        self.sources = {entry["id"]: entry["source"] for entry in self.manifest["samples"]}
+        self._view: Any = None
+        self._known: Dict[str, np.ndarray] = {}  # class scores of the views, by the tensor's checksum
+        dtype, there = self.model.dtype.name, self.manifest["protocol"]["dtype"]
+        differs = differences(self.protocol.pixels(dtype), self.model.tested_by.pixels(dtype))
+        differs = differs or ("%s, not %s" % (there, dtype) if there != dtype else "")
+        apart = set(self.labels) ^ set(self.sources)
+        if differs or apart:
+            raise UserError("%s: %s; are they of one run? Name its model by --model, or preprocess again" % (
+                info, "its tensors are not those of %s: %s" % (model, differs) if differs else
+                "sample %d is not both in it and in %s" % (min(apart), manifest_path(info))))
 
-def check_one_run(model: Offline, protocol: Protocol, manifest: Dict[str, Any], labels: Dict[int, int], info_path: str) -> None:
-    """UserError unless the model takes the run's tensors, which are of `protocol`, and labels and manifest are of the same samples."""
-    manifest_file = manifest_path(info_path)
-    dtype = model.dtype.name
-    differs = differences(protocol.pixels(dtype), model.tested_by.pixels(dtype))
-    if not differs and manifest["protocol"]["dtype"] != dtype:
-        differs = "%s, not %s" % (manifest["protocol"]["dtype"], dtype)
-    if differs:
-        raise UserError("%s: the run's tensors are of another protocol than this model's (%s); name the run's own by --model"
-                        % (model.path, differs))
-    apart = set(labels) ^ {entry["id"] for entry in manifest["samples"]}
-    if apart:
-        first = min(apart)
-        here, there = (info_path, manifest_file) if first in labels else (manifest_file, info_path)
-        raise UserError("%s: has sample %d, which %s has not; are both of the same preprocessing? Run it again" % (here, first, there))
+    def source(self, index: int) -> str:
+        """Where the video of a sample is; empty if the data root is not known."""
+        return os.path.join(self.data_root, self.sources[index]) if self.data_root else ""
 
+    def made_again(self, index: int, sample: Callable[[int, Protocol], List[int]] = frame_indices, by_opencv: bool = False) -> np.ndarray:
+        """The tensor [frames, 3, size, size] of a sample, made from its video by the suite's definition."""
+        dtype = self.manifest["protocol"]["dtype"]
+        out = np.empty(self.protocol.video_shape, dtype)
+        try:
+            clips.fill(self.source(index), None, self.protocol, clips.table_for(dtype, self.protocol), out, None, sample, by_opencv)
+        except Corrupt as error:
+            raise UserError("%s: %s; --data_root names the folder of the videos" % (self.sources[index], error))
+        return out
 
-def source_path(chain: Chain, index: int) -> str:
-    """Where the video of a sample is; empty if the data root is not known."""
-    return os.path.join(chain.data_root, sources(chain)[index]) if chain.data_root else ""
+    def tensor_file(self, index: int) -> str:
+        """Where the tensor of a sample is, if it was kept."""
+        return os.path.join(self.folder, TENSORS, "%d.bin" % index)
 
+    def tensor(self, index: int) -> np.ndarray:
+        """The tensor that the run used: its file, or if no tensors were kept, made again."""
+        path = self.tensor_file(index)
+        return read_tensor(path, self.model.shape, self.model.dtype, None)[0] if os.path.exists(path) else self.made_again(index)
 
-def sources(chain: Chain) -> Dict[int, str]:
-    """The videos' names by index, as the manifest has them."""
-    return {entry["id"]: entry["source"] for entry in chain.manifest["samples"]}
+    def views(self, tensor: np.ndarray) -> np.ndarray:
+        """Class scores of a tensor's views, [views, classes], by the one-view form."""
+        self._view = self._view or session(one_view(self.model), self.model.path, arena=False)
+        key = checksum(tensor)
+        if key not in self._known:
+            views = tensor.reshape((self.protocol.views,) + self.protocol.view_shape)
+            self._known[key] = np.stack([self._view.run(None, {"input": view})[0].mean(0) for view in views])
+        return self._known[key]
 
+    def answer(self, tensor: np.ndarray, fusion: str = "") -> np.ndarray:
+        """Probabilities [classes], fused as the model does it, or as asked for."""
+        return self.fused(self.views(tensor), fusion)
 
-def made_again(chain: Chain, index: int, sample: Callable[[int, Protocol], List[int]] = frame_indices,
-               by_opencv: bool = False) -> np.ndarray:
-    """The tensor [frames, 3, size, size] of a sample, made from its video by the suite's definition."""
-    path, dtype = source_path(chain, index), chain.manifest["protocol"]["dtype"]
-    if not path or not os.path.exists(path):
-        raise UserError("%s: no such video; name its folder by --data_root" % (path or "sample %d" % index))
-    out = np.empty(chain.protocol.video_shape, dtype)
-    try:
-        clips.fill(path, None, chain.protocol, clips.table_for(dtype, chain.protocol), out, None, sample, by_opencv)
-    except Corrupt as error:
-        raise UserError("%s: %s" % (path, error))
-    return out
-
-
-def tensor_file(chain: Chain, index: int) -> str:
-    """Where the tensor of a sample is, if it was kept."""
-    return os.path.join(chain.folder, TENSORS, "%d.bin" % index)
-
-
-def tensor_of(chain: Chain, index: int) -> np.ndarray:
-    """The tensor that the run used: its file, or if no tensors were kept, made again."""
-    path = tensor_file(chain, index)
-    if not os.path.exists(path):
-        return made_again(chain, index)
-    return read_tensor(path, chain.model.shape, chain.model.dtype, None)[0]
+    def fused(self, view_scores: np.ndarray, fusion: str = "") -> np.ndarray:
+        """The same of class scores [views, classes]."""
+        return fuse(view_scores, self.protocol.views, fusion or str(self.model.fusion))[0]
 
 
 def as_pixels(tensor: np.ndarray, protocol: Protocol) -> np.ndarray:
@@ -167,68 +153,44 @@ def normalised(tensor: np.ndarray, protocol: Protocol) -> np.ndarray:
     return np.stack([table[channel][tensor[:, channel]] for channel in range(len(table))], 1)
 
 
-class Networks:
-    """The modified model in its forms, in ONNX Runtime and fp32; opened when they are first asked for."""
-
-    def __init__(self, chain: Chain) -> None:
-        self.chain = chain
-        self._view: Any = None
-        self._known: Dict[str, np.ndarray] = {}  # by the tensor's checksum
-
-    def views(self, tensor: np.ndarray) -> np.ndarray:
-        """Class scores of the views, [views, classes], by the one-view form."""
-        if self._view is None:
-            self._view = session(one_view(self.chain.model), self.chain.model.path, arena=False)
-        key = checksum(tensor)
-        if key not in self._known:
-            protocol = self.chain.protocol
-            views = tensor.reshape((protocol.views,) + protocol.view_shape)
-            self._known[key] = np.stack([self._view.run(None, {"input": view})[0].mean(0) for view in views])
-        return self._known[key]
-
-    def answer(self, tensor: np.ndarray, fusion: str = "") -> np.ndarray:
-        """Probabilities [classes], fused as the model does it, or as asked for."""
-        return fuse(self.views(tensor), self.chain.protocol.views, fusion or str(self.chain.model.fusion))[0]
-
-
-def compared(stage: str, given: Sequence[np.ndarray], wanted: Sequence[np.ndarray], most: float, text: str = "") -> Row:
+def compared(stage: str, given: Sequence[np.ndarray], wanted: Sequence[np.ndarray], most: float, text: str = "") -> Stage:
     """A row of two lists of probabilities [classes]; it departs if one of them is more than `most` apart."""
     apart = [float(np.abs(a - b).max()) for a, b in zip(given, wanted)]
     largest = max(apart) if np.isfinite(apart).all() else float("inf")
     flips = sum(int(a.argmax() != b.argmax()) for a, b in zip(given, wanted))
-    return Row(stage, SAME if largest <= most else DEPARTS, largest, flips, len(apart), text)
+    return Stage(stage, SAME if largest <= most else DEPARTS, largest, flips, len(apart), text)
 
 
-def check_decoding(chain: Chain, indices: List[int], networks: Networks) -> Row:
+def check_decoding(chain: Chain, indices: List[int]) -> Stage:
     """decord against OpenCV: the same videos decoded by both."""
     stage = "decoding"
-    if os.path.isdir(source_path(chain, indices[0])):
-        return Row(stage, UNCHECKED, None, None, 0, "the videos are folders of frames, which one decoder reads")
+    if os.path.isdir(chain.source(indices[0])):
+        return unchecked(stage, "the videos are folders of frames, which one decoder reads")
     if not clips.VIDEO_DECODER.startswith("decord"):
-        return Row(stage, UNCHECKED, None, None, 0, "decord is not installed")
-    pairs = [(made_again(chain, index), made_again(chain, index, by_opencv=True)) for index in indices]
+        return unchecked(stage, "decord is not installed")
+    pairs = [(chain.made_again(index), chain.made_again(index, by_opencv=True)) for index in indices]
     levels = max(float(np.abs(as_pixels(a, chain.protocol) - as_pixels(b, chain.protocol)).mean()) for a, b in pairs)
-    row = compared(stage, [networks.answer(a) for a, _ in pairs], [networks.answer(b) for _, b in pairs], float("inf"))
+    row = compared(stage, [chain.answer(a) for a, _ in pairs], [chain.answer(b) for _, b in pairs], float("inf"))
     return row._replace(state=DEPARTS if levels > DECODED else SAME,
                         text="decord and OpenCV differ by %.2f levels of 255 on average" % levels)
 
 
-def check_tensors(chain: Chain, indices: List[int], networks: Networks) -> Row:
+def check_tensors(chain: Chain, indices: List[int]) -> Stage:
     """The files of tensors against the same videos made again."""
-    kept = [index for index in indices if os.path.exists(tensor_file(chain, index))]
+    kept = [index for index in indices if os.path.exists(chain.tensor_file(index))]
     if not kept:
-        return Row("tensors", UNCHECKED, None, None, 0, "the run kept no tensors of these videos")
+        return unchecked("tensors", "the run kept no tensors of these videos")
     here, there = clips.versions(), chain.manifest["versions"]
     most = ROUNDING if all(here.get(name) == there[name] for name in set(there) - {"tsm"}) else LEVELS
     worst, reason = 0.0, ""
-    files, again = [tensor_of(chain, index) for index in kept], [made_again(chain, index) for index in kept]
+    files, again = [chain.tensor(index) for index in kept], [chain.made_again(index) for index in kept]
     for index, file, made in zip(kept, files, again):
         pixels, wanted = as_pixels(file, chain.protocol), as_pixels(made, chain.protocol)
         levels = float(np.nan_to_num(np.abs(pixels - wanted).mean(), nan=np.inf))
         worst = max(worst, levels)
         if levels > most and not reason:
             reason = explain_pixels(chain, index, pixels, wanted)
-    row = compared("tensors", [networks.answer(file) for file in files], [networks.answer(made) for made in again], float("inf"))
+    row = compared("tensors", [chain.answer(file) for file in files], [chain.answer(made) for made in again], float("inf"))
     text = "equal" if worst == 0 else "pixels differ by %.2f levels of 255 on average%s" % (worst, reason)
     if len(kept) < len(indices):
         text += "; the files of %d more are gone" % (len(indices) - len(kept))
@@ -253,10 +215,10 @@ def explain_pixels(chain: Chain, index: int, pixels: np.ndarray, wanted: np.ndar
         def stepped(count: int, protocol: Protocol, step: int = step) -> List[int]:
             return [min(max(number + step, 0), count - 1) for number in frame_indices(count, protocol)]
 
-        if near(as_pixels(made_again(chain, index, stepped), chain.protocol)):
+        if near(as_pixels(chain.made_again(index, stepped), chain.protocol)):
             return ": the frames are those %s by one" % ("after" if step > 0 else "before")
     for other in sorted(set(chain.labels) - {index})[:20]:
-        if near(as_pixels(made_again(chain, other), chain.protocol)):
+        if near(as_pixels(chain.made_again(other), chain.protocol)):
             return ": file %d.bin holds the video of sample %d" % (index, other)
     return ""
 
@@ -274,15 +236,14 @@ def by_export(chain: Chain, tensors: List[np.ndarray]) -> List[np.ndarray]:
     except UserError:
         raise
     except Exception:  # a foreign graph can fail anywhere, and the runtime's errors have no common base
-        raise UserError("%s: cannot run on one video of this run; name the run's exported model by --exported" % chain.exported)
-    shapes = {np.shape(one) for one in found} - {wanted}
-    if shapes:
-        raise UserError("%s: gives %s class scores of a video, and an exported model %s, a row per view; name the run's by --exported"
-                        % (chain.exported, list(shapes.pop()), list(wanted)))
+        found = []
+    if [np.shape(one) for one in found] != [wanted] * len(tensors):
+        raise UserError("%s: does not give %d rows of %d class scores for one video of this run; name the run's exported model by "
+                        "--exported" % ((chain.exported,) + wanted))
     return found
 
 
-def check_export(chain: Chain, tensors: List[np.ndarray], exported: List[np.ndarray]) -> Row:
+def check_export(chain: Chain, tensors: List[np.ndarray], exported: List[np.ndarray]) -> Stage:
     """PyTorch against the exported graph."""
     from tsm.model.network import load as load_network
     from tsm.model.network import scores
@@ -290,40 +251,39 @@ def check_export(chain: Chain, tensors: List[np.ndarray], exported: List[np.ndar
     net, facts = load_network(chain.checkpoint, chain.config)
     differs = differences(facts.protocol, chain.protocol)
     if differs:
-        return Row("export", DEPARTS, None, None, 0, "the checkpoint's protocol is not the run's: " + differs)
-    views, fusion = chain.protocol.views, str(chain.model.fusion)
-    by_view = (views,) + chain.protocol.view_shape
+        return Stage("export", DEPARTS, None, None, 0, "the checkpoint's protocol is not the run's: " + differs)
+    by_view = (chain.protocol.views,) + chain.protocol.view_shape
     ours = [np.concatenate([scores(net, view[None]) for view in normalised(tensor, chain.protocol).reshape(by_view)]) for tensor in tensors]
-    return compared("export", [fuse(one, views, fusion)[0] for one in exported], [fuse(one, views, fusion)[0] for one in ours],
-                    EXACT, "the exported graph against PyTorch")
+    return compared("export", [chain.fused(one) for one in exported], [chain.fused(one) for one in ours], EXACT,
+                    "the exported graph against PyTorch")
 
 
-def check_surgery(chain: Chain, tensors: List[np.ndarray], exported: List[np.ndarray]) -> Tuple[Row, List[np.ndarray]]:
+def check_surgery(chain: Chain, tensors: List[np.ndarray], exported: List[np.ndarray]) -> Tuple[Stage, List[np.ndarray]]:
     """(the exported graph against the modified one, the modified one's answers)."""
     model = chain.model
     runner = session(model.proto, model.path, arena=False)
     name = runner.get_inputs()[0].name
     answers = [runner.run(None, {name: np.repeat(tensor[None], model.batch, 0)})[0][0] for tensor in tensors]
-    wanted = [fuse(one, chain.protocol.views, str(model.fusion))[0] for one in exported]
+    wanted = [chain.fused(one) for one in exported]
     if not exported:
-        return Row("surgery", UNCHECKED, None, None, 0, "no exported graph"), answers
+        return unchecked("surgery", "no exported graph"), answers
     return compared("surgery", answers, wanted, EXACT, "the modified graph against the exported one"), answers
 
 
-def check_device(chain: Chain, indices: List[int], tensors: List[np.ndarray], networks: Networks, results: Results) -> List[Row]:
+def check_device(chain: Chain, indices: List[int], tensors: List[np.ndarray], results: Results) -> List[Stage]:
     """Rows `device`, `text` and `fusion`: what the result files hold, against fp32."""
-    expected = [networks.answer(tensor) for tensor in tensors]
+    expected = [chain.answer(tensor) for tensor in tensors]
     other_fusion = next(name for name in FUSIONS if name != chain.model.fusion)
-    other = [networks.answer(tensor, other_fusion) for tensor in tensors]
+    other = [chain.answer(tensor, other_fusion) for tensor in tensors]
     most = ROUGH.get(chain.precision, ROUGHEST) if chain.device_model.endswith(".onnx") else ROUGHEST
     fusion = compared("fusion", other, expected, float("inf"), "%s against %s, as the model has it" % (
         other_fusion, chain.model.fusion))
     if isinstance(results, FileNotFoundError):
         gone = "%s is missing" % results.filename
-        return [Row("device", UNCHECKED, None, None, 0, gone), Row("text", UNCHECKED, None, None, 0, gone), fusion]
+        return [unchecked("device", gone), unchecked("text", gone), fusion]
     if isinstance(results, UserError):
-        return [Row("device", DEPARTS, None, None, 0, "%s%s" % (results, overflow(chain, tensors))),
-                Row("text", UNCHECKED, None, None, 0, "the results cannot be read"), fusion]
+        return [Stage("device", DEPARTS, None, None, 0, "%s%s" % (results, overflow(chain, tensors))),
+                unchecked("text", "the results cannot be read"), fusion]
     given, digits = [results[index] for index in indices], decimals(chain)
     most += 0 if digits is None else 0.5 * 10**-digits  # what the text may add is told by the next row
     device = compared("device", given, expected, most, "the results against fp32 in ONNX Runtime")
@@ -347,10 +307,10 @@ def decimals(chain: Chain) -> Optional[int]:
         return max([len(found) for found in re.findall(r"\.(\d+)", file.read(1 << 16))] + [0])
 
 
-def check_text(digits: Optional[int], expected: List[np.ndarray]) -> Row:
+def check_text(digits: Optional[int], expected: List[np.ndarray]) -> Stage:
     """What rounding to the decimals of the result files changes."""
     if digits is None:
-        return Row("text", SAME, 0.0, 0, len(expected), "the results are kept in binary")
+        return Stage("text", SAME, 0.0, 0, len(expected), "the results are kept in binary")
     row = compared("text", [answer.round(digits) for answer in expected], expected, 1e-6, "decimals: %d" % digits)
     return row if row.flips else row._replace(text=row.text + ", no answer hangs on them")
 
@@ -390,60 +350,51 @@ def overflow(chain: Chain, tensors: List[np.ndarray]) -> str:
     return ""
 
 
-def read_own_list(chain: Chain) -> List[Clip]:
-    """The clips of the run's list, whatever their labels; empty if the list is not there."""
-    if not chain.ann_file or not os.path.exists(chain.ann_file):
-        return []
-    return read_list(chain.ann_file, chain.protocol._replace(classes=10 ** 6), chain.data_root)
-
-
 def unlike_the_list(chain: Chain, listed: Sequence[Clip]) -> str:
     """Where the run's labels or sources are not those of its list, in words; empty if they are, or no list is there."""
-    known = sources(chain)
-    for index in sorted(chain.labels) if listed else ():
+    for index, label in sorted(chain.labels.items()) if listed else ():
         if index >= len(listed):
             return "%s has %d videos, and the run a sample %d; is it the run's list?" % (chain.ann_file, len(listed), index)
-        clip = listed[index]
-        if clip.label != chain.labels[index]:
-            return "%s, line %d says %d, and the info file says %d of sample %d; preprocess again" % (
-                chain.ann_file, clip.line, clip.label, chain.labels[index], index)
-        if clip.source != known[index]:
-            return "%s, line %d is %s, and sample %d was made of %s: the list is in another order; preprocess again" % (
-                chain.ann_file, clip.line, clip.source, index, known[index])
+        clip, where = listed[index], "%s, line %d" % (chain.ann_file, listed[index].line)
+        if clip.label != label:
+            return "%s says %d, and the info file says %d of sample %d; preprocess again" % (where, clip.label, label, index)
+        if clip.source != chain.sources[index]:
+            return "%s is %s, and sample %d was made of %s: the list is in another order; preprocess again" % (
+                where, clip.source, index, chain.sources[index])
     return ""
 
 
-def check_labels(chain: Chain, listed: Sequence[Clip], results: Results) -> Row:
+def check_labels(chain: Chain, listed: Sequence[Clip], results: Results) -> Stage:
     """Do the labels belong to the results: are they those of the list, in the order of the network's classes?"""
     unlike = unlike_the_list(chain, listed)
     if unlike:
-        return Row("labels", DEPARTS, None, None, len(listed), unlike)
+        return Stage("labels", DEPARTS, None, None, len(listed), unlike)
     if isinstance(results, Exception):
-        return Row("labels", UNCHECKED, None, None, 0, "the results cannot be read")
+        return unchecked("labels", "the results cannot be read")
     order = sorted(chain.labels)
-    truth = np.array([chain.labels[index] for index in order])
-    answers = np.array([int(results[index].argmax()) for index in order])
-    found, words = another_order(truth, answers, chain.protocol.classes, labels_in(chain.model.metadata, chain.protocol.classes))
+    truth, answers = np.array([chain.labels[index] for index in order]), np.array([results[index].argmax() for index in order])
+    found, words = another_order(truth, answers, chain.protocol.classes, chain.names)
     if not found and listed:
         words += "; labels and videos are those of the list"
-    return Row("labels", DEPARTS if found else SAME, None, None, len(order), words)
+    return Stage("labels", DEPARTS if found else SAME, None, None, len(truth), words)
 
 
-def missing_row(stage: str, path: str, what: str) -> Optional[Row]:
+def missing_row(stage: str, path: str, what: str) -> Optional[Stage]:
     """The row of a stage that cannot be checked, as a file is missing; None if it is there."""
     if path and os.path.exists(path):
         return None
-    return Row(stage, UNCHECKED, None, None, 0, "%s is missing%s" % (path or what, "; name it" if not path else ""))
+    return unchecked(stage, "%s is missing%s" % (path or what, "; name it" if not path else ""))
 
 
-def walk(chain: Chain, videos: int) -> Iterator[Row]:
+def stages_of(chain: Chain, videos: int) -> Iterator[Stage]:
     """The stages of a run in their order, each checked on `videos` of its videos; see DEPARTS."""
-    listed = read_own_list(chain)
-    indices, networks = evenly(sorted(chain.labels), videos), Networks(chain)
-    source = missing_row("", source_path(chain, indices[0]), "the folder of the videos (--data_root)")
-    yield source._replace(stage="decoding") if source else check_decoding(chain, indices, networks)
-    yield source._replace(stage="tensors") if source else check_tensors(chain, indices, networks)
-    tensors, exported = [tensor_of(chain, index) for index in indices], []
+    listed: List[Clip] = []  # whatever their labels
+    if os.path.exists(chain.ann_file):
+        listed = read_list(chain.ann_file, chain.protocol._replace(classes=10 ** 6), chain.data_root)
+    indices = evenly(sorted(chain.labels), videos)
+    for stage, check in (("decoding", check_decoding), ("tensors", check_tensors)):
+        yield missing_row(stage, chain.source(indices[0]), "the folder of the videos (--data_root)") or check(chain, indices)
+    tensors, exported = [chain.tensor(index) for index in indices], []
     missing = missing_row("export", chain.exported, "the exported graph (--exported)")
     if missing is None:
         exported = by_export(chain, tensors)
@@ -451,19 +402,17 @@ def walk(chain: Chain, videos: int) -> Iterator[Row]:
     yield missing or check_export(chain, tensors, exported)
     row, answers = check_surgery(chain, tensors, exported)
     yield row
-    yield compared("one view", [networks.answer(tensor) for tensor in tensors], answers, EXACT,
-                   "view by view against the modified graph")
+    yield compared("one view", [chain.answer(tensor) for tensor in tensors], answers, EXACT, "view by view against the modified graph")
     results: Results
     try:
         results = read_results(chain.result_path, chain.labels, chain.protocol.classes)
     except (UserError, FileNotFoundError) as error:
         results = error
-    for row in check_device(chain, indices, tensors, networks, results):
-        yield row
+    yield from check_device(chain, indices, tensors, results)
     yield check_labels(chain, listed, results)
 
 
-def first_departure(rows: Sequence[Row]) -> str:
+def first_departure(rows: Sequence[Stage]) -> str:
     """The verdict over the rows, in one line."""
     found = next((row for row in rows if row.state == DEPARTS), None)
     if found:
@@ -472,13 +421,13 @@ def first_departure(rows: Sequence[Row]) -> str:
     return "no stage departs" + (" of those checked; not checked: " + ", ".join(unchecked) if unchecked else "")
 
 
-def agreement(chain: Chain, videos: int) -> Dict[str, Any]:
+def agreement_with_fp32(chain: Chain, videos: int) -> Dict[str, Any]:
     """What the results hold of `videos` of the run's videos, against fp32 in ONNX Runtime on this CPU, for JSON."""
     results = read_results(chain.result_path, chain.labels, chain.protocol.classes)
-    networks, flipped, largest = Networks(chain), [], 0.0
+    flipped, largest = [], 0.0
     indices = evenly(sorted(chain.labels), videos)
     for index in indices:
-        exact = networks.answer(tensor_of(chain, index))
+        exact = chain.answer(chain.tensor(index))
         largest = max(largest, float(np.abs(exact - results[index]).max()))
         if exact.argmax() != results[index].argmax():
             flipped.append({"id": index, "device": int(results[index].argmax()), "fp32": int(exact.argmax()),
@@ -486,7 +435,7 @@ def agreement(chain: Chain, videos: int) -> Dict[str, Any]:
     return {"videos": len(indices), "flips": len(flipped), "largest_difference": largest, "flipped": flipped}
 
 
-def row_line(row: Optional[Row]) -> str:
+def row_line(row: Optional[Stage]) -> str:
     """A row for a terminal; None gives the heading."""
     if row is None:
         return "%-10s %-12s %-10s %-8s" % ("stage", "", "largest", "flips")
@@ -495,7 +444,7 @@ def row_line(row: Optional[Row]) -> str:
     return ("%-10s %-12s %-10s %-8s %s" % (row.stage, row.state, largest, flips, row.text)).rstrip()
 
 
-def rows_as_json(rows: Sequence[Row]) -> str:
+def rows_as_json(rows: Sequence[Stage]) -> str:
     """The rows and the verdict as JSON."""
     listed = [dict(row._asdict(), largest=row.largest if row.largest is None or np.isfinite(row.largest) else None) for row in rows]
     return json.dumps({"stages": listed, "verdict": first_departure(rows)}, indent=1) + "\n"

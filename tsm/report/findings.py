@@ -165,21 +165,28 @@ def _swapped(name: str) -> Iterator[str]:
 def another_order(truth: np.ndarray, answers: np.ndarray, classes: int, names: Optional[Sequence[str]]) -> Tuple[bool, str]:
     """(does another order of the labels explain the accuracy, in words), of labels and answers int [videos].
 
-    Tried are the known ways to number classes otherwise (_orders), the best first, and then the order that one half of the videos
-    teaches, on the other half. One explains if it gains GAIN of top-1 and that is no CHANCE.
+    Of other_orders() the best explains it if it gains GAIN of top-1 and that is no CHANCE.
     """
-    right = answers == truth
-    given = "top-1 is %.4f with the labels as they are" % right.mean()
-    known = [(answers == order[truth], right, words) for order, words in _orders(truth, classes, names)]
-    measured, found = permutation(truth, answers)
-    learnt = (found, right[measured], "with the classes in another order, learnt on the other half of the videos; number them as the "
-              "network was trained")
+    given = "top-1 is %.4f with the labels as they are" % (answers == truth).mean()
+    *known, learnt = other_orders(truth, answers, classes, names)
     for found, before, words in sorted(known, key=lambda one: -one[0].mean()) + [learnt]:
         gained, lost = int((found & ~before).sum()), int((before & ~found).sum())
         if gained - lost > GAIN * len(found) and mcnemar(lost, gained) < CHANCE:
             return True, "another order of the labels explains the accuracy: %s, and %.4f %s" % (given, found.mean(), words)
     return False, "%s; no other order explains more%s" % (
-        given, "" if measured.any() else " (no class has two videos, so only the usual ones were tried)")
+        given, "" if len(learnt[0]) else " (no class has two videos, so only the usual ones were tried)")
+
+
+def other_orders(
+    truth: np.ndarray, answers: np.ndarray, classes: int, names: Optional[Sequence[str]]
+) -> List[Tuple[np.ndarray, np.ndarray, str]]:
+    """(which videos are right, bool; which of them were with the labels as they are; the order in words) for the known ways to number
+    classes otherwise (_orders) and, last, for the order that one half of the videos teaches, on the other half."""
+    right = answers == truth
+    measured, found = permutation(truth, answers)
+    return [(answers == order[truth], right, words) for order, words in _orders(truth, classes, names)] + [
+        (found, right[measured], "with the classes in another order, learnt on the other half of the videos; number them as the network "
+                                 "was trained")]
 
 
 def _orders(truth: np.ndarray, classes: int, names: Optional[Sequence[str]]) -> Iterator[Tuple[np.ndarray, str]]:

@@ -93,6 +93,11 @@ def compare_page(found: Dict[str, Any], where: str) -> str:
         "strips": [flip for flip in found["flips"] if flip.get("strip")]})
 
 
+def suspects_page(found: Dict[str, Any], where: str) -> str:
+    """The page of what was suspected of a run, as tsm.report.suspects.suspects_json() gives it."""
+    return rendered("suspects.html.j2", "TSM: what explains the accuracy?", where, {"r": found})
+
+
 def predict_page(found: Dict[str, Any], where: str) -> str:
     """The page of the answers of TSM_predict.py: {model, engine, precision, views, inputs: of as_cards()}."""
     return rendered("predict.html.j2", "TSM: " + found["model"], where, {"r": found})

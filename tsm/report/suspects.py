@@ -1,0 +1,336 @@
+"""Why an accuracy is low where no stage departs: a run's videos under one change at a time of what its weights may have been made for.
+
+One view of a video is computed per change, for more views never explain more than a few points. The changes race: all of them run on
+the first of ROUNDS videos, the better half goes on, then the best three. Each is held against the run as it was on the same videos by
+McNemar's exact test, Holm's correction (Scand. J. Stat. 6, 1979) being made for the number of changes that were tried.
+"""
+
+import os
+import re
+from collections import Counter
+from functools import partial
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+
+import numpy as np
+
+from tsm.cli import Corrupt, UserError, printable, progress
+from tsm.infer.engine import BACKENDS, default_backend, has_bf16
+from tsm.infer.tensors import reading_ahead
+from tsm.machine import cores
+from tsm.model.graph import Trunk, build, trunk_of
+from tsm.protocol import MOVES, SAMPLINGS, SHIFTS, SSV2, Protocol, frame_indices
+from tsm.report.compare import chance
+from tsm.report.diagnose import Chain
+from tsm.report.findings import other_orders
+from tsm.results import mcnemar, read_results
+from tsm.video import clips
+
+ROUNDS = (30, 100, 200)  # videos at the end of each
+BEST = 3  # changes that the last round is for; that before it is for the better half
+CERTAIN = 0.01  # a corrected p below which a change explains something
+FEW = 20  # videos below which hardly any p is that small
+AS_IT_WAS = "as it was"
+AGAIN = "make the lists again with the network's labels file"
+Sample = Callable[[int, Protocol], List[int]]
+
+
+class Suspect(NamedTuple):
+    """A change. `protocol` is of one view; `table` float32 [3, 256] has the network's value of each byte of its three channels."""
+
+    name: str
+    because: str  # what follows if it is the one
+    remedy: str  # what makes the run right
+    protocol: Protocol
+    table: np.ndarray
+    sample: Sample
+    bgr: bool = False
+    backwards: bool = False
+
+    def view(self, raw: np.ndarray) -> np.ndarray:
+        """What the network takes, float32, of a view's pixels RGB uint8 [segments, 3, size, size]."""
+        raw = raw[:, ::-1] if self.bgr else raw
+        raw = raw[::-1] if self.backwards else raw
+        return np.stack([values[raw[:, channel]] for channel, values in enumerate(self.table)], 1)
+
+
+class Trial(NamedTuple):
+    """What a change gives: on `videos` videos, the share that is right of the run as it was and under the change."""
+
+    change: str
+    videos: int
+    before: float
+    after: float
+    lost: int
+    gained: int
+    p: float
+    corrected: float  # p times what Holm's correction asks for
+    because: str
+    remedy: str
+    problem: str  # why it was not computed; empty if it was
+
+
+def middles(frames: int, protocol: Protocol) -> List[int]:
+    return frame_indices(frames, protocol._replace(sampling="uniform"))
+
+
+def starts(frames: int, protocol: Protocol) -> List[int]:
+    return frame_indices(frames, protocol._replace(sampling="twice"))[protocol.segments :]
+
+
+def dense(frames: int, protocol: Protocol) -> List[int]:
+    """The sample in the middle of the ten."""
+    first = SAMPLINGS["dense"] // 2 * protocol.segments
+    return frame_indices(frames, protocol._replace(sampling="dense"))[first : first + protocol.segments]
+
+
+def suspects_of(protocol: Protocol) -> Tuple[Suspect, List[Suspect]]:
+    """(a run as it was, what may have been otherwise when its weights were trained), of a run of this protocol."""
+    one = protocol._replace(sampling="uniform", crops="centre")
+    base = Suspect(AS_IT_WAS, "", "", one, clips.normalisation(one), dense if protocol.sampling == "dense" else middles)
+    return base, [*_of_pixels(base), *_of_frames(base, protocol), *_of_shift(base)]
+
+
+def _of_pixels(base: Suspect) -> Iterator[Suspect]:
+    """Order of the colours, scaling, mean and standard deviation."""
+    protocol, byte = base.protocol, np.arange(256)
+    yield base._replace(name="BGR frames", because="the weights were trained on BGR", bgr=True, remedy="in the checkpoint, exchange the "
+                        "inputs of the first convolution, weight = weight.flip(1), and export it again")
+    norm = "img_norm_cfg = dict(mean=[%s], std=[%s]) in the --config that TSM_checkpoint.py is given"
+    for name, mean, std, bgr in (
+            ("ImageNet's mean and std", SSV2.mean, SSV2.std, False), ("Caffe's BGR and mean", (103.53, 116.28, 123.675), (1, 1, 1), True),
+            ("mean and std of 127.5", (127.5,) * 3, (127.5,) * 3, False), ("pixels divided by 255 alone", (0,) * 3, (255,) * 3, False),
+            ("pixels as they are, 0 to 255", (0,) * 3, (1,) * 3, False)):
+        table = clips.normalisation(protocol._replace(mean=tuple(map(float, mean)), std=tuple(map(float, std))))
+        if not np.array_equal(table, base.table):
+            yield base._replace(name=name, because="the weights were trained on %s" % name, table=table, bgr=bgr, remedy=norm % (
+                ", ".join("%g" % value for value in mean), ", ".join("%g" % value for value in std)))
+    table = np.stack([(byte / 255 - mean) / std for mean, std in zip(protocol.mean, protocol.std)]).astype(np.float32)
+    yield base._replace(name="pixels divided by 255, then mean and std", table=table, because="the weights were trained on pixels that "
+                        "were divided by 255 before a mean and std of 0 to 255", remedy=norm % tuple(
+                            ", ".join("%g" % (255 * value) for value in values) for values in (protocol.mean, protocol.std)))
+
+
+def _of_frames(base: Suspect, protocol: Protocol) -> Iterator[Suspect]:
+    """Crops and sizes, sampling, segments, order in time."""
+    for side, size in ((256, 224), (256, 256), (224, 224), (320, 256)):
+        if (side, size) != (protocol.short_side, protocol.size):
+            yield base._replace(name="crops of %d of a short side of %d" % (size, side), because="the weights want objects of that size",
+                                protocol=base.protocol._replace(short_side=side, size=size), remedy="Resize(scale=(-1, %d)) and a "
+                                "crop_size of %d in the test_pipeline of --config" % (side, size))
+    frames = "SampleFrames(%s) in the test_pipeline of --config"
+    for name, sample, config in (("frames at the middles of segments", middles, "clip_len=1, num_clips=%d, test_mode=True"),
+                                 ("frames at the starts of segments", starts, "clip_len=1, num_clips=%d, twice_sample=True"),
+                                 ("dense sampling", dense, "clip_len=%d, num_clips=10, as DenseSampleFrames")):
+        if sample is not base.sample:
+            yield base._replace(name=name, because="the weights were trained on other frames of a video", sample=sample,
+                                remedy=frames % (config % protocol.segments))
+    for segments in (8, 16):
+        if segments != protocol.segments:
+            yield base._replace(name="%d segments" % segments, because="the weights were trained on %d frames of a video" % segments,
+                                protocol=base.protocol._replace(segments=segments), remedy="--segments %d of TSM_checkpoint.py" % segments)
+    yield base._replace(name="frames backwards, or the shift in the other direction", backwards=True, because="time runs the other way "
+                        "in the weights or in the frames", remedy="look at how frames were numbered when they were extracted; if the "
+                        "weights have it, exchange the inputs [0:C/8] and [C/8:C/4] of each shifted convolution")
+
+
+def _of_shift(base: Suspect) -> Iterator[Suspect]:
+    """Kinds of shift, and how many channels are shifted."""
+    for kind in MOVES:
+        if kind not in (base.protocol.shift, "reversed"):
+            remedy = "--shift %s of TSM_checkpoint.py and pytorch2onnx.py" % kind if kind in SHIFTS else (
+                "this suite does not run such weights; train them with one of " + ", ".join(SHIFTS))
+            yield base._replace(name="shift %s" % kind, because="the weights were trained with that shift", remedy=remedy,
+                                protocol=base.protocol._replace(shift=kind))
+    for div in (4, 8, 16):
+        if div != base.protocol.shift_div:
+            yield base._replace(name="shift_div %d" % div, because="the weights were trained with shift_div %d" % div,
+                                protocol=base.protocol._replace(shift_div=div), remedy="shift_div=%d in the backbone of --config" % div)
+
+
+def spread(labels: Dict[int, int]) -> List[int]:
+    """The videos in an order whose every beginning is spread over the labels, by a fixed seed."""
+    order = sorted(labels)
+    np.random.RandomState(0).shuffle(order)
+    seen: Counter = Counter()
+    turns = []
+    for index in order:
+        seen[labels[index]] += 1
+        turns.append(seen[labels[index]])
+    return [index for _, index in sorted(zip(turns, order), key=lambda pair: pair[0])]
+
+
+class Hunt:
+    """The race over a run's videos. What is known at any moment, also after Ctrl-C, is in `right` and in rows()."""
+
+    def __init__(self, chain: Chain, videos: int) -> None:
+        self.chain, self.order = chain, spread(chain.labels)[:videos]
+        self.base, self.suspects = suspects_of(chain.protocol)
+        self.right: Dict[str, Dict[int, bool]] = {one.name: {} for one in [self.base] + self.suspects}
+        self.problems: Dict[str, str] = {}
+        self.notes: List[str] = []
+        self.trunk = trunk_of(chain.model.proto)
+        self.weights = weights_of(self.trunk, chain.checkpoint)
+        self.given: Dict[int, int] = {}  # the answers of the run's results
+        try:
+            results = read_results(chain.result_path, chain.labels, chain.protocol.classes)
+            self.given = {index: int(results[index].argmax()) for index in sorted(results)}
+        except (UserError, FileNotFoundError):
+            self.notes.append("the results cannot be read, so nothing is said of the labels")
+        if len(self.order) < FEW:
+            self.notes.append("%d videos are few: p cannot be small" % len(self.order))
+        if len(set(chain.labels.values())) == 1:
+            self.notes.append("all videos are of one class: a change that favours it looks right")
+
+    def race(self) -> None:
+        """Compute the suspects, in rounds."""
+        if not os.path.exists(self.chain.source(self.order[0])):
+            self.notes.append("no change of frames or network was computed: the videos are missing; --data_root names their folder")
+            self.problems.update(dict.fromkeys((one.name for one in self.suspects), "the videos are missing"))
+            return
+        alive, first = self.suspects, 0
+        ends = sorted({min(end, len(self.order)) for end in ROUNDS})
+        counts = [len(alive), len(alive) // 2, BEST]
+        views = sum((count + 1) * (end - start) for count, end, start in zip(counts, ends, [0] + ends))
+        with progress(views, "suspects", "view") as tick:
+            for end, keep in zip(ends, counts[1:] + [0]):
+                self.compute([self.base] + alive, self.order[first:end], tick)
+                ranked = {row.change: place for place, row in enumerate(self.rows()) if not row.problem}
+                alive = sorted((one for one in alive if one.name in ranked), key=lambda one: ranked[one.name])[:keep]
+                first = end
+
+    def compute(self, suspects: Sequence[Suspect], videos: Sequence[int], tick: Callable[..., None]) -> None:
+        """Whether each suspect is right on each video: one network after the other, and each of these over all videos."""
+        backend = default_backend()
+        groups: Dict[Any, List[Suspect]] = {}
+        for one in suspects:
+            groups.setdefault((one.protocol, one.sample), []).append(one)
+        for (protocol, sample), group in groups.items():
+            try:
+                precision = "bf16" if backend == "openvino" and has_bf16() else "fp32"
+                engine = BACKENDS[backend](build(self.trunk, "view", protocol), self.chain.model.path, precision, cores())
+            except Exception:  # a network can be too narrow for a shift, or too small for its input, in many ways
+                self.problems.update({one.name: "cannot be built for this network" for one in group})
+                continue
+            try:
+                for index, raw in reading_ahead(self.decoded(videos, protocol, sample)):
+                    for one in group:
+                        engine.submit(one.view(raw), partial(self.take, one.name, index))
+                        tick(1)
+            finally:
+                engine.wait()
+
+    def decoded(self, videos: Sequence[int], protocol: Protocol, sample: Sample) -> Any:
+        """(index, pixels uint8 [segments, 3, size, size]) of the videos that can be read."""
+        for index in videos:
+            raw = np.empty(protocol.video_shape, np.uint8)
+            try:
+                clips.fill(self.chain.source(index), None, protocol, None, raw, None, sample)
+            except Corrupt:
+                continue
+            yield index, raw
+
+    def take(self, name: str, index: int, scores: np.ndarray) -> None:
+        """Keep whether frame scores [segments, classes] are right; called by the engine's threads."""
+        self.right[name][index] = bool(scores.mean(0).argmax() == self.chain.labels[index])
+
+    def rows(self) -> List[Trial]:
+        """What is known of each suspect, the one that explains most first."""
+        rows = [_trial("BatchNorm and classifier", np.zeros(0, bool), np.zeros(0, bool), "", "", self.weights)] if self.weights else []
+        for one in self.suspects:
+            both = sorted(set(self.right[one.name]) & set(self.right[AS_IT_WAS]))
+            after, before = (np.array([self.right[name][index] for index in both], bool) for name in (one.name, AS_IT_WAS))
+            problem = self.problems.get(one.name, "" if both else "not reached")
+            rows.append(_trial(one.name, before, after, one.because, one.remedy, problem))
+        return _corrected(rows + self.of_labels())
+
+    def of_labels(self) -> List[Trial]:
+        """The same of the orders that labels may have, over the run's own results."""
+        if not self.given:
+            return []
+        rows, truth = [], np.array([self.chain.labels[index] for index in self.given])
+        answers = np.array(list(self.given.values()))
+        for found, before, words in other_orders(truth, answers, self.chain.protocol.classes, self.chain.names):
+            what, remedy = (re.split("[;:] ", words) + [AGAIN])[:2]
+            name, *more = re.split(", (?=as |learnt )", what)
+            because = ", ".join(["the labels are numbered otherwise than the network's classes"] + more)
+            rows.append(_trial(name.replace("with", "labels,", 1), before, found, because, remedy, "" if len(found) else
+                               "no class has two videos"))
+        return rows
+
+    def verdict(self, rows: Sequence[Trial]) -> str:
+        """What explains the accuracy, in a sentence or two."""
+        tried = [row for row in rows if not row.problem]
+        if self.weights:
+            return "the weights were loaded or trained in part: %s" % self.weights
+        if not tried:
+            return "nothing could be tried"
+        best = tried[0]
+        if best.gained <= best.lost or best.corrected >= CERTAIN:
+            more = self.unlike_the_results() or ("; it is good already" if best.before >= 0.9 else "")
+            return "no single change explains the accuracy (%d were tried, on up to %d videos)%s" % (
+                len(tried), max(row.videos for row in tried), more)
+        return "with %s, top-1 is %.4f instead of %.4f on %d videos (%s): %s.\nTo make it right: %s" % (
+            best.change, best.after, best.before, best.videos, chance(best.corrected), best.because, best.remedy)
+
+
+    def unlike_the_results(self) -> str:
+        """Whether the run's results are worse than the same videos computed again, in words; empty if not."""
+        both = [index for index in self.right[AS_IT_WAS] if index in self.given]
+        again = np.array([self.right[AS_IT_WAS][index] for index in both], bool)
+        then = np.array([self.given[index] == self.chain.labels[index] for index in both], bool)
+        row = _trial("", then, again, "", "")
+        return "; but top-1 of the results is %.4f, and computed again %.4f: a stage departs, and --stages tells which" % (
+            row.before, row.after) if row.gained > row.lost and row.p < CERTAIN else ""
+
+
+def _trial(change: str, before: np.ndarray, after: np.ndarray, because: str, remedy: str, problem: str = "") -> Trial:
+    lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
+    shares = [float(right.mean()) if len(right) else 0.0 for right in (before, after)]
+    return Trial(change, len(after), shares[0], shares[1], lost, gained, mcnemar(lost, gained), 1.0, because, remedy, problem)
+
+
+def _corrected(rows: Sequence[Trial]) -> List[Trial]:
+    """The rows, those that were computed by what they explain and with Holm's corrected p; of several by one name the best."""
+    tried = sorted((row for row in rows if not row.problem), key=lambda row: row.p)
+    least, made = 0.0, []
+    for place, row in enumerate(tried):
+        least = max(least, min(1.0, row.p * (len(tried) - place)))
+        made.append(row._replace(corrected=least))
+    made.sort(key=lambda row: (row.p if row.gained > row.lost else 2 - row.p, row.before - row.after))
+    best = list({row.change: row for row in reversed(made)}.values())[::-1]
+    return [row for row in rows if row.problem and not row.because] + best + [row for row in rows if row.problem and row.because]
+
+
+def weights_of(trunk: Trunk, checkpoint: str) -> str:
+    """What of the weights is as nobody trains it, in words; empty if nothing is, as far as the checkpoint is there."""
+    found = []
+    if (trunk.fc_weight == trunk.fc_weight[0]).all():
+        found.append("the classifier's rows are all equal, so every class has the same score but for its bias")
+    if os.path.exists(checkpoint):
+        from tsm.checkpoint.reader import load
+
+        state = {name: np.asarray(value) for name, value in load(checkpoint)[0].items()}
+        layers = [name[: -len(".running_var")] for name in state if name.endswith(".running_var")]
+        fresh = [name for name in layers if (state[name + ".running_var"] == 1).all() and not state[name + ".running_mean"].any()]
+        if fresh:
+            found.append("%d of %d BatchNorm layers have the statistics they were made with, mean 0 and variance 1 (%s)" % (
+                len(fresh), len(layers), ", ".join(fresh[:3]) + (", …" if fresh[3:] else "")))
+    return "; ".join(found)
+
+
+def suspects_text(hunt: Hunt) -> str:
+    """What is known, for a terminal."""
+    rows = hunt.rows()
+    wide = max(len(row.change) for row in rows)
+    lines = ["%-*s  videos  as it was  changed  difference  p (Holm)" % (wide, "change")]
+    for row in rows:
+        told = "%6d  %9.4f  %7.4f  %+10.4f  %s" % (row.videos, row.before, row.after, row.after - row.before, "%.1e" % row.corrected)
+        lines.append("%-*s  %s" % (wide, row.change, row.problem or told))
+    return "\n".join(map(printable, lines + [""] + ["note: " + note for note in hunt.notes] + hunt.verdict(rows).split("\n")))
+
+
+def suspects_json(hunt: Hunt) -> Dict[str, Any]:
+    """The same for JSON and the page."""
+    rows = hunt.rows()
+    return {"run": hunt.chain.folder, "rows": [row._asdict() for row in rows], "notes": hunt.notes, "verdict": hunt.verdict(rows),
+            "about": hunt.chain.model.metadata.get("tsm.about")}
