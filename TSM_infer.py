@@ -41,6 +41,7 @@ from tsm.infer.engine import (
     basis_of,
     computing_of,
     digests_of,
+    for_views,
     open_engine,
     run_batches,
     said_of,
@@ -119,7 +120,7 @@ def compute(
     agree: Dict[str, List[int]] = {}
     left = sorted(found.keys)
     runs = run_batches(engine, model, [work.inputs[number] for number in left], read, args.loop,
-                       lambda path, votes: agree.update({path: votes.tolist()}))
+                       lambda path, votes, _: agree.update({path: votes.tolist()}))
     with contextlib.ExitStack() as stack:
         keep: Callable[[Piece], None] = partial(enter, found)
         if args.output:
@@ -180,7 +181,7 @@ def infer(args: argparse.Namespace, computing: Computing, model: Offline) -> Non
 
 def main() -> None:
     args = get_args()
-    model = read_offline(args.model)
+    model = for_views(read_offline(args.model))
     (infer if args.input else measure)(args, computing_of(args, model.path), model)
 
 

@@ -11,6 +11,9 @@ A file may hold several rows (an input file that was a whole batch of R videos):
 rows past the last video are the batch's filler. A missing, extra or duplicated result, a score that is not finite and a
 row of the wrong width each end the script with exit status 1 and one line that names the file.
 
+Where TSM_stream.py --curve wrote curve.json among the results of an online model, it also prints top-1 once 10 %, 20 %, … of each
+clip was seen.
+
 Limits: it cannot tell how the views were fused (the model does that); `%f` text rounds probabilities to six decimals,
 so scores may tie: of equal scores the lower class comes first, and the number of verdicts that hang on a tie is shown.
 """
@@ -34,7 +37,7 @@ def get_args() -> argparse.Namespace:
 
 def main() -> None:
     args = get_args()
-    accuracy = accuracy_of(args.result_path, args.info_path)
+    accuracy, curve = accuracy_of(args.result_path, args.info_path)
     over = "" if not accuracy.skipped else " of %d (%d skipped)" % (accuracy.videos + accuracy.skipped, accuracy.skipped)
     print("accuracy over %d%s videos" % (accuracy.videos, over))
     print("top-1                %.4f   (95 %% interval %.4f to %.4f)" % ((accuracy.top1_acc,) + accuracy.top1_interval_95))
@@ -42,10 +45,16 @@ def main() -> None:
     print("mean class accuracy  %.4f" % accuracy.mean_class_accuracy)
     if accuracy.verdicts_on_ties:
         print("%d verdicts hang on equal scores; NPY and BIN results keep more digits than TXT" % accuracy.verdicts_on_ties)
+    if curve:
+        print("top-1 once a share of each clip was seen")
+    for point in curve:
+        shown = (100 * point.share, point.top1_acc) + point.top1_interval_95
+        print("%4.0f %%               %.4f   (95 %% interval %.4f to %.4f)" % shown)
+    figures = dict(accuracy._asdict(), **({"curve": [point._asdict() for point in curve]} if curve else {}))
     if args.json == "-":
-        print(json.dumps(accuracy._asdict(), indent=1))
+        print(json.dumps(figures, indent=1))
     elif args.json:
-        write_json(args.json, accuracy._asdict(), "accuracy")
+        write_json(args.json, figures, "accuracy")
 
 
 if __name__ == "__main__":

@@ -68,6 +68,8 @@ def get_args() -> argparse.Namespace:
                      "cluster (default: auto)")
     cli.add_argument("--devices", type=chip_list, metavar="LIST", help="npu only: chips of this host, as in 0,1 (default: those that "
                      "npu-smi lists)")
+    cli.add_argument("--curve", action="store_true", help="of an online model: also write its answers after 10 %%, 20 %%, … of each "
+                     "clip's frames, to curve.json beside the results")
     cli.add_argument("--ray", metavar="ADDRESS", help="on a Ray cluster: auto, HOST:PORT, or local to start one here")
     cli.add_argument("--shard", type=share, metavar="I/N", help="do share I, from 0, of N, and leave the result files to --merge")
     cli.add_argument("--merge", action="store_true", help="make the result files of what shards did; with --shard, after that one")
@@ -76,6 +78,8 @@ def get_args() -> argparse.Namespace:
                      "folder for temporary files)")
     args = cli.parse_args()
     args.device = args.device or ("npu" if args.model.endswith(".om") else "cpu")
+    if args.device == "npu" and args.curve:
+        cli.error("--curve is for an online model on a CPU")
     if args.device == "cpu" and (args.devices or args.scratch or args.protocol):
         cli.error("--devices, --scratch and --protocol are for an NPU; a CPU takes the protocol from the model")
     if args.device == "npu" and (args.precision != "fp32" or args.backend or args.streams or args.int8_model):

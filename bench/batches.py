@@ -71,7 +71,7 @@ def main() -> None:
     figures: Dict[str, Any] = {}
     for precision in args.precisions:
         agreement = infer(args.work_dir, 1, precision, tensors, len(names))["tsm"].get("top1_agreement_with_fp32")
-        accuracy = accuracy_of(os.path.join(args.work_dir, "results", precision + "_summary.json"),
+        accuracy, _ = accuracy_of(os.path.join(args.work_dir, "results", precision + "_summary.json"),
                                os.path.join(args.work_dir, "sthv2", "sthv2.info"))
         figures[precision] = {"peak_memory_bytes": memory[precision], "top1": accuracy.top1_acc, "agreement": agreement}
         same = "%d of %d" % (agreement["same"], agreement["videos"]) if agreement else "-"

@@ -215,7 +215,7 @@ def key_of(folder, args):
     before = os.getcwd()
     os.chdir(str(folder))
     try:
-        parsed.device, parsed.scratch, parsed.ray, parsed.shard = "cpu", None, None, None
+        parsed.device, parsed.scratch, parsed.ray, parsed.shard, parsed.curve = "cpu", None, None, None, False
         job, work, listed, _ = lists.job_of(parsed)
         assert len(job.digests) == 3
         return lists.so_far(job, work, listed).keys[0]
@@ -396,7 +396,7 @@ def test_a_line_of_the_journal_holds_or_does_not_count(tmp_path):
     random = np.random.RandomState(0)
     (whole,) = read_pieces(str(tmp_path))
     assert whole.host == "ä host" and whole.done == one.done and told(whole) == told(one)
-    before = ["h", "cpu", 0, 1, [[3, "k", "c", "r", [2]]], [[4, "k", "is empty"]], [[1.0, 0.0]], {}, {}]
+    before = ["h", "cpu", 0, 1, [[3, "k", "c", "r", [2], None]], [[4, "k", "is empty"]], [[1.0, 0.0]], {}, {}]
     assert as_line(one._replace(host="h", began=0, ended=1, done=[Done(3, "c", [2], None, "k", "r")], times=[(1.0, 0.0)], facts={})) == [
         [tuple(item) for item in value] if isinstance(value, list) else value for value in before]
     for _ in range(50):
@@ -407,7 +407,7 @@ def test_a_line_of_the_journal_holds_or_does_not_count(tmp_path):
     path.write_text(line[:-1])
     assert read_pieces(str(tmp_path)) == []
     start = '["h", "cpu", 0, 1, '
-    for text in ("[1, 2]", "7", start + '[[[0], "k", "c", "r", null]], [], [], {}, {}]', start + '[[]], [[]], [], {}, {}]',
+    for text in ("[1, 2]", "7", start + '[[[0], "k", "c", "r", null, null]], [], [], {}, {}]', start + '[[]], [[]], [], {}, {}]',
                  start + '[], [[{}, "k", "r"]], [], {}, {}]'):  # of another version
         path.write_text("%08x %s\n" % (zlib.crc32(text.encode()), text))
         assert read_pieces(str(tmp_path)) == []

@@ -348,7 +348,7 @@ def test_votes_of_views_are_counted():
     model_ = Offline("m", None, 2, (2,) + protocol.video_shape, np.dtype("float32"), "score", protocol, {})
     votes, outputs = [], []
     engine = Engine("e", 1, submit, lambda: None)
-    submit_views(engine, model_, np.zeros((2,) + protocol.video_shape, np.float32), outputs.append, votes.append)
+    submit_views(engine, model_, np.zeros((2,) + protocol.video_shape, np.float32), outputs.append, lambda told, _: votes.append(told))
     assert votes[0].tolist() == [4, 6] and outputs[0].argmax(1).tolist() == [1, 2]
     own = sealed({"views_agree": {"0": [0, 6], "1": [1, 6]}}, "inference")
     summary = summarise([("0.bin", "x"), ("1.bin", "y")], [1.0], [0.0], 1.0, [], tsm=own)

@@ -15,13 +15,15 @@ from clips import clip_of
 onnx = pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
 from tsm.cli import Corrupt, UserError  # noqa: E402
+from tsm.files import read_json  # noqa: E402
 from tsm.infer import engine  # noqa: E402
 from tsm.infer.engine import Computing, Engine, open_online, run_stream  # noqa: E402
 from tsm.model import offline  # noqa: E402
 from tsm.model.graph import build  # noqa: E402
 from tsm.model.network import TSM, trunk_from  # noqa: E402
 from tsm.model.onnxfile import graph_digest, metadata, session, set_metadata  # noqa: E402
-from tsm.protocol import SSV2  # noqa: E402
+from tsm.protocol import SSV2, softmax  # noqa: E402
+from tsm.results import read_scores  # noqa: E402
 
 CLIPS = 5
 TIMES = ("NPU_compute_time", "H2D_latency", "D2H_latency", "throughput", "npu_compute_time_list", "pid", "args")
@@ -77,7 +79,7 @@ def test_no_stream_is_idle_between_two_videos():
 
     engine = Engine("none", 2, submit, lambda: [one.result() for one in running])
     began = time.perf_counter()
-    found = list(run_stream(engine, SimpleNamespace(protocol=protocol, fusion="prob"), videos()))
+    found = list(run_stream(engine, SimpleNamespace(protocol=protocol, fusion="prob", target="cpu"), videos()))
     seconds = time.perf_counter() - began
     assert [key for key, _, _, _ in found] == list(range(5)) and isinstance(found[2][1], Corrupt)
     assert all(np.allclose(result, 1 / 3) for key, result, _, _ in found if key != 2)
@@ -101,7 +103,7 @@ def test_an_error_comes_after_the_results_that_were_begun_before_it(error):
     found = []
     with pytest.raises(type(error)):
         for key, _, _, _ in run_stream(Engine("none", 1, submit, lambda: [one.result() for one in running]),
-                                  SimpleNamespace(protocol=protocol, fusion="prob"), videos()):
+                                  SimpleNamespace(protocol=protocol, fusion="prob", target="cpu"), videos()):
             found.append(key)
     assert found == [0, 1]
 
@@ -230,3 +232,35 @@ def test_a_state_that_is_not_finite_is_reset_and_a_frame_that_is_not_is_an_error
 def test_a_model_without_states_is_not_run_frame_by_frame(thin_onnx):
     with pytest.raises(UserError, match="is no online model; make one with modify_onnx.py --target online"):
         open_online(offline.read_offline(str(thin_onnx)), Computing("onnxruntime", "fp32", None, ""))
+
+
+def test_a_list_is_answered_frame_by_frame_and_the_curve_ends_where_the_clips_do(works, setting):
+    """Every view begins with empty states, whatever ran before it, and gives what the clip's graph gives."""
+    model = online_model(setting / "new.onnx")
+    out = works("TSM_stream.py", *ARGS, "--curve", "--streams", 2, cwd=setting)
+    assert "2 views at a time, frame by frame, fused by score" in out
+    streamed, curve = files(setting), read_json(str(setting / "res/out/curve.json"), "curve")
+    clip = session(offline.clip_of(model, "view"), "clip", threads=1)
+    (setting / "p.json").write_text(json.dumps(model.protocol._asdict()))
+    works("TSM_preprocess.py", "--data_root", "videos", "--ann_file", "list.txt", "--protocol", "p.json", cwd=setting)
+    for index in range(CLIPS):
+        video = np.fromfile(str(setting / ("sthv2/preprocess_bin/%d.bin" % index)), np.float32).reshape(8, 3, 64, 64)
+        scores = clip.run(None, {"input": video})[0]
+        found = read_scores(str(setting / ("res/out/%d_0.txt" % index)), 174)[0]
+        assert np.abs(softmax(scores.mean(0)) - found).max() < 2e-6
+        seen = [scores[:frames].mean(0).argmax() for frames in (1, 2, 2, 3, 4, 5, 6, 6, 7, 8)]
+        assert curve["ids"][index] == index and curve["answers"][index] == seen
+    said = works("TSM_postprocess.py", "--result_path=res/out_summary.json", "--info_path=sthv2/sthv2.info", "--json", "a.json",
+                 cwd=setting)
+    hits = sum(answers[-1] == index for index, answers in enumerate(curve["answers"]))
+    point = read_json(str(setting / "a.json"), "accuracy")["curve"][-1]
+    assert " 100 %%               %.4f   (95 %% interval" % (hits / CLIPS) in said and point["top1_acc"] == hits / CLIPS
+    works("TSM_infer.py", "-m", "new.onnx", "-i", "sthv2/preprocess_bin", "-o", "res", "--output_dirname", "out", "--outfmt", "TXT",
+          "--backend", "onnxruntime", cwd=setting)
+    assert files(setting)["res/out/4_0.txt"] == streamed["res/out/4_0.txt"]
+    frame_ms = json.loads((setting / "res/out_summary.json").read_text())["tsm"]["frame_ms"]
+    assert 0 < frame_ms["p50"] <= frame_ms["p90"] <= frame_ms["p99"]
+
+
+def test_a_curve_is_of_an_online_model(fails, setting):
+    assert "--curve: new.onnx is no online model; make one" in fails("TSM_stream.py", *ARGS, "--curve", cwd=setting)

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from typing import Any, Dict, Iterator, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -272,8 +272,8 @@ def measure(scores: np.ndarray, labels: np.ndarray, skipped: int) -> Accuracy:
                     wilson(int(right.sum()), len(labels)), int(ties))
 
 
-def accuracy_of(result_path: str, info_path: str) -> Accuracy:
-    """Accuracy of the inference summed up in `result_path` against the labels in `info_path`, joined by index.
+def accuracy_of(result_path: str, info_path: str) -> Tuple[Accuracy, List["Point"]]:
+    """Accuracy of the inference summed up in `result_path` against the labels in `info_path`, joined by index; and curve_of() it.
 
     The number of classes and of skipped videos come from the manifest beside the info file; without one they are those of
     Something-Something V2 and 0.
@@ -284,7 +284,7 @@ def accuracy_of(result_path: str, info_path: str) -> Accuracy:
         manifest = read_manifest(manifest_file)
         classes, skipped = manifest["protocol"]["classes"], len(manifest["skipped"])
     labels: Dict[int, int] = read_info(info_path, classes)
-    return accuracy_from(read_results(result_path, labels, classes), labels, skipped)
+    return accuracy_from(read_results(result_path, labels, classes), labels, skipped), curve_of(result_path, labels)
 
 
 def accuracy_from(scores: Mapping[int, np.ndarray], labels: Mapping[int, int], skipped: int) -> Accuracy:
@@ -293,7 +293,33 @@ def accuracy_from(scores: Mapping[int, np.ndarray], labels: Mapping[int, int], s
     return measure(np.stack([scores[index] for index in order]), np.array([labels[index] for index in order]), skipped)
 
 
+class Point(NamedTuple):
+    """Accuracy once a share of every clip's frames was seen: fractions 0..1."""
+
+    share: float
+    top1_acc: float
+    top1_interval_95: Tuple[float, float]
+
+
+def curve_path(folder: str) -> str:
+    """Where TSM_stream.py --curve writes the answers after shares of the clips, in a folder of results."""
+    return os.path.join(folder, "curve.json")
+
+
+def curve_of(result_path: str, labels: Mapping[int, int]) -> List[Point]:
+    """Accuracy against the share of a clip that was seen, of the results summed up in `result_path`; empty where that was not kept."""
+    path = curve_path(result_path[: -len("_summary.json")])
+    if not result_path.endswith("_summary.json") or not os.path.exists(path):
+        return []
+    kept = read_json(path, "curve")
+    if sorted(kept["ids"]) != sorted(labels):
+        raise UserError("%s: is of other videos than the labels; run TSM_stream.py --curve again" % path)
+    hits = (np.array(kept["answers"]) == np.array([labels[index] for index in kept["ids"]])[:, None]).sum(0)
+    return [Point(share, int(right) / len(labels), wilson(int(right), len(labels))) for share, right in zip(kept["shares"], hits)]
+
+
 def read_accuracy(path: str) -> Accuracy:
     """The Accuracy that TSM_postprocess.py --json wrote to `path`."""
     facts = read_json(path, "accuracy")
+    facts.pop("curve", None)
     return Accuracy(**dict(facts, top1_interval_95=tuple(facts["top1_interval_95"])))

@@ -29,6 +29,7 @@ from tsm.model.offline import Offline, clip_of, one_frame, one_view
 from tsm.protocol import fuse
 
 FORMAT = 2  # to be raised with any change that changes a result, or what a journal says of it
+SHARES = [part / 10 for part in range(1, 11)]  # of a clip's frames, after which the answers of an online model are kept
 Take = Callable[[np.ndarray], None]
 
 
@@ -379,10 +380,14 @@ def about(engine: Engine, model: Offline) -> Dict[str, Any]:
     return facts
 
 
-def submit_views(engine: Engine, model: Offline, samples: np.ndarray, take: Take, voted: Optional[Take] = None) -> None:
+Seen = Callable[[np.ndarray, Optional[np.ndarray]], None]
+
+
+def submit_views(engine: Engine, model: Offline, samples: np.ndarray, take: Take, seen: Optional[Seen] = None) -> None:
     """Submit samples, [samples, …], view by view or whole; take(output [samples, classes]) once all of them are done.
 
-    Before that, voted(int [samples]) is told how many of the views have the fused answer, if the model runs view by view.
+    Before that, if the model runs view by view, seen() is told how many of the views have the fused answer, int [samples], and
+    of an online model the answers after each of SHARES of the frames, int [samples, shares].
     """
     if model.protocol is None or model.fusion is None:
         engine.submit(samples, take)
@@ -392,16 +397,21 @@ def submit_views(engine: Engine, model: Offline, samples: np.ndarray, take: Take
     outputs: List[Any] = [None] * len(views)
     left, lock = [len(views)], threading.Lock()
 
+    def fused_after(frames: int) -> np.ndarray:
+        return fuse(np.stack(outputs)[:, :frames].mean(1, dtype=np.float64), protocol.views, fusion)
+
     def finish(number: int, output: np.ndarray) -> None:
         outputs[number] = output
         with lock:
             left[0] -= 1
             last = not left[0]
         if last:
-            view_scores = np.stack(outputs).mean(1, dtype=np.float64)  # of each view's frames
-            fused = fuse(view_scores, protocol.views, fusion)
-            if voted:
-                voted((view_scores.argmax(1).reshape(len(fused), -1) == fused.argmax(1)[:, None]).sum(1))
+            fused = fused_after(protocol.segments)
+            if seen:
+                answers = np.stack(outputs).mean(1, dtype=np.float64).argmax(1)
+                counts = [max(1, int(share * protocol.segments + 0.5)) for share in SHARES]  # a frame is the middle of its segment
+                seen((answers.reshape(len(fused), -1) == fused.argmax(1)[:, None]).sum(1),
+                     np.stack([fused_after(count).argmax(1) for count in counts], 1) if model.target == "online" else None)
             take(fused.astype(np.float32))
 
     for number, view in enumerate(views):
@@ -410,14 +420,14 @@ def submit_views(engine: Engine, model: Offline, samples: np.ndarray, take: Take
 
 def run_batches(
     engine: Engine, model: Offline, files: Sequence[str], read: Callable[[str], np.ndarray], loop: int = 1,
-    voted: Optional[Callable[[str, np.ndarray], None]] = None,
+    seen: Optional[Callable[[str, np.ndarray, Optional[np.ndarray]], None]] = None,
 ) -> Iterator[Tuple[List[np.ndarray], List[Tuple[float, float]]]]:
     """Compute files, of which as many as fit make a batch, the last of which may be partial, each batch `loop` times.
 
     Args:
         read: a file's name -> samples [samples, …], of the first file as many as of every other; called ahead of need, in another
             thread.
-        voted: as in run_stream().
+        seen: as in run_stream().
     Returns: of each batch, in their order, (the output [samples, classes] of each file, of each time (ms of computing, ms that the
     engine had nothing to do), as run_stream() counts them).
     """
@@ -432,7 +442,7 @@ def run_batches(
                 whole = list(map(read, batch))
                 yield ", ".join(batch), np.concatenate(whole + [whole[0]] * (packed - len(whole)))  # as ais_bench fills up a batch
 
-    results = run_stream(engine, model, items(), voted)
+    results = run_stream(engine, model, items(), seen)
     for batch in batches:
         times: List[Tuple[float, float]] = []
         for _ in range(loop):
@@ -452,7 +462,7 @@ class _Begun(NamedTuple):
 
 def run_stream(
     engine: Engine, model: Offline, videos: Generator[Tuple[Any, Any], None, None],
-    voted: Optional[Callable[[Any, np.ndarray], None]] = None,
+    seen: Optional[Callable[[Any, np.ndarray, Optional[np.ndarray]], None]] = None,
 ) -> Iterator[Tuple[Any, Any, float, float]]:
     """Compute videos as they come; of each, in their order, (key, result, ms of computing, ms that the engine had nothing to do).
 
@@ -462,7 +472,7 @@ def run_stream(
     Args:
         videos: (key, samples [samples, …]), or (key, an exception), which is passed on as the result. They are taken ahead of
             need, in another thread, which also closes the iterator.
-        voted: told, before the result is yielded, a video's key and how many of the views have its answer, int [samples].
+        seen: told, before the result is yielded, a video's key and what submit_views() tells.
     The result is the model's output, of TSM the fused probabilities, float32 [samples, classes]. An error that ends the work is
     raised after all results that were begun before it.
     """
@@ -479,7 +489,7 @@ def run_stream(
             results.append((samples, arrived))
         else:
             submit_views(engine, model, samples, lambda output: results.append((output, time.perf_counter())),
-                         voted and partial(voted, key))
+                         seen and partial(seen, key))
 
     def done() -> Iterator[Tuple[Any, Any, float, float]]:
         nonlocal ended

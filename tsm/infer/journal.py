@@ -94,6 +94,7 @@ class Done(NamedTuple):
     scores: Optional[np.ndarray] = None  # the model's output, float32 [videos, classes]
     key: str = ""
     result: str = ""
+    curve: Optional[List[List[int]]] = None  # of each of its videos, an online model's answers after each of SHARES of the frames
 
 
 class Skipped(NamedTuple):
@@ -121,7 +122,7 @@ class Piece(NamedTuple):
 def as_line(piece: Piece) -> List[Any]:
     """A piece, whose results are written, as a line of a journal holds it."""
     return [piece.host, piece.device, round(piece.began, 3), round(piece.ended, 3),
-            [(one.number, one.key, one.checksum, one.result, one.views_agree) for one in piece.done],
+            [(one.number, one.key, one.checksum, one.result, one.views_agree, one.curve) for one in piece.done],
             [(one.number, one.key, str(one.error)) for one in piece.skipped],
             [(round(compute, 3), round(wait, 3)) for compute, wait in piece.times], piece.facts, piece.figures]
 
@@ -134,7 +135,7 @@ def read_pieces(folder: str) -> List[Piece]:
             host, device, began, ended, done, skipped, times, facts, figures = value
             pieces.append(Piece(
                 host, device, began, ended,
-                [Done(int(number), tensor, agree, None, key, result) for number, key, tensor, result, agree in done],
+                [Done(int(number), tensor, agree, None, key, result, curve) for number, key, tensor, result, agree, curve in done],
                 [Skipped(int(number), Corrupt(reason), key) for number, key, reason in skipped], [tuple(one) for one in times],
                 facts, figures))
     return pieces

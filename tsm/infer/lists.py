@@ -17,9 +17,10 @@ import time
 from typing import Any, Callable, Dict, Generator, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from tsm import __version__
-from tsm.cli import Corrupt, folder_name, positive
-from tsm.files import check_place
+from tsm.cli import Corrupt, UserError, folder_name, positive
+from tsm.files import check_place, write_json
 from tsm.infer.engine import (
+    SHARES,
     Computing,
     Engine,
     about,
@@ -27,6 +28,7 @@ from tsm.infer.engine import (
     basis_of,
     computing_of,
     digests_of,
+    for_views,
     open_engine,
     run_stream,
     said_of,
@@ -50,7 +52,7 @@ from tsm.infer.journal import (
 from tsm.machine import cores
 from tsm.model.offline import Offline, read_offline
 from tsm.protocol import read_protocol
-from tsm.results import rate_line, read_scores
+from tsm.results import curve_path, rate_line, read_scores
 from tsm.samples import Clip, check_data_root, check_readable, checksum, chunk_size, print_skipped, publish, read_list
 from tsm.video import clips
 from tsm.video.frames import Naming, add_naming
@@ -119,7 +121,9 @@ def job_of(args: argparse.Namespace) -> Tuple[Job, Work, Dict[int, Clip], Option
     if args.device == "npu":
         protocol, dtype, computing = read_protocol(args.protocol), "float32", Computing("ais_bench", "fp32", None, "")
     else:
-        model = read_offline(args.model)
+        model = for_views(read_offline(args.model))
+        if args.curve and model.target != "online":
+            raise UserError("--curve: %s is no online model; make one with modify_onnx.py --target online" % args.model)
         protocol, dtype, computing = model.tested_by, model.dtype.name, computing_of(args, path)
         computing = computing._replace(int8_model=computing.int8_model and os.path.abspath(computing.int8_model))
     naming = Naming(args.filename_tmpl, args.start_index)
@@ -131,7 +135,7 @@ def job_of(args: argparse.Namespace) -> Tuple[Job, Work, Dict[int, Clip], Option
     job = Job(Source(os.path.abspath(args.data_root), naming, protocol, dtype), basis, args.device, path, computing, args.num_worker,
               scratch and os.path.abspath(scratch), tag, digests)
     work = Work(folder, args.outfmt, {index: os.path.join(args.output_dir, BINS, "%d.bin" % index) for index in listed},
-                tuple(os.path.join(args.output_dir, name) for name in (INFO, MANIFEST)))
+                (curve_path(folder),) + tuple(os.path.join(args.output_dir, name) for name in (INFO, MANIFEST)))
     return job, work, listed, model
 
 
@@ -198,7 +202,7 @@ def engine_of(job: Job) -> Tuple[Engine, Offline]:
     key = repr((job.model, job.basis, job.computing.streams))
     if key not in _open:
         _open.clear()
-        model = read_offline(job.model)
+        model = for_views(read_offline(job.model))
         _open[key] = open_engine(model, job.computing, listed=True), model
     return _open[key]
 
@@ -206,20 +210,21 @@ def engine_of(job: Job) -> Tuple[Engine, Offline]:
 def in_turn(job: Job, chunks: Sequence[Chunk], flight: Optional[Flight] = None) -> Iterator[Piece]:
     """Carrier: in this process, which decodes and computes one video after the other, each a piece of its own, whatever chunks they
     are in, so that the engine is never idle. It uses all cores, so a second process would gain nothing."""
-    began, checksums, agree = time.time(), {}, {}  # type: ignore[var-annotated]
+    began, checksums, seen = time.time(), {}, {}  # type: ignore[var-annotated]
     listed = {index: clip for chunk in chunks for index, clip in chunk.clips.items()}
     videos = videos_of(job.source, listed, job.num_worker or cores(), checksums)
     engine, model = engine_of(job)
     if flight:
         print(said_of(engine, model), flush=True)
-    for number, output, compute_ms, wait_ms in run_stream(engine, model, videos, lambda key, votes: agree.update({key: votes.tolist()})):
+    for number, output, compute_ms, wait_ms in run_stream(engine, model, videos, lambda key, *told: seen.update({key: told})):
         facts = about(engine, model)
         del facts["model"]  # which finish() knows
         piece = Piece(socket.gethostname(), "cpu", began, time.time(), [], [], [], facts, {})
         if isinstance(output, Corrupt):
             piece.skipped.append(Skipped(number, output))
         else:
-            piece.done.append(Done(number, checksums.pop(number), agree.pop(number), output))
+            votes, curve = seen.pop(number)
+            piece.done.append(Done(number, checksums.pop(number), votes.tolist(), output, curve=None if curve is None else curve.tolist()))
             piece.times.append((compute_ms, wait_ms))
         yield piece
         began = piece.ended
@@ -297,6 +302,9 @@ def finish(args: argparse.Namespace, job: Job, work: Work, listed: Mapping[int, 
     checksums = {index: one.checksum for index, one in sorted(found.done.items())}
     publish(args.output_dir, args.ann_file, listed, job.source.protocol, job.source.dtype, clips.versions_of(listed), checksums,
             found.corrupt)
+    if args.curve:
+        answers = {index: one.curve[0] for index, one in sorted(found.done.items()) if one.curve}
+        write_json(curve_path(work.folder), {"shares": SHARES, "ids": list(answers), "answers": list(answers.values())}, "curve")
     pieces = [piece for piece in found.pieces if piece.done]
     seconds = busy_seconds(pieces)
     if {(piece.host, piece.device) for piece in pieces} == {(pieces[0].host, "cpu")}:  # as in a summary of TSM_infer.py
