@@ -243,8 +243,6 @@ REFUSED = {
     "a transformer": lambda state: zeros(patch_embed__proj__weight=(8, 3, 16, 16), blocks__0__attn__qkv__weight=(24, 8)),
     "a network with fake quantisation (QAT)": lambda state: dict(
         state, **zeros(backbone__conv1__conv__weight_fake_quant__scale=(1,))),
-    "MobileNetV2 of single images, or of MIT's online demo for Jester (the same names; shifted from the past alone": lambda state: zeros(
-        features__0__0__weight=(32, 3, 3, 3), features__2__conv__6__weight=(24, 96, 1, 1), classifier__weight=(27, 1280)),
     "TIN": lambda state: {key.replace(".conv1.conv.net.", ".conv1.conv.net2."): value for key, value in state.items()},
     "TANet": lambda state: dict(state, **zeros(backbone__layer1__0__tam__G__0__weight=(16, 8))),
     "TRN": lambda state: dict(state, **zeros(cls_head__consensus__classifier__1__weight=(8, 8))),

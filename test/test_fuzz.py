@@ -77,7 +77,7 @@ def model(repo, tmp_path_factory):
     exported = fill(onnx.load_model_from_string(gzip.decompress(specimen)))
     raw = exported.SerializeToString()
     weights_leave_inputs(exported)
-    trunk, _ = lift(read_source(fold_constants(exported, str(path), str(path))[0], str(path), SSV2), SSV2)
+    trunk, _, _ = lift(read_source(fold_constants(exported, str(path), str(path))[0], str(path), SSV2), SSV2)
     modified = build(trunk, "cpu", SSV2, 1, "score")
     set_metadata(modified, {"tsm.fusion": "score"})
     return raw, modified.SerializeToString()

@@ -231,7 +231,7 @@ def _missing(path):
 
 
 @pytest.mark.parametrize("damage, says", [
-    (_edit(_pads([0, 1, 0, 0, 0, -1, 0, 0])), "before layer1.0.conv1 are not TSM's shift: they give 0 channels ahead and"),
+    (_edit(_pads([0, 1, 0, 0, 0, -1, 0, 0])), "its shift is past2 by what its nodes compute, bi by its protocol"),
     (_edit(_pads([0, -2, 0, 0, 0, 2, 0, 0])), "not TSM's shift"),
     (_edit(_no_shift), "15 temporal shifts, where this network has 16"),
     (_edit(_split), "before layer2.0.conv1 are not TSM's shift: they give 8 channels ahead and 8 back"),
@@ -594,7 +594,7 @@ def _other_way_round(model):
     (_named("QLinearConv"), "is quantised (QLinearConv this_one)"), (_named("ConvInteger"), "is quantised (ConvInteger this_one)"),
     (_named("DynamicQuantizeLinear"), "is quantised"), (_named("QGemm", "com.microsoft"), "is quantised"),
     (_named("FusedConv", "com.microsoft"), "was optimised by ONNX Runtime (FusedConv this_one); pass the graph as it was exported"),
-    (_other_way_round, "the shift before layer1.0.conv1 is the other way round (the first 4 channels back, the next 4 ahead), as in"),
+    (_other_way_round, "is the other way round (the first channels back, the next ahead), as in PaddlePaddle's TSM, by 4 channels a fold"),
 ])
 def test_what_became_of_an_export_is_named(fails, tmp_path, change, says):
     model = exported_small(SMALL._replace(shift_div=2))

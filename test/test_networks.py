@@ -10,10 +10,12 @@ onnx = pytest.importorskip("onnx")
 from onnx import helper, numpy_helper  # noqa: E402
 
 from tsm.cli import UserError  # noqa: E402
+from tsm.model import network as network_module  # noqa: E402
 from tsm.model import proof, surgery  # noqa: E402
 from tsm.model.graph import SHIFT, build, in_parts, layers, trunk_of  # noqa: E402
-from tsm.model.network import RESNET50, RESNET101, TSM, Structure, network_of, scores, structure_of, trunk_from  # noqa: E402
-from tsm.model.onnxfile import metadata, session, states_in  # noqa: E402
+from tsm.model.network import RESNET50, RESNET101, TSM, Structure, load, network_of, scores, structure_of, trunk_from  # noqa: E402
+from tsm.model.offline import one_frame, one_view, read_offline  # noqa: E402
+from tsm.model.onnxfile import metadata, session, set_metadata, states_in  # noqa: E402
 from tsm.protocol import MOVES, SHIFTS, SSV2, fuse  # noqa: E402
 
 MOBILENET = Structure((1, 2, 3, 4, 3, 3, 1), (8, 16, 24, 32, 48, 56, 64, 80))  # MobileNetV2, thin
@@ -177,6 +179,245 @@ def test_frame_by_frame_is_the_clip(name, kind, dtype):
         "Cast", "Sub", "Mul", "Conv", "Relu", "Clip", "MaxPool", "Split", "Concat", "Add", "GlobalAveragePool", "Flatten", "Gemm"}
     assert build(trunk_of(model), "online", protocol, dtype=dtype) == model and len(states_in(model, "")) == len(
         [node for node in trunk.nodes if node.op_type == SHIFT])
+
+
+MIT_BLOCKS = [(1, 16, 1), (6, 24, 2), (6, 24, 1), (6, 32, 2), (6, 32, 1), (6, 32, 1), (6, 64, 2), (6, 64, 1), (6, 64, 1),
+              (6, 64, 1), (6, 96, 1), (6, 96, 1), (6, 96, 1), (6, 160, 2), (6, 160, 1), (6, 160, 1), (6, 320, 1)]  # expansion,
+# channels, stride
+
+
+def mits_weights(classes=27):
+    """Random weights by the names of mobilenetv2_jester_online.pth.tar, without num_batches_tracked."""
+    random, state, channels = torch.Generator().manual_seed(4), {}, 32
+
+    def layer(conv, bn, cout, cin, kernel):
+        state[conv + ".weight"] = torch.randn((cout, cin, kernel, kernel), generator=random) * (2 / (cin * kernel ** 2)) ** 0.5
+        for name, low, high in (("weight", 0.5, 1.0), ("bias", 0.0, 0.2), ("running_mean", -0.1, 0.1), ("running_var", 0.5, 1.5)):
+            state["%s.%s" % (bn, name)] = torch.rand((cout,), generator=random) * (high - low) + low
+
+    layer("features.0.0", "features.0.1", 32, 3, 3)
+    for number, (times, cout, _) in enumerate(MIT_BLOCKS, 1):
+        inner, at = channels * times, "features.%d.conv.%%d" % number
+        if times > 1:
+            layer(at % 0, at % 1, inner, channels, 1)
+        places = (3, 4, 6, 7) if times > 1 else (0, 1, 3, 4)
+        layer(at % places[0], at % places[1], inner, 1, 3)
+        layer(at % places[2], at % places[3], cout, inner, 1)
+        channels = cout
+    layer("features.18.0", "features.18.1", 1280, 320, 1)
+    state["classifier.weight"] = torch.randn((classes, 1280), generator=random)
+    state["classifier.bias"] = torch.randn((classes,), generator=random)
+    return state
+
+
+def mits_step(state, x, buffers):
+    """(scores, new buffers) of a frame [1, 3, 224, 224] as MIT's online_demo/mobilenet_v2_tsm.py computes it, written anew."""
+    from torch.nn.functional import batch_norm, conv2d, relu6
+
+    def layer(x, conv, bn, stride=1, groups=1):
+        weight, of = state[conv + ".weight"], [state["%s.%s" % (bn, name)] for name in ("running_mean", "running_var", "weight", "bias")]
+        return batch_norm(conv2d(x, weight, None, stride, weight.shape[-1] // 2, 1, groups), *of)
+
+    x, new = relu6(layer(x, "features.0.0", "features.0.1", 2)), []
+    for number, (times, cout, stride) in enumerate(MIT_BLOCKS, 1):
+        at, y, residual = "features.%d.conv.%%d" % number, x, stride == 1 and x.shape[1] == cout
+        if times > 1 and residual:
+            fold = x.shape[1] // 8
+            y = torch.cat((buffers[len(new)], x[:, fold:]), 1)
+            new.append(x[:, :fold])
+        if times > 1:
+            y = relu6(layer(y, at % 0, at % 1))
+        places = (3, 4, 6, 7) if times > 1 else (0, 1, 3, 4)
+        y = relu6(layer(y, at % places[0], at % places[1], stride, y.shape[1]))
+        y = layer(y, at % places[2], at % places[3])
+        x = x + y if residual else y
+    x = relu6(layer(x, "features.18.0", "features.18.1")).mean((2, 3))
+    return x @ state["classifier.weight"].T + state["classifier.bias"], new
+
+
+def test_mits_online_file_is_its_own_demo_frame_by_frame(tmp_path):
+    """MobileNetV2 at its own size, 14 frames, four more than it remembers."""
+    torch.save(mits_weights(), str(tmp_path / "mobilenetv2_jester_online.pth.tar"))
+    net, found = load(str(tmp_path / "mobilenetv2_jester_online.pth.tar"))
+    assert found.protocol == SSV2._replace(classes=27, sampling="uniform", crops="centre", size=224, shift="past1")
+    assert found.network == "TSM MobileNetV2" and found.origins["shift"] == "MIT's online demo" and "by the alphabet" in found.notes[0]
+    model = build(trunk_from(net), "online", found.protocol)
+    sides = [(3, 56)] + [(4, 28)] * 2 + [(8, 14)] * 3 + [(12, 14)] * 2 + [(20, 7)] * 2  # MIT's i1 to i10
+    assert [state.shape for state in states_in(model, "")] == [(1, channels, side, side) for channels, side in sides]
+    frames, buffers, expected = random_videos(found.protocol._replace(segments=14))[0], [], []
+    for frame in torch.from_numpy(frames):
+        with torch.no_grad():
+            buffers = buffers or [torch.zeros(1, channels, side, side) for channels, side in sides]
+            answer, buffers = mits_step(mits_weights(), frame[None], buffers)
+        expected.append(answer[0].numpy())
+    assert np.abs(frame_by_frame(model, frames) - np.stack(expected)).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_an_image_network_of_the_same_names_is_told_from_mits(tmp_path):
+    """tonylins' MobileNetV2 of ImageNet has 1000 classes; a name and a flag say what weights do not."""
+    for name, classes in (("mobilenet_v2.pth.tar", 27), ("mobilenetv2_jester_online.pth", 1000)):
+        torch.save(mits_weights(classes), str(tmp_path / name))
+        with pytest.raises(UserError, match="could be TSM's online file or an image network, .*; pass --shift past1 if it is TSM's"):
+            load(str(tmp_path / name))
+        assert load(str(tmp_path / name), shift="past1")[1].protocol.classes == classes
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory):
+    """(folder with past1.onnx, bi.onnx and mobile.onnx, exported with their protocol, the first one's network)."""
+    folder, nets = tmp_path_factory.mktemp("causal"), {}
+    for name, of, kind in (("past1", "ResNet-50", "past1"), ("bi", "ResNet-50", "bi"), ("mobile", "MobileNetV2", "past1")):
+        structure, width, protocol = OF_KINDS[of]
+        protocol = protocol._replace(shift=kind)
+        nets[name] = random_network(structure, width, protocol)
+        onnx.save(build(trunk_from(nets[name]), "cpu", protocol, softmax=True), str(folder / (name + ".onnx")))
+    return folder, nets["past1"]
+
+
+@pytest.mark.parametrize("source, options, exported", [
+    ("past1", (), True), ("mobile", ("--input_dtype", "uint8"), True), ("bi", ("--shift", "bi-still"), False)])
+def test_an_online_model_is_made_and_proved(causal, works, tmp_path, source, options, exported):
+    (tmp_path / "names").write_text("".join("gesture %d\n" % number for number in range(12)))
+    made = ("modify_onnx.py", "-m1", causal[0] / (source + ".onnx"), "-m2", "online.onnx", "--target", "online", "--labels", "names")
+    said = works(*made, *options, cwd=tmp_path)
+    assert "(--target online)" in said and "100 frames one by one" in said
+    assert ("of a probability from the exported view" in said) == exported
+    assert ("bi-directional weights run causally (bi-still): not the exported network" in said) == (not exported)
+    model = read_offline(str(tmp_path / "online.onnx"))
+    proved = json.loads(model.metadata["tsm.proof"])
+    assert set(proved) == {"file", "one_frame"} and proved["file"]["frames"] == 100 and proved["file"]["without_states"] > 0.01
+    assert all(entry["largest_difference"] <= 1e-5 for entry in proved.values()) and ("exported_difference" in proved["file"]) == exported
+    kind = "past1" if exported else "bi-still"
+    assert (model.target, model.fusion, model.tested_by.shift) == ("online", None, kind)
+    assert len(model.states) == (10 if source == "mobile" else 16)
+    assert json.loads(model.metadata["tsm.labels"])[11] == "gesture 11"
+    assert model.metadata.get("tsm.approximates") == (None if exported else "bi")
+    assert one_frame(model).graph.output == model.proto.graph.output
+    with pytest.raises(UserError, match="online.onnx: is an online model; TSM_predict.py and TSM_stream.py run it"):
+        one_view(model)
+    said = works("modify_onnx.py", "-m1", "online.onnx", "-m2", "again.onnx", cwd=tmp_path)
+    assert "its proof is carried over" in said and (tmp_path / "again.onnx").read_bytes() == (tmp_path / "online.onnx").read_bytes()
+
+
+def _protocol_of(kind):
+    def change(model):
+        set_metadata(model, {"tsm.protocol": json.dumps(ONE_VIEW._replace(shift=kind)._asdict())})
+    return change
+
+
+def _two_kinds(model):
+    """What the last shift takes from the next frame in the others is from the previous one, too."""
+    next(node for node in model.graph.node if node.name == "layer4.2.conv1.shift/ahead").input[1] = "ints_0_1_0_0_0_m1_0_0"
+
+
+@pytest.mark.parametrize("source, change, options, status, says", [
+    ("bi", None, (), 1, "bi.onnx: its shift looks one frame ahead (bi), which no frame by frame graph can do; train with --shift past1"),
+    ("past1", None, ("--shift", "bi-still"), 1, "past1.onnx: its shift is past1, so it runs frame by frame as it is; leave out --shift"),
+    ("past1", None, ("--fusion", "prob"), 2, "takes one frame, so it has no batch and fuses no views; leave out -bs and --fusion"),
+    ("past1", None, ("-bs", 2), 2, "leave out -bs and --fusion"), ("past1", None, ("--auto_optimizer",), 2, "for --target ascend"),
+    ("past1", None, ("--target", "cpu", "--shift", "bi-zero"), 2, "--shift: for --target online"),
+    ("past1", _protocol_of("bi"), (), 1, "its shift is past1 by what its nodes compute, bi by its protocol; make that with TSM_ch"),
+    ("bi", _two_kinds, (), 1, "its shifts are of several kinds (bi before layer1.0.conv1, past2 before layer4.2.conv1); TSM has one"),
+])
+def test_what_cannot_be_an_online_model_is_one_line(causal, fails, tmp_path, source, change, options, status, says):
+    model = onnx.load(str(causal[0] / (source + ".onnx")))
+    (change or (lambda model: None))(model)
+    onnx.save(model, str(tmp_path / (source + ".onnx")))
+    target = () if "--target" in options else ("--target", "online")
+    assert says in fails("modify_onnx.py", "-m1", source + ".onnx", "-m2", "x.onnx", *target, *options, cwd=tmp_path, status=status)
+    assert [path.name for path in tmp_path.iterdir()] == [source + ".onnx"]
+
+
+def _swapped(model):
+    """Two states of one shape are given to each other's shifts."""
+    for node in model.graph.node:
+        if node.op_type == "Concat":
+            node.input[0] = {"state_01_in": "state_02_in", "state_02_in": "state_01_in"}.get(node.input[0], node.input[0])
+
+
+def _ignored(model):
+    """Every shift is given zeros."""
+    shapes = {state.input: state.shape for state in states_in(model, "")}
+    for node in model.graph.node:
+        if node.op_type == "Concat" and node.input[0] in shapes:
+            model.graph.initializer.append(numpy_helper.from_array(np.zeros(shapes[node.input[0]], np.float32), node.name + "/zeros"))
+            node.input[0] = node.name + "/zeros"
+
+
+def _one_ignored(model):
+    node = next(node for node in model.graph.node if node.name == "layer3.2.conv1.shift")
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(states_in(model, "")[9].shape, np.float32), "zeros"))
+    node.input[0] = "zeros"
+
+
+def _residual_shifted(model):
+    """A block's residual reads what was shifted."""
+    node = next(node for node in model.graph.node if node.name == "layer2.1.add")
+    node.input[1] = "layer2.1.conv1.shift"
+
+
+def _other_end(model):
+    """The last channels move, not the first."""
+    for node in model.graph.node:
+        if node.op_type == "Split":
+            for given in node.attribute:
+                if given.name == "split":
+                    given.ints[:] = list(given.ints)[::-1]
+            node.output[:] = list(node.output)[::-1]
+        elif node.op_type == "Concat":
+            node.input[:] = list(node.input)[::-1]
+
+
+def _written_before_it_is_read(model):
+    """A shift is given this frame's values in the place of the frame before's."""
+    node = next(node for node in model.graph.node if node.name == "layer3.2.conv1.shift")
+    node.input[0] = states_in(model, "")[9].output
+
+
+@pytest.mark.parametrize("wrong", [_swapped, _ignored, _one_ignored, _residual_shifted, _other_end, _written_before_it_is_read])
+def test_the_online_proof_fails_a_wrong_graph(causal, wrong):
+    """Every way in which such a graph has been broken before."""
+    trunk, protocol = trunk_from(causal[1]), ONE_VIEW._replace(shift="past1")
+    exported, model = build(trunk, "cpu", protocol), build(trunk, "online", protocol)
+    wrong(model)
+    onnx.checker.check_model(model)
+    try:
+        proved = proof.prove_online(exported, "a.onnx", 1, {"file": model}, trunk, protocol, "float32", True)["file"]
+        assert proved["largest_difference"] > 1e3 * proof.TOLERANCE and proved["exported_difference"] > proof.TOLERANCE
+    except UserError as error:
+        assert wrong is _ignored and "do not depend on the frames before" in str(error)
+
+
+def _as_forks_write(x, segments, fold, shift):
+    """A temporal shift as MIT's code and its forks have it: zeros, of which slices are written."""
+    views = x.view((-1, segments) + x.shape[1:])
+    out = torch.zeros_like(views)
+    for place, way in enumerate(shift + "="):
+        channels = slice(place * fold, (place + 1) * fold if place < 2 else None)
+        if way == "+":
+            out[:, :-1, channels] = views[:, 1:, channels]
+        elif way == "-":
+            out[:, 1:, channels] = views[:, :-1, channels]
+        elif way == "=":
+            out[:, :, channels] = views[:, :, channels]
+    return out.view(x.shape)
+
+
+@pytest.mark.parametrize("kind, ways", [("past1", "-="), ("past1-zero", "-0"), ("next1", "+=")] + [
+    pytest.param(*more, marks=pytest.mark.all) for more in (
+        ("bi", "+-"), ("past2", "--"), ("bi-still", "=-"), ("bi-zero", "0-"), ("next2", "++"), ("reversed", "-+"))])
+def test_the_surgery_names_the_kind_that_torch_exported(tmp_path, monkeypatch, kind, ways):
+    """Whatever the default says; of what is no kind to test a network with, what it is."""
+    net = random_network(Structure((1, 1, 1, 1)), 8, ONE_VIEW)
+    monkeypatch.setattr(network_module, "temporal_shift", lambda x, segments, fold, shift: _as_forks_write(x, segments, fold, ways))
+    torch.onnx.export(net, torch.zeros((1,) + ONE_VIEW.video_shape), str(tmp_path / "a.onnx"), opset_version=11, dynamo=False)
+    folded, _ = surgery.fold_constants(onnx.load(str(tmp_path / "a.onnx")), "a.onnx", str(tmp_path / "scratch"))
+    source = surgery.read_source(folded, "a.onnx", ONE_VIEW)
+    if kind in SHIFTS:
+        assert surgery.lift(source, ONE_VIEW)[1:] == ({"input": 1, "shift": 4, "head": 1}, kind)
+    else:
+        with pytest.raises(UserError, match="the other way round" if kind == "reversed" else "from the future alone \\(%s\\)" % kind):
+            surgery.lift(source, ONE_VIEW)
 
 
 def small(net, protocol):
@@ -421,7 +662,7 @@ def test_a_large_video_is_proved_on_few_views(works, tmp_path, monkeypatch, form
     seen, free = [], proof.take_scores
     monkeypatch.setattr(proof, "take_scores", lambda model, batch, frames: (seen.append(frames), free(model, batch, frames)))
     folded, _ = surgery.fold_constants(exported, "a.onnx", str(tmp_path / "scratch"))
-    trunk, _ = surgery.lift(surgery.read_source(folded, "a.onnx", protocol), protocol)
+    trunk, _, _ = surgery.lift(surgery.read_source(folded, "a.onnx", protocol), protocol)
     graphs = {"file": build(trunk, "cpu", few, 1, "prob"), "one_view": build(trunk, "view", protocol)}
     proved = proof.prove(exported, "a.onnx", 1, graphs, protocol, "prob", "float32")
     assert seen[-1] == views * protocol.segments

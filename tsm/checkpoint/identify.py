@@ -17,7 +17,7 @@ from tsm.checkpoint import config as mmaction2_config
 from tsm.checkpoint import published, pyconfig
 from tsm.cli import UserError
 from tsm.files import sha256
-from tsm.protocol import FUSIONS, SSV2, Protocol, misfit, not_whole
+from tsm.protocol import FUSIONS, PIPELINES, SSV2, Protocol, misfit, not_whole
 
 _GUIDE = "TSM ResNet-50"  # the network of the Ascend guide
 _TAKEN = re.compile(r"TSM (ResNet-(50|101|152)|ResNet of [-\d]+ bottlenecks|MobileNetV2)")  # networks that this suite takes
@@ -40,11 +40,10 @@ _OTHERS = (  # networks of other families, by what their weights are called
     (r"^cls_head\.(activity|completeness)_fc\.", "SSN"), (r"^neck\.", "a network with a neck (TPN or the like)"),
 )
 _IMAGES = (  # likewise, those of single images, if nothing else is known of them
-    (r"^features\.\d+\.conv\.6\.weight", "MobileNetV2 of single images, or of MIT's online demo for Jester (the same names; shifted from "
-     "the past alone, 224 pixels),"),
     (r"^(backbone\.)?layer\d\.\d+\.conv\d\.weight", "a ResNet of single images, as torchvision's or timm's"),
     (r"^(backbone\.)?(features|blocks|stages)\.\d", "a network of single images, as torchvision's or timm's"),
 )
+_ONLINE: Dict[str, Any] = dict(PIPELINES["centre"], segments=8, shift="past1", shift_div=8, short_side=256, mean=SSV2.mean, std=SSV2.std)
 _PUBLISHED = "the table of published files"
 
 
@@ -75,6 +74,7 @@ def facts_of(
     """
     weights = weights_say(state)
     _check_taken(path, weights, meta, config)
+    _check_online(path, weights, meta, shift)
     said, notes = _said(path, meta, config, {"segments": segments, "shift": shift or None}, weights["network"])
     default = dict(SSV2._asdict(), average_clips="", network="", width=0)
     sources = [("its weights", weights)] + said + [(_DEFAULT, default)]
@@ -109,7 +109,7 @@ def facts_of(
         more.append("note: what the weights do not tell: the kind of shift; taken as %s, mmaction2's; --shift says otherwise, and "
                     "TSM_compare.py --suspects WORK_DIR asks labelled clips" % chosen["shift"])
     more += ["note: %s says of itself: %s" % (path, meta["about"])] if isinstance(meta.get("about"), str) else []
-    more += _of_labels(path, meta.get("naming") == "MIT", chosen["classes"])
+    more += _of_labels(path, "naming" in meta, chosen["classes"])
     protocol = Protocol(*(chosen[name] for name in Protocol._fields))
     return Facts(chosen["network"], chosen["width"], protocol, chosen["average_clips"], frames, origins, conflicts + unsure,
                  notes + more)
@@ -177,6 +177,14 @@ def _check_taken(path: str, weights: Mapping[str, Any], meta: Mapping[str, Any],
                     % (path, words))
 
 
+def _check_online(path: str, weights: Mapping[str, Any], meta: Mapping[str, Any], shift: str) -> None:
+    """Raise UserError where nothing tells a file of the names of MIT's online demo from one of single images."""
+    named = "jester_online" in os.path.basename(path) and weights.get("classes") == 27
+    if meta.get("naming") == "MIT online" and not named and shift != _ONLINE["shift"]:
+        raise UserError("%s: could be TSM's online file or an image network, their weights have the same names; pass --shift past1 if "
+                        "it is TSM's" % path)
+
+
 def _said(
     path: str, meta: Mapping[str, Any], config: str, flags: Mapping[str, Any], network: str
 ) -> Tuple[List[Tuple[str, Dict[str, Any]]], List[str]]:
@@ -199,6 +207,8 @@ def _said(
                       for source, facts in said if "validated" in facts] + notes
     if row:
         said.append((_PUBLISHED, published.facts(row)))
+    if meta.get("naming") == "MIT online":
+        said.append(("MIT's online demo", _ONLINE))
     more, beside = _of_segments(path, said, meta.get("naming") == "MIT")
     return said + more, notes + beside
 

@@ -37,6 +37,8 @@ _PARTS = (  # of a network, those that tell detectors and the like included; wha
     "decode_head",
 )
 _MOBILENET_BLOCKS = (1, 2, 3, 4, 3, 3, 1)  # per stage of MobileNetV2
+_ONLINE = {"features.0.0.weight", "features.1.conv.0.weight", "features.18.0.weight", "classifier.weight"}  # of MIT's online demo
+_ONLINE_SHIFTED = (3, 5, 6, 8, 9, 10, 12, 13, 15, 16)  # its blocks with a shift: those with both an expansion and a residual connection
 _STARTS = tuple((re.compile(start, re.DOTALL), what, remedy) for start, what, remedy in (  # of files of other kinds
     (rb"$", "an empty file", "fetch it again"),
     (rb"\s*<(!doctype|!DOCTYPE|html|HTML|head)", "a web page", "fetch the file itself, by the page's own link for downloads"),
@@ -95,7 +97,8 @@ def load(path: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
             (_COPY), only where no other is there.
     Returns: (weights by mmaction2's names, prefixes as `module.` dropped and MIT's names translated, float32 where they
         are floating point; numbers, strings and lists of strings of the checkpoint and of its `meta`, by name, and
-        `naming`: MIT, where names were translated, and `passed`: the names of other networks that are there).
+        `naming`: MIT, or MIT online for its online demo's, where names were translated, and `passed`: the names of other
+        networks that are there).
     Raises: UserError where the file is no checkpoint, is damaged, has no weights that can be read without code, or two networks.
     """
     with open(path, "rb") as file:
@@ -104,6 +107,8 @@ def load(path: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
         try:
             root, read = (_open_zip if start.startswith(_ZIP_MAGIC) else _open_legacy)(file)
             whole, passed = _state_in(root, path)
+            online = set(whole).issuperset(_ONLINE)
+            whole = {_of_online_demo(key): value for key, value in whole.items()} if online else whole
             state = _translated(whole)
             foreign = ["%s, made by %s" % (key, value.name) for key, value in state.items() if isinstance(value, Foreign)]
             if foreign:
@@ -127,7 +132,7 @@ def load(path: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
             why = " (%s)" % error if isinstance(error, _Damaged) else ""
             raise UserError("%s: not a PyTorch checkpoint, or a damaged one%s; fetch it again" % (path, why))
     beside = root.get("meta") if isinstance(root, dict) else None
-    said = {"naming": "MIT"} if any(key.startswith("base_model.") for key in whole) else {}
+    said = {"naming": "MIT online" if online else "MIT"} if any(key.startswith("base_model.") for key in whole) else {}
     said.update({"passed": passed} if passed else {})
     return tensors, dict(dict(_plain(root), **_plain(beside)), **said)
 
@@ -462,6 +467,14 @@ def _translated(state: Dict[str, Any]) -> Dict[str, Any]:
     shifted = {key[: -len("net.conv.weight")] for key in named if key.endswith(".conv.0.net.conv.weight")}
     return {re.sub(r"(?<=\.conv\.0\.)bn\.", "net.bn.", key) if key.rsplit("bn.", 1)[0] in shifted else key: value
             for key, value in named.items()}
+
+
+def _of_online_demo(key: str) -> str:
+    """A name of MIT's online_demo/mobilenet_v2_tsm.py, which tonylins' MobileNetV2 of single images has as well, as its ops/models.py
+    has it."""
+    found = re.match(r"features\.(\d+)\.conv\.0\.", key)
+    net = found is not None and int(found.group(1)) in _ONLINE_SHIFTED
+    return "base_model." + (key.replace(".conv.0.", ".conv.0.net.") if net else key)
 
 
 def _by_mmaction2(key: str) -> str:

@@ -107,9 +107,10 @@ def graph_digest(model: onnx.ModelProto) -> str:
 
 def signature(model: onnx.ModelProto, path: str) -> Signature:
     """The model's input and output; UserError where it has not exactly one of each, beside the states of an online one."""
-    others = {tensor.name for tensor in model.graph.initializer}
-    others.update(name for state in states_in(model, path) for name in (state.input, state.output))
-    inputs, outputs = ([value for value in values if value.name not in others] for values in (model.graph.input, model.graph.output))
+    states = states_in(model, path)
+    others = {tensor.name for tensor in model.graph.initializer} | {state.input for state in states}
+    inputs = [value for value in model.graph.input if value.name not in others]
+    outputs = [value for value in model.graph.output if value.name not in {state.output for state in states}]
     if len(inputs) != 1 or len(outputs) != 1:
         raise UserError("%s: has %d inputs and %d outputs; TSM has one of each" % (path, len(inputs), len(outputs)))
     kind = inputs[0].type.tensor_type

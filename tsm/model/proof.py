@@ -1,17 +1,24 @@
-"""The proof that what was built from a trunk is the network that was exported: both run on a random video."""
+"""The proof that what was built from a trunk is the network that was exported: both run on a random video.
+
+Of an online model: that frame by frame it gives what its own clip graph gives, and that what the exported model gives.
+"""
 
 import json
-from typing import Any, Callable, Dict, List, Tuple
+from importlib.util import find_spec
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 import onnx
 
 from tsm.cli import UserError, first_line
-from tsm.model.onnxfile import graph_digest, session
-from tsm.model.surgery import few_views, free_first_sizes
-from tsm.protocol import Protocol, fuse
+from tsm.model.graph import Trunk, build
+from tsm.model.onnxfile import State, graph_digest, session, states_in
+from tsm.model.surgery import MOST_PIXELS, few_views, free_first_sizes
+from tsm.protocol import Protocol, fuse, softmax
 
 TOLERANCE = 1e-5  # largest difference of a probability
+FRAMES = 100  # of the online proof, where so many are no more than MOST_PIXELS; a TSM remembers as many frames as it has shifts
+MATTERS = 1e-3  # least difference, of the largest class score, that states have to make
 LOWEST, HIGHEST = 0.1, 1.0  # standard deviations of the random video's views; larger ones saturate the softmax
 LEVEL, SPREAD = 128, 50  # of its uint8 form: mean, and values per standard deviation
 
@@ -86,12 +93,95 @@ def prove(
     def compare(model: onnx.ModelProto, compute: Callable[[Any, np.ndarray], np.ndarray]) -> Dict[str, Any]:
         runner = session(model, path, arena=False)
         actual = np.concatenate([compute(runner, video) for video in videos])
-        difference = float(np.abs(actual - expected).max())
         return {"sha256": graph_digest(model), "videos": len(videos), "views": protocol.views, "magnitudes": magnitudes,
-                "largest_difference": difference if np.isfinite(difference) else float("inf"), "tolerance": TOLERANCE,
+                "largest_difference": _apart(actual, expected), "tolerance": TOLERANCE,
                 "top1_agreement": int((actual.argmax(1) == expected.argmax(1)).sum())}
 
     return {name: compare(model, by_view if name == "one_view" else whole) for name, model in graphs.items()}
+
+
+def prove_online(
+    exported: onnx.ModelProto, path: str, batch: int, graphs: Dict[str, onnx.ModelProto], trunk: Trunk, protocol: Protocol, dtype: str,
+    same: bool,
+) -> Dict[str, Dict[str, Any]]:
+    """Run online models frame by frame, from zero states, on a view of a random video and what follows, and hold them against their
+    trunk's clip graph on all of these frames and against the exported model on the view.
+
+    Args:
+        exported, path, batch: as of prove().
+        graphs: `file` and `one_frame`, the form that an engine runs in its place.
+        same: whether the exported model has the protocol's shift, so that its probabilities have to be equal too.
+    Returns: for each of the graphs the SHA-256, the number of frames, the largest difference from the clip and its tolerance, as parts
+        of the largest class score, and whether all scores are equal to the bit; of the file also what is left out without its states,
+        and the difference of a probability from the exported model's; of one_frame OpenVINO's difference, where that is installed.
+    Raises: UserError where an answer does not depend on the states, or is another after a reset; and as prove().
+    """
+    videos, scores, _ = run_exported(exported, path, batch, protocol, dtype)
+    count = max(protocol.segments, min(FRAMES, MOST_PIXELS // protocol.size ** 2))
+    long = protocol._replace(segments=count, sampling="uniform", crops="centre")
+    frames = np.concatenate([videos[0][-protocol.segments :], random_videos(1, long, dtype)[0][0]])[:count]
+    expected = answer(session(build(trunk, "clip", long, dtype=dtype), path, arena=False), "input", frames, path)
+    largest, view = float(np.abs(expected).max()), frames[: protocol.segments]
+    proof: Dict[str, Dict[str, Any]] = {}
+    for name, graph in graphs.items():
+        states = states_in(graph, path)
+        compute = _in_onnxruntime(graph, path, states)
+        found = frame_by_frame(compute, states, frames)
+        entry = {"sha256": graph_digest(graph), "frames": count, "largest_difference": _apart(found, expected) / largest,
+                 "tolerance": TOLERANCE, "bit_equal": bool(np.array_equal(found, expected))}
+        proof[name], first = entry, found[: len(view)]
+        if name == "one_frame":
+            in_openvino = _in_openvino(graph, states)
+            entry["openvino_difference"] = in_openvino and _apart(frame_by_frame(in_openvino, states, view), first) / largest
+            continue
+        without = _apart(frame_by_frame(compute, states, view, keep=False), first) / largest
+        entry["without_states"] = without
+        if same:
+            entry["exported_difference"] = _apart(softmax(first.mean(0)), softmax(scores[few_views(protocol).views - 1]))
+        if not np.array_equal(frame_by_frame(compute, states, view), first):
+            raise UserError("%s: its answers are others after a reset of its states; please report this model" % path)
+        if not without > MATTERS:
+            raise UserError("%s: its answers do not depend on the frames before; is it trained with its shift?" % path)
+    return proof
+
+
+Compute = Callable[[Dict[str, np.ndarray]], List[np.ndarray]]  # {input's name: value} -> the scores [1, classes] and the new states
+
+
+def frame_by_frame(compute: Compute, states: List[State], frames: np.ndarray, keep: bool = True) -> np.ndarray:
+    """The class scores [frames, classes] of frames one after another from zero states; without keeping them, each from zero states."""
+    from tqdm import tqdm
+
+    held, found = {state.input: np.zeros(state.shape, np.float32) for state in states}, []
+    for frame in tqdm(frames, "proof", unit="frame", disable=None, leave=False):
+        scores, *new = compute(dict(held, input=frame[None]))
+        held = dict(zip(held, new)) if keep else held
+        found.append(scores[0])
+    return np.stack(found)
+
+
+def _in_onnxruntime(model: onnx.ModelProto, path: str, states: List[State]) -> Compute:
+    runner, outputs = session(model, path), ["output"] + [state.output for state in states]
+    return lambda feed: runner.run(outputs, feed)
+
+
+def _in_openvino(model: onnx.ModelProto, states: List[State]) -> Optional[Compute]:
+    """None where OpenVINO is not installed, or does not start."""
+    if find_spec("openvino") is None:
+        return None
+    try:
+        import openvino as ov
+
+        compiled = ov.Core().compile_model(ov.Core().read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    except Exception:  # a wheel for another processor fails in many ways; ONNX Runtime's proof stands
+        return None
+    return lambda feed: [compiled(feed)[name].copy() for name in ["output"] + [state.output for state in states]]
+
+
+def _apart(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference; infinite where a value is not finite."""
+    difference = float(np.abs(found - expected).max())
+    return difference if np.isfinite(difference) else float("inf")
 
 
 def run_exported(
@@ -113,6 +203,20 @@ def run_exported(
                 videos, scores = videos[:1, : few.frames], scores[: few.views]
             return videos, scores, magnitudes[: few.views]
     raise UserError("%s: does not run in ONNX Runtime; export it again" % path)
+
+
+def in_words(entry: Dict[str, Any], protocol: Protocol) -> str:
+    """An entry of a proof as a sentence."""
+    if "frames" not in entry:
+        return "largest difference of a probability %.1e (tolerance %.0e), top-1 agrees on %d of %d random videos%s" % (
+            entry["largest_difference"], entry["tolerance"], entry["top1_agreement"], entry["videos"],
+            " of %d views, not %d" % (entry["views"], protocol.views) if entry["views"] != protocol.views else "")
+    words = {"exported_difference": "%.1e of a probability from the exported view", "without_states": "%.1e without its states",
+             "openvino_difference": "%.1e in OpenVINO"}
+    more = ["; " + words[key] % entry[key] for key in words if entry.get(key) is not None]
+    return "%d frames one by one, largest difference from the clip %.1e of the largest score (tolerance %.0e)%s" % (
+        entry["frames"], entry["largest_difference"], entry["tolerance"],
+        "".join([", equal to the bit" if entry["bit_equal"] else ""] + more))
 
 
 def still_holds(text: str, graphs: Dict[str, onnx.ModelProto]) -> bool:

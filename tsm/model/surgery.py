@@ -17,7 +17,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from tsm.cli import UserError, first_line
 from tsm.model.graph import RELU6, SHIFT, SIX, Trunk, attributes, layers, shift_step
 from tsm.model.onnxfile import session, signature
-from tsm.protocol import CROPS, SAMPLINGS, SSV2, Protocol, shifted, softmax
+from tsm.protocol import CROPS, MOVES, SAMPLINGS, SHIFTS, SSV2, Protocol, shifted, softmax
 
 TOLERANCE = 1e-5  # of the head, relative to the largest class score
 MOST_PIXELS = 2 * SSV2.frames * SSV2.size ** 2  # of a test video; 80 frames of 224 pixels, two thirds of it, take 2.2 GB with ResNet-50
@@ -25,6 +25,10 @@ TRUNK_OPS = ("Conv", "MaxPool", "Add")
 CLAMPS = ("Relu", "Clip", "Max", "Min")
 QUANTISED = re.compile("Q[A-Z]|Q?(uantize|Dequantize|DynamicQuantize)Linear|.*Integer$")  # QLinearConv, QGemm, ConvInteger, ...
 HALVES = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+MISTAKES = {  # shifts that are met, but none that a network is tested with
+    "reversed": "the other way round (the first channels back, the next ahead), as in PaddlePaddle's TSM",
+    "next1": "from the future alone (next1), as in code that meant the past and took x[:, 1:]", "next2": "from the future alone (next2)",
+}
 UNBOUNDED = 3e38  # some exporters write float32's largest value for no bound
 
 
@@ -274,17 +278,19 @@ def check_input(part: Part, protocol: Protocol, batch: int) -> None:
         raise UserError("%s: the nodes before %s do not lay out the videos as frames" % (part.source.path, part.place))
 
 
-def check_shift(part: Part, protocol: Protocol, batch: int) -> None:
-    """Rule `shift`: UserError, with what it does instead, unless the part is TSM's temporal shift."""
+def check_shift(part: Part, protocol: Protocol, batch: int) -> str:
+    """Rule `shift`: the kind of temporal shift, of SHIFTS, that the part is; UserError, with what it does instead, where it is none."""
     segments, channels = protocol.segments, part.shape[0]
     fold = channels // protocol.shift_div
     x = distinct_values((batch * protocol.frames,) + part.shape)
     out = evaluate(part, x)
-    if np.array_equal(out, shifted(x, segments, fold)):
-        return
-    if np.array_equal(out, shifted(x[::-1], segments, fold)[::-1]):
-        raise UserError("%s: the shift before %s is the other way round (the first %d channels back, the next %d ahead), as in "
-                        "PaddlePaddle's TSM; pass one trained by mmaction2 or MIT's code" % (part.source.path, part.place, fold, fold))
+    kinds = [protocol.shift] + [kind for kind in MOVES if kind not in (protocol.shift, "none")]
+    kind = next((kind for kind in kinds if np.array_equal(out, shifted(x, segments, fold, kind))), "")
+    if kind in SHIFTS:
+        return kind
+    if kind:
+        raise UserError("%s: the shift before %s is %s, by %d channels a fold; pass one trained by mmaction2 or MIT's code"
+                        % (part.source.path, part.place, MISTAKES[kind], fold))
     found = "another shape, %s" % list(out.shape)
     if out.shape == x.shape:
         ahead = sum(np.array_equal(out[: segments - 1, c], x[1:segments, c]) for c in range(channels))
@@ -427,10 +433,11 @@ def check_family(source: Source) -> None:
         raise UserError("%s: has temporal pooling (%s); pass a TSM without" % (source.path, pools[0].name or pools[0].output[0]))
 
 
-def lift(source: Source, protocol: Protocol) -> Tuple[Trunk, Dict[str, int]]:
-    """Rules `input`, `shift` and `head`: (the trunk of the source, how often each matched).
+def lift(source: Source, protocol: Protocol) -> Tuple[Trunk, Dict[str, int], str]:
+    """Rules `input`, `shift` and `head`: (the trunk of the source, how often each matched, the kind of its shifts).
 
-    Raises UserError where nodes are not what TSM has at their place, or the shifts are not as many as the blocks call for.
+    Raises UserError where nodes are not what TSM has at their place, or the shifts are not as many as the blocks call for, or not of
+    one kind.
     """
     check_family(source)
     path, end = source.path, source.model.graph.output[0].name
@@ -441,7 +448,8 @@ def lift(source: Source, protocol: Protocol) -> Tuple[Trunk, Dict[str, int]]:
     placed = {layer.node.output[0]: layer for layer in layers(nodes, weights, protocol.frame_shape)}
     fc_weight, fc_bias = holds(check_head, Part(source, head, features, end, "fc", placed[features].shape), protocol)
     counts = {"input": 0, "shift": 0, "head": 1}
-    known: Set[Tuple[Any, ...]] = set()  # equal parts are checked once
+    known: Dict[Tuple[Any, ...], str] = {}  # equal parts are checked once
+    kinds: Dict[str, str] = {}  # the first place of each kind of shift
     for gap, start, value in gaps:
         rule, shape = ("shift", placed[start].shape) if start in placed else ("input", protocol.frame_shape)
         readers = [node for node in nodes if value in node.input or rule == "input" and "frames" in node.input]
@@ -451,12 +459,35 @@ def lift(source: Source, protocol: Protocol) -> Tuple[Trunk, Dict[str, int]]:
         part = Part(source, gap, start, value, placed[readers[0].output[0]].name, shape)
         pattern = (rule, shape, part_model(part).SerializeToString())
         if pattern not in known:
-            holds({"input": check_input, "shift": check_shift}[rule], part, protocol)
-            known.add(pattern)
+            known[pattern] = holds({"input": check_input, "shift": check_shift}[rule], part, protocol)
         counts[rule] += 1
+        if rule == "shift":
+            kinds.setdefault(known[pattern], part.place)
+    if len(kinds) > 1:
+        raise UserError("%s: its shifts are of several kinds (%s); TSM has one"
+                        % (path, ", ".join("%s before %s" % item for item in kinds.items())))
     check_places([layer.name for layer in placed.values()], path)
     nodes[-1].output[0] = "features"
-    return Trunk(nodes, weights, fc_weight, fc_bias), counts
+    return Trunk(nodes, weights, fc_weight, fc_bias), counts, next(iter(kinds))
+
+
+def shift_to_write(path: str, protocol: Protocol, found: str, stated: bool, online: bool, asked: Optional[str]) -> Protocol:
+    """The protocol with the kind of shift that is to be written of the graph at `path`, whose nodes compute the one `found`.
+
+    Args: stated: as of read_source(). online: whether frame by frame. asked: bi-still or bi-zero, where weights of bi are to be run so.
+    Raises UserError where it contradicts what was stated, or looks ahead where it must not.
+    """
+    if stated and found != protocol.shift:
+        raise UserError("%s: its shift is %s by what its nodes compute, %s by its protocol; make that with TSM_checkpoint.py --shift %s, "
+                        "or export it again" % (path, found, protocol.shift, found))
+    if asked and found not in ("bi", asked):
+        raise UserError("%s: its shift is %s, so it runs frame by frame as it is; leave out --shift" % (path, found))
+    protocol = protocol._replace(shift=asked or found)
+    if online and not protocol.causal:
+        raise UserError("%s: its shift looks one frame ahead (%s), which no frame by frame graph can do; train with --shift past1 "
+                        "and export that, or run windows (TSM_predict.py --window); --shift bi-still runs these weights without the "
+                        "look-ahead, which is another network with other answers" % (path, found))
+    return protocol
 
 
 def check_places(names: Sequence[str], path: str) -> None:
