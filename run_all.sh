@@ -10,9 +10,9 @@ python=${PYTHON:-${BASE_PYTHON:-python3}}
 command -v "$python" >/dev/null || fail "$python: not found; PYTHON names the interpreter"
 plan() { "$python" "$suite/tsm/chain/plan.py" "$@"; }
 variables=$(plan begin "$@")
-[[ $variables == plan=* ]] || { echo "$variables"; exit; }  # --help, --version
+[[ $variables == plan=* ]] || { echo "$variables"; exit; }  # --help, --version, --clean
 eval "$variables"
-echo "device: $said"
+echo "$said"
 
 # The work folder, the interpreter, the tools.
 cd -- "$work_dir"
@@ -37,7 +37,7 @@ esac
 # the stage by itself. The chain ends as the stage does.
 declare -i number=0
 child='' stopped=''
-stage() { # stage NAME TITLE [--in PATH]... [--out PATH]... [--tee FILE] -- COMMAND...
+stage() { # stage NAME TITLE [--in PATH]... [--out PATH]... [--check] [--say] [--measure FILE] -- COMMAND...
     number+=1
     "$python" "$suite/tsm/chain/stage.py" "$1" --title "$number. $2" "${@:3}" <&0 &
     child=$!
@@ -57,19 +57,20 @@ trap 'stop 143; kill -TERM "$child" 2>/dev/null || true' TERM HUP
 
 # Data: the checkpoint, the lists, the tensors.
 if [ -n "$own_checkpoint" ]; then
-    stage checkpoint "The checkpoint" -- "$python" "${s}TSM_checkpoint.py" "${examine[@]}"
+    stage checkpoint "The checkpoint" ${fetched:+--check} --in "$own_checkpoint" ${config:+--in "$config"} ${labels:+--in "$labels"} \
+        --out protocol.json -- "$python" "${s}TSM_checkpoint.py" "${examine[@]}"
 else
     stage checkpoint "The demo's checkpoint" --in "${s}demo/tsm_thin.pth" --out tsm_demo.pth -- \
         "$python" "${s}demo/expand.py" --output tsm_demo.pth
 fi
 sthv2=${s}demo/annotations/something-something-v2
-[ -n "$own_data" ] || stage lists "Lists of the demo clips" --in "${s}demo/videos" --in "$sthv2-validation.json" \
+[ -n "$own_data$model_only" ] || stage lists "Lists of the demo clips" --in "${s}demo/videos" --in "$sthv2-validation.json" \
     --in "$sthv2-labels.json" --out sthv2_val_list_videos.txt -- \
     "$python" "${s}TSM_dataset.py" --annotations "$sthv2-validation.json" --labels "$sthv2-labels.json" --videos "${s}demo/videos"
 variables=$(plan stages "$plan")
 eval "$variables"
-[ -n "$streamed" ] || stage preprocess "Preprocess the videos" -- \
-    "$python" "${s}TSM_preprocess.py" "${preprocess[@]}" --output_dir sthv2
+[ -n "$streamed$model_only" ] || stage preprocess "Preprocess the videos" --check --in "$ann_file" --out "$tensors/sthv2.json" -- \
+    "$python" "${s}TSM_preprocess.py" "${preprocess[@]}" --output_dir "$tensors"
 
 # Model: one export, then one modified model per batch size; the first is proved, the others carry its proof.
 stage export "Checkpoint to ONNX" --in "$checkpoint" ${config:+--in "$config"} ${protocol:+--in "$protocol"} --out tsm_bs1.onnx -- \
@@ -84,25 +85,31 @@ for bs in "${batches[@]}"; do
         atc --model="tsm_new_bs$bs.onnx" --framework=5 --output="tsm_bs$bs" --input_format=ND --log=error \
         --soc_version="Ascend${chip#Ascend}"
 done
+[ -z "$model_only" ] || { plan end "$plan"; exit; }
 [ -z "$int8" ] || stage quantise "Quantisation to int8" --in "$ann_file" --in "$modified" --out "$int8" --out "${int8%.xml}.bin" -- \
     "$python" "${s}TSM_quantise.py" --model "$modified" "${videos[@]}" --output "$int8"
 
 # Inference, accuracy, throughput, the table.
 results=(--output ./inference_result --output_dirname out --outfmt TXT)
 if [ -n "$streamed" ]; then
-    stage infer "Decoding and inference" -- "$python" "${stream[@]}" --model "./$model" "${videos[@]}" "${results[@]}"
+    stage infer "Decoding and inference" --check --in "$model" --in "$ann_file" --out inference_result/out_summary.json -- \
+        "$python" "${stream[@]}" --model "./$model" "${videos[@]}" "${results[@]}"
 else
-    stage infer "Inference" --in "$model" ${int8:+--in "$int8" --in "${int8%.xml}.bin"} --in sthv2/sthv2.json \
+    stage infer "Inference" --in "$model" ${int8:+--in "$int8" --in "${int8%.xml}.bin"} --in "$tensors/sthv2.json" \
         --out inference_result/out --out inference_result/out_summary.json -- \
-        "$python" "${bench[@]}" --model "./$model" --input ./sthv2/preprocess_bin "${results[@]}"
+        "$python" "${bench[@]}" --model "./$model" --input "./$tensors/preprocess_bin" "${results[@]}"
 fi
-results=(--result_path=inference_result/out_summary.json --info_path=sthv2/sthv2.info)
-stage accuracy "Accuracy" -- "$python" "${s}TSM_postprocess.py" --json accuracy.json "${results[@]}"
+results=(--result_path=inference_result/out_summary.json "--info_path=$tensors/sthv2.info")
+made=(--in inference_result/out --in inference_result/out_summary.json --in "$tensors/sthv2.json")
+stage accuracy "Accuracy" "${made[@]}" --out accuracy.json -- \
+    "$python" "${s}TSM_postprocess.py" --json accuracy.json "${results[@]}"
 mkdir -p perf
 for bs in "${perf_batches[@]}"; do
-    stage "throughput_bs$bs" "Throughput, batch $bs" --tee "perf/bs$bs.log" -- \
-        "$python" "${bench[@]}" "--model=${models/\*/$bs}" ${loop:+"--loop=$loop"}
+    stage "throughput_bs$bs" "Throughput, batch $bs" ${again:+--check} --in "${models/\*/$bs}" ${int8:+--in "$int8"} \
+        --measure "perf/bs$bs.log" -- "$python" "${bench[@]}" "--model=${models/\*/$bs}" ${loop:+"--loop=$loop"}
 done
-[ "$agreement" = 0 ] || stage agreement "Agreement with fp32 on this CPU" -- \
+[ "$agreement" = 0 ] || stage agreement "Agreement with fp32 on this CPU" "${made[@]}" --in "$modified" --out agreement.json -- \
     "$python" "${s}TSM_compare.py" --agreement "$agreement" . --model "$modified" --data_root "$data_root" --json agreement.json
-stage report "Report" -- "$python" "${s}TSM_report.py" "${results[@]}" --accuracy accuracy.json "${report[@]}"
+stage report "Report" --say "${made[@]}" --in accuracy.json --in perf --in run.json --out report.json --out report.html -- \
+    "$python" "${s}TSM_report.py" "${results[@]}" --accuracy accuracy.json "${report[@]}"
+plan end "$plan"

@@ -7,11 +7,15 @@ usage() {
     cat <<'HELP'
 usage: ./setup.sh [MORE_REQUIREMENTS ...]
 
-Makes .venv beside this file: what requirements.txt lists, and the lists named as arguments on top. It returns at once where that
-is done, and leaves a .venv that was there in its place until the new one works. pip's own settings say where packages come from
-(index-url, find-links, proxy, cert, …), but not where they go. Nothing outside this folder changes.
+Makes .venv beside this file (1.7 GB): what requirements.txt lists, and the
+lists named as arguments on top. It returns at once where that is done, sets a
+moved or copied folder right, and leaves a .venv that was there in its place
+until the new one works. pip's own settings say where packages come from
+(index-url, find-links, proxy, cert, …), but not where they go. Nothing outside
+this folder changes.
 
-BASE_PYTHON=/path/to/python makes .venv from that interpreter instead of python3 (Python 3.9 or newer).
+BASE_PYTHON=/path/to/python makes .venv from that interpreter instead of
+python3 (Python 3.9 or newer).
 HELP
 }
 fail() { echo "setup.sh: error: $*" >&2; exit "${status:-1}"; }
@@ -36,7 +40,18 @@ of_base() { [ -z "${BASE_PYTHON:-}" ] || [ "$(based_on "$base")" = "$(based_on "
 is_made() { of_base && [ -s "$(stamp "$1")" ] && [ "$(cat "$(stamp "$1")")" = "$(made_from "$1")" ]; }
 works() { of_base && run "${isolated[@]}" --no-deps -r "$1" && run "$python" -c "import $modules"; }
 every() { local list; for list in requirements.txt "${@:2}"; do "$1" "$list" || return 1; done; }
-ready() { printf 'ready: %q (%s) has requirements.txt%s\n' "$PWD/.venv/bin/python" "$("$python" --version)" "${*/#/ }"; exit; }
+ready() {
+    printf 'Environment ready: %s with requirements.txt%s. To use the scripts yourself: . %q\n' "$("$python" --version)" "${*/#/ }" \
+        "$PWD/.venv/bin/activate"
+    exit
+}
+rename='import os, re, sys  # the commands in .venv/bin name their interpreter by its whole path
+for path in filter(os.path.isfile, sys.argv[1:]):
+    text = open(path, "rb").read()
+    head = re.match(rb"#!.{0,300}?/\.venv/bin/(python[\d.]*).*?\n(?=[^\x27])", text, re.DOTALL)
+    if head:
+        new = b"\x27\x27\x27exec\x27 \"%s\" \"$0\" \"$@\"\n\x27 \x27\x27\x27\n" % os.path.abspath(b".venv/bin/" + head.group(1))
+        open(path, "wb").write(b"#!/bin/sh\n" + new + text[head.end() :])'
 run() { "$@" <&0 & wait $!; }  # so that a signal is heard at once, and not when pip has ended
 
 every is_made "$@" && ready "$@"
@@ -63,8 +78,9 @@ for list in requirements.txt "$@"; do
     ! is_made "$list" || continue
     if works "$list" 2>/dev/null; then  # it was moved, or its list says the same in other words
         "$python" -m venv --without-pip .venv
+        "$python" -c "$rename" .venv/bin/*
     else
-        echo "setting up .venv from $list (once)"
+        echo "Setting up .venv from $list, once"
         if [ "$list" = requirements.txt ]; then
             command -v "$base" >/dev/null || fail "$base: not found; install Python 3.9 or newer"
             "$base" -c 'import sys; sys.exit(sys.version_info < (3, 9))' ||

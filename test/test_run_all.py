@@ -51,7 +51,7 @@ def chain(suite, *args, **options):
 
 
 def report(suite):
-    return json.loads((suite / "report.json").read_text())
+    return json.loads((suite / "work/report.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_no_stage_opens_a_connection_or_writes_outside_its_folder(suite, demo, h
     log = home.parent / "log"
     assert traced.connections(log) == []
     assert traced.outside(log, suite) == []
-    assert str(suite / "report.json") in traced.changed(log, suite)  # the trace sees something
+    assert str(suite / "work/report.json") in traced.changed(log, suite)  # the trace sees something
 
 
 @pytest.mark.all
@@ -97,27 +97,41 @@ def test_the_demo_reaches_its_accuracy_and_ends_with_the_table(suite, demo):
     assert found["throughput"]["1"] > 0 and found["fusion"] == "score"
     strips = [entry["strip"] for entry in found["findings"]["gallery"]["successes"]]
     assert len(strips) == 12 and all(strips)
-    page = (suite / "report.html").read_text(encoding="utf-8")
+    page = (suite / "work/report.html").read_text(encoding="utf-8")
     assert all(strip in page for strip in strips)
     assert set(found["stages"]) >= {"lists", "checkpoint", "preprocess", "export", "surgery_bs1", "infer", "accuracy"}
 
 
 @pytest.mark.all
 def test_a_second_run_redoes_nothing(suite, demo):
-    before = report(suite)
-    done = chain(suite, 1, "--loop", 1, env={"PYTHON": sys.executable})  # the words of the commands are those of the first run
+    """Nor measures it: what is there is shown again, and the seconds stay those of the first run."""
+    kept = [(suite / "work" / name).read_bytes() for name in ("stages.json", "report.html")]
+    done = chain(suite, 1, env={"PYTHON": sys.executable})  # the words of the commands are those of the first run
     assert done.returncode == 0, done.stdout + done.stderr
-    for made in ("sthv2_val_list_videos.txt", "tsm_demo.pth", "tsm_bs1.onnx", "inference_result/out, inference_result/out_summary.json"):
-        assert "up to date: " + made in done.stdout
-    assert "0 made, %d already right" % CLIPS in done.stdout
-    assert report(suite)["accuracy"] == before["accuracy"]
+    assert done.stdout.count("\nup to date: ") == done.stdout.count("\n== ") - 1 and "0 made, %d already right" % CLIPS in done.stdout
+    assert "\nNothing to do" in done.stdout and "| device" in done.stdout and "\nDone." not in done.stdout
+    assert [(suite / "work" / name).read_bytes() for name in ("stages.json", "report.html")] == kept
+    done = chain(suite, 1, "--again", "--loop", 1, env={"PYTHON": sys.executable})
+    assert "\nDone." in done.stdout and "infer" in report(suite)["stages"]
+
+
+@pytest.mark.all
+def test_the_folder_of_the_suite_stays_as_cloned_and_cleaning_leaves_nothing_of_a_run(repo, suite, demo, tmp_path):
+    names = {path.name for path in suite.iterdir()}
+    assert names - {path.name for path in repo.iterdir()} <= {"work"}
+    shutil.copytree(str(suite / "work"), str(tmp_path / "work"))
+    (tmp_path / "work/own.txt").write_text("")
+    assert "sthv2/preprocess_bin" in chain(suite, "--clean", "--work_dir", tmp_path / "work").stdout
+    assert not (tmp_path / "work/sthv2/preprocess_bin").exists() and (tmp_path / "work/tsm_new_bs1.onnx").exists()
+    chain(suite, "--clean", "all", "--work_dir", tmp_path / "work")
+    assert sorted(os.listdir(str(tmp_path / "work"))) == [".lock", "own.txt"]
 
 
 @pytest.mark.all
 def test_batch_4_gives_the_same_accuracy(suite, demo, tmp_path):
     """By the thin network, whose second run redoes none of the tensors."""
-    chosen = ("--checkpoint", "demo/tsm_thin.pth", "--data_root", "demo/videos", "--ann_file", "sthv2_val_list_videos.txt",
-              "--work_dir", tmp_path, "--gallery", 0)
+    chosen = ("--checkpoint", "demo/tsm_thin.pth", "--data_root", "demo/videos", "--ann_file", "work/sthv2_val_list_videos.txt",
+              "--work_dir", tmp_path / "work", "--gallery", 0)
     for batch, words in ((1, "%d made, 0 already right" % CLIPS), (4, "0 made, %d already right" % CLIPS)):
         done = chain(suite, batch, *chosen)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -141,7 +155,7 @@ def test_the_readme_commands_by_hand_give_the_same_numbers(repo, suite, demo, tm
     assert done.returncode == 0, done.stdout + done.stderr
     assert "accuracy over %d videos" % BY_HAND in done.stdout and "throughput: " in done.stdout
     for name in ("%d_0.txt" % index for index in range(BY_HAND)):
-        found, expected = (np.loadtxt(str(place / "inference_result/out" / name)) for place in (folder, suite))
+        found, expected = (np.loadtxt(str(place / "inference_result/out" / name)) for place in (folder, suite / "work"))
         assert np.allclose(found, expected, atol=1e-5), name
 
 
@@ -262,8 +276,8 @@ def test_run_all_is_a_list_of_stages(repo):
 
 def test_run_all_calls_its_files_what_the_library_calls_them(repo):
     told = (repo / "run_all.sh").read_text(encoding="utf-8").replace("$bs", "*")
-    for name in (workfolder.EXPORTED, workfolder.MODIFIED, workfolder.COMPILED, workfolder.PREPROCESSED, workfolder.TENSORS,
-                 workfolder.LABELS, workfolder.MANIFEST, workfolder.RESULTS, workfolder.SUMMARY, workfolder.ACCURACY, workfolder.AGREEMENT):
+    for name in (workfolder.EXPORTED, workfolder.MODIFIED, workfolder.COMPILED, workfolder.BINS, workfolder.INFO, workfolder.MANIFEST,
+                 workfolder.RESULTS, workfolder.SUMMARY, workfolder.ACCURACY, workfolder.AGREEMENT):
         assert re.search(r"(?<![\w.-])%s(?![\w.-])" % re.escape(name), told), name
 
 
@@ -289,11 +303,11 @@ if name == "TSM_checkpoint.py":
 elif name == "TSM_dataset.py":
     made("sthv2_val_list_videos.txt", "a.webm 0" + chr(10))
 elif name == "TSM_preprocess.py":
-    made("sthv2/sthv2.json")
+    made(after["--output_dir"] + "/sthv2.json")
 elif name == "TSM_quantise.py":
     made("tsm_int8.xml", os.environ.get("INT8", ""))
     made("tsm_int8.bin")
-elif name == "TSM_infer.py" and "--input" in args:
+elif name in ("TSM_infer.py", "TSM_stream.py") and "--data_root" in args or "--input" in args:
     made("inference_result/out/0_0.txt")
     made("inference_result/out_summary.json")
 for flag in ("--output-file", "-m2", "--json"):
@@ -301,6 +315,9 @@ for flag in ("--output-file", "-m2", "--json"):
         made(after[flag])
 if name == "expand.py":
     made(after["--output"])
+if name == "TSM_report.py":
+    made("report.json")
+    made("report.html")
 """
 
 
@@ -325,6 +342,11 @@ def wired(repo, tmp_path):
         return done, [json.loads(call) for call in calls]
 
     return run
+
+
+def made(path, text=""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
 def called(calls, name):
@@ -352,7 +374,7 @@ def test_a_real_file_that_is_no_checkpoint_is_refused_by_the_first_stage(repo, t
     done = chain(repo, 1, "--device", "cpu", "--checkpoint", "a.pth", "--work_dir", "w", "--exporter", "builtin", cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "a.pth" in done.stderr, done.stderr
     assert "== 1. The checkpoint" in done.stdout and "== 2." not in done.stdout
-    assert set(os.listdir(str(tmp_path / "w"))) <= {".lock"}
+    assert set(os.listdir(str(tmp_path / "w"))) <= {".lock", "run.log"}
 
 
 @pytest.mark.parametrize("what, file", [
@@ -401,16 +423,64 @@ def test_the_demo_s_checkpoint_comes_first_and_needs_no_examination(wired):
     assert [call[0] for call in calls[:3]] == ["expand.py", "TSM_dataset.py", "TSM_preprocess.py"]
 
 
-def test_what_is_not_given_is_left_to_the_scripts(wired):
+def test_what_is_not_given_is_left_to_the_scripts(wired, tmp_path):
     """The number of workers, whatever OMP_NUM_THREADS says; the loops of the throughput; the back end."""
     done, calls = wired(1, *OWN, OMP_NUM_THREADS="1")
     for call in calls:
         assert not {"--num_worker", "--backend", "--loop"} & {word.split("=")[0] for word in call}, call
     done, calls = wired(2, *OWN, "--num_worker", 3, "--backend", "onnxruntime", "--loop", 5, "--perf_batches", "2,4")
-    assert called(calls, "TSM_preprocess.py")[0][-4:-2] == ["--batch_size", "2"] and "--num_worker" in calls[1]
+    assert called(calls, "TSM_preprocess.py")[0][2:-2] == [
+        "--ann_file", str(tmp_path / "list.txt"), "--num_worker", "3", "--batch_size", "2"]
     infer = called(calls, "TSM_infer.py")
     assert [call[:2] for call in infer] == [["--backend", "onnxruntime"]] * 3
     assert infer[1][2:] == ["--model=tsm_new_bs2.onnx", "--loop=5"] and infer[2][2:] == ["--model=tsm_new_bs4.onnx", "--loop=5"]
+
+
+def test_the_model_alone_needs_no_data(wired, tmp_path):
+    done, calls = wired("--model_only", "--checkpoint", "a.pth", "--labels", "list.txt")
+    assert done.returncode == 0 and [call[0] for call in calls] == ["TSM_checkpoint.py", "pytorch2onnx.py", "modify_onnx.py"], done.stderr
+    assert "\nDone. The model is work/tsm_new_bs1.onnx\nNext:   " in done.stdout
+    assert done.stdout.endswith("suite/TSM_predict.py --model work/tsm_new_bs1.onnx VIDEO\n")
+    done, calls = wired("--model_only", "--checkpoint", "a.pth", "--labels", "list.txt")
+    assert calls == [] and "\nNothing to do" in done.stdout
+
+
+def test_nothing_is_done_twice_and_speed_is_measured_again_where_that_is_asked(wired, tmp_path):
+    for words, again in (((), None), ((), []), (("--again",), ["TSM_infer.py"])):
+        done, calls = wired(1, *OWN, *words)
+        assert again is None or [call[0] for call in calls] == ["TSM_preprocess.py"] + again, calls
+        assert ("\nNothing to do" in done.stdout) == (again == []) and "Open work/report.html\nNext:   " in done.stdout
+
+
+@pytest.mark.parametrize("ann_file, folder", [
+    ("", "sthv2"), ("sthv2_val_list_videos.txt", "sthv2"), ("a/jester_val_list_rawframes.txt", "jester_val"),
+    ("my own.v2.txt", "my_own_v2"), ("视.txt", "sthv2"), ("perf.txt", "perf")])
+def test_a_folder_of_tensors_is_called_as_its_list(ann_file, folder):
+    assert workfolder.folder_of(ann_file) == folder
+
+
+@pytest.mark.parametrize("work, before", [("", ""), ("work", "../"), ("a/b", "../../"), ("../else where", None)])
+def test_commands_name_the_suite_from_the_work_folder(begun, monkeypatch, tmp_path, work, before):
+    """Inside the suite by a relative path, so that it may be moved."""
+    (tmp_path / "suite").mkdir()
+    monkeypatch.setattr(plan, "SUITE", str(tmp_path / "suite"))
+    settings, args = begun(1, "--work_dir", tmp_path / "suite" / work)
+    assert settings["s"] == args.suite == ("%s/suite/" % tmp_path if before is None else before)
+    assert settings["python"] == args.suite + ".venv/bin/python"
+
+
+def test_cleaning_deletes_what_a_run_made_and_nothing_else(begun, capsys, tmp_path):
+    for name in ("jester/preprocess_bin/0.bin", "jester/sthv2.json", "other/preprocess_bin/0.bin", "tsm_new_bs1.onnx", "own.onnx"):
+        made(tmp_path / "w" / name)
+    others = ["own.onnx", "other/preprocess_bin/0.bin"]
+    for words, left in (((), [*others, "jester/sthv2.json"]), (("all",), others), ((), others)):
+        assert begun("--work_dir", "w", "--clean", *words)[0] is None
+        assert all((tmp_path / "w" / name).exists() for name in left)
+        assert not (tmp_path / "w/jester/preprocess_bin").exists()
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "deleted: jester/preprocess_bin" and said[2] == "deleted: nothing, as nothing is there"
+    assert not (tmp_path / "w/tsm_new_bs1.onnx").exists() and not (tmp_path / "w/jester").exists()
+    assert begun("--work_dir", "none", "--clean") and not (tmp_path / "none").exists()
 
 
 def test_a_network_is_proved_once_for_all_batch_sizes(wired):
@@ -439,9 +509,9 @@ def test_a_list_beyond_the_disk_is_streamed_on_a_cpu(wired, tmp_path):
     root, ann_file = str(tmp_path / "root"), str(tmp_path / "list.txt")
     (tmp_path / "list.txt").write_text("a.webm 0\n" * 2120)
     _, calls = wired(4, *OWN, "--precision", "bf16", "--dtype", "uint8", "--labels", "list.txt", "--start_index", 0)
-    assert called(calls, "TSM_stream.py") == [["--precision", "bf16", "--model", "./tsm_new_bs4.onnx", "--data_root", root,
-                                               "--ann_file", ann_file, "--start_index", "0", "--output", "./inference_result",
-                                               "--output_dirname", "out", "--outfmt", "TXT"]]
+    assert called(calls, "TSM_stream.py") == [[
+        "--precision", "bf16", "--output_dir", "list", "--model", "./tsm_new_bs4.onnx", "--data_root", root, "--ann_file", ann_file,
+        "--start_index", "0", "--output", "./inference_result", "--output_dirname", "out", "--outfmt", "TXT"]]
     assert called(calls, "modify_onnx.py")[0][-4:] == ["--input_dtype", "uint8", "--labels", ann_file]
     (tmp_path / "list.txt").write_text("a.webm 0\n")
     _, calls = wired(1, *OWN, "--stream")
@@ -452,8 +522,9 @@ def test_a_list_goes_to_a_cluster_in_chunks(wired, tmp_path):
     done, calls = wired(1, *OWN, "--precision", "int8", "--on_error", "skip", "--ray", "10.0.0.1:6379")
     assert done.returncode == 0, done.stderr
     assert called(calls, "TSM_stream.py") == [[
-        "--precision", "int8", "--int8_model", "tsm_int8.xml", "--ray", "10.0.0.1:6379", "--model", "./tsm_new_bs1.onnx",
-        "--data_root", str(tmp_path / "root"), "--ann_file", str(tmp_path / "list.txt"), "--on_error", "skip",
+        "--precision", "int8", "--int8_model", "tsm_int8.xml", "--output_dir", "list", "--ray", "10.0.0.1:6379",
+        "--model", "./tsm_new_bs1.onnx", "--data_root", str(tmp_path / "root"),
+        "--ann_file", str(tmp_path / "list.txt"), "--on_error", "skip",
         "--output", "./inference_result", "--output_dirname", "out", "--outfmt", "TXT"]]
     assert not called(calls, "TSM_preprocess.py")
 
@@ -477,7 +548,7 @@ def test_what_the_checkpoint_says_reaches_every_stage_and_run_json(wired, tmp_pa
     assert done.returncode == 0, done.stderr
     assert called(calls, "TSM_checkpoint.py")[0][1:] == ["--segments", "16", "--output", "protocol.json"]
     assert called(calls, "TSM_preprocess.py")[0][4:] == ["--filename_tmpl", "{:06}.jpg", "--start_index", "0", "--batch_size", "2",
-                                                         "--protocol", "protocol.json", "--output_dir", "sthv2"]
+                                                         "--protocol", "protocol.json", "--output_dir", "list"]
     assert called(calls, "pytorch2onnx.py") == [[
         str(tmp_path / "a.pth"), "--segments", "16", "--protocol", "protocol.json", "--output-file", "tsm_bs1.onnx", "--softmax", "--shape",
         "1", "48", "3", "224", "224"]]

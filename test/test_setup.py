@@ -1,6 +1,7 @@
 """setup.sh: .venv is made once, whatever pip is told elsewhere, and the old one goes only once the new one works."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -62,7 +63,9 @@ def made(repo, wheels, tmp_path_factory):
     done = setup(suite, dict(wheels, PIP_CONFIG_FILE=str(top / "pip.conf"), PIP_USER="1", PIP_TARGET=str(top / "t2"), PIP_DRY_RUN="1",
                              PIP_PREFIX=str(top / "p2"), PYTHONPATH=str(top / "path"), PYTHONHOME="/nowhere"), "more.txt")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].endswith("has requirements.txt more.txt") and "ready: " in done.stdout
+    words = "Environment ready: Python .* with requirements.txt more.txt. To use the scripts yourself: "
+    use = re.sub(words, "", done.stdout.splitlines()[-1])
+    assert subprocess.run(["bash", "-c", use + " && python3 -c 'import more'"], cwd="/").returncode == 0
     assert sorted(os.listdir(str(top))) == ["path", "pip.conf", "the suite"]
     return suite
 
@@ -84,7 +87,7 @@ def check(suite, module="more"):
 def test_whatever_pip_is_told_the_packages_are_in_the_environment_and_it_is_made_once(suite, wheels):
     check(suite)
     done = setup(suite, dict(wheels, PATH="/usr/bin:/bin", PIP_FIND_LINKS="/nowhere"), "more.txt")  # no pip, no python3 is asked
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("ready: ") and done.stdout.count("\n") == 1
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("Environment ready: ") and done.stdout.count("\n") == 1
 
 
 def test_a_moved_suite_is_set_right_without_a_network(suite, wheels):
@@ -92,10 +95,12 @@ def test_a_moved_suite_is_set_right_without_a_network(suite, wheels):
     suite.rename(elsewhere)
     try:
         done = setup(elsewhere, dict(wheels, PIP_FIND_LINKS="/nowhere"), "more.txt")
-        assert done.returncode == 0 and "setting up" not in done.stdout, done.stdout + done.stderr
+        assert done.returncode == 0 and "Setting up" not in done.stdout, done.stdout + done.stderr
         said = subprocess.run(["bash", "-c", ". .venv/bin/activate && python3 -c 'import sys; print(sys.prefix)'"], cwd=str(elsewhere),
                               stdout=subprocess.PIPE, universal_newlines=True)
         assert said.stdout == "%s\n" % (elsewhere / ".venv")
+        pip = subprocess.run([str(elsewhere / ".venv/bin/pip"), "--version"], stdout=subprocess.PIPE, universal_newlines=True)
+        assert str(elsewhere / ".venv") in pip.stdout
     finally:
         elsewhere.rename(suite)
 
@@ -151,7 +156,7 @@ def test_what_a_killed_set_up_left_is_put_back(suite, wheels):
     (suite / ".venv").rename(suite / ".venv-old")
     (suite / ".venv/bin").mkdir(parents=True)
     done = setup(suite, dict(wheels, PIP_FIND_LINKS="/nowhere"), "more.txt")
-    assert done.returncode == 0 and "setting up" not in done.stdout, done.stderr
+    assert done.returncode == 0 and "Setting up" not in done.stdout, done.stderr
     shutil.copytree(str(suite / ".venv"), str(suite / ".venv-old"), symlinks=True)  # it was killed when it had all but ended
     (suite / "more.txt").write_text("more\n")
     assert setup(suite, dict(wheels, PIP_FIND_LINKS="/nowhere"), "more.txt").returncode == 0
@@ -175,5 +180,5 @@ def test_two_set_ups_at_once_make_one_environment(suite, wheels):
     command = [str(suite / "setup.sh"), "more.txt"]
     running = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, universal_newlines=True) for _ in range(2)]
     said = [process.communicate()[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0] and all("ready: " in text for text in said)
+    assert [process.returncode for process in running] == [0, 0] and all("Environment ready: " in text for text in said)
     check(suite)

@@ -47,6 +47,32 @@ def test_a_folder_is_known_by_its_contents(stage, tmp_path):
     assert "working" in stage(*make, outputs=("d",)).stdout
 
 
+def test_a_script_that_looks_for_itself_is_run_and_the_seconds_stay_those_of_the_work(run, tmp_path):
+    def kept(text):
+        (tmp_path / "text").write_text(text)
+        run("tsm/chain/stage.py", "copy", "--check", "--out", "b", "--", "sh", "-c", "cp text b; echo x >>runs", cwd=tmp_path)
+        return json.loads((tmp_path / "stages.json").read_text())["copy"]
+
+    first = kept("one")
+    assert kept("one") == first and kept("two")["outputs"] != first["outputs"] and (tmp_path / "runs").read_text() == "x\n" * 3
+
+
+def test_details_are_for_the_log_and_a_measurement_has_all_and_is_said_again(run, tmp_path):
+    words = ("copy", "--say", "--measure", "figures", "--", "sh", "-c", "echo '[INFO] detail'; echo shown")
+    first, second = (run("tsm/chain/stage.py", *words, cwd=tmp_path).stdout.splitlines()[3:] for _ in range(2))
+    assert first == ["shown"] and second[0].startswith("up to date: figures (made in ") and second[1] == "shown"
+    assert (tmp_path / "figures").read_text() == "[INFO] detail\nshown\n"
+    log = (tmp_path / "run.log").read_text()
+    assert log.startswith("\n== copy\n$ sh -c ") and log.endswith("\n[INFO] detail\nshown\n") and log.count("shown") == 2
+
+
+def test_a_reader_that_leaves_ends_the_stage(repo, tmp_path):
+    done = subprocess.run("%s %s it -- sh -c 'while echo working; do :; done; touch ended' | head -n 9; echo ${PIPESTATUS[0]}" % (
+        shlex.quote(sys.executable), shlex.quote(str(repo / "tsm/chain/stage.py"))), shell=True, executable="/bin/bash", cwd=str(tmp_path),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    assert done.stdout.endswith(b"\n1\n") and done.stderr == b""
+
+
 def test_without_outputs_it_always_runs(stage):
     assert "working" in stage(outputs=()).stdout and "working" in stage(outputs=()).stdout
 
@@ -118,8 +144,8 @@ def test_it_ends_with_the_shell_that_started_it_and_so_does_its_command(repo, tm
     wait_for(lambda: b"sleep" not in command_of(int((tmp_path / "pid").read_text())), "the command's end")
 
 
-def test_a_tee_that_cannot_be_written_is_named(run, tmp_path):
-    done = run("tsm/chain/stage.py", "copy", "--tee", "missing/log", "--", sys.executable, "-c", "print(1)", cwd=tmp_path)
+def test_a_measurement_that_cannot_be_written_is_named(run, tmp_path):
+    done = run("tsm/chain/stage.py", "copy", "--measure", "missing/log", "--", sys.executable, "-c", "print(1)", cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "missing/log: No such file" in done.stderr
 
 

@@ -8,6 +8,7 @@ import argparse
 import codecs
 import contextlib
 import errno
+import functools
 import os
 import re
 import signal
@@ -20,8 +21,7 @@ from typing import Callable, Dict, Iterable, Iterator, Mapping, NoReturn, Option
 from tsm import __version__
 
 MOST_SECONDS = 10**6  # of a window: eleven days
-# Options of 1.0, taken for one more version; so are dashes where an underscore stands now.
-RENAMED = {"--page": "--html", "--stride": "--every"}
+RENAMED = {"--page": "--html"}  # options of 1.0, taken for one more version; so are dashes where an underscore stands now
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # how a user, a container, a scheduler and a closed terminal end a run
 _SPACE = " \t\r\n\v\f"  # not those that a name may hold, such as U+00A0 and U+3000
 
@@ -74,7 +74,8 @@ class _Parser(argparse.ArgumentParser):
 
 def parser(doc: Optional[str]) -> argparse.ArgumentParser:
     """An argument parser whose --help is the script's docstring and whose errors are one line, exit status 2."""
-    made = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    form = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=26, width=80)
+    made = _Parser(description=doc, formatter_class=form, allow_abbrev=False)  # type: ignore[arg-type]
     made.add_argument("--version", action="version", version="%(prog)s " + __version__)
     return made
 
@@ -213,7 +214,7 @@ def use_utf8() -> None:
     codecs.register_error("readable", _readable)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # None where it is closed
-            stream.reconfigure(errors="readable")
+            stream.reconfigure(errors="readable", line_buffering=True)  # a log is read while the work goes on
 
 
 def _readable(error: UnicodeError) -> Tuple[bytes, int]:

@@ -61,15 +61,19 @@ def _quota_of(group: str) -> float:
 
 
 def _text(path: str) -> str:
-    with open(path, encoding="ascii") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         return file.read()
 
 
 def processor_name() -> str:
     """The processor's model and how many of it are used, as in `AMD EPYC, 2 threads`."""
-    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        found = re.search(r"^model name\s*:\s*(.+)$", file.read(), re.MULTILINE)
+    found = re.search(r"^model name\s*:\s*(.+)$", _text("/proc/cpuinfo"), re.MULTILINE)
     return "%s, %d threads" % (found.group(1).strip() if found else platform.machine(), cores())
+
+
+def has_bf16() -> bool:
+    """Does the processor multiply bfloat16 by itself?"""
+    return bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", _text("/proc/cpuinfo")))
 
 
 def peak_memory() -> int:

@@ -1,24 +1,32 @@
 """What run_all.sh calls the files of a work folder, for all that make them or look for them there, and run.json, which says what a
 run is; paths from that folder."""
 
+import contextlib
+import datetime
+import glob
 import os
+import re
+import shutil
 from typing import Dict, List, NamedTuple, Optional
 
-from tsm.files import read_json, write_json
+from tsm.cli import UserError
+from tsm.files import locked, read_json, write_json
 
 RUN = "run.json"  # what run_all.sh was told and found out
-STAGES = "stages.json"  # per stage: the command, seconds, peak of memory
+STAGES, LOG = "stages.json", "run.log"  # per stage: the command, seconds, peak of memory; all that the stages print
 PROTOCOL = "protocol.json"  # how the network of a checkpoint of one's own is tested
 EXPORTED = "tsm_bs1.onnx"
 MODIFIED, COMPILED = "tsm_new_bs*.onnx", "tsm_bs*.om"  # one for each batch size
 INT8 = "tsm_int8.xml"
-PREPROCESSED = "sthv2"  # whatever the dataset, as the guide calls it; in it:
+PREPROCESSED = "sthv2"  # of the guide's dataset; another's is called as its list is (folder_of); in it:
 INFO, MANIFEST, BINS = "sthv2.info", "sthv2.json", "preprocess_bin"  # labels, what each tensor is, the folder of tensors
-LABELS, TENSORS = PREPROCESSED + "/" + INFO, PREPROCESSED + "/" + BINS
+LABELS = PREPROCESSED + "/" + INFO
 RESULTS = "inference_result/out"  # a file for each sample
 SUMMARY = RESULTS + "_summary.json"
 ACCURACY, AGREEMENT = "accuracy.json", "agreement.json"
-REPORT, PREDICTIONS, CONFUSION = "report.json", "predictions.csv", "confusion.csv"
+REPORT, PAGE, PREDICTIONS, CONFUSION = "report.json", "report.html", "predictions.csv", "confusion.csv"
+MADE = (RUN, STAGES, LOG, PROTOCOL, "tsm_demo.pth", "sthv2_val_list_videos.txt", EXPORTED, MODIFIED, COMPILED, "tsm_int8.*",
+        os.path.dirname(RESULTS), "perf", ACCURACY, AGREEMENT, REPORT, PAGE, PREDICTIONS, CONFUSION)  # all that run_all.sh makes
 
 
 class Run(NamedTuple):
@@ -40,6 +48,7 @@ class Run(NamedTuple):
     backend: str  # openvino, onnxruntime, or empty where the script chose
     fusion: str  # score or prob
     dtype: str  # of the tensors
+    tensors: str  # their folder
     batch: int
     perf_batches: List[int]
     chosen: Dict[str, str]  # what was decided for the user, and why, as in {"device": "cpu, since no CANN toolkit is installed here"}
@@ -52,3 +61,42 @@ def write_run(run: Run, folder: str = "") -> None:
 def read_run(folder: str = "") -> Run:
     """Raises UserError where run.json is not as this version writes it; FileNotFoundError where there is none."""
     return Run(**read_json(os.path.join(folder, RUN), "run"))
+
+
+def folder_of(ann_file: str) -> str:
+    """The folder for a list's tensors, labels and manifest: called as the list, in letters that every tool takes."""
+    stem = re.sub(r"(_list)?(_videos|_rawframes)?(\.[^.]*)?$", "", os.path.basename(ann_file))
+    name = re.sub("[^A-Za-z0-9_-]+", "_", stem)
+    return PREPROCESSED if name.startswith(PREPROCESSED) or not name.strip("_") else name
+
+
+def clean(folder: str, everything: bool) -> List[str]:
+    """Delete the tensors in a work folder, or all that run_all.sh made there; what was deleted. Other files stay, and so does a
+    checkpoint that was fetched."""
+    if not os.path.isdir(folder):
+        return []
+    with locked(folder):
+        folders = [os.path.dirname(path) for path in glob.glob(os.path.join(glob.escape(folder), "*", MANIFEST))]
+        found = [os.path.join(place, name) for place in folders for name in ((BINS, INFO, MANIFEST) if everything else (BINS,))]
+        if everything:
+            found += [path for name in MADE for path in glob.glob(os.path.join(glob.escape(folder), name))]
+        found = list(filter(os.path.exists, found))
+        for path in found:
+            shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.remove(path)
+        for place in folders if everything else []:
+            with contextlib.suppress(OSError):  # something else is in it
+                os.rmdir(place)
+    return [os.path.relpath(path, folder) for path in found]
+
+
+def now() -> str:
+    """As in 2026-11-28T10:05:59.123+00:00."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+
+
+def worked_since(begun: str, folder: str = "") -> bool:
+    """Has a stage done work since then?"""
+    try:
+        return any(entry.get("ended", "") >= begun for entry in read_json(os.path.join(folder, STAGES), "stages").values())
+    except (UserError, FileNotFoundError):
+        return True

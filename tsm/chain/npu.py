@@ -13,7 +13,7 @@ import subprocess
 from typing import Iterator, List, Optional, Tuple
 
 from tsm.cli import UserError
-from tsm.workfolder import COMPILED, RESULTS, TENSORS
+from tsm.workfolder import BINS, COMPILED, RESULTS
 
 PATIENCE = 60  # seconds that npu-smi may take
 NAME_IT = "name the chip, as in --chip 310P3"
@@ -55,7 +55,7 @@ def prepare(folder: str) -> None:
 
 def _given_to_ais_bench(folder: str) -> Iterator[str]:
     base = glob.escape(folder)
-    for pattern in (COMPILED, *OUTPUTS, TENSORS, os.path.join(TENSORS, "*.bin")):
+    for pattern in (COMPILED, *OUTPUTS, os.path.join("*", BINS), os.path.join("*", BINS, "*.bin")):
         yield from glob.glob(os.path.join(base, pattern))
 
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""What run_all.sh decides, in three steps; each prints assignments for the shell.
+"""What run_all.sh decides, in three steps that print assignments for the shell, and how it ends.
 
     python3 tsm/chain/plan.py begin 1 --device cpu    # the options, before anything is done: by any Python, without a package
     python3 tsm/chain/plan.py tools "$plan"           # in the work folder, by the interpreter of the stages: what they need of it
     python3 tsm/chain/plan.py stages "$plan"          # once the checkpoint was examined and the list is there; writes run.json
+    python3 tsm/chain/plan.py end "$plan"             # prints the closing words, and what to run next
 
 `plan` is what the step before knew, as JSON.
 """
@@ -27,6 +28,7 @@ sys.path.insert(0, SUITE)
 from tsm import workfolder  # noqa: E402
 from tsm.chain import npu  # noqa: E402
 from tsm.cli import UserError, fail, non_negative, parser, positive, run, warn  # noqa: E402
+from tsm.machine import has_bf16  # noqa: E402
 
 PACKAGES = ("cv2", "jinja2", "numpy", "onnx", "onnxruntime", "torch", "tqdm", "xxhash")
 EXPORTER = "tools/deployment/pytorch2onnx.py"  # of mmaction2
@@ -35,61 +37,57 @@ NETWORK = "TSM ResNet-50"
 DEMO = "tsm_demo.pth", "demo/videos", "sthv2_val_list_videos.txt", "demo/annotations/something-something-v2-labels.json"
 ABOUT = """usage: ./run_all.sh BATCH_SIZE [options]
 
-From a TSM checkpoint to measured accuracy and throughput: lists, preprocessing, export, graph surgery, inference, top-k,
-throughput, and a report: a table, a page (report.html) and report.json. With no options it runs the bundled demo; running it
-again redoes only what is missing or out of date."""
-AFTER = """PYTHON=/path/to/python uses that interpreter's environment as it is and installs nothing; otherwise the first run sets up
-.venv in this folder (cpu), or python3 is used as it is (npu). CANN is looked for in ascend-toolkit and cann, of
-/usr/local/Ascend and ~/Ascend; ASCEND_SET_ENV=/path/to/set_env.sh names it.
-exit status: 0 done; 1 a stage failed (or the failing tool's own status); 2 wrong usage; 130 or 143 stopped"""
+  ./run_all.sh 1                                the bundled demo, in work/
+  ./run_all.sh 1 --checkpoint official --data_root VIDEOS --ann_file LIST
+  ./run_all.sh --model_only --checkpoint my.pth            no dataset needed
+  ./run_all.sh --clean                          delete the tensors; all: all
+
+From a TSM checkpoint to accuracy, throughput and a page. Running it again
+does what is missing or out of date. docs/datasets.md explains each option."""
+AFTER = "exit status: 0 done; 1 a stage failed; 2 wrong usage; 130, 143 stopped"
 
 
 def get_args(words: Optional[List[str]] = None) -> argparse.Namespace:
     cli = parser(ABOUT)
-    cli.usage, cli.epilog = argparse.SUPPRESS, AFTER
-    cli.add_argument("batch", metavar="BATCH_SIZE", nargs="?", type=positive, help="videos that the model takes at a time")
-    data, how = cli.add_argument_group("data and model").add_argument, cli.add_argument_group("how it runs").add_argument
-    some = like(".+", "wants a value")
-    data("--data_root", type=some, metavar="DIR", help="folder of the videos, or of the extracted frames, that --ann_file names")
-    data("--ann_file", type=some, metavar="FILE", help="list of TSM_dataset.py: `<video> <label>` or `<frame folder> <frames> <label>`")
-    data("--checkpoint", type=some, metavar="WHAT", help="a path, an http(s) address, a name of `TSM_checkpoint.py --list`, or official, "
-         "which is the guide's (default: the demo's); it is examined before anything else is done")
-    data("--config", type=some, metavar="FILE", help="the mmaction2 config that it was trained with; it is read, not run")
-    data("--segments", type=positive, metavar="N", help="frames of a view, where neither a config nor the checkpoint says it")
-    data("--labels", type=some, metavar="FILE", help="names of the classes, kept in the model for TSM_predict.py and the report")
-    data("--filename_tmpl", type=some, metavar="TMPL", help="names of extracted frames (default: img_%%05d.jpg)")
-    data("--start_index", type=non_negative, metavar="N", help="number of the first frame (default: 1)")
-    data("--on_error", choices=("fail", "skip"), default="fail", help="what an unreadable video does (default: fail)")
-    data("--dtype", choices=("float32", "uint8"), default="float32", help="of tensors; uint8: a quarter as large, cpu only "
-         "(default: float32)")
-    data("--num_worker", type=positive, metavar="N", help="decoding processes (default: the processors that this process may use)")
-    data("--stream", action="store_true", help="cpu only: decode, infer and forget, with no tensor on disk")
-    data("--chunk", type=like("auto|0|[1-9][0-9]{0,6}", "a whole number, 0 or auto"), default="auto", metavar="N", help="npu and --ray: in "
-         "chunks of N videos, of which only scores are kept; cpu: as --stream; 0: all at once (default: all at once while that is under "
-         "20 GB; else on a cpu --stream, on an npu as many as fit)")
-    data("--devices", type=like(r"(?!.*\b(\d+),(.*,)?\1\b)\d{1,3}(,\d{1,3})*", "a list of chips, each once, as in 0,1"), metavar="LIST",
-         help="npu only: in chunks on these chips at once, as in 0,1 (default of a list in chunks: all of npu-smi's)")
-    data("--ray", type=like("auto|local|[^/]+:[0-9]{1,5}", "auto, local or HOST:PORT"), metavar="ADDRESS",
-         help="in chunks on the hosts of a Ray cluster: auto, HOST:PORT, or local (see TSM_stream.py --help)")
-    how("--device", choices=("auto", "cpu", "npu"), default="auto", help="npu: atc and ais_bench on an Atlas host; cpu: TSM_infer.py "
-        "(default: npu if CANN is installed)")
-    how("--fusion", choices=("score", "prob"), help="score: mean of the class scores, then softmax (the guide); prob: softmax per view, "
-        "then mean (default: score for the guide's network and test, else what the config says, else prob)")
-    how("--precision", choices=("fp32", "bf16", "int8"), default="fp32", help="cpu only; int8: calibrated on 32 videos (default: fp32)")
-    how("--backend", choices=("openvino", "onnxruntime"), help="cpu only (default: openvino if it is installed)")
-    how("--exporter", choices=("auto", "builtin", "mmaction2"), default="auto", help="mmaction2: ./mmaction2, $MMACTION2 or the installed "
-        "package (default: auto, mmaction2's where it can be used)")
-    how("--chip", type=some, metavar="NAME", help="npu only: chip name, e.g. 310P3 (default: read from npu-smi)")
-    how("--loop", type=positive, metavar="N", help="repetitions of the throughput measurement (default: 20; cpu: about 8 videos in all)")
-    how("--perf_batches", type=like("[1-9][0-9]{0,6}(,[1-9][0-9]{0,6})*", "whole numbers above 0, as in 1,4,8"), metavar="LIST",
-        help="batch sizes to measure, e.g. 1,4,8,16,32 (default: BATCH_SIZE)")
-    how("--agreement", type=non_negative, metavar="N", default=8, help="how many videos are computed again in fp32 on this CPU, to tell "
-        "what a device or a precision changes; 0: none (default: 8)")
-    how("--gallery", type=non_negative, metavar="N", default=12, help="how many videos of each kind the page shows as film strips: "
-        "failures, near misses, successes; 0: none, so that it holds no frame of the data (default: 12)")
-    how("--work_dir", type=some, default=SUITE, metavar="DIR", help="where everything goes (default: this folder)")
+    cli.usage, cli.epilog, some = argparse.SUPPRESS, AFTER, like(".+", "wants a value")
+    cli.add_argument("batch", nargs="?", type=positive, help=argparse.SUPPRESS)
+    cli.add_argument("--data_root", type=some, metavar="DIR", help="the videos or frames that --ann_file names")
+    cli.add_argument("--ann_file", type=some, metavar="FILE", help="list of TSM_dataset.py")
+    cli.add_argument("--checkpoint", type=some, metavar="WHAT", help="path, address, published name, or official")
+    cli.add_argument("--config", type=some, metavar="FILE", help="its mmaction2 config; read, not run")
+    cli.add_argument("--segments", type=positive, metavar="N", help="frames of a view, where nothing says it")
+    cli.add_argument("--labels", type=some, metavar="FILE", help="names of the classes")
+    cli.add_argument("--model_only", action="store_true", help="make the proved model, measure nothing")
+    cli.add_argument("--filename_tmpl", type=some, metavar="TMPL", help="names of frames (img_%%05d.jpg)")
+    cli.add_argument("--start_index", type=non_negative, metavar="N", help="number of the first frame (1)")
+    cli.add_argument("--on_error", choices=("fail", "skip"), default="fail", metavar="DO", help="of unreadable videos: fail, or skip")
+    cli.add_argument("--dtype", choices=("float32", "uint8"), default="float32", metavar="T", help="of tensors: float32, or uint8 (cpu)")
+    cli.add_argument("--num_worker", type=positive, metavar="N", help="decoding processes (all processors)")
+    cli.add_argument("--stream", action="store_true", help="cpu: no tensors on disk; the default above 20 GB")
+    cli.add_argument("--chunk", type=like("auto|0|[1-9][0-9]{0,6}", "a whole number, 0 or auto"), default="auto", metavar="N",
+                     help="npu, --ray: N videos at a time; 0: all")
+    cli.add_argument("--devices", type=like(r"(?!.*\b(\d+),(.*,)?\1\b)\d{1,3}(,\d{1,3})*", "a list of chips, each once, as in 0,1"),
+                     metavar="LIST", help="npu: on these chips at once, as in 0,1")
+    cli.add_argument("--ray", type=like("auto|local|[^/]+:[0-9]{1,5}", "auto, local or HOST:PORT"), metavar="ADDRESS",
+                     help="on a Ray cluster: auto, local, HOST:PORT")
+    cli.add_argument("--device", choices=("auto", "cpu", "npu"), default="auto", metavar="D", help="cpu, npu or auto: npu if CANN is here")
+    cli.add_argument("--fusion", choices=("score", "prob"), metavar="HOW", help="of views: score or prob (as the model was tested)")
+    cli.add_argument("--precision", choices=("fp32", "bf16", "int8"), default="fp32", metavar="P", help="cpu: fp32, bf16 or int8")
+    cli.add_argument("--backend", choices=("openvino", "onnxruntime"), metavar="B", help="cpu: openvino or onnxruntime")
+    cli.add_argument("--exporter", choices=("auto", "builtin", "mmaction2"), default="auto", metavar="E",
+                     help="mmaction2, builtin, or auto: whichever works")
+    cli.add_argument("--chip", type=some, metavar="NAME", help="npu: 310P3, … (asks npu-smi)")
+    cli.add_argument("--perf_batches", type=like("[1-9][0-9]{0,6}(,[1-9][0-9]{0,6})*", "whole numbers above 0, as in 1,4,8"),
+                     metavar="LIST", help="batch sizes to measure, as in 1,4,8")
+    cli.add_argument("--loop", type=positive, metavar="N", help="repetitions of that measurement")
+    cli.add_argument("--again", action="store_true", help="measure the speed again")
+    cli.add_argument("--agreement", type=non_negative, metavar="N", default=8, help="videos compared with fp32 here (8); 0: none")
+    cli.add_argument("--gallery", type=non_negative, metavar="N", default=12, help="videos a kind that the page shows (12)")
+    cli.add_argument("--work_dir", type=some, default=os.path.join(SUITE, "work"), metavar="DIR", help="where all goes (work/ beside this)")
+    cli.add_argument("--clean", nargs="?", const="tensors", choices=("tensors", "all"), metavar="all", help="delete what runs made there")
     args = cli.parse_args(words)
-    return args if args.batch else cli.error("BATCH_SIZE is missing, as in ./run_all.sh 1")
+    args.batch = args.batch or (1 if args.model_only or args.clean else cli.error("BATCH_SIZE is missing, as in ./run_all.sh 1"))
+    return args
 
 
 def like(pattern: str, remedy: str) -> Callable[[str], str]:
@@ -102,10 +100,14 @@ def like(pattern: str, remedy: str) -> Callable[[str], str]:
     return check
 
 
-def begin(args: argparse.Namespace) -> Dict[str, Any]:
+def begin(args: argparse.Namespace) -> Optional[Dict[str, Any]]:
     """Before anything is done: find the device, refuse what cannot go well, make paths absolute, and the work folder."""
+    args.here, args.work_dir, args.begun = os.getcwd(), absolute(args.work_dir), workfolder.now()
+    if args.clean:
+        return print("deleted: %s" % (", ".join(workfolder.clean(args.work_dir, args.clean == "all")) or "nothing, as nothing is there"))
     python = os.environ.get("PYTHON", "")
-    set_env, args.chosen = find_device(args)
+    set_env, why = find_device(args)
+    args.chosen = {"device": "%s, %s" % (args.device, why)}
     check_usage(args)
     for name in ("data_root", "ann_file", "labels", "config", "checkpoint"):
         path, is_there = getattr(args, name), os.path.isdir if name == "data_root" else os.path.isfile
@@ -113,18 +115,32 @@ def begin(args: argparse.Namespace) -> Dict[str, Any]:
             setattr(args, name, absolute(path))
         elif path and not (name == "checkpoint" and re.match("official$|https?://|tsm_.*-", path)):  # what TSM_checkpoint.py may know
             raise UserError("%s: no such file or folder; check --%s" % (path, name))
-    args.work_dir = absolute(args.work_dir)
     with contextlib.suppress(OSError):  # the next line tells
         os.makedirs(args.work_dir, exist_ok=True)
     if not os.access(args.work_dir, os.W_OK | os.X_OK):
         raise UserError("%s: cannot be made, or not be written to; choose another --work_dir" % args.work_dir)
-    args.suite = "" if os.path.samefile(args.work_dir, SUITE) else SUITE + "/"
+    args.suite = from_folder(os.path.realpath(args.work_dir))
     args.given_exporter, args.mmaction2 = args.exporter, absolute(os.environ.get("MMACTION2", ""))
     own = "python3" if args.device == "npu" else args.suite + ".venv/bin/python"
     examine = [args.checkpoint or ""] + flags({"--config": args.config, "--segments": args.segments, "--labels": args.labels})
     return dict(python=(absolute(python) if "/" in python else python) or own, s=args.suite, device=args.device, work_dir=args.work_dir,
-                set_env=set_env, said=args.chosen["device"], own_checkpoint=args.checkpoint or "", own_data=args.data_root or "",
+                set_env=set_env, said="Running on the %s (%s), in %s" % (args.device.upper(), why, shown(args, args.work_dir)),
+                own_checkpoint=args.checkpoint or "", fetched="" if os.path.isabs(args.checkpoint or "/") else "yes",
+                own_data=args.data_root or "", model_only="yes" if args.model_only else "", again="yes" if args.again else "",
                 examine=examine + ["--output", workfolder.PROTOCOL])
+
+
+def from_folder(work: str) -> str:
+    """How paths of the suite begin for commands in this folder: relative inside the suite, so that it may be moved."""
+    suite = os.path.realpath(SUITE)
+    if work == suite:
+        return ""
+    return (os.path.relpath(suite, work) if work.startswith(suite + "/") else SUITE) + "/"
+
+
+def shown(args: argparse.Namespace, path: str) -> str:
+    """A path as the caller can type it: from where they stand, if it lies below."""
+    return shlex.quote(os.path.relpath(path, args.here) if (path + "/").startswith(args.here.rstrip("/") + "/") else path)
 
 
 def absolute(path: str) -> str:
@@ -132,22 +148,21 @@ def absolute(path: str) -> str:
     return os.path.join(os.getcwd(), path) if path else ""
 
 
-def find_device(args: argparse.Namespace) -> Tuple[str, Dict[str, str]]:
-    """(CANN's set_env.sh, {"device": how it was chosen}); sets the device where it is auto. CANN's tools decide, and the hardware
+def find_device(args: argparse.Namespace) -> Tuple[str, str]:
+    """(CANN's set_env.sh, how the device was chosen); sets the device where it is auto. CANN's tools decide, and the hardware
     has a say. Tests put ASCEND_SYSROOT before the system's folders."""
     root, home = os.environ.get("ASCEND_SYSROOT", ""), os.environ.get("HOME", "")
     places = ["%s/Ascend/%s/set_env.sh" % (base, name) for base in (root + "/usr/local", home) for name in ("ascend-toolkit", "cann")]
     set_env = absolute(os.environ.get("ASCEND_SET_ENV", "")) or next(filter(os.path.isfile, places), "")
     cann = shutil.which("atc") or (set_env if os.path.isfile(set_env) else "")
     if args.device != "auto":
-        return set_env, {"device": "%s, by --device" % args.device}
+        return set_env, "by --device"
     args.device = "npu" if cann else "cpu"
     signs = glob.glob(root + "/dev/davinci*") + glob.glob(root + "/usr/local/Ascend/driver") + list(filter(None, [shutil.which("npu-smi")]))
     if signs and not cann:
         warn("this host has an NPU (%s) but no CANN toolkit: no atc on the PATH, no set_env.sh in %s/usr/local/Ascend or ~/Ascend; so the "
              "CPU is used; name its set_env.sh with ASCEND_SET_ENV" % (" ".join(signs), root))
-    return set_env, {"device": "%s, since %s is installed here (--device cpu or npu decides otherwise)" % (
-        args.device, cann or "no CANN toolkit")}
+    return set_env, "%s found here" % (cann or "no Ascend toolkit")
 
 
 def check_usage(args: argparse.Namespace) -> None:
@@ -166,6 +181,8 @@ def check_usage(args: argparse.Namespace) -> None:
         (on_npu and args.dtype != "float32", "--dtype %s is for the CPU; the NPU's model takes float32" % args.dtype),
         (on_npu and args.stream, "--stream is for the CPU; ais_bench reads tensors from files (--chunk bounds how many)"),
         (not on_npu and args.devices, "--devices is for an NPU; a CPU is one device"),
+        (args.model_only and (args.data_root or args.precision == "int8"),
+         "--model_only measures nothing and takes no videos; leave out --data_root, --ann_file and --precision int8"),
     ):
         if wrong:
             fail(said + " (see --help)", 2)
@@ -223,9 +240,13 @@ def stages(args: argparse.Namespace) -> Dict[str, Any]:
         facts = read_stated(workfolder.PROTOCOL)
         protocol = protocol_from(facts, workfolder.PROTOCOL)
     stated = workfolder.PROTOCOL if protocol != SSV2 else ""  # else the guide's commands say it all
-    if not args.data_root:
+    if not args.checkpoint:
+        args.labels = args.labels or args.suite + DEMO[3]
+    if not args.data_root and not args.model_only:
         args.data_root, args.ann_file, args.labels = args.suite + DEMO[1], DEMO[2], args.labels or args.suite + DEMO[3]
-    if args.chunk == "auto" and not (args.stream or args.devices or args.ray):
+    if args.model_only:
+        args.chunk = "0"
+    elif args.chunk == "auto" and not (args.stream or args.devices or args.ray):
         args.chunk = "auto" if chunk_size(len(read_list(args.ann_file, protocol)), args.dtype, 2, protocol) else "0"
     streamed, on_npu = args.stream or args.chunk != "0", args.device == "npu"
     export = exporting(args, facts, stated)
@@ -234,10 +255,11 @@ def stages(args: argparse.Namespace) -> Dict[str, Any]:
         args.data_root, args.ann_file, facts["checkpoint"], args.config or "", args.labels or "", stated,
         args.filename_tmpl or facts.get("filename_tmpl", ""), facts.get("start_index") if args.start_index is None else args.start_index,
         workfolder.EXPORTED, workfolder.MODIFIED.replace("*", str(args.batch)), model, args.device, args.precision, args.backend or "",
-        args.fusion or facts["fusion"], args.dtype, args.batch,
+        args.fusion or facts["fusion"], args.dtype, workfolder.folder_of(args.ann_file or ""), args.batch,
         sorted({int(size) for size in (args.perf_batches or str(args.batch)).split(",")}),
         dict(args.chosen, form="no tensors on disk" if streamed else "tensors on disk"))
     workfolder.write_run(told)
+    args.modified = told.modified
     return dict({name: value for name, value in told._asdict().items() if isinstance(value, (str, list))}, **options_of(args, told),
                 export=export, shape=(1,) + protocol.video_shape, streamed="yes" if streamed else "")
 
@@ -263,8 +285,8 @@ def options_of(args: argparse.Namespace, told: workfolder.Run) -> Dict[str, Any]
                     "--num_worker": args.num_worker, "--filename_tmpl": told.filename_tmpl, "--start_index": told.start_index})
     engine = [] if on_npu else flags({"--precision": unless("fp32", told.precision), "--agreement": unless(8, args.agreement),
                                       "--backend": told.backend, "--int8_model": int8})
-    spread = flags({"--devices": args.devices, "--ray": args.ray, "--protocol": told.protocol if on_npu else "",
-                    "--chunk": unless("auto", unless("0", args.chunk))})
+    spread = flags({"--output_dir": unless(workfolder.PREPROCESSED, told.tensors), "--devices": args.devices, "--ray": args.ray,
+                    "--protocol": told.protocol if on_npu else "", "--chunk": unless("auto", unless("0", args.chunk))})
     dtype = unless("float32", told.dtype)
     return dict(
         videos=videos, preprocess=videos + flags({"--batch_size": told.batch, "--dtype": dtype, "--protocol": told.protocol}),
@@ -298,7 +320,27 @@ def in_shell(settings: Dict[str, Any]) -> str:
     return "".join("%s=%s\n" % (name, value(given)) for name, given in settings.items())
 
 
-STEPS = {"begin": begin, "tools": tools, "stages": stages}
+def end(args: argparse.Namespace) -> None:
+    """The closing words: where to look, what to run next; that nothing was to do where no stage did anything."""
+    def of_suite(name: str) -> str:
+        return shown(args, os.path.join(SUITE, name))
+
+    def of_work(name: str) -> str:
+        return shown(args, os.path.join(args.work_dir, name))
+
+    done = workfolder.worked_since(args.begun)
+    print("\n%s %s" % ("Done." if done else "Nothing to do: all is as the last run left it (--again measures the speed again).",
+                       "The model is %s" % of_work(args.modified) if args.model_only else "Open %s" % of_work(workfolder.PAGE)))
+    python = shlex.quote(sys.executable) if os.environ.get("PYTHON") else of_suite(".venv/bin/python")
+    video = "VIDEO" if args.checkpoint else of_suite("demo/videos/74225.webm")
+    print("Next:   %s %s --model %s %s" % (python, of_suite("TSM_predict.py"), of_work(args.modified), video))
+    if args.device == "cpu" and args.precision == "fp32" and not args.model_only:
+        script = of_suite("run_all.sh")
+        print("Faster: %s %d … --precision %s (the report says how often the answers are those of fp32)" % (
+            script if "/" in script else "./" + script, args.batch, "bf16" if has_bf16() else "int8"))
+
+
+STEPS = {"begin": begin, "tools": tools, "stages": stages, "end": end}
 
 
 def main() -> None:
@@ -306,6 +348,8 @@ def main() -> None:
     step, words = (sys.argv[1], sys.argv[2:]) if sys.argv[1:2] and sys.argv[1] in STEPS else ("begin", sys.argv[1:])
     args = get_args(words) if step == "begin" else argparse.Namespace(**json.loads(words[0]))
     settings = STEPS[step](args)
+    if settings is None:
+        return
     sys.stdout.buffer.write(os.fsencode(in_shell(dict(plan=json.dumps(vars(args)), **settings))))
 
 

@@ -5,12 +5,18 @@
 
 Keeps `stages.json` in the working directory: per stage its command, the digests of what went in (the --in files, the
 script and what it imports of the suite, the installed versions of the suite's requirements) and of what came out (--out),
-its seconds and its peak memory. A stage is skipped when all of that still holds; one without --out always runs. The exit
-status is the command's own; `stages.json` learns of a stage only once it has succeeded.
+its seconds, its peak memory, when it ended and what it printed. A stage is skipped when all of that still holds; one without
+--out always runs. A script that sees by itself what is left to do is run even so (--check); where it changed nothing, the
+seconds and the memory stay those of the run that did the work. The exit status is the command's own; `stages.json` learns of
+a stage only once it has succeeded.
+
+Lines that begin with [INFO] or [DEBUG], as ais_bench has them, are for `run.log`, which has everything that a stage printed
+on stdout; the others are shown too.
 """
 
 import argparse
 import ast
+import contextlib
 import glob
 import hashlib
 import os
@@ -21,17 +27,18 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any, Dict, List, Optional, Set
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 SUITE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, SUITE)
 
 from tsm.cli import UserError, fail, parser, run  # noqa: E402
 from tsm.files import read_json, sha256, write_json  # noqa: E402
-from tsm.machine import die_with_parent  # noqa: E402
-from tsm.workfolder import STAGES  # noqa: E402
+from tsm.machine import die_with_parent, processor_name  # noqa: E402
+from tsm.workfolder import LOG, STAGES, now  # noqa: E402
 
 KILLED = 128 + signal.SIGKILL  # as a shell gives it
+DETAILS = b"[INFO]", b"[DEBUG]"  # how lines for run.log alone begin
 
 
 def get_args() -> argparse.Namespace:
@@ -40,7 +47,9 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--title", help="the heading to print (default: the name)")
     cli.add_argument("--in", dest="inputs", action="append", default=[], metavar="PATH", help="file or folder it reads")
     cli.add_argument("--out", dest="outputs", action="append", default=[], metavar="PATH", help="file or folder it makes")
-    cli.add_argument("--tee", metavar="FILE", help="also keep what the command prints on stdout in FILE")
+    cli.add_argument("--check", action="store_true", help="run it even where its results are there")
+    cli.add_argument("--measure", metavar="FILE", help="its result is what it prints, kept in FILE, and is this machine's")
+    cli.add_argument("--say", action="store_true", help="where it is skipped, print again what it printed")
     cli.add_argument("command", nargs="+", help="after --: the command, run as it stands")
     return cli.parse_args()
 
@@ -106,11 +115,14 @@ def read_state() -> Dict[str, Any]:
         return {}
 
 
-def execute(command: List[str], tee: Optional[str]) -> int:
-    """Run the command; its exit status, as a shell would give it. Signals meant for us reach it too."""
-    copy = open(tee, "wb") if tee else None
+def execute(command: List[str], copies: List[str]) -> Tuple[int, str]:
+    """Run the command; (its exit status, as a shell would give it, what was shown of its stdout).
+
+    All of its stdout is added to run.log and is what the `copies` hold. Signals meant for us reach the command too.
+    """
     process: Optional["subprocess.Popen[bytes]"] = None
     told: List[int] = []
+    shown: List[bytes] = []
 
     def hand_on(number: int, _: Any) -> None:
         told.append(number)
@@ -120,25 +132,34 @@ def execute(command: List[str], tee: Optional[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, hand_on)
-    try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE if tee else None)
-    except OSError as error:
-        raise UserError("%s: %s; is it installed and on the PATH?" % (command[0], error.strerror))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command as well, which answers for both
-    if told:  # while it was started
-        process.terminate()
-    if copy and process.stdout:
-        with copy:
-            try:
-                for line in process.stdout:
-                    sys.stdout.buffer.write(line)
-                    sys.stdout.buffer.flush()
-                    copy.write(line)
-            except OSError as error:
-                error.filename = error.filename or tee
-                raise
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(open(LOG, "ab"))] + [stack.enter_context(open(path, "wb")) for path in copies]
+        try:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        except OSError as error:
+            raise UserError("%s: %s; is it installed and on the PATH?" % (command[0], error.strerror))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command as well, which answers for both
+        if told:  # while it was started
+            process.terminate()
+        for line in process.stdout or ():
+            for file in files:
+                file.write(line)
+            if not line.startswith(DETAILS):
+                shown.append(line)
+                _show(line)
     status = process.wait()
-    return status if status >= 0 else 128 - status
+    return (status if status >= 0 else 128 - status), b"".join(shown).decode("utf-8", "replace")
+
+
+def _show(line: bytes) -> None:
+    """Print a line of the command's. A terminal that is gone is no fault; a reader that has left ends the stage."""
+    try:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 def peak_mb() -> float:
@@ -157,32 +178,39 @@ def main() -> None:
     args = get_args()
     die_with_parent(signal.SIGTERM)  # run_all.sh, killed, leaves nothing at work
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what runs in its background
-    print("\n== %s" % (args.title or args.name))
-    print("$ " + " ".join(shlex.quote(word) for word in args.command), flush=True)
+    heading = "\n== %s\n$ %s" % (args.title or args.name, " ".join(shlex.quote(word) for word in args.command))
+    print(heading, flush=True)
+    outputs = args.outputs + ([args.measure] if args.measure else [])
     known = {
         "command": args.command,
         "code": code(args.command),
-        "inputs": {path: digest(path) for path in args.inputs},
+        "inputs": dict({path: digest(path) for path in args.inputs}, **({"machine": processor_name()} if args.measure else {})),
     }
     before = read_state().get(args.name, {})
-    if is_done(before, known, args.outputs):
-        print("up to date: %s (made in %s s)" % (", ".join(args.outputs), before["seconds"]))
+    if not args.check and is_done(before, known, outputs):
+        print("up to date: %s (made in %.1f s)" % (", ".join(outputs), before["seconds"]) + ("\n" + before["said"] if args.say else ""))
         return
+    with open(LOG, "a", encoding="utf-8", errors="surrogateescape") as log:
+        log.write("%s\n" % heading)
     start = time.time()
-    status = execute(args.command, args.tee)
+    status, said = execute(args.command, [args.measure] if args.measure else [])
     if status == KILLED:
         fail("%s: its command was killed (SIGKILL), most likely because memory ran out: it had used up to %.0f MB; free some, "
              "or allow the container more, and run the same command again" % (args.name, peak_mb()), status)
     if status:
         sys.exit(status)
-    missing = [path for path in args.outputs if not os.path.exists(path)]
+    missing = [path for path in outputs if not os.path.exists(path)]
     if missing:
         raise UserError("%s: not made by the command above, though it reported success" % missing[0])
+    if not args.measure and is_done(before, known, outputs):  # it found all done
+        return
     entry = dict(
         known,
-        outputs={path: digest(path) for path in args.outputs},
+        outputs={path: digest(path) for path in outputs},
         seconds=round(time.time() - start, 3),
         peak_mb=peak_mb(),
+        ended=now(),
+        said=said,
     )
     write_json(STAGES, dict(read_state(), **{args.name: entry}), "stages")
 

@@ -21,7 +21,7 @@ from tsm.report.findings import another_order
 from tsm.results import read_results
 from tsm.samples import Clip, checksum, evenly, manifest_path, read_info, read_list, read_manifest
 from tsm.video import clips
-from tsm.workfolder import EXPORTED, LABELS, MODIFIED, RESULTS, RUN, SUMMARY, TENSORS, read_run
+from tsm.workfolder import BINS, EXPORTED, INFO, MODIFIED, PREPROCESSED, RESULTS, RUN, SUMMARY, read_run
 
 SAME, DEPARTS, UNCHECKED = "same", "DEPARTS", "not checked"
 EXACT = 1e-4  # largest difference of a probability between two computations in fp32
@@ -78,7 +78,8 @@ class Chain:
         self.device_model = os.path.join(folder, run.model) if run else model  # what ran: an .om, or the modified model
         self.precision = run.precision if run else "fp32"
         self.result_path = os.path.join(folder, SUMMARY)
-        info = os.path.join(folder, LABELS)
+        self.folder_of_tensors = os.path.join(folder, run.tensors if run else PREPROCESSED)
+        info = os.path.join(self.folder_of_tensors, INFO)
         self.manifest = read_manifest(manifest_path(info))
         self.protocol = protocol_from(self.manifest["protocol"], manifest_path(info))
         self.labels = read_info(info, self.protocol.classes)
@@ -111,7 +112,7 @@ class Chain:
 
     def tensor_file(self, index: int) -> str:
         """Where the tensor of a sample is, if it was kept."""
-        return os.path.join(self.folder, TENSORS, "%d.bin" % index)
+        return os.path.join(self.folder_of_tensors, BINS, "%d.bin" % index)
 
     def tensor(self, index: int) -> np.ndarray:
         """The tensor that the run used: its file, or if no tensors were kept, made again."""
