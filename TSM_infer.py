@@ -88,12 +88,12 @@ def begin(args: argparse.Namespace, computing: Computing, model: Offline) -> Eng
     return engine
 
 
-def tell(args: argparse.Namespace, model: Offline, times: Sequence[float], videos: int) -> float:
+def tell(args: argparse.Namespace, model: Offline, times: Sequence[float], videos: int, facts: Dict[str, Any]) -> float:
     """Print the throughput, in videos per second, and return it; of a model that is not of modify_onnx.py as ais_bench prints it."""
     figures = statistics(times)
     throughput = 1000 * (args.batchsize * len(times) if args.batchsize else videos) / sum(times)
     if model.fusion:
-        print(rate_line(throughput))
+        print(rate_line(throughput, facts))
     else:
         print("[INFO] NPU_compute_time (ms): " + ", ".join("%s = %.3f" % item for item in list(figures.items())[:-1]))
         print(throughput_line(args.batchsize or model.batch, figures["mean"], throughput))
@@ -109,7 +109,7 @@ def measure(args: argparse.Namespace, computing: Computing, model: Offline) -> N
         for _, ((ms, _),) in run_batches(engine, model, ["made up"] * (loop * model.batch // len(made)), lambda _: made):
             times.append(ms)
             tick()
-    tell(args, model, times, model.batch * loop)
+    tell(args, model, times, model.batch * loop, about(engine, model))
 
 
 def compute(
@@ -172,7 +172,7 @@ def infer(args: argparse.Namespace, computing: Computing, model: Offline) -> Non
         if args.precision != "fp32" and args.agreement:
             facts = dict(facts, **agreement(args, computing, model, work, found, read))
         times = [ms for piece in found.pieces for ms, _ in piece.times]
-        throughput = tell(args, model, times, args.loop * len(inputs.files) * len(read(inputs.files[0])))
+        throughput = tell(args, model, times, args.loop * len(inputs.files) * len(read(inputs.files[0])), facts)
         if args.output:
             consolidate(work, found)
             summarise_found(work, found, throughput, facts)

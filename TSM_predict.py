@@ -3,56 +3,69 @@
 
     python3 TSM_predict.py demo/videos/74225.webm           # one video
     python3 TSM_predict.py --top 5 --json out.json FOLDER   # every video in it
-    python3 TSM_predict.py --window 4 --stride 2 long.mp4   # a long one, in parts
+    python3 TSM_predict.py --window 4 --every 2 long.mp4    # a long one, cut
     python3 TSM_predict.py --camera 0                       # until Ctrl-C
+    python3 TSM_predict.py -m tsm_online.onnx --camera 0    # frame by frame
 
-INPUT is a video, a folder, a quoted pattern, @list.txt (a path per line), or
-an address (rtsp://..., http://...). The network gives any video one of its
-classes; the probability does not tell whether the video shows one of them.
-docs/your-videos.md has the rest.
+INPUT is a video, a folder, a quoted pattern, @list.txt (a path per line), or an
+address (rtsp://..., http://...). A network gives any video one of its classes,
+also one that shows none. More: docs/your-videos.md
 """
 
 import argparse
 import contextlib
 import itertools
 import sys
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
-from tsm.cli import Corrupt, Stopped, camera_number, fail, parser, positive, printable, run, seconds, status_of, warn
-from tsm.infer.engine import Engine, about, add_options, computing_of, open_engine, run_stream
-from tsm.labels import labels_in, read_labels, top
+from tsm.cli import (
+    Corrupt,
+    Stopped,
+    camera_number,
+    fail,
+    non_negative,
+    parser,
+    positive,
+    positive_number,
+    printable,
+    run,
+    seconds,
+    status_of,
+)
+from tsm.infer.engine import add_options, computing_of
 from tsm.machine import cores
-from tsm.model.offline import Offline, read_offline
+from tsm.model.offline import read_offline
 from tsm.predict import answers as predict
-from tsm.predict.inputs import Input, check_paths, expand, find_model
-from tsm.predict.live import watched
-from tsm.protocol import CENTRE_VIEW, Protocol, frame_indices
-from tsm.video.clips import as_video
-from tsm.video.windows import Window
-
-LIVE_WINDOW = 3.0  # seconds
+from tsm.predict.by_clip import ByClip
+from tsm.predict.by_frame import ByFrame
+from tsm.predict.inputs import Input, check_options, check_paths, expand, find_model, reset_rule
+from tsm.predict.live import LIVE_WINDOW, watched
+from tsm.protocol import CENTRE_VIEW
 
 
 def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
     cli.usage = "%(prog)s [options] [INPUT ...]"
     cli.add_argument("inputs", nargs="*", metavar="INPUT", help=argparse.SUPPRESS)
-    cli.add_argument("--model", "-m", metavar="FILE", help="of modify_onnx.py, or a work folder of run_all.sh (default: work or .)")
-    cli.add_argument("--camera", type=camera_number, action="append", default=[], metavar="N", help="watch camera N, 0 is the first; "
-                     "or several")
+    cli.add_argument("-m", "--model", metavar="M", help="a model, or a work folder (default: work/ or .)")
+    cli.add_argument("--camera", type=camera_number, action="append", default=[], metavar="N",
+                     help="watch a camera, 0 is the first; or several")
     cli.add_argument("--reconnect", type=seconds, default=0.0, metavar="S", help="try a lost camera or address again for S seconds")
     cli.add_argument("--labels", metavar="FILE", help="names of the classes, if the model has none")
     cli.add_argument("--top", type=positive, default=1, metavar="K", help="classes per answer (default: %(default)s)")
     cli.add_argument("--views", type=int, choices=(1,), help="1: the centre view alone, at a fraction of the cost")
     cli.add_argument("--window", type=seconds, metavar="S", help="seconds per answer (default: all; %g of a camera)" % LIVE_WINDOW)
-    cli.add_argument("--stride", type=seconds, metavar="S", help="seconds to the next one (default: half a window)")
+    cli.add_argument("--every", type=seconds, metavar="S", help="seconds to the next answer (default: half a window)")
+    cli.add_argument("--memory", type=non_negative, metavar="N", help="online: mean of N frames, 0 of all (cameras: a clip's)")
+    cli.add_argument("--threshold", type=positive_number, metavar="P", help="online: events, from above P to below P/2")
+    cli.add_argument("--reset", type=reset_rule, metavar="WHEN", help="online: forget at a new scene, or each S seconds")
     cli.add_argument("--json", metavar="FILE", help="write all answers, - prints them")
     cli.add_argument("--jsonl", metavar="FILE", help="add each answer as it comes, a line of JSON")
     cli.add_argument("--csv", metavar="FILE", help="write rows of " + ", ".join(predict.COLUMNS))
     cli.add_argument("--csv_bom", action="store_true", help="begin --csv with a byte order mark, for Excel")
     cli.add_argument("--html", metavar="FILE", help="write a page with film strips: frames of the videos")
     cli.add_argument("--annotate", metavar="DIR", help="write copies of the videos with their labels drawn in")
-    cli.add_argument("--num_worker", type=positive, default=cores(), metavar="N", help="processes that decode (default: one per core)")
+    cli.add_argument("--num_worker", type=positive, default=cores(), metavar="N", help="processes that decode (default: one a core)")
     add_options(cli)
     args = cli.parse_args()
     if not args.inputs and not args.camera:
@@ -60,74 +73,43 @@ def get_args() -> argparse.Namespace:
     return args
 
 
-def label_names(args: argparse.Namespace, model: Offline, protocol: Protocol) -> Optional[List[str]]:
-    """The classes' names, from --labels or from the model; None, with a note, if there are none."""
-    names = read_labels(args.labels, protocol.classes) if args.labels else labels_in(model.metadata, protocol.classes)
-    if names is None:
-        warn("%s holds no label names, so classes are numbered; --labels FILE names them" % args.model)
-    return names
-
-
-def predict_files(
-    args: argparse.Namespace, model: Offline, engine: Engine, names: Optional[List[str]], paths: List[str], annotated: List[str],
-    tensors: predict.Parts, log: predict.Log,
-) -> Iterator[Dict[str, Any]]:
+def predict_files(way: Union[ByClip, ByFrame], paths: List[str], annotated: List[str], log: predict.Log) -> Iterator[Dict[str, Any]]:
     """Predict videos and folders of frames, and print each in its turn; yields the entries of --json. Ctrl-C is raised after the entry
     of a video of which something is known."""
-    from tqdm import tqdm
-
-    long = args.window is not None
-    scores = tqdm(run_stream(engine, model, tensors), total=None if long else len(paths), unit="window" if long else "video", disable=None)
-    results: Iterator[Tuple[int, Any]] = ((number, (window, output)) for (number, window), output, _, _ in scores)
-    if not long:
-        results = predict.in_order(results)
-    for number, some in itertools.groupby(results, key=lambda result: result[0]):
-        answers, failed = [], ""
+    for number, some in itertools.groupby(way.results, key=lambda result: result[0]):
+        viewer, failed, copy = way.viewer(paths[number], log), "", annotated[number]
+        interrupt = None
         try:
-            for _, (window, output) in some:
-                if isinstance(output, Corrupt):
-                    failed = str(output)
+            for _, result in some:
+                if isinstance(result, Corrupt):
+                    failed = str(result)
                 else:
-                    answers.append(predict.Answer(window, top(output[0], names, args.top)))
-                    log.add(paths[number], answers[-1])
-        except KeyboardInterrupt:
-            cut = "interrupted" if long or annotated[number] else failed
-            yield predict.show(paths[number], answers, cut, long, "", log)
-            raise
-        yield predict.show(paths[number], answers, failed, long, annotated[number], log)
+                    viewer.take(result)
+        except KeyboardInterrupt as stopped:
+            interrupt, failed, copy = stopped, "interrupted" if way.long or copy else failed, ""
+        yield predict.finished(viewer, failed, copy)
+        if interrupt:
+            raise interrupt
 
 
 def watch(
-    args: argparse.Namespace, model: Offline, protocol: Protocol, engine: Engine, names: Optional[List[str]],
-    sources: Sequence[Input], log: predict.Log,
+    way: Union[ByClip, ByFrame], sources: Sequence[Input], reconnect: float, log: predict.Log
 ) -> Tuple[List[Dict[str, Any]], Optional[KeyboardInterrupt]]:
-    """Predict the newest window of each camera and stream, once every stride; (their entries for --json, what interrupted them)."""
-    window = args.window or LIVE_WINDOW
-    answers: List[List[predict.Answer]] = [[] for _ in sources]
-    failed, ended = [""] * len(sources), None
-    shown = ["  " + (printable(one.path) + "  " if len(sources) > 1 else "") for one in sources]
+    """Predict what is new of each camera and stream, again and again; (their entries for --json, what interrupted them)."""
     print("\n".join(printable(one.path) for one in sources), flush=True)
-    seen = watched([(one.path, one.live) for one in sources], window, args.stride or window / 2, protocol, args.reconnect)
+    viewers = [way.viewer(one.path, log, "  " + (printable(one.path) + "  " if len(sources) > 1 else "")) for one in sources]
+    failed, ended = [""] * len(sources), None
+    seen = watched([(one.path, one.live) for one in sources], way.seconds, way.every, way.model.tested_by, reconnect)
     try:
         with contextlib.closing(seen):
             for number, recent in seen:
-                name, some = sources[number].path, answers[number]
                 if isinstance(recent, Corrupt):
-                    failed[number] = predict.tell(name, str(recent), log)
-                    continue
-                if not some:
-                    predict.warn_if_short(name, Window(recent.start, recent.end), window)
-                video = as_video(recent.frames, frame_indices(len(recent.frames), protocol), protocol, model.dtype.name)
-                for _, output, _, _ in run_stream(engine, model, (one for one in [(name, video[None])])):
-                    some.append(predict.Answer(Window(recent.start, recent.end), top(output[0], names, args.top)))
-                    log.add(name, some[-1])
-                print("%s%s  %s" % (shown[number], predict.clock(recent.end), predict.in_words(some[-1].ranked)), flush=True)
+                    failed[number] = predict.tell(sources[number].path, str(recent), log)
+                else:
+                    viewers[number].see(recent)
     except KeyboardInterrupt as interrupt:
         ended = interrupt
-    for name, some in zip(shown, answers):
-        if len(some) > 1:
-            print("\n".join(predict.lines_of(name.strip() or "in all", some, True)))
-    return [predict.entry_of(one.path, some, why, True) for one, some, why in zip(sources, answers, failed)], ended
+    return [predict.entry_of(viewer, viewer.close(), why) for viewer, why in zip(viewers, failed)], ended
 
 
 def main() -> None:
@@ -141,35 +123,34 @@ def main() -> None:
     computing = computing_of(args, args.model)
     annotated = check_paths(args, inputs, lists, computing.int8_model)
     model = read_offline(args.model)
-    protocol = model.tested_by
-    names = label_names(args, model, protocol)
-    if "tsm.about" in model.metadata:
-        print("%s: %s" % (args.model, printable(model.metadata["tsm.about"])), flush=True)
+    check_options(args, inputs, model)
+    names = predict.label_names(args, model)
     if args.views == 1:
-        print("the centre view alone: 1/%d of the cost, less accurate than all views" % protocol.views, flush=True)
-        protocol = Protocol(**dict(protocol._asdict(), **CENTRE_VIEW))
-        model = model._replace(protocol=protocol)
-    log = predict.Log(args.jsonl)
-    entries = {number: predict.show(one.path, [], one.error, False, "", log) for number, one in enumerate(inputs) if one.error}
+        print("the centre view alone: 1/%d of the cost, less accurate than all views" % model.tested_by.views, flush=True)
+        model = model._replace(protocol=model.tested_by._replace(**CENTRE_VIEW))
+    approximates = model.metadata.get("tsm.approximates")
+    log = predict.Log(args.jsonl, {"approximates": approximates} if approximates else {})
+    entries = {number: predict.unread(one.path, one.error, log) for number, one in enumerate(inputs) if one.error}
     live = [number for number, one in enumerate(inputs) if one.is_live]
     files = [number for number, one in enumerate(inputs) if one.is_file]
     paths = [inputs[number].path for number in files]
-    tensors = predict.parts_of(paths, args.window, args.stride, protocol, model.dtype.name, args.num_worker)
-    engine = open_engine(model, computing, listed=len(files) > 1 or bool(files and args.window))
+    way = (ByFrame if model.target == "online" else ByClip)(args, model, computing, names, paths, len(live))
     interrupt, written = None, True
     try:
-        for number, entry in zip(files, predict_files(args, model, engine, names, paths, annotated, tensors, log)):
+        for number, entry in zip(files, predict_files(way, paths, annotated, log)):
             entries[number] = entry
+        if way.in_all():
+            print(way.in_all(), flush=True)
         if live:
-            found, interrupt = watch(args, model, protocol, engine, names, [inputs[number] for number in live], log)
+            found, interrupt = watch(way, [inputs[number] for number in live], args.reconnect, log)
             entries.update(zip(live, found))
     except KeyboardInterrupt as stopped:
         interrupt = stopped
     finally:  # an error loses nothing that was found
         aside.close()
         if entries:
-            facts = dict(about(engine, model), labels=names is not None)
-            written = predict.write_files(args, facts, protocol.views, [entries[number] for number in sorted(entries)])
+            facts = dict(way.about(), labels=names is not None)
+            written = predict.write_files(args, facts, [entries[number] for number in sorted(entries)])
     if interrupt and (len(entries) < len(inputs) or isinstance(interrupt, Stopped)):
         fail("interrupted after %d of %d inputs; the same command begins with the first again" % (len(entries), len(inputs)),
              status_of(interrupt))

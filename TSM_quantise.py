@@ -10,6 +10,9 @@ and tsm_int8.bin beside the model: one file serves every batch size. Weights get
 tensor, from the values they take on the clips; NNCF does it. The file knows which network it was made from, and
 TSM_infer.py refuses it for any other.
 
+Of an online model the clip is quantised in the same way and then cut at its shifts: what moved from frame to frame is a state, in
+uint8 where it begins at 0. How its scores, frame by frame, are those of the int8 clip, is printed.
+
 Clips are taken evenly over the list or the folder, of each one view, in turn the first to the last: clips differ more than
 the views of one. What int8 costs in accuracy, TSM_infer.py and run_all.sh print: on how many videos (--agreement N) its top-1
 is fp32's.
@@ -19,19 +22,22 @@ import argparse
 import os
 import time
 from importlib.util import find_spec
-from typing import Dict, List
+from typing import Any, Dict, List
 
 from tsm.cli import Corrupt, UserError, parser, positive, run
 
 # isort: split
 import numpy as np
 
-from tsm.infer.int8 import calibration_view, int8_file, quantise, views_from_tensors, weights_file, write_int8
+from tsm.infer.engine import Computing, compiled, for_views, open_online
+from tsm.infer.int8 import calibration_view, int8_file, of_one_frame, quantise, views_from_tensors, weights_file, write_int8
 from tsm.infer.tensors import list_inputs
 from tsm.machine import cores
-from tsm.model.offline import Offline, one_view, read_offline
+from tsm.model.offline import Offline, clip_of, one_view, read_offline
 from tsm.samples import check_data_root, evenly, read_list, refuse
 from tsm.video.frames import Naming, add_naming
+
+COMPARED = 4  # views on which an online model's int8 file is held against its clip
 
 
 def get_args() -> argparse.Namespace:
@@ -74,6 +80,27 @@ def views_from_list(args: argparse.Namespace, model: Offline) -> List[np.ndarray
     return [views[number] for number in sorted(views)]
 
 
+def clip_scores(network: Any, model: Offline, views: List[np.ndarray]) -> List[np.ndarray]:
+    """The int8 clip's frame scores [segments, classes] of some views."""
+    if not views:
+        return []
+    clip = compiled(network, model.path, "int8", "LATENCY", 1, cores())
+    return [clip({0: view})[0].copy() for view in views]
+
+
+def held_against(expected: List[np.ndarray], model: Offline, views: List[np.ndarray], path: str) -> str:
+    """How the file at `path`, frame by frame, answers the views whose int8 clip's scores are expected."""
+    online, found = open_online(model, Computing("openvino", "int8", None, path)), []
+    for view in views:
+        online.reset()
+        found.append(np.stack([online.step(frame[None]) for frame in view]))
+    if np.array_equal(found, expected):
+        return "frame by frame its scores are those of the int8 clip bit for bit, on %d views" % len(views)
+    same = sum(one.mean(0).argmax() == other.mean(0).argmax() for one, other in zip(found, expected))
+    return "frame by frame its answer is the int8 clip's on %d of %d views; largest difference of a score %.2g, of scores up to %.2g" % (
+        same, len(views), np.abs(np.subtract(found, expected)).max(), np.abs(expected).max())
+
+
 def main() -> None:
     args = get_args()
     for name in ("nncf", "openvino"):  # not imported yet: they start threads, and decoders are forked before that
@@ -84,12 +111,17 @@ def main() -> None:
     if not args.output.endswith(".xml") or os.path.isdir(args.output) or not os.path.isdir(os.path.dirname(args.output) or "."):
         raise UserError("--output %s: is to be a file that ends in .xml, in a folder that is there" % args.output)
     model = read_offline(args.model)
-    view = one_view(model)
+    online = model.target == "online"
+    model, view = for_views(model), clip_of(model, "clip") if online else one_view(model)
     began = time.time()
     views = views_from_list(args, model) if args.ann_file else views_from_tensors(list_inputs(args.input), model, args.clips)
-    write_int8(args.output, quantise(view, views), view, views)
+    network, few = quantise(view, views), views[: COMPARED if online else 0]
+    expected = clip_scores(network, model, few)
+    write_int8(args.output, of_one_frame(network, model) if online else network, view, views)
     print("wrote %s and .bin: int8, calibrated on %d clips in %.0f s, %.0f MB" % (
         args.output, len(views), time.time() - began, os.path.getsize(weights_file(args.output)) / 1e6))
+    if online:
+        print(held_against(expected, model, few, args.output))
 
 
 if __name__ == "__main__":

@@ -264,3 +264,16 @@ def test_a_list_is_answered_frame_by_frame_and_the_curve_ends_where_the_clips_do
 
 def test_a_curve_is_of_an_online_model(fails, setting):
     assert "--curve: new.onnx is no online model; make one" in fails("TSM_stream.py", *ARGS, "--curve", cwd=setting)
+
+
+@pytest.mark.all
+def test_int8_frame_by_frame_is_the_int8_clip_bit_for_bit(works, setting):
+    pytest.importorskip("nncf")
+    openvino = pytest.importorskip("openvino")
+    online_model(setting / "new.onnx")
+    out = works("TSM_quantise.py", "--model", "new.onnx", "--ann_file", "list.txt", "--data_root", "videos", "--clips", 4, cwd=setting)
+    assert "frame by frame its scores are those of the int8 clip bit for bit, on 4 views" in out
+    inputs = openvino.Core().read_model(str(setting / "tsm_int8.xml")).inputs
+    assert [one.get_element_type().get_type_name() for one in inputs] == ["f32"] + ["u8"] * 16  # the states come after a ReLU
+    args = [word for word in ARGS if word not in ("--backend", "onnxruntime")]
+    assert "top-1 agrees with fp32 on" in works("TSM_stream.py", *args, "--precision", "int8", cwd=setting)

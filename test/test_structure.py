@@ -14,7 +14,7 @@ TREE = {  # folder of tsm/: its modules, from the ground up
     "model": {"network", "onnxfile", "graph", "surgery", "proof", "offline"},
     "infer": {"engine", "int8", "tensors", "preprocess", "journal", "lists", "ascend", "cluster"},
     "report": {"findings", "collect", "page", "compare", "diagnose", "suspects"},
-    "predict": {"inputs", "answers", "live", "captions"},
+    "predict": {"inputs", "answers", "by_clip", "by_frame", "live", "captions"},
 }
 GROUND = {"cli", "files", "machine", "workers"}  # of the modules that stand in no folder; the others travel between scripts
 FLOORS = [{"checkpoint", "video", "chain"}, {"model"}, {"infer"}, {"report"}, {"predict"}]  # an arrow goes within a folder, or down

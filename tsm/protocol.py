@@ -100,7 +100,7 @@ PIPELINES: Dict[str, Dict[str, Any]] = {  # the tests of mmaction2's TSM configs
     "dense-three": {"sampling": "dense", "crops": "three", "size": 256},
     "dense-ten": {"sampling": "dense", "crops": "ten", "size": 224},
 }
-CENTRE_VIEW = {"sampling": "uniform", "crops": "centre"}  # the facts of a protocol that leave one view
+CENTRE_VIEW: Dict[str, Any] = {"sampling": "uniform", "crops": "centre"}  # the facts of a protocol that leave one view
 SSV2 = Protocol()  # TSM on Something-Something V2, as the Ascend guide and mmaction2 test it
 
 

@@ -107,9 +107,10 @@ def throughput_line(batch: int, mean: float, throughput: float) -> str:
     return "[INFO] throughput 1000*batchsize.mean(%d)/NPU_compute_time.mean(%s): %s" % (batch, mean, throughput)
 
 
-def rate_line(throughput: float) -> str:
-    """The same figure in words."""
-    return "throughput: %.*f videos per second" % (2 if throughput >= 10 else 4, throughput)
+def rate_line(throughput: float, facts: Mapping[str, Any]) -> str:
+    """The same figure in words; of an online model, whose `facts` know them, above it the ms of a frame."""
+    frame = "a frame: p50 %(p50).1f, p90 %(p90).1f, p99 %(p99).1f ms\n" % facts["frame_ms"] if facts.get("frame_ms") else ""
+    return frame + "throughput: %.*f videos per second" % (2 if throughput >= 10 else 4, throughput)
 
 
 def throughput_in(text: str) -> Optional[float]:

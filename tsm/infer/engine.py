@@ -182,12 +182,11 @@ class Computing(NamedTuple):
 
 def add_options(cli: argparse.ArgumentParser, agreement: bool = False) -> None:
     """The options that computing_of() reads; and on how many videos a precision below fp32 is held against fp32."""
-    cli.add_argument("--backend", choices=sorted(BACKENDS), help="default: openvino if it is installed")
-    cli.add_argument("--precision", choices=("fp32", "bf16", "int8"), default="fp32", help="what it computes in; bf16 needs "
-                     "a processor that has it, int8 TSM_quantise.py's file, both OpenVINO (default: %(default)s)")
-    cli.add_argument("--int8_model", metavar="FILE", help="TSM_quantise.py's file (default: tsm_int8.xml beside the model)")
-    cli.add_argument("--streams", type=positive, metavar="N", help="views computed at a time (default: one per core; "
-                     "of a batch that runs by itself, evened out over its views)")
+    cli.add_argument("--backend", choices=sorted(BACKENDS), metavar="NAME", help="openvino, the default where it is, or onnxruntime")
+    cli.add_argument("--precision", choices=("fp32", "bf16", "int8"), default="fp32", metavar="P", help="%(default)s, or by OpenVINO bf16 "
+                     "or int8")
+    cli.add_argument("--int8_model", metavar="FILE", help="TSM_quantise.py's (default: tsm_int8.xml by the model)")
+    cli.add_argument("--streams", type=positive, metavar="N", help="views computed at a time (default: one per core)")
     if agreement:
         cli.add_argument("--agreement", type=non_negative, default=8, metavar="N", help="of a precision below fp32: how many videos "
                          "are computed again in fp32, to tell how often the answer is the same (default: %(default)s)")

@@ -65,6 +65,46 @@ def quantise(view: Any, views: List[np.ndarray]) -> Any:
                          subset_size=len(views))
 
 
+def of_one_frame(network: Any, model: Offline) -> Any:
+    """The int8 openvino.Model of one frame from that of an online model's clip: each Pad along the frames gives way to a state.
+
+    What a state holds was quantised before it was moved, by the FakeQuantize above the Pad. Where that begins at 0, as after a ReLU,
+    the state holds its uint8 steps; elsewhere its float32 values, which are quantised again as they come in, so that the
+    runtime computes what reads them in int8.
+    """
+    import openvino as ov
+    from openvino import opset8 as ops
+
+    network.reshape([1] + list(model.tested_by.frame_shape))
+    inputs, outputs = [network.input("input").get_node()], [network.output("output").get_node()]
+    pads = {op.get_friendly_name().split("/")[0]: op for op in network.get_ordered_ops() if op.get_type_name() == "Pad"}
+    for state in model.states:
+        pad = pads[state.layer + ".shift"]
+        moved = pad.input_value(0)
+        quantiser = moved.get_node()
+        while quantiser.get_type_name() != "FakeQuantize":
+            quantiser = quantiser.input_value(0).get_node()
+        bounds = [quantiser.input_value(number).get_node().data for number in (1, 2, 3, 4)]
+        low, high = float(bounds[0].reshape(-1)[0]), float(bounds[1].reshape(-1)[0])
+        if low == 0 and bounds[0].size == bounds[1].size == 1:
+            given = ops.parameter(state.shape, ov.Type.u8, state.input)
+            step = np.float32(high / 255)
+            value = ops.multiply(ops.convert(given, "f32"), step)
+            made = ops.convert(ops.round(ops.divide(moved, step), "half_to_even"), "u8").output(0)
+        else:
+            given = ops.parameter(state.shape, ov.Type.f32, state.input)
+            value = ops.fake_quantize(given, *bounds, levels=quantiser.get_attributes()["levels"])
+            made = moved
+        given.output(0).set_names({state.input})
+        for reader in pad.output(0).get_target_inputs():
+            reader.replace_source_output(value.output(0))
+        result = ops.result(made)
+        result.output(0).set_names({state.output})
+        inputs.append(given)
+        outputs.append(result)
+    return ov.Model(outputs, inputs, "tsm")
+
+
 def write_int8(path: str, network: Any, view: Any, views: List[np.ndarray]) -> None:
     """Write a quantised openvino.Model to `path` (.xml) and the .bin beside it, whole or not at all.
 

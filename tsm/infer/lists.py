@@ -310,5 +310,5 @@ def finish(args: argparse.Namespace, job: Job, work: Work, listed: Mapping[int, 
     if {(piece.host, piece.device) for piece in pieces} == {(pieces[0].host, "cpu")}:  # as in a summary of TSM_infer.py
         seconds = min(seconds, sum(ms for piece in pieces for ms, _ in piece.times) / 1000)  # of shards, what overlaps counts once
     summarise_found(work, found, len(found.done) / seconds, facts)
-    print(rate_line(len(found.done) / seconds))
+    print(rate_line(len(found.done) / seconds, facts))
     print_skipped(listed, found.corrupt)

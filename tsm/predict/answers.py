@@ -1,26 +1,26 @@
-"""What happens in videos: tensors of them, the answers, what is printed of them, and the files they are written to."""
+"""What is known of an input: its answers, what is printed of them, and the files that they are written to."""
 
 import argparse
 import contextlib
 import json
 import os
 import time
-from typing import Any, Dict, Generator, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from collections import Counter
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-import numpy as np
 from tqdm import tqdm
 
-from tsm.cli import Corrupt, Killed, UserError, complain, describe, printable, warn
+from tsm.cli import Corrupt, UserError, complain, describe, printable, warn
 from tsm.files import write_json, write_text
-from tsm.labels import Ranked
+from tsm.labels import Ranked, labels_in, read_labels
+from tsm.model.offline import Offline
 from tsm.predict.captions import Caption, write_captions
-from tsm.protocol import Protocol
+from tsm.predict.live import Recent
 from tsm.report.findings import strips_of, write_csv
-from tsm.video.clips import decoded
+from tsm.samples import evenly
 from tsm.video.decode import timeline
 from tsm.video.frames import strict
-from tsm.video.windows import SMALLER, WHOLE, Window, windowed
-from tsm.workers import each
+from tsm.video.windows import WHOLE, Window
 
 
 class Answer(NamedTuple):
@@ -39,55 +39,94 @@ class Segment(NamedTuple):
     probability: float
 
 
-Parts = Generator[Tuple[Tuple[int, Window], Union[np.ndarray, Corrupt]], None, None]  # of parts_of()
+class Viewer:
+    """One input and the answers about it: what is seen comes by take() or see(), and close() is the end.
+
+    `prefix` begins each line about a live source, and is empty of a file. `lasting`: the last answer holds to the input's end.
+    """
+
+    lasting = True
+
+    def __init__(self, name: str, log: "Log", prefix: str) -> None:
+        self.name, self.log, self.prefix = name, log, prefix
+        self.answers: List[Answer] = []
+
+    def take(self, result: Any) -> None:
+        """What a file gives."""
+        raise NotImplementedError
+
+    def see(self, recent: Recent) -> None:
+        """What a camera or stream shows."""
+        raise NotImplementedError
+
+    def close(self) -> List[Segment]:
+        """Print what is known in the end, and give its segments, if it has any."""
+        raise NotImplementedError
+
+    def facts(self) -> Dict[str, Any]:
+        """What --json has beside the answers."""
+        return {}
+
+    def say(self, line: str) -> None:
+        tqdm.write((self.prefix or "  ") + line)
+
+    def heading(self) -> str:
+        """The name of the input, where there are several or it is a file."""
+        return "in all" if self.prefix and not self.prefix.strip() else self.name
 
 
-def segments_of(answers: Sequence[Answer]) -> List[Segment]:
+def segments_of(answers: Sequence[Answer], running: bool = False) -> List[Segment]:
     """Windows in their order in time -> stretches of one label.
 
     Each window speaks for the times that are nearer to its middle than to any other window's, the first from its start and
-    the last to its end, so the stretches cover the video once.
+    the last to its end, so the stretches cover the video once. A running answer speaks from its window's end on.
     """
-    edges = [answers[0].window.start or 0.0]
-    for one, following in zip(answers, answers[1:]):
-        (start, end), (after, until) = ((answer.window.start or 0.0, answer.window.end or 0.0) for answer in (one, following))
-        edges.append(round((start + end + after + until) / 4, 3))
-    edges.append(answers[-1].window.end or 0.0)
+    spans = [(answer.window.start or 0.0, answer.window.end or 0.0) for answer in answers]
+    edges = [end for _, end in spans] if running else [start for start, _ in spans[:1]] + [
+        round((start + end + after + until) / 4, 3) for (start, end), (after, until) in zip(spans, spans[1:])]
+    edges += [end for _, end in spans[-1:]]
     segments: List[Segment] = []
-    weights: List[float] = []
+    weight = 0
     for answer, start, end in zip(answers, edges, edges[1:]):
         best = answer.ranked[0]
         if segments and segments[-1].label == best.label:
-            weights[-1] += 1
-            mean = segments[-1].probability + (best.probability - segments[-1].probability) / weights[-1]
+            weight += 1
+            mean = segments[-1].probability + (best.probability - segments[-1].probability) / weight
             segments[-1] = segments[-1]._replace(end=end, probability=mean)
         else:
             segments.append(Segment(start, end, best.label, best.probability))
-            weights.append(1)
+            weight = 1
     return segments
 
 
-def entry_of(name: str, answers: Sequence[Answer], error: str, long: bool) -> Dict[str, Any]:
+def entry_of(viewer: Viewer, segments: Sequence[Segment], error: str) -> Dict[str, Any]:
     """One input for --json: {input, error, windows: [{start, end, top: [{class_id, label, probability}]}], segments}."""
     windows = [{"start": answer.window.start, "end": answer.window.end,
-                "top": [ranked._asdict() for ranked in answer.ranked]} for answer in answers]
-    entry: Dict[str, Any] = {"input": name, "error": error or None, "windows": windows}
-    if long and answers:
-        entry["segments"] = [segment._asdict() for segment in segments_of(answers)]
-    return entry
+                "top": [ranked._asdict() for ranked in answer.ranked]} for answer in viewer.answers]
+    entry: Dict[str, Any] = {"input": viewer.name, "error": error or None, "windows": windows}
+    if segments:
+        entry["segments"] = [segment._asdict() for segment in segments]
+    return dict(entry, **viewer.facts())
+
+
+def unread(name: str, error: str, log: "Log") -> Dict[str, Any]:
+    """The entry of an input that is none, which is told."""
+    return {"input": name, "error": tell(name, error, log), "windows": []}
 
 
 def as_cards(entry: Dict[str, Any]) -> Dict[str, Any]:
-    """An entry of --json for the page: {name, place, length, error, problem, cards: [{when, strip, top}]}.
+    """An entry of --json for the page: {name, place, length, error, problem, figures, curve, cards: [{when, strip, top}]}.
 
     A card is a segment of a long video, or else the whole of one; its film strip is made from the file, None where that is a
-    camera or cannot be read a second time, which `problem` tells.
+    camera or cannot be read a second time, which `problem` tells. Frame by frame there is one card, of the last answer, and a curve.
     """
-    path = entry["input"]
-    parts = [(segment["start"], segment["end"], [segment]) for segment in entry.get("segments", [])]
-    parts = parts or [(None, None, window["top"]) for window in entry["windows"]]
+    path, windows, by_frame = entry["input"], entry["windows"], "every" in entry
+    parts = [(segment["start"], segment["end"], [segment]) for segment in entry.get("segments", ())]
+    running = by_frame and entry["threshold"] is None
+    parts = [] if running else parts
+    parts = parts or [(None, None, window["top"]) for window in windows[-1:]]
     strips: Sequence[Optional[str]] = [None] * len(parts)
-    name, place, problem, length = path, "", "", parts[-1][1] if parts else None
+    name, place, problem, length = path, "", "", parts[-1][1] if parts and not by_frame else None
     if os.path.exists(path):
         place, name = os.path.split(path.rstrip(os.sep))
         with contextlib.suppress(Corrupt), strict():
@@ -96,38 +135,64 @@ def as_cards(entry: Dict[str, Any]) -> Dict[str, Any]:
     cards = [{"when": "" if end is None else "%s - %s" % (clock(start or 0.0), clock(end)), "strip": strip, "top": classes}
              for (start, end, classes), strip in zip(parts, strips)]
     return {"name": name, "place": place, "length": "" if length is None else clock(length), "error": entry["error"],
-            "problem": problem, "cards": cards}
+            "problem": problem, "cards": cards, "curve": curve_of(windows) if running and len(windows) > 1 else None,
+            "figures": in_figures(entry["frames"], entry["passed_over"], *entry["latency_ms"].values()) if by_frame and windows else ""}
 
 
+def curve_of(windows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
+    """The running answer's probability over time: {svg, labels}, of the CURVES labels that are the answer most often."""
+    from tsm.report.page import across, axes, path, svg, upwards
+
+    last = max(windows[-1]["end"], 1e-3)
+    often = Counter(window["top"][0]["label"] for window in windows)
+    labels = [label for label, _ in often.most_common(len(CURVES))]
+    windows = evenly(windows, 500)
+    parts = axes([(share, clock(share * last)) for share in (0, 0.5, 1)], [(share, "%g" % share) for share in (0, 0.5, 1)])
+    for label, kind in zip(labels, CURVES):
+        line: List[Tuple[float, float]] = []
+        for window in [*windows, {"top": []}]:
+            here = [one["probability"] for one in window["top"] if one["label"] == label]
+            if here:
+                line.append((across(window["end"] / last), upwards(here[0])))
+            elif line:  # it is not among the classes that were kept
+                parts.append(path(line + [(line[-1][0] + 1, line[-1][1])], kind))
+                line = []
+    return {"svg": svg(320, 170, "Probability of the running answer over time", *parts), "labels": list(zip(labels, CURVES))}
+
+
+CAUSAL = "bi-directional weights run causally: another network than the one that was trained, with other answers"
+CURVES = ("line", "warm", "dash")  # how the page draws the labels of a curve, the most frequent first
 COLUMNS = ("input", "start", "end", "rank", "label", "class_id", "probability", "error")
 
 
-def csv_rows(entries: Iterable[Dict[str, Any]]) -> Iterator[Sequence[Any]]:
-    """--csv: one row per input, window and rank, after COLUMNS as the heading; an input that failed is a row with its error."""
-    yield COLUMNS
+def csv_rows(entries: Iterable[Dict[str, Any]], approximates: str) -> Iterator[Sequence[Any]]:
+    """--csv: one row per input, window and rank, after COLUMNS as the heading; an input that failed is a row with its error. What a model
+    approximates is a column more."""
+    more = [approximates] if approximates else []
+    yield [*COLUMNS, "approximates"] if approximates else COLUMNS
     for entry in entries:
         if entry["error"]:
-            yield [entry["input"], "", "", "", "", "", "", entry["error"]]
+            yield [entry["input"], "", "", "", "", "", "", entry["error"], *more]
         for window in entry["windows"]:
             for rank, ranked in enumerate(window["top"], 1):
                 yield [entry["input"], window["start"], window["end"], rank, ranked["label"], ranked["class_id"],
-                       "%.6f" % ranked["probability"], ""]
+                       "%.6f" % ranked["probability"], "", *more]
 
 
 class Log:
-    """--jsonl: one JSON object per line, {time, input, error, start, end, top}, added to the file as each answer comes.
+    """--jsonl: one JSON object per line, {time, input, error, start, end, top} and `more`, added to the file as each answer comes.
 
     Each line is there whole once it was written, whatever ends the run. `failed` once one could not be.
     """
 
-    def __init__(self, path: Optional[str]) -> None:
-        self.file, self.failed = open(path, "ab", buffering=0) if path else None, False
+    def __init__(self, path: Optional[str], more: Optional[Dict[str, Any]] = None) -> None:
+        self.file, self.failed, self.more = open(path, "ab", buffering=0) if path else None, False, more or {}
 
     def add(self, name: str, answer: Optional[Answer], error: Optional[str] = None) -> None:
         """A line of one answer, or of the error that an input ended with."""
         window, ranked = answer or Answer(WHOLE, [])
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "input": name, "error": error, "start": window.start,
-                "end": window.end, "top": [one._asdict() for one in ranked]}
+                "end": window.end, "top": [one._asdict() for one in ranked], **self.more}
         if self.file and not self.failed:
             try:
                 self.file.write(json.dumps(line).encode() + b"\n")
@@ -136,11 +201,11 @@ class Log:
                 complain(describe(failure))
 
 
-def write_files(args: argparse.Namespace, facts: Dict[str, Any], views: int, entries: List[Dict[str, Any]]) -> bool:
+def write_files(args: argparse.Namespace, facts: Dict[str, Any], entries: List[Dict[str, Any]]) -> bool:
     """--json, --csv and --html, of the entries of --json; whether each could be written, for one that cannot costs no other.
 
     Args:
-        facts: tsm.infer.engine.about()'s.
+        facts: tsm.infer.engine.about()'s, and `views` or, of an online model, `shift` and `approximates`.
     """
     document = dict(facts, inputs=entries)
 
@@ -149,7 +214,9 @@ def write_files(args: argparse.Namespace, facts: Dict[str, Any], views: int, ent
 
         write_text(args.html, predict_page({
             "model": os.path.basename(args.model), "about": facts["model"].get("tsm.about", ""), "engine": facts["engine"],
-            "precision": args.precision, "views": "%d view%s of a video" % (views, "s" if views > 1 else ""),
+            "precision": args.precision, "approximates": CAUSAL if facts.get("approximates") else "", "how": (
+                "%d view%s of a video" % (facts["views"], "s" if facts["views"] > 1 else "") if "views" in facts
+                else "frame by frame, shift %s" % facts["shift"]),
             "inputs": list(map(as_cards, entries))}, args.html))
 
     def write_whole() -> None:
@@ -160,7 +227,7 @@ def write_files(args: argparse.Namespace, facts: Dict[str, Any], views: int, ent
 
     whole = True
     for path, write in ((args.json, write_whole), (args.html, write_page),
-                        (args.csv, lambda: write_csv(args.csv, csv_rows(entries), args.csv_bom))):
+                        (args.csv, lambda: write_csv(args.csv, csv_rows(entries, facts.get("approximates", "")), args.csv_bom))):
         try:
             if path:
                 write()
@@ -170,37 +237,42 @@ def write_files(args: argparse.Namespace, facts: Dict[str, Any], views: int, ent
     return whole
 
 
+def in_figures(frames: int, missed: int, waits: Dict[str, float], steps: Dict[str, float]) -> str:
+    """How many frames were answered and passed over; percentiles, in ms, of the time from a frame to its answer and of the network."""
+    if not frames:
+        return "no frame was answered"
+    lost = ", %d of %d passed over (%.1f %%)" % (missed, frames + missed, 100 * missed / (frames + missed)) if missed else ""
+    return "%d frames answered%s; frame to answer %s ms (network %s)" % (
+        frames, lost, " / ".join("%s %.3g" % one for one in waits.items()), " / ".join("%.3g" % value for value in steps.values()))
+
+
 def in_words(ranked: Sequence[Ranked]) -> str:
     """Classes on one line, the most probable first: `0.9731  Closing something | 0.0102  Opening something`."""
     return " | ".join("%.4f  %s" % (one.probability, printable(one.label)) for one in ranked)
 
 
-def lines_of(name: str, answers: Sequence[Answer], long: bool) -> Iterator[str]:
-    """What is printed of an input: its name, then per segment, or per rank, probability and label."""
-    if not answers:
-        return
-    yield printable(name)
-    if long:
-        for segment in segments_of(answers):
-            yield "  %s - %s  %.4f  %s" % (clock(segment.start), clock(segment.end), segment.probability, printable(segment.label))
-    else:
-        for ranked in answers[0].ranked:
-            yield "  %.4f  %s" % (ranked.probability, printable(ranked.label))
+def lines_of(name: str, answers: Sequence[Answer], segments: Sequence[Segment]) -> Iterator[str]:
+    """What is printed of an input: its name, then per segment, or per rank of the whole, probability and label."""
+    if answers:
+        yield printable(name)
+    for segment in segments:
+        yield "  %s - %s  %.4f  %s" % (clock(segment.start), clock(segment.end), segment.probability, printable(segment.label))
+    for ranked in answers[0].ranked if answers and not segments else ():
+        yield "  %.4f  %s" % (ranked.probability, printable(ranked.label))
 
 
-def show(name: str, answers: Sequence[Answer], failed: str, long: bool, annotated: str, log: Log) -> Dict[str, Any]:
-    """Print an input's answers, and why it failed if it did, and write it annotated if that has a name; its entry for --json."""
-    for line in lines_of(name, answers, long):
-        tqdm.write(line)
-    if answers and not failed and annotated:
+def finished(viewer: Viewer, failed: str, annotated: str) -> Dict[str, Any]:
+    """Close a file, write its answers into a copy of it if that has a name, and say why it failed, if it did; its entry for --json."""
+    segments = viewer.close()
+    if viewer.answers and not failed and annotated:
         try:
-            annotate(annotated, name, answers, long)
+            annotate(annotated, viewer, segments)
             tqdm.write("  wrote " + printable(annotated))
         except (Corrupt, UserError, OSError) as error:
             failed = describe(error) if isinstance(error, OSError) else str(error)
     if failed:
-        tell(name, failed, log)
-    return entry_of(name, answers, failed, long)
+        tell(viewer.name, failed, viewer.log)
+    return entry_of(viewer, segments, failed)
 
 
 def tell(name: str, failed: str, log: Log) -> str:
@@ -210,91 +282,29 @@ def tell(name: str, failed: str, log: Log) -> str:
     return failed
 
 
-def in_order(results: Iterable[Tuple[int, Any]]) -> Iterator[Tuple[int, Any]]:
-    """(number, result) by number from 0 on, each as soon as all before it are there."""
-    early: Dict[int, Any] = {}
-    wanted = 0
-    for number, result in results:
-        early[number] = result
-        while wanted in early:
-            yield wanted, early.pop(wanted)
-            wanted += 1
-
-
-def parts_of(
-    paths: Sequence[str], length: Optional[float], stride: Optional[float], protocol: Protocol, dtype: str, workers: int
-) -> Parts:
-    """((number of the path, window), its tensor [1, frames, 3, size, size] or the Corrupt that says why there is none).
-
-    Without a window's `length`, in seconds, a path is one window, and paths come in any order; with it they come one after
-    the other, their windows in time. The processes that decode are forked before this returns, so call it before open_engine().
-    """
-    no_room = "it needs more memory than there is; "
-    if length is None:
-        videos: Generator[Tuple[int, Any], None, None] = decoded(
-            {number: (path, None) for number, path in enumerate(paths)}, protocol, dtype, workers, None,
-            no_room + "pass a smaller --num_worker")
-    else:
-        videos = each(lambda number: _windows(paths[number], length, stride, protocol, dtype, no_room + SMALLER),  # type: ignore[arg-type]
-                      range(len(paths)), 1, unrolled=True)
-
-    def parts() -> Parts:
-        with contextlib.closing(videos):
-            for number, part in videos:
-                if isinstance(part, Killed) and length is not None:
-                    part = Corrupt("its decoder was killed, perhaps for want of memory; " + SMALLER)
-                if isinstance(part, Corrupt):
-                    yield (number, WHOLE), part
-                    continue
-                window, tensor = (WHOLE, part) if length is None else part
-                _warn_of_little(paths[number], window, length, tensor[: protocol.segments])
-                yield (number, window), tensor[None]
-
-    return parts()
-
-
-def _windows(
-    path: str, length: float, stride: Optional[float], protocol: Protocol, dtype: str, no_room: str
-) -> Iterator[Tuple[Window, np.ndarray]]:
-    """windowed(), of which a want of memory is the input's own error."""
-    if os.path.isdir(path):
-        raise Corrupt("is a folder of frames, which have no time; --window is for videos")
-    try:
-        yield from windowed(path, length, stride, protocol, dtype)
-    except MemoryError:
-        raise Corrupt(no_room)
-
-
-def _warn_of_little(name: str, window: Window, length: Optional[float], view: np.ndarray) -> None:
-    """Say so if a video is shorter than a window, or if a whole one has fewer different frames than a view [segments, …] takes."""
-    if length is not None:
-        return warn_if_short(name, window, length)
-    different = len({frame.tobytes() for frame in view})
-    if different < len(view):
-        warn("%s: only %d of the %d frames that the network takes of it differ; it judges by motion, so do not trust the answer"
-             % (name, different, len(view)))
-
-
-def annotate(output: str, path: str, answers: Sequence[Answer], long: bool) -> None:
-    """Write a video with its labels drawn in, into a folder that is there.
-
-    Raises Corrupt, UserError or OSError.
-    """
-    if os.path.isdir(path):
+def annotate(output: str, viewer: Viewer, segments: Sequence[Segment]) -> None:
+    """Write a video with its labels drawn in, into a folder that is there. Raises Corrupt, UserError or OSError."""
+    if os.path.isdir(viewer.name):
         raise Corrupt("is a folder of frames; --annotate is for videos")
-    if long:
-        captions = [Caption(one.start, one.end, "%.2f %s" % (one.probability, one.label)) for one in segments_of(answers)]
+    shown = segments or [Segment(0.0, 0.0, *viewer.answers[0].ranked[0][1:])]
+    captions = [Caption(one.start, one.end, "%.2f %s" % (one.probability, one.label)) for one in shown]
+    if viewer.lasting:
         captions[-1] = captions[-1]._replace(end=None)
-    else:
-        best = answers[0].ranked[0]
-        captions = [Caption(0.0, None, "%.2f %s" % (best.probability, best.label))]
-    write_captions(path, output, captions)
+    write_captions(viewer.name, output, captions)
 
 
-def warn_if_short(name: str, window: Window, length: float) -> None:
-    """Say so if all of a video is shorter than a window of `length` seconds."""
-    if window.end is not None and window.end < length:
-        warn("%s: is %.1f s long, shorter than a window of %g s; it is taken as one window" % (name, window.end, length))
+def label_names(args: argparse.Namespace, model: Offline) -> Optional[List[str]]:
+    """The classes' names, from --labels or from the model; None, with a note, if there are none. What else is to be known of the
+    model before its answers is printed."""
+    if "tsm.about" in model.metadata:
+        print("%s: %s" % (args.model, printable(model.metadata["tsm.about"])), flush=True)
+    if "tsm.approximates" in model.metadata:
+        print("%s: %s" % (args.model, CAUSAL), flush=True)
+    classes = model.tested_by.classes
+    names = read_labels(args.labels, classes) if args.labels else labels_in(model.metadata, classes)
+    if names is None:
+        warn("%s holds no label names, so classes are numbered; --labels FILE names them" % args.model)
+    return names
 
 
 def clock(seconds: float) -> str:

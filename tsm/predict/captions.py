@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 import cv2
 import numpy as np
 
-from tsm.cli import Corrupt, UserError, warn
+from tsm.cli import Corrupt, UserError
 from tsm.files import replacing
 from tsm.video.decode import as_file, as_rgb, av, check_played, opened_video, read_in_turn, reencode, stamps_of
 from tsm.video.frames import strict
@@ -35,10 +35,9 @@ def write_captions(path: str, output: str, captions: Sequence[Caption]) -> None:
     Each frame is shown when it is in the original, and sound is kept. Memory is bounded, whatever the length. Raises Corrupt, or
     UserError or OSError where `output` cannot be written.
     """
-    if av is None or "libx264" not in av.codecs_available:
-        raise Corrupt("labels are drawn into videos by PyAV with H.264, which is missing: python3 -m pip install av")
-    if not hasattr(cv2, "FontFace") and not all(caption.text.isascii() for caption in captions):
-        _warn_of_letters()
+    if av is None or "libx264" not in av.codecs_available or not hasattr(cv2, "FontFace"):
+        raise Corrupt("labels are drawn into videos by PyAV, with H.264, and OpenCV 5; get them: "
+                      "python3 -m pip install -U av opencv-python-headless")
     with replacing(output) as part, strict(reencode(path)):
         moments = stamps_of(path).moments()
         first = next(read_in_turn(path, [0], len(moments) - 1))[1]
@@ -70,11 +69,6 @@ def has_captions(path: str) -> bool:
         file.seek(max(0, os.path.getsize(path) - 1024))
         return _OURS in file.read()
     return False
-
-
-@lru_cache(maxsize=None)
-def _warn_of_letters() -> None:
-    warn("OpenCV %s draws ASCII letters alone, others become question marks; OpenCV 5 draws them" % cv2.__version__)
 
 
 def _picture_track(copy: Any, stream: Any, image: np.ndarray) -> Any:
@@ -198,9 +192,4 @@ def _lines(text: str, width: int, size: int) -> List[str]:
 
 def _put(image: np.ndarray, line: str, below: int, size: int) -> int:
     """Write a line into an image, RGB uint8, with letters of `size` pixels that stand on row `below`; returns where it ends."""
-    white = (255, 255, 255)
-    if hasattr(cv2, "FontFace"):  # OpenCV 5, whose own font has the letters of most scripts
-        return int(cv2.putText(image, line, (4, below), white, cv2.FontFace("uni"), size)[0][0])
-    style = line.encode("ascii", "replace").decode(), cv2.FONT_HERSHEY_SIMPLEX, size / 30
-    cv2.putText(image, style[0], (4, below), style[1], style[2], white, 1, cv2.LINE_AA)
-    return 4 + int(cv2.getTextSize(style[0], style[1], style[2], 1)[0][0])
+    return int(cv2.putText(image, line, (4, below), (255, 255, 255), cv2.FontFace("uni"), size)[0][0])

@@ -9,9 +9,10 @@ import sys
 from collections import Counter
 from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-from tsm.cli import check_outputs, describe, fail, identity, printable, warn
+from tsm.cli import check_outputs, describe, fail, identity, printable, seconds, warn
 from tsm.files import natural
 from tsm.infer.int8 import weights_file
+from tsm.model.offline import Offline
 from tsm.predict.captions import has_captions
 from tsm.video.decode import VIDEO_SUFFIXES
 from tsm.video.frames import is_picture
@@ -237,12 +238,35 @@ def check_paths(args: argparse.Namespace, inputs: Sequence[Input], lists: List[s
     files = [one.path for one in inputs if one.is_file]
     if args.annotate is not None and live:
         fail("--annotate is for videos, not for %s (see --help)" % live[0], status=2)
-    if args.stride and not args.window and (files or not live):
-        fail("--stride needs --window, but for a camera or an address%s (see --help)"
-             % ("; %s is none" % files[0] if files else ""), status=2)
     weights = weights_file(int8_model) if int8_model.endswith(".xml") else ""
     read = list(filter(None, [args.model, args.labels, int8_model, weights] + lists)) + files_of(inputs)
     annotated = annotated_names(args.annotate, files, read) if args.annotate else [""] * len(files)
     outputs = {"--json": None if args.json == "-" else args.json, "--jsonl": args.jsonl, "--csv": args.csv, "--html": args.html}
     check_outputs(outputs, read + list(filter(None, annotated)), args.annotate)
     return annotated
+
+
+def reset_rule(text: str) -> Union[str, float]:
+    """argparse type: `scene`, `never`, or seconds."""
+    try:
+        return text if text in ("scene", "never") else seconds(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError("%r is none of scene, never and a number of seconds" % text)
+
+
+def check_options(args: argparse.Namespace, inputs: Sequence[Input], model: Offline) -> None:
+    """Refuse, as wrong usage, options that do not fit the kind of model."""
+    online = model.target == "online"
+    mine, others = {"--window": args.window, "--views": args.views}, {
+        "--memory": args.memory, "--threshold": args.threshold, "--reset": args.reset}
+    for option, value in (mine if online else others).items():
+        if value is not None:
+            fail("%s is for %s, and %s is %s (see --help)" % (
+                option, "models of clips" if online else "online models, of modify_onnx.py --target online", model.path,
+                "an online model: --every and --memory say what an answer is about" if online else "a model of clips"), status=2)
+    files = [one.path for one in inputs if one.is_file]
+    if args.every and not online and not args.window and (files or not any(one.is_live for one in inputs)):
+        fail("--every needs --window or an online model, but for a camera or an address%s (see --help)"
+             % ("; %s is none" % files[0] if files else ""), status=2)
+    if args.threshold is not None and args.threshold >= 1:
+        fail("--threshold %g is no probability below 1 (see --help)" % args.threshold, status=2)

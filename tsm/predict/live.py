@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import os
 import threading
 import time
 from collections import deque
@@ -17,6 +16,7 @@ from tsm.video.clips import resized
 from tsm.video.decode import as_rgb, av
 from tsm.video.frames import check_size
 
+LIVE_WINDOW = 3.0  # seconds of a camera or stream that a clip is taken of
 SILENCE = 15.0  # seconds without a frame before a source counts as dead
 AGAIN = 1.0  # seconds from one attempt to reach a source to the next
 LEAP = 5.0  # seconds by which a source's own clock may go on from one frame to the next
@@ -55,36 +55,30 @@ def capture(source: Union[int, str]) -> Moments:
     What tells its length is a recording, and is held to its own speed. All else is live, and is taken as it comes. Raises
     Corrupt, and Lost where it may help to try again; a recording's end is none, and that of anything else is Lost.
     """
-    if isinstance(source, int) or av is None:
+    if isinstance(source, int):
         return _by_opencv(source)
+    if av is None:
+        raise Corrupt("addresses are read by PyAV, which is missing: python3 -m pip install av")
     scheme, rest = source.split("://", 1)
     return _by_av(scheme.lower() + "://" + rest)  # FFmpeg knows no HTTP://
 
 
-def _by_opencv(source: Union[int, str]) -> Moments:
-    """Cameras, and where there is no PyAV addresses, of which OpenCV does not tell why they cannot be opened or break off."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET; read when OpenCV first opens a video
+def _by_opencv(camera: int) -> Moments:
     if hasattr(cv2.utils, "logging"):
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     opened = None
     with contextlib.suppress(cv2.error):
-        opened = cv2.VideoCapture(source)
+        opened = cv2.VideoCapture(camera)
     if opened is None or not opened.isOpened():
-        raise Lost("cannot be opened; check the address, or the camera's number and permissions")
-    recorded = isinstance(source, str) and opened.get(cv2.CAP_PROP_FRAME_COUNT) > 0
+        raise Lost("cannot be opened; check the camera's number and permissions")
     began: Optional[float] = None
     while True:
         read, frame = opened.read()
         if not read:
             opened.release()
-            if recorded and began is not None:
-                return
-            raise Lost("sends no frames; is it the right camera or address?" if began is None else "sends no frames any more")
-        now = time.monotonic()
-        began = now if began is None else began
-        due = opened.get(cv2.CAP_PROP_POS_MSEC) / 1000 if recorded else 0.0
-        time.sleep(max(0.0, due - (now - began)))
-        moment = max(due, now - began)
+            raise Lost("sends no frames; is it the right camera?" if began is None else "sends no frames any more")
+        began = time.monotonic() if began is None else began
+        moment = time.monotonic() - began
         yield moment, moment, cv2.cvtColor(check_size(frame), cv2.COLOR_BGR2RGB)
 
 

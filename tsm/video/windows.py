@@ -15,7 +15,7 @@ from tsm.video.clips import as_video, resized
 from tsm.video.decode import Timeline, read_in_turn, reencode, timeline
 from tsm.video.frames import naming_in, read_frames, strict
 
-SMALLER = "pass a shorter --window or a longer --stride"  # where windows take too much memory
+SMALLER = "pass a shorter --window or a longer --every"  # where windows take too much memory
 ALWAYS_ROOM = 1 << 28  # bytes that the frames of a window may take however full the memory seems
 STRIP_FRAMES, STRIP_HEIGHT, STRIP_QUALITY = 8, 112, 70  # of a film strip: frames, pixels, JPEG's scale
 STRIP_WIDTH, STRIP_GREY = 149, 48  # pixels of a frame's place, 4:3, so that all strips are alike; what is beside a frame in it
@@ -59,17 +59,42 @@ def windowed(
     """
     cv2.setNumThreads(1)
     with strict(reencode(path)):
-        times = timeline(path)
-        if not times.rate:
-            raise Corrupt("does not say how many frames it has per second" + reencode(path))
-        if stride is not None and stride * times.rate < 0.99:
-            raise Corrupt("a stride of %g s is shorter than one of its frames, %.4f s; pass a longer --stride"
-                          % (stride, 1 / times.rate))
+        times = _timed(path, stride)
         windows = windows_of(times, length, stride or length / 2)
         groups = [[first + index for index in frame_indices(stop - first, protocol)] for _, first, stop in windows]
         kept = _collected(path, times.frames, groups, lambda frame: resized(frame, protocol))
         for (window, _, _), indices, frames in zip(windows, groups, kept):
             yield window, as_video(frames, indices, protocol, dtype)
+
+
+def _timed(path: str, every: Optional[float]) -> Timeline:
+    """A video's times; Corrupt where it has none, or its frames are further apart than `every` seconds."""
+    if os.path.isdir(path):
+        raise Corrupt("is a folder of frames, which have no time; --window, --every and online models are for videos")
+    times = timeline(path)
+    if not times.rate:
+        raise Corrupt("does not say how many frames it has per second" + reencode(path))
+    if every is not None and every * times.rate < 0.99:
+        raise Corrupt("--every %g s is shorter than one of its frames, %.4f s; pass a longer one" % (every, 1 / times.rate))
+    return times
+
+
+def paced(path: str, every: Optional[float], protocol: Protocol) -> Iterator[Tuple[float, np.ndarray]]:
+    """(seconds, frame RGB uint8 after resized()) of a video that an online model is shown: the frames that are shown at 0, `every`,
+    2 * `every`, … seconds; for None those of a clip, the middles of its segments. Raises Corrupt, also after frames were yielded."""
+    cv2.setNumThreads(1)
+    with strict(reencode(path)):
+        times = _timed(path, every)
+        if every is None:
+            indices = frame_indices(times.frames, protocol._replace(sampling="uniform"))
+            shown = [(index, float(times.starts[index])) for index in indices]
+        else:
+            moments = [number * every for number in range(max(1, int(np.ceil(times.starts[-1] / every - 1e-6))))]
+            shown = [(times.at(moment + 1e-6), moment) for moment in moments]
+        for index, frame in read_in_turn(path, sorted({index for index, _ in shown}), times.frames):
+            image = resized(frame, protocol)
+            while shown and shown[0][0] == index:
+                yield shown.pop(0)[1], image
 
 
 def _collected(

@@ -1,0 +1,222 @@
+"""Answers of an online model: frame by frame, of videos, cameras and streams, each with states of its own."""
+
+import argparse
+import itertools
+import time
+from array import array
+from collections import deque
+from typing import Any, Deque, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from tsm.cli import printable, warn
+from tsm.infer.engine import Computing, Engine, Online, about, open_online
+from tsm.labels import Ranked, name_of, top
+from tsm.model.offline import Offline
+from tsm.predict.answers import Answer, Log, Segment, Viewer, clock, in_figures, in_words, lines_of, segments_of
+from tsm.predict.live import LIVE_WINDOW, Recent
+from tsm.protocol import CENTRE_VIEW, softmax
+from tsm.video.clips import as_video
+from tsm.video.windows import Window, paced
+from tsm.workers import each
+
+SCENE = 0.5  # the distance of two frames' colours (Bhattacharyya's, 0..1) from which they show another scene
+PASSED_OVER = 0.1  # the share of frames from which their loss costs accuracy
+PERCENTILES = (50, 90, 99)
+
+
+class Manner(NamedTuple):
+    """What the user asks of an online model."""
+
+    memory: Optional[int]  # frames that the answer is the mean of; 0: all since the last reset; None: all, of a live source a clip's
+    every: Optional[float]  # seconds from a frame to the next; None: a clip's own frames, of a live source LIVE_WINDOW's
+    threshold: Optional[float]  # above it a class's event begins, below half of it it ends; None: no events
+    reset: Union[str, float]  # never, scene, or after so many seconds
+    top: int
+    names: Optional[List[str]]
+
+
+class ByFrame:
+    """How an online model answers: networks that hold the states, and the frames of files, (number of the path, (seconds, frame) or
+    Corrupt), path by path."""
+
+    long = True
+
+    def __init__(self, args: argparse.Namespace, model: Offline, computing: Computing, names: Optional[List[str]], paths: Sequence[str],
+                 live: int) -> None:
+        self.args, self.model = args, model
+        self.manner = Manner(args.memory, args.every, args.threshold, args.reset or "never", args.top, names)
+        self.seconds, self.every = 0.0, args.every or LIVE_WINDOW / model.tested_by.segments  # of a live source
+        self.results: Iterator[Tuple[int, Any]] = each(  # forked before the engine starts its threads
+            lambda number: paced(paths[number], args.every, model.tested_by), range(len(paths)), 1, unrolled=True)
+        first = open_online(model, computing)
+        self.networks = [first] + [first.another() for _ in range(1, live)]
+        self.viewers: List[FrameViewer] = []
+
+    def viewer(self, name: str, log: Log, prefix: str = "") -> Viewer:
+        """Files, which come one after the other, share a network."""
+        network = self.networks[sum(1 for one in self.viewers if one.prefix)] if prefix else self.networks[0]
+        self.viewers.append(FrameViewer(name, log, prefix, self, network))
+        return self.viewers[-1]
+
+    def about(self) -> Dict[str, Any]:
+        shift, approximates = self.model.tested_by.shift, self.model.metadata.get("tsm.approximates", "")
+        name, int8 = self.networks[0].name, self.networks[0].int8
+        engine = Engine(name, len(self.networks), lambda x, take: None, lambda: None, self.args.precision, int8)
+        return dict(about(engine, self.model), shift=shift, approximates=approximates)
+
+    def in_all(self) -> str:
+        """How many of the files' frames were answered, and how fast."""
+        waits, steps = (list(itertools.chain.from_iterable(getattr(one, name) for one in self.viewers)) for name in ("waits", "steps"))
+        return in_figures(len(waits), 0, percentiles(waits), percentiles(steps)) if waits else ""
+
+
+class FrameViewer(Viewer):
+    """One input in front of a network with states: its running answer, events, resets and times."""
+
+    def __init__(self, name: str, log: Log, prefix: str, way: ByFrame, network: Online) -> None:
+        super().__init__(name, log, prefix)
+        self.way, self.network, self.manner = way, network, way.manner
+        self.memory = way.model.tested_by.segments if self.manner.memory is None and prefix else self.manner.memory or 0
+        self.protocol, self.dtype = way.model.tested_by._replace(segments=1, **CENTRE_VIEW), way.model.dtype.name  # of one frame
+        self.events: Dict[int, Answer] = {}  # those that go on, by class
+        self.kept: Deque[Tuple[float, np.ndarray]] = deque(maxlen=self.memory or None)  # moments and scores; their sum of all
+        self.count, self.missed = 0, 0  # frames since the last reset, and those passed over
+        self.resets: List[float] = []
+        self.waits, self.steps = array("d"), array("d")  # seconds from a frame's arrival to its answer, and of the network
+        self.image: Optional[np.ndarray] = None  # the last frame
+        self.shown, self.named, self.lasting = "", bool(prefix), self.manner.threshold is None
+        network.reset()
+
+    def say(self, line: str) -> None:
+        """Print a line, of a file below its name."""
+        if not self.named:
+            tqdm.write(printable(self.name))
+        self.named = True
+        super().say(line)
+
+    def take(self, result: Tuple[float, np.ndarray]) -> None:
+        """Answer a file's frame, (seconds, RGB uint8 [height, width, 3] after the resize)."""
+        moment, image = result
+        self.see(Recent([image], moment, moment, time.monotonic(), 0, False))
+
+    def see(self, recent: Recent) -> None:
+        """Answer the newest frame."""
+        image, moment = recent.frames[-1], recent.end
+        self.missed += recent.missed
+        why = self._why_anew(image, moment, recent.cut)
+        if why is not None:
+            self.reset(moment, why)
+        self.image, began = image, time.monotonic()
+        scores = self.network.step(as_video([image], [0], self.protocol, self.dtype))
+        self.steps.append(time.monotonic() - began)
+        self._tell(moment, softmax(self._mean(moment, np.asarray(scores, np.float64))))
+        self.waits.append(time.monotonic() - recent.arrived)
+
+    def _mean(self, moment: float, scores: np.ndarray) -> np.ndarray:
+        """The mean of the scores that are kept, these included."""
+        self.count += 1
+        if self.memory or not self.kept:
+            self.kept.append((moment, scores))
+        else:
+            self.kept[0] = self.kept[0][0], self.kept[0][1] + scores
+        total: np.ndarray = sum(one for _, one in self.kept)  # type: ignore[assignment]
+        return total / (len(self.kept) if self.memory else self.count)
+
+    def reset(self, moment: float, why: str = "") -> None:
+        """Forget what was seen; a reason that nobody asked for is said."""
+        if why:
+            warn("%s: at %s %s; what it saw before is forgotten" % (self.name, clock(moment), why))
+        self.resets.append(round(moment, 3))
+        self.kept.clear()
+        self.count = 0
+        self.network.reset()
+
+    def _why_anew(self, image: np.ndarray, moment: float, cut: bool) -> Optional[str]:
+        """Why what was seen before is to be forgotten: what nobody asked for, in words; empty, as --reset wants it; or None."""
+        if self.image is None:
+            return None
+        if cut:
+            return "the source was away, or its clock leapt"
+        if image.shape != self.image.shape:
+            return "its frames change their shape"
+        rule = self.manner.reset
+        due = differ(self.image, image) if rule == "scene" else rule != "never" and moment - max(self.resets, default=0.0) >= float(rule)
+        return "" if due else None
+
+    def _tell(self, moment: float, probabilities: np.ndarray) -> None:
+        """Keep, and print, what is new at a moment."""
+        if self.manner.threshold is not None:
+            return self._follow(moment, probabilities, self.manner.threshold)
+        answer = Answer(Window(round(self.kept[0][0], 3), round(moment, 3)), top(probabilities, self.manner.names, self.manner.top))
+        self.answers.append(answer)
+        self.log.add(self.name, answer)
+        if answer.ranked[0].label != self.shown:
+            self.shown = answer.ranked[0].label
+            self.say("%s  %s" % (clock(moment), in_words(answer.ranked)))
+
+    def _follow(self, moment: float, probabilities: np.ndarray, threshold: float) -> None:
+        """Begin, go on with and end events; an event's probability is its highest."""
+        for number, probability in enumerate(map(float, probabilities)):
+            if number in self.events:
+                window, (best,) = self.events[number]
+                best = best._replace(probability=max(best.probability, probability))
+                self.events[number] = Answer(window._replace(end=round(moment, 3)), [best])
+                if probability < threshold / 2:
+                    self.end_event(number)
+            elif probability > threshold:
+                best = Ranked(number, name_of(number, self.manner.names), probability)
+                self.events[number] = Answer(Window(round(moment, 3), round(moment, 3)), [best])
+                self.say("%s  %s" % (clock(moment), in_words([best])))
+
+    def end_event(self, number: int) -> None:
+        self.answers.append(self.events.pop(number))
+        self.log.add(self.name, self.answers[-1])
+
+    def close(self) -> List[Segment]:
+        """End the events that go on, and print what holds of all; the events, or the stretches of one label."""
+        for number in list(self.events):
+            self.end_event(number)
+        self.answers.sort(key=lambda answer: answer.window.start or 0.0)  # as events begin; frames are so already
+        if self.lasting:
+            segments = segments_of(self.answers, running=True)
+        else:
+            segments = [Segment(one.window.start or 0.0, one.window.end or 0.0, *one.ranked[0][1:]) for one in self.answers]
+        if self.prefix:
+            for line in lines_of(self.heading(), self.answers, segments) if len(self.answers) > 1 else ():
+                tqdm.write(line)
+            self.say(in_figures(len(self.waits), self.missed, percentiles(self.waits), percentiles(self.steps)))
+            self._warn_of_loss()
+        elif len(self.steps):
+            self.say("in all  " + in_words(self.answers[-1].ranked) if self.lasting else "%d events" % len(self.answers))
+        if not self.prefix and self.manner.every and len(self.steps) == 1:
+            warn("%s: is shorter than --every %g s, so one frame is all that it is judged by" % (self.name, self.manner.every))
+        return segments
+
+    def _warn_of_loss(self) -> None:
+        """Say how to lose fewer frames where it were so many that the answers suffer."""
+        due = len(self.steps) + self.missed
+        if self.missed > PASSED_OVER * due:
+            taken = self.way.every * due / len(self.steps)
+            warn("%s: %d of %d frames were passed over: one took %.2g s, and --every is %.3g; pass --every %.2g or --precision int8"
+                 % (self.name, self.missed, due, taken, self.way.every, 1.1 * taken))
+
+    def facts(self) -> Dict[str, Any]:
+        """What --json has of an input of an online model, beside its answers."""
+        return {"frames": len(self.steps), "passed_over": self.missed, "every": self.way.every if self.prefix else self.manner.every,
+                "resets": self.resets, "threshold": self.manner.threshold,
+                "latency_ms": {"frame_to_answer": percentiles(self.waits), "network": percentiles(self.steps)}}
+
+
+def differ(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two frames, RGB uint8 [height, width, 3], show different scenes, by how their colours are spread."""
+    spread = [cv2.calcHist([image], [0, 1, 2], None, [8, 8, 8], [0, 256] * 3) for image in (one, other)]
+    return bool(cv2.compareHist(spread[0], spread[1], cv2.HISTCMP_BHATTACHARYYA) > SCENE)
+
+
+def percentiles(times: Sequence[float]) -> Dict[str, float]:
+    """{p50, p90, p99} in ms of times in seconds; empty of none."""
+    values = np.percentile(times, PERCENTILES) if len(times) else ()
+    return {"p%d" % share: round(1000 * float(value), 3) for share, value in zip(PERCENTILES, values)}
