@@ -178,9 +178,10 @@ def test_a_grid_of_answers_does_not_drift_and_what_it_passes_over_is_counted():
 
 @pytest.mark.parametrize("clocks, cut", [
     ([0, 0.1, 0.2, 0.3], []), ([0, 0.1, 9.2, 9.3], [2]), ([5, 5.1, 0.2, 0.3], [2]), ([0, 0, 0, 0], [])])
-def test_a_leap_of_a_source_s_own_clock_is_told_once(clocks, cut):
-    found = [source.take(0.1).cut for source in reader([0.1, 0.2, 0.3, 0.4], clocks)]
-    assert [number for number, one in enumerate(found) if one] == cut
+def test_a_leap_of_a_source_s_own_clock_is_told_once_and_nothing_is_missed_meanwhile(clocks, cut):
+    found = [source.take(0.1) for source in reader([0.15, 0.25, 0.95, 1.05], clocks)]
+    assert [number for number, one in enumerate(found) if one.cut] == cut
+    assert [one.missed for one in found] == [0 if cut and number == 2 else missed for number, missed in enumerate([1, 0, 6, 0])]
 
 
 def test_too_many_frames_that_are_passed_over_are_warned_of(capsys):

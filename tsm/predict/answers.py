@@ -239,8 +239,6 @@ def write_files(args: argparse.Namespace, facts: Dict[str, Any], entries: List[D
 
 def in_figures(frames: int, missed: int, waits: Dict[str, float], steps: Dict[str, float]) -> str:
     """How many frames were answered and passed over; percentiles, in ms, of the time from a frame to its answer and of the network."""
-    if not frames:
-        return "no frame was answered"
     lost = ", %d of %d passed over (%.1f %%)" % (missed, frames + missed, 100 * missed / (frames + missed)) if missed else ""
     return "%d frames answered%s; frame to answer %s ms (network %s)" % (
         frames, lost, " / ".join("%s %.3g" % one for one in waits.items()), " / ".join("%.3g" % value for value in steps.values()))

@@ -187,7 +187,8 @@ class FrameViewer(Viewer):
         if self.prefix:
             for line in lines_of(self.heading(), self.answers, segments) if len(self.answers) > 1 else ():
                 tqdm.write(line)
-            self.say(in_figures(len(self.waits), self.missed, percentiles(self.waits), percentiles(self.steps)))
+            if len(self.steps):
+                self.say(in_figures(len(self.waits), self.missed, percentiles(self.waits), percentiles(self.steps)))
             self._warn_of_loss()
         elif len(self.steps):
             self.say("in all  " + in_words(self.answers[-1].ranked) if self.lasting else "%d events" % len(self.answers))

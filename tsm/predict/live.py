@@ -37,7 +37,7 @@ class Recent(NamedTuple):
     start: float  # seconds from the source's first frame to the first of these
     end: float  # likewise to the last of these
     arrived: float  # when that one came, by time.monotonic()
-    missed: int  # answers that fell due since the last one and were not given
+    missed: int  # answers that fell due since the last one and were not given, but for those while the source was away
     cut: bool  # whether the source was away since, or its clock leapt
 
 
@@ -168,7 +168,8 @@ class _Reader(threading.Thread):
         passed = int((self.given - self.due) / stride) if self.given >= self.due else -1
         self.due += (passed + 1) * stride
         cut, self.cut = self.cut, False
-        return Recent([frame for _, frame in self.recent], self.recent[0][0], self.given, self.came, max(0, passed), cut)
+        missed = 0 if cut else max(0, passed)
+        return Recent([frame for _, frame in self.recent], self.recent[0][0], self.given, self.came, missed, cut)
 
     def run(self) -> None:
         """Read until the source ends; one that is lost is tried again for `reconnect` seconds."""
