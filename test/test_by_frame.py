@@ -145,6 +145,9 @@ def test_what_was_seen_before_is_forgotten_when_it_has_to_be(capsys, given, rese
     since = [max([0] + [moment for moment in resets if moment <= number]) for number in range(8)]
     assert [answer.window.start for answer in viewer.answers] == since
     assert viewer.network.count == 8 - since[-1]
+    scores = np.array([SCORES[0] + (number,) for number in range(1, 9 - since[-1])], float)
+    if since[-1] > 3:
+        assert probabilities(viewer)[-1] == pytest.approx(softmax(scores.mean(0))[0], abs=1e-6)
 
 
 def test_an_event_begins_above_the_threshold_and_ends_below_half_of_it(capsys):
