@@ -1,15 +1,15 @@
 """What a PyTorch checkpoint holds: its weights and the plain values beside them. A checkpoint is data; nothing in it runs.
 
-PyTorch writes a pickle, a program for a small stack machine that may import and call anything. This module carries that
-program out by itself: a class or a function that the pickle names becomes a Foreign, which is neither imported nor called,
-and the few that a tensor is made of (_CALLS) are known by their names alone. So it does not matter what a trainer put beside
+PyTorch writes a pickle, a program for a small stack machine that may import and call anything. Here (_Unpickler) a class or a
+function that the pickle names becomes a Foreign, which is neither imported nor called, and the few that a tensor is made of
+(_CALLS) are known by their names alone. So it does not matter what a trainer put beside
 the weights: NumPy scalars, arguments, optimizers, hooks. Both file formats, as torch 2.13 writes them: the zip
 archive (torch.serialization._save) and the older stream of pickles (_legacy_save).
 """
 
 import errno
 import os
-import pickletools
+import pickle
 import re
 import zipfile
 from io import BytesIO
@@ -23,9 +23,8 @@ from tsm.cli import UserError
 from tsm.files import replacing
 
 _ZIP_MAGIC = b"PK\x03\x04"
+_Machine: Any = pickle._Unpickler  # type: ignore[attr-defined]
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_MARK = object()
-_SINGLE = ("NONE", "NEWTRUE", "NEWFALSE")
 _STORAGES = {  # torch's storage classes: the values' type as numpy writes it, but for bfloat16
     "FloatStorage": "f4", "DoubleStorage": "f8", "HalfStorage": "f2", "BFloat16Storage": "bf16", "LongStorage": "i8",
     "IntStorage": "i4", "ShortStorage": "i2", "CharStorage": "i1", "ByteStorage": "u1", "BoolStorage": "u1",
@@ -61,6 +60,19 @@ class Foreign(NamedTuple):
 
     name: str
 
+    def __call__(self, *args: Any) -> Any:
+        """What a call would give: a tensor or a container where it is one of _CALLS, else itself."""
+        try:
+            return _CALLS[self.name](*args)
+        except (KeyError, TypeError):  # not the arguments that torch gives
+            return self
+
+    def append(self, _: Any) -> None:
+        """What a pickle puts into an object is passed over."""
+
+    def extend(self, _: Any) -> None:
+        """Likewise."""
+
 
 class _Storage(NamedTuple):
     """Where a tensor's values are: `numel` of them from `start` on in the storage `key`, which holds `whole`."""
@@ -83,10 +95,6 @@ class _Values(NamedTuple):
 
 class _Other(Exception):
     """The file is of another kind: (what it is, the remedy)."""
-
-
-class _Damaged(Exception):
-    """The file is not what it says it is; the text says how."""
 
 
 def load(path: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
@@ -123,14 +131,13 @@ def load(path: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
             raise
         except _Other as error:
             raise UserError("%s: not a PyTorch checkpoint, but %s; %s" % ((path,) + error.args))
-        except Exception as error:  # zipfile, pickletools and nonsense in a pickle raise almost anything
+        except Exception as error:  # zipfile, pickle and nonsense in a file raise almost anything
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a place before the file's start
                 error.filename = path
                 raise
             if _kind(start):
                 raise UserError("%s: not a PyTorch checkpoint, but %s; %s" % ((path,) + _kind(start)))
-            why = " (%s)" % error if isinstance(error, _Damaged) else ""
-            raise UserError("%s: not a PyTorch checkpoint, or a damaged one%s; fetch it again" % (path, why))
+            raise UserError("%s: not a PyTorch checkpoint, or a damaged one; fetch it again" % path)
     beside = root.get("meta") if isinstance(root, dict) else None
     said = {"naming": "MIT online" if online else "MIT"} if any(key.startswith("base_model.") for key in whole) else {}
     said.update({"passed": passed} if passed else {})
@@ -170,44 +177,39 @@ def _open_zip(file: BinaryIO) -> Tuple[Any, Read]:
 
     def record(name: str) -> bytearray:
         info = records[name]
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-            raise _Damaged("%s is compressed" % name)
-        if info.file_size > room:
-            raise _Damaged("%s is larger than the file" % name)
-        data = bytearray()
-        with archive.open(info) as part:
-            data += part.read()
-        return data
+        if info.compress_type != zipfile.ZIP_STORED or not info.file_size == info.compress_size <= room:
+            raise ValueError(name)
+        return bytearray(archive.read(info))
 
     order = ">" if folder + "byteorder" in records and bytes(record(folder + "byteorder")) == b"big" else "<"
 
     def read(storage: _Storage) -> np.ndarray:
         return _values(record("%sdata/%s" % (folder, storage.key)), storage, order)
 
-    return _unpickle(BytesIO(record(pickles[0])), {}), read
+    return _Unpickler(BytesIO(record(pickles[0])), {}).load(), read
 
 
 def _open_legacy(file: BinaryIO) -> Tuple[Any, Read]:
     """A file of torch before 1.6: magic number, version, system, the object, the storages' keys, then their values."""
     stream = _Bounded(file)
-    first = _unpickle(stream, {})
+    first = _Unpickler(stream, {}).load()
     if isinstance(first, dict) and any(str(key).endswith(("._mean", "@@")) for key in first):
         raise _Other("weights of PaddlePaddle (.pdparams), as PaddleVideo's TSM, which shifts the other way round in time",
                      "pass a checkpoint of mmaction2 or MIT, as weights that are only renamed give wrong answers")
     if first != _LEGACY_MAGIC:
         raise _Other("a pickle that torch.save() did not write (of NumPy arrays or the like)",
                      "make a dict of tensors of it and torch.save() that")
-    _unpickle(stream, {})
-    order = "<" if _unpickle(stream, {})["little_endian"] else ">"
+    _Unpickler(stream, {}).load()
+    order = "<" if _Unpickler(stream, {}).load()["little_endian"] else ">"
     known: Dict[str, _Storage] = {}
-    root = _unpickle(stream, known)
+    root = _Unpickler(stream, known).load()
     places: Dict[str, int] = {}
-    for key in _unpickle(stream, {}):
+    for key in _Unpickler(stream, {}).load():
         numel = int.from_bytes(file.read(8), "little" if order == "<" else "big")
         places[key] = file.tell()
         nbytes = numel * _itemsize(known[key].kind)
         if numel != known[key].whole or nbytes > stream.size - places[key]:
-            raise _Damaged("cut short")
+            raise ValueError(key)
         file.seek(nbytes, os.SEEK_CUR)
 
     def read(storage: _Storage) -> np.ndarray:
@@ -232,75 +234,64 @@ class _Bounded:
         return self.file.readline()
 
 
-def _unpickle(file: Any, storages: Dict[str, _Storage]) -> Any:
-    """Carry out one pickle, calling nothing; the storages that it names are added to `storages`.
+class _Unpickler(_Machine):
+    """Python's machine for pickles, without imports and calls; the storages that a pickle names are added to `storages`.
 
-    What an opcode takes from the stack is as pickletools describes it: single values, or all since the last mark.
+    It makes plain values, lists, dicts with plain keys, what _CALLS gives, and a Foreign for all else. It is the one written in
+    Python, as the one in C makes room for whatever index a file names.
     """
-    stack: List[Any] = []
-    memo: Dict[int, Any] = {}
-    for opcode, given, _ in pickletools.genops(file):
-        name, before = opcode.name, opcode.stack_before
-        arg: Any = given
-        if name == "STOP":
-            return stack.pop()
-        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            memo[len(memo) if name == "MEMOIZE" else arg] = stack[-1]
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo[arg])
-        elif name == "MARK":
-            stack.append(_MARK)
-        elif name == "DUP":
-            stack.append(stack[-1])
-        else:
-            items: List[Any] = []
-            single = len(before)
-            if pickletools.markobject in before:
-                place = len(stack) - 1
-                while stack[place] is not _MARK:
-                    place -= 1
-                items = stack[place + 1 :]
-                del stack[place:]
-                single = before.index(pickletools.markobject)
-            if single > len(stack):
-                raise _Damaged("cut short")
-            taken = stack[len(stack) - single :]
-            del stack[len(stack) - single :]
-            if opcode.stack_after:
-                stack.append(_made(name, arg, taken + items, storages))
-    raise _Damaged("cut short")
 
+    def __init__(self, file: Any, storages: Dict[str, _Storage]) -> None:
+        super().__init__(file, encoding="latin-1")  # of Python 2's strings
+        self.storages = storages
 
-def _made(name: str, arg: Any, taken: List[Any], storages: Dict[str, _Storage]) -> Any:
-    """What the opcode `name` leaves of its argument and of what it took from the stack; Foreign for all that needs code."""
-    if name in _SINGLE:
-        return (None, True, False)[_SINGLE.index(name)]
-    if name in ("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
-        return tuple(taken)
-    if name in ("EMPTY_LIST", "LIST"):
-        return taken
-    if name in ("APPEND", "APPENDS"):
-        if isinstance(taken[0], list):
-            taken[0].extend(taken[1:])
-        return taken[0]
-    if name in ("EMPTY_DICT", "DICT"):
-        return _filled({}, taken)
-    if name in ("SETITEM", "SETITEMS"):
-        return _filled(taken[0], taken[1:])
-    if name == "GLOBAL":
-        return Foreign(".".join(arg.split(" ")))
-    if name == "STACK_GLOBAL":
-        return Foreign(".".join(word for word in taken if isinstance(word, str)))
-    if name == "REDUCE":
-        return _call(taken[0], taken[1])
-    if name == "BUILD":  # an object and the state to set in it
-        return taken[0]
-    if name == "BINPERSID":
-        return _persistent(taken[0], storages)
-    if taken or arg is None or name in ("INST", "PERSID") or name.startswith("EXT"):
-        named = arg if name == "INST" else getattr(taken[0], "name", name) if taken else name
-        return Foreign(str(named).replace(" ", "."))
-    return arg  # a number, a string, bytes
+    def find_class(self, module: str, name: str) -> Foreign:
+        return Foreign("%s.%s" % (module, name))
+
+    def get_extension(self, code: int) -> None:
+        self.append(Foreign("extension %d" % code))
+
+    def persistent_load(self, given: Any) -> Any:
+        """The storage that a persistent id stands for: ("storage", class, key, place, numel[, (view's key, start, numel)])."""
+        if type(given) is not tuple or len(given) < 2 or not isinstance(given[1], Foreign):
+            return Foreign("persistent id")
+        if given[0] != "storage" or len(given) < 5:
+            return given[1]
+        module, _, kind = given[1].name.rpartition(".")
+        kind, key, whole = kind.lstrip("_"), given[2], given[4]
+        if module.split(".")[0] != "torch" or kind not in _STORAGES or type(key) is not str or type(whole) is not int or whole < 0:
+            return given[1]
+        view = given[5] if len(given) > 5 and type(given[5]) is tuple and len(given[5]) == 3 else (key, 0, whole)
+        self.storages[key] = _Storage(kind, key, whole, 0, whole)
+        return self.storages[key]._replace(start=view[1], numel=view[2])
+
+    def _items(self) -> None:  # of a dict
+        items = self.pop_mark()
+        _filled(self.stack[-1], items)
+
+    def _item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        _filled(self.stack[-1], [key, value])
+
+    def _dict(self) -> None:
+        self.append(_filled({}, self.pop_mark()))
+
+    def _frozenset(self) -> None:
+        self.pop_mark()
+        self.append(Foreign("frozenset"))
+
+    def _passed_over(self) -> None:  # arguments of an object that is to be made, or a state to be set in one
+        self.stack.pop()
+
+    def _both_passed_over(self) -> None:
+        del self.stack[-2:]
+
+    def _bytearray(self) -> None:  # Python makes room for it before it reads
+        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
+
+    dispatch = dict(_Machine.dispatch)
+    dispatch.update(zip(b"dsu\x90\x91b\x81\x92\x96", (  # DICT, SETITEM, SETITEMS, ADDITEMS, FROZENSET, BUILD, NEWOBJ, NEWOBJ_EX, BYTEARRAY8
+        _dict, _item, _items, _Machine.pop_mark, _frozenset, _passed_over, _passed_over, _both_passed_over, _bytearray)))
 
 
 def _filled(mapping: Any, items: List[Any]) -> Any:
@@ -308,17 +299,6 @@ def _filled(mapping: Any, items: List[Any]) -> Any:
     if isinstance(mapping, dict):
         mapping.update((key, value) for key, value in zip(items[::2], items[1::2]) if isinstance(key, _PLAIN))
     return mapping
-
-
-def _call(function: Any, args: Any) -> Any:
-    """What a call would give: a tensor or a container where it is one of _CALLS, else a Foreign."""
-    name = getattr(function, "name", type(function).__name__)
-    if name in _CALLS and type(args) is tuple:
-        try:
-            return _CALLS[name](*args)
-        except TypeError:  # not the arguments that torch gives
-            pass
-    return Foreign(name)
 
 
 def _ordered_dict(pairs: Any = ()) -> Dict[Any, Any]:
@@ -332,7 +312,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
 def _of_type(function: Any, kind: Any, args: Any, *_: Any) -> Any:
     """A tensor with attributes; one of a class that is not torch's own needs that class."""
     plain = getattr(kind, "name", "") in ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
-    return _call(function, args) if plain else kind
+    return function(*args) if plain else kind
 
 
 _CALLS: Dict[str, Callable[..., Any]] = {
@@ -346,21 +326,6 @@ _CALLS: Dict[str, Callable[..., Any]] = {
 }
 
 
-def _persistent(given: Any, storages: Dict[str, _Storage]) -> Any:
-    """The storage that a persistent id stands for: ("storage", class, key, place, numel[, (view's key, start, numel)])."""
-    if type(given) is not tuple or len(given) < 2 or not isinstance(given[1], Foreign):
-        return Foreign("persistent id")
-    if given[0] != "storage" or len(given) < 5:
-        return given[1]
-    module, _, kind = given[1].name.rpartition(".")
-    kind, key, whole = kind.lstrip("_"), given[2], given[4]
-    if module.split(".")[0] != "torch" or kind not in _STORAGES or type(key) is not str or type(whole) is not int or whole < 0:
-        return given[1]
-    view = given[5] if len(given) > 5 and type(given[5]) is tuple and len(given[5]) == 3 else (key, 0, whole)
-    storages[key] = _Storage(kind, key, whole, 0, whole)
-    return storages[key]._replace(start=view[1], numel=view[2])
-
-
 def _itemsize(kind: str) -> int:
     code = _STORAGES[kind]
     return 2 if code == "bf16" else np.dtype(code).itemsize
@@ -369,7 +334,7 @@ def _itemsize(kind: str) -> int:
 def _values(data: bytearray, storage: _Storage, order: str) -> np.ndarray:
     """The values of a whole storage, in this machine's byte order; bfloat16 as int16."""
     if len(data) != storage.whole * _itemsize(storage.kind):
-        raise _Damaged("storage %s has %d bytes, not %d values" % (storage.key[:20], len(data), storage.whole))
+        raise ValueError(storage.key)
     code: Any = np.dtype(_STORAGES[storage.kind].replace("bf16", "i2"))
     if not data:  # older numpy refuses an empty buffer
         return np.zeros(0, code)
@@ -380,24 +345,19 @@ def _read_all(state: Dict[str, _Values], read: Read, room: int) -> Dict[str, Ten
     """The tensors of a state dict, which hold at most `room` values, the file's size, and are read from as many bytes."""
     tensors: Dict[str, Tensor] = {}
     left = room
-    cache: Dict[str, Tuple[_Storage, np.ndarray]] = {}
+    cache: Dict[_Storage, np.ndarray] = {}
     for key, (storage, offset, size, stride) in state.items():
         numbers = [offset, storage.start, storage.numel] + list(size) + list(stride)
         if len(size) != len(stride) or len(size) > 8 or any(type(n) is not int or not 0 <= n < 1 << 62 for n in numbers):
-            raise _Damaged("%s has no such shape" % key[:80])
+            raise ValueError(key)
         numel = int(np.prod(size, dtype=object))
         last = offset + sum((n - 1) * step for n, step in zip(size, stride))
+        whole = storage._replace(start=0, numel=storage.whole)
         room -= numel
-        if numel and (last >= storage.numel or storage.start + storage.numel > storage.whole) or room < 0:
-            raise _Damaged("%s is larger than what is stored of it" % key[:80])
-        if storage.key not in cache:
-            left -= storage.whole * _itemsize(storage.kind)
-            if left < 0:
-                raise _Damaged("%s is larger than the file" % key[:80])
-            cache[storage.key] = storage, read(storage)
-        whole, values = cache[storage.key]
-        if (whole.kind, whole.whole) != (storage.kind, storage.whole):
-            raise _Damaged("storage %s is of two kinds" % storage.key[:20])
+        left -= 0 if whole in cache else storage.whole * _itemsize(storage.kind)
+        if min(room, left) < 0 or numel and (last >= storage.numel or storage.start + storage.numel > storage.whole):
+            raise ValueError(key)
+        values = cache[whole] if whole in cache else cache.setdefault(whole, read(whole))
         flat = torch.from_numpy(values)
         flat = flat.view(torch.bfloat16) if _STORAGES[storage.kind] == "bf16" else flat
         tensor = torch.as_strided(flat, size, stride, storage.start + offset if numel else 0)
