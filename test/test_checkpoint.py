@@ -410,7 +410,7 @@ PIPELINE = ("test_pipeline = [dict(type='SampleFrames', clip_len=1, num_clips=8,
 def test_a_config_that_holds_only_a_test_pipeline(thin, tmp_path, monkeypatch, path, meta, segments, expected, origin):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.py").write_text(PIPELINE.replace("num_clips=8", "num_clips=12"))
-    found = facts(thin, path, meta, config="c.py", segments=segments)
+    found = facts(thin, path, meta, config="c.py", segments=segments, shift="bi")
     if origin:
         check_supported(found, path)
         assert (found.protocol.segments, found.origins["segments"], found.notes) == (expected, origin, [])
@@ -435,7 +435,7 @@ def test_a_config_without_a_test_is_a_note(thin, tmp_path, monkeypatch, text, sa
     ({"config": EIGHT}, None, "the config in its meta says 8"), ({}, 8, "--segments says 8"), ({"config": SIXTEEN}, None, ""),
     ({}, 16, "")])
 def test_a_name_that_says_other_segments_is_a_note(thin, meta, segments, says):
-    found = facts(thin, "tsm_r50_1x1x16.pth", meta, segments=segments)
+    found = facts(thin, "tsm_r50_1x1x16.pth", meta, segments=segments, shift="bi")
     check_supported(found, "tsm_r50_1x1x16.pth")
     notes = ["note: the name of tsm_r50_1x1x16.pth says 16 segments, but %s; the latter counts" % says] if says else []
     assert found.notes == notes
@@ -519,7 +519,7 @@ def test_files_of_mit_s_have_to_say_their_segments(thin, fails, works, tmp_path)
 def test_classes_of_mit_s_that_are_numbered_otherwise_are_a_note(path, naming, classes, says):
     state = zeros(backbone__conv1__conv__weight=(8, 3, 7, 7), backbone__layer1__0__conv1__conv__net__weight=(8, 8, 1, 1),
                   backbone__layer1__0__conv3__conv__weight=(8, 8, 1, 1), cls_head__fc_cls__weight=(classes, 8))
-    found = facts(state, path, {"naming": naming})
+    found = facts(state, path, {"naming": naming}, shift="bi")
     assert found.protocol.segments == 8 and len(found.notes) == (1 if says else 0) and says in "".join(found.notes)
 
 

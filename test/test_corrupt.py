@@ -154,7 +154,7 @@ def check(fails, works, folder, arguments, line, source, words):
     (b"clip 8 1\nclip.webm 1\n", ["line 2", "expected '<folder> <frames> <label>'", "clip.webm 1"]),
     (b"clip 8 1 1\n", ["line 1: clip 8: no such file"]),  # a folder called `clip 8`
     (b"clip eight 1\n", ["line 1: clip eight: no such file"]),
-    (b"clip 0 1\n", ["line 1", "0 frames"]),
+    (b"clip 0 1\n", ["line 1", "expected"]),
     (b"clip 8 1\nclip 8 174\n", ["line 2", "label 174"]),
     (b"clip 8 -1\n", ["line 1", "-1"]),
     (b"clip 8 1" + b"0" * 5000 + b"\n", ["line 1"]),
@@ -436,7 +436,7 @@ def test_a_manifest_that_is_none_is_refused_in_one_line(tmp_path, change):
 
 
 @pytest.mark.parametrize("text, word", [
-    ("", "no videos"), ("0 1 2\n", "line 1"), ("0 174\n", "label 174"), ("0 1\n0 2\n", "line 2"), ("-1 3\n", "line 1")])
+    ("", "no videos"), ("0 1 2\n", "line 1"), ("0 174\n", "one of 174 classes"), ("0 1\n0 2\n", "line 2"), ("-1 3\n", "line 1")])
 def test_an_info_file_is_what_write_info_writes(tmp_path, text, word):
     path = str(tmp_path / "sthv2.info")
     write_info(path, {10: 3, 2: 173})

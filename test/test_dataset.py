@@ -72,7 +72,7 @@ def test_every_video_that_cannot_be_used_is_named(run, fails, works, dataset, tm
 @pytest.mark.parametrize("name, text, word", [
     ("validation.json", "{", "not JSON"),
     ("validation.json", "[]", "validation.json: no annotations in it"),
-    ("validation.json", '["1"]', "entry 0: not an object with a video and its label"),
+    ("validation.json", '["1"]', "entry 0: names no video"),
     ("validation.json", '[{"id": "1"}]', "entry 0"),
     ("validation.json", '[{"id": "1", "template": "Juggling [something]"}]', "not in the labels"),
     ("validation.json", '[{"id": "../1", "template": "Closing [something]"}]', "'../1' is not a name inside"),
@@ -183,7 +183,7 @@ def test_jester_s_folders_of_frames_are_counted_and_can_be_preprocessed(works, r
     ("name,label\n", "own.csv: no annotations"),
     ("a b.mp4,zebra\na b.mp4,ant\n", "own.csv, line 2: a b.mp4 is the video of own.csv, line 1"),
     ("a b.mp4,zebra\nnone.mp4,ant\n", "videos/none.mp4: no such file"), ("a b,zebra,ant\n", "own.csv, line 1: expected"),
-    ("label,youtube_id,time_start,time_end\nx,y,start,2\n", "own.csv, line 2: its time_start and time_end are not seconds"),
+    ("label,youtube_id,time_start,time_end\nx,y,start,2\n", "videos/y.webm: no such file"),
     ("label,youtube_id,time_start,time_end\nx,y,1\n", "own.csv, line 2: has 3 cells, and the header 4"),
     ("label,youtube_id,time_start,time_end\n", "own.csv: no annotations"), ("[]", "own.csv: no annotations"),
     ('[{"id": 1, "template": "Closing [something]"}]', "own.csv: needs --labels"),
@@ -196,8 +196,7 @@ def test_jester_s_folders_of_frames_are_counted_and_can_be_preprocessed(works, r
     ("1 ApplyEyeMakeup\n2 Archery\n", "it names classes: pass it by --labels"),
     ("a/x.avi 1\nb/y.avi 2\na/z.avi 1\n", "own.csv: its labels are 1 to 2, one per folder, as in UCF101's train lists"),
     ("video,kind\na b.mp4,cat\n", "own.csv, line 1: there is no video video, and no other line has the label 'kind'"),
-    ('a b.mp4,"cat\nin a folder/c.webm,dog\n"d,e",fish\n', "own.csv, line 1: a quote (\") in it is not closed"),
-    ('a b.mp4,cat\nin a folder/c.webm,dog"\n', "own.csv, line 2: a quote (\") in it is not closed"),
+    ('a b.mp4,"cat\nin a folder/c.webm,dog\n"d,e",fish\n', "own.csv, line 1: is not a line of a CSV (unexpected end of data)"),
     ('a b.mp4,"cat" or dog\n', "own.csv, line 1: is not a line of a CSV"), ("a b.mp4,c\rd,e\n", "own.csv, line 1: is not a line of a CSV"),
     ("a b.mp4,%s\n" % ("x" * 131073), "own.csv, line 1: is not a line of a CSV (field larger than field limit"),
     ("a b.mp4,10\nin a folder/c,9\n\"d,e\",-1\n",
@@ -293,7 +292,9 @@ def test_hmdb51_s_numbers_are_no_classes(tmp_path, fails):
     classes, found = annotated(tmp_path, "brush_hair_test_split1.txt", "b1.avi 1 \nb2.avi 2 \nb3.avi 2 \n")
     assert classes == {"brush_hair/b2.avi": 0, "brush_hair/b3.avi": 0, "wave/w 1.avi": 1} and found.stem == "test_split1"
     assert found.labels == ["brush_hair", "wave"] and found.entries[2].names == ("wave/w 1.avi", "w 1.avi")
+    assert annotated(tmp_path, "my_test_split3.txt", "a.avi 1\nb.avi 2\nc.avi 0\n")[0] == {"a.avi": 1, "b.avi": 2, "c.avi": 0}  # a list
     (tmp_path / "my_test_split3.txt").write_text("a.avi 17\n")
+    (tmp_path / "other_test_split3.txt").write_text("")
     assert "my_test_split3.txt, line 1: expected '<video> <0, 1 or 2>' as in HMDB51's" in fails(
         "TSM_dataset.py", "--annotations", "my_test_split3.txt", "--videos", ".", cwd=tmp_path)
 

@@ -50,7 +50,7 @@ def read_list(path: str, protocol: Protocol, data_root: str = "") -> List[Clip]:
             if of_folders is None:
                 of_folders = bool(_FOLDER_LINE.match(line))
             match = (_FOLDER_LINE if of_folders else _VIDEO_LINE).match(line)
-            if not match:
+            if not match or of_folders and not int(match.group(2)):
                 raise UserError("%s: expected '%s'%s, found %r; mend the line"
                                 % (where, "<folder> <frames> <label>" if of_folders else "<file> <label>",
                                    "" if clips else " or '<folder> <frames> <label>'", raw[:80]))
@@ -59,8 +59,6 @@ def read_list(path: str, protocol: Protocol, data_root: str = "") -> List[Clip]:
             if numbers[-1] >= protocol.classes:
                 raise UserError("%s: label %d is not one of the %d classes; mend the line"
                                 % (where, numbers[-1], protocol.classes))
-            if of_folders and not numbers[0]:
-                raise UserError("%s: a clip of 0 frames; take the line out" % where)
             source = _under(roots, os.fsdecode(name), where)
             clips.append(Clip(number, source, numbers[0] if of_folders else None, numbers[-1]))
     if not clips:
@@ -74,14 +72,13 @@ _VIDEO_LINE, _FOLDER_LINE = (re.compile(line.encode(), re.DOTALL) for line in (V
 
 def _under(roots: Iterable[str], source: str, where: str) -> str:
     """A list's name for a clip as a path relative to the data root; UserError where it leads outside."""
-    if "\0" in source or ".." in source.split(os.sep):
-        raise UserError("%s: %s is not a path inside the data root; mend the line" % (where, source))
-    if not os.path.isabs(source):
+    inside = "\0" not in source and ".." not in source.split(os.sep)
+    if inside and not os.path.isabs(source):
         return source
-    for root in roots:
+    for root in roots if inside else ():
         if source.startswith(os.path.join(root, "")):
             return os.path.relpath(source, root)
-    raise UserError("%s: %s does not lie under the data root; name the folder that it starts from by --data_root"
+    raise UserError("%s: %s does not lie under the data root; mend the line, or name the folder that it starts from by --data_root"
                     % (where, source))
 
 
@@ -145,13 +142,11 @@ def read_info(path: str, classes: int) -> Dict[int, int]:
             where = "%s, line %d" % (path, number)
             if not words:
                 continue
-            if len(words) != 2 or not all(word.isdigit() and len(word) < 10 for word in words):
-                raise UserError("%s: expected '<index> <label>', found %r" % (where, line[:80]))
-            index, label = int(words[0]), int(words[1])
-            if label >= classes:
-                raise UserError("%s: label %d is not one of the %d classes" % (where, label, classes))
-            if index in labels:
-                raise UserError("%s: index %d appears twice" % (where, index))
+            whole = len(words) == 2 and all(word.isdigit() and len(word) < 10 for word in words)
+            index, label = map(int, words) if whole else (0, classes)
+            if label >= classes or index in labels:
+                raise UserError("%s: expected '<index> <label>', an index of its own and one of %d classes, found %r; run "
+                                "TSM_preprocess.py again" % (where, classes, line[:80]))
             labels[index] = label
     if not labels:
         raise UserError("%s: no videos in it; run TSM_preprocess.py first" % path)
@@ -247,7 +242,5 @@ def check_folder(manifest: Mapping[str, Any], folder: str, manifest_file: str) -
 
 def check_tensor(entry: Mapping[str, Any], data: np.ndarray, path: str) -> None:
     """UserError unless `data` has the length and the checksum that the manifest's entry gives."""
-    if data.nbytes != entry["bytes"]:
-        raise UserError("%s: %d bytes instead of %d; run TSM_preprocess.py again" % (path, data.nbytes, entry["bytes"]))
-    if checksum(data) != entry["xxh3_128"]:
+    if data.nbytes != entry["bytes"] or checksum(data) != entry["xxh3_128"]:
         raise UserError("%s: its checksum is not the manifest's: it was changed; run TSM_preprocess.py again" % path)

@@ -66,7 +66,7 @@ _OWN = re.compile("TSM (ResNet|MobileNetV2)")  # what network_in() says of the b
 _SHELLS = (None, "Recognizer2D")  # types of a model that do not say what its network is
 _RANKS = {  # of the steps that have an order
     "SampleFrames": 0, "DenseSampleFrames": 0, "Resize": 1, **dict.fromkeys(_CROPS, 2), "Normalize": 3, "FormatShape": 4}
-_NEEDED = ("SampleFrames or DenseSampleFrames", "Resize", "CenterCrop, ThreeCrop or TenCrop")  # by their rank
+_NEEDED = "SampleFrames or DenseSampleFrames, Resize, and CenterCrop, ThreeCrop or TenCrop"
 
 
 def facts(config: Dict[str, Any], where: str, network: str = "") -> Dict[str, Any]:
@@ -99,8 +99,7 @@ def facts(config: Dict[str, Any], where: str, network: str = "") -> Dict[str, An
     found["shift"] = get(config, "model", "backbone", "shift")  # no option of mmaction2's, whose shift is bi: for networks of one's own
     found["average_clips"] = _first(config, ("model", "cls_head", "average_clips"), ("model", "test_cfg", "average_clips"),
                                     ("test_cfg", "average_clips"))
-    if found["average_clips"] not in (None, "prob", "score"):
-        raise Unsupported("%s: average_clips = %s; prob and score are known" % (where, shown(found["average_clips"])))
+    _check_options(dict(average_clips=found["average_clips"]), dict(average_clips=(None, "prob", "score")), where, "its test")
     found.update(_test(config, datasets, pipeline, where))
     return {name: value for name, value in found.items() if value is not None}
 
@@ -204,29 +203,25 @@ def _datasets(config: Dict[str, Any], phase: str) -> List[Dict[str, Any]]:
 def _frames(datasets: List[Dict[str, Any]], where: str) -> Dict[str, Any]:
     """filename_tmpl and start_index of a test's datasets, where they are given.
 
-    Raises: Unsupported where they are of optical flow, or differ; UserError where they are none.
+    Raises: Unsupported where they are not of colours, or differ; UserError where they are none.
     """
     found: Dict[str, Any] = {}
     for dataset in datasets:
-        for name in ("modality", "filename_tmpl", "start_index"):
+        _check_options(dataset, dict(_FREE, modality=(None, "RGB")), where, "its test dataset")
+        for name in ("filename_tmpl", "start_index"):
             value = get(dataset, name)
-            wrong = ""
-            if name == "modality" and value not in (None, "RGB") or name == "filename_tmpl" and _is_flow(value):
-                raise Unsupported("%s: its test dataset has %s = %s%s; this suite takes frames in colour alone" % (
-                    where, name, shown(value), " (optical flow)" if value == "Flow" or name != "modality" else ""))
-            if value is not None and name != "modality":
-                wrong = not_whole(name, value) if name == "start_index" else _no_template(value)
-                if not wrong and found.setdefault(name, value) != value:
+            if value is not None:
+                _refuse(_no_template(value) if name == "filename_tmpl" else not_whole(name, value), where, name)
+                if found.setdefault(name, value) != value:
                     raise Unsupported("%s: its test datasets have %s = %s and %s; this suite takes one" % (
                         where, name, shown(found[name]), shown(value)))
-            if wrong:
-                raise UserError("%s: %s = %s" % (where, name, wrong))
     return found
 
 
-def _is_flow(template: Any) -> bool:
-    """Is a template one of file names with an axis and a number, as flow_{}_{:05d}.jpg?"""
-    return isinstance(template, str) and len(re.findall(r"\{[^{}]*\}|%\d*[ds]", template)) == 2
+def _refuse(wrong: str, where: str, what: str) -> None:
+    """Raise UserError where something is wrong with the value called `what`."""
+    if wrong:
+        raise UserError("%s: %s = %s" % (where, what, wrong))
 
 
 def _no_template(value: Any) -> str:
@@ -251,9 +246,7 @@ def _test(config: Dict[str, Any], datasets: List[Dict[str, Any]], alone: Any, wh
     for place in (("model", "data_preprocessor"), ("module_hooks",)):
         given = get(config, *place)
         for item in given if isinstance(given, list) else [given]:
-            if isinstance(item, dict) and item.get("to_rgb"):
-                raise Unsupported("%s: %s has to_rgb = %s, which this suite does not know" % (
-                    where, ".".join(place), shown(item["to_rgb"])))
+            _check_options(item, dict(_FREE, to_rgb=(False, None)), where, ".".join(place))
             if isinstance(item, dict) and item.get("mean") is not None and item.get("std") is not None:
                 if "mean" in found:
                     raise Unsupported("%s: normalises twice, in its test pipeline and by %s; this suite does it once"
@@ -271,15 +264,10 @@ def _pipeline(steps: Any, where: str) -> Dict[str, Any]:
     kinds: List[str] = []
     for step in steps:
         found.update(_step(step, found, where))
-        kind = _kind(step["type"])
-        if kind in _RANKS:
-            if kinds and _RANKS[kinds[-1]] > _RANKS[kind]:
-                raise Unsupported("%s: its test pipeline has the step %s after %s, an order that this suite does not know"
-                                  % (where, kind, kinds[-1]))
-            kinds.append(kind)
-    for rank, needed in enumerate(_NEEDED):
-        if rank not in map(_RANKS.__getitem__, kinds):
-            raise Unsupported("%s: its test pipeline has no step %s; this suite needs one" % (where, needed))
+        kinds += {_kind(step["type"])}.intersection(_RANKS)
+    ranks = [_RANKS[kind] for kind in kinds]
+    if ranks != sorted(ranks) or not {0, 1, 2} <= set(ranks):
+        raise Unsupported("%s: its test pipeline has the steps %s; %s are needed, in this order" % (where, ", ".join(kinds), _NEEDED))
     return found
 
 
@@ -293,23 +281,19 @@ def _step(step: Any, before: Dict[str, Any], where: str) -> Dict[str, Any]:
     if not isinstance(kind, str) or kind not in _STEPS:
         raise Unsupported("%s: its test pipeline has the step %s, which this suite does not know" % (where, shown(kind)))
     known = dict(_STEPS[kind], type=_ANY)
-    given = {name: value for name, value in _LEFT_OUT.items() if name in known}
-    for name, value in dict(given, **step).items():
+    for name, value in dict({name: value for name, value in _LEFT_OUT.items() if name in known}, **step).items():
         if name in known:
             refuse_code(value)
-        if name not in step and value is None:
-            raise UserError("%s: the step %s of its test pipeline has no %s" % (where, kind, name))
-        if not _fits(value, _wanted(known, name)):
+        if name not in step and value is None or not _fits(value, _wanted(known, name)):
             raise Unsupported("%s: the step %s of its test pipeline has %s = %s%s, which this suite does not know"
                               % (where, kind, name, shown(value), "" if name in step else " (as it is left out)"))
     decides = _decided(kind, step, where)
     for name, value in decides.items():
         whole = {"sampled": "segments", "short_side": "short_side", "size": "size"}.get(name)
-        wrong = not_whole(whole, value) if whole and value is not None else ""
-        if wrong:
-            raise UserError("%s: the step %s of its test pipeline (%s): %s" % (where, kind, _words(step), wrong))
-        if name in before or value is None:
-            raise Unsupported("%s: the step %s of its test pipeline (%s) is not understood" % (where, kind, _words(step)))
+        wrong = not_whole(whole, value) if whole else ""
+        if wrong or name in before:
+            raise Unsupported("%s: the step %s of its test pipeline (%s) is not understood%s"
+                              % (where, kind, _words(step), wrong and ": " + wrong))
     return decides
 
 
@@ -333,9 +317,7 @@ def _words(step: Dict[str, Any]) -> str:
 
 def _triple(value: Any, where: str, name: str) -> Tuple[float, ...]:
     refuse_code(value)
-    wrong = not_colours(name, value)
-    if wrong:
-        raise UserError("%s: %s = %s" % (where, name, wrong))
+    _refuse(not_colours(name, value), where, name)
     return tuple(map(float, value))
 
 
@@ -347,7 +329,5 @@ def _first(config: Any, *places: Tuple[str, ...]) -> Any:
 def _number(name: str, config: Any, where: str, *keys: str) -> Optional[int]:
     """The value at model.backbone.depth and the like, within the bounds of `name`; None where there is none."""
     value = get(config, *keys)
-    wrong = "" if value is None else not_whole(name, value)
-    if wrong:
-        raise UserError("%s: %s = %s" % (where, ".".join(keys), wrong))
+    _refuse("" if value is None else not_whole(name, value), where, ".".join(keys))
     return value

@@ -274,7 +274,8 @@ class _Unpickler(_Machine):
         _filled(self.stack[-1], [key, value])
 
     def _dict(self) -> None:
-        self.append(_filled({}, self.pop_mark()))
+        items = self.pop_mark()  # which gives back the stack that append() is of
+        self.append(_filled({}, items))
 
     def _frozenset(self) -> None:
         self.pop_mark()

@@ -7,6 +7,7 @@ V1 and V2, Jester, Kinetics and Diving48. Numbers and file names are mmaction2's
 numbered as the labels file has them, and without one by the alphabet.
 """
 
+import contextlib
 import csv
 import glob
 import os
@@ -68,11 +69,11 @@ def read_annotations(path: str, labels_path: Optional[str], is_there: IsThere) -
     """
     names, first = read_classes(labels_path) if labels_path else (None, 0)
     stem, text = os.path.splitext(os.path.basename(path))[0], read_text(path)
-    split = re.match(r".+_(test_split\d)$", stem)
+    split = _files_of_hmdb51(path)
     if path.lower().endswith((".json", ".jsonl")) or text.lstrip()[:1] in ("[", "{"):
         named = _of_json(text, path)
-    elif split:
-        stem, named = split.group(1), _of_hmdb51(path, split.group(1))
+    elif len(split) > 1:
+        stem, named = stem[-len("test_split1") :], [one for label, file in split.items() for one in _of_hmdb51(label, file)]
     else:
         lines = [("%s, line %d" % (path, number), line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         named = _of_text(lines, is_there, names is None) if lines else []
@@ -146,9 +147,7 @@ def _of_json(text: str, path: str) -> List[Named]:
     named = []
     for number, entry in enumerate([found] if isinstance(found, dict) else found if isinstance(found, list) else []):
         where = "%s, entry %d" % (path, number)
-        if not isinstance(entry, dict):
-            raise UserError("%s: not an object with a video and its label" % where)
-        record = {head(key): value for key, value in entry.items()}
+        record = {head(key): value for key, value in entry.items()} if isinstance(entry, dict) else {}
         inner = record.get("annotations")
         if isinstance(inner, dict):  # Kinetics'
             record.update(inner)
@@ -169,28 +168,30 @@ def _of_record(record: Mapping[str, Any], where: str) -> Named:
         text = text.replace("[", "").replace("]", "")
     names = [name]
     if "youtube_id" in record and all(time in record for time in _TIMES):
-        try:
+        with contextlib.suppress(TypeError, ValueError, OverflowError):  # not seconds
             timed = "%s_%06d_%06d" % ((record["youtube_id"],) + tuple(int(float(record[time])) for time in _TIMES))
-        except (TypeError, ValueError, OverflowError):
-            raise UserError("%s: its %s are not seconds" % (where, " and ".join(_TIMES)))
-        names = [timed] + ["%s/%s" % (folder, timed) for folder in (text.replace('"', ""), _plain(text))] + names
+            names = [timed] + ["%s/%s" % (folder, timed) for folder in (text.replace('"', ""), _plain(text))] + names
     number = next((str(record[column]) for column in _NUMBERS if column != label and is_number(record.get(column))), "")
     return Named(tuple(_inside(one, where) for one in names), text, where, number, label == "template")
 
 
-def _of_hmdb51(path: str, split: str) -> List[Named]:
-    """The test videos of a split of HMDB51: a file per class, beside `path`; of its numbers 2 is test, 1 train, 0 neither."""
+def _files_of_hmdb51(path: str) -> Dict[str, str]:
+    """{label: file} of a split of HMDB51, a file per class beside `path`, which is one of them; {} or one where its name is another."""
+    ending = re.search(r"_test_split\d(\.[^.]*)?$", os.path.basename(path))
+    files = glob.glob(os.path.join(glob.escape(os.path.dirname(path)), "*" + ending.group())) if ending else []
+    return {os.path.basename(file)[: -len(ending.group())]: file for file in sorted(files) if ending}
+
+
+def _of_hmdb51(label: str, file: str) -> List[Named]:
+    """The test videos of a class of HMDB51; of its numbers 2 is test, 1 train, 0 neither."""
     named = []
-    ending = "_%s%s" % (split, os.path.splitext(path)[1])
-    for file in sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(path)), "*" + ending))):
-        label = os.path.basename(file)[: -len(ending)]
-        for number, line in enumerate(read_text(file).split("\n"), 1):
-            where, match = "%s, line %d" % (file, number), re.match(r"(\S.*?)\s+([012])$", line.strip())
-            if line.strip() and not match:
-                raise UserError("%s: expected '<video> <0, 1 or 2>' as in HMDB51's split files, whose name this file has; rename it if it "
-                                "is none" % where)
-            if match and match.group(2) == "2":
-                named.append(Named(tuple(_inside(name, where) for name in (label + "/" + match.group(1), match.group(1))), label, where))
+    for number, line in enumerate(read_text(file).split("\n"), 1):
+        where, match = "%s, line %d" % (file, number), re.match(r"(\S.*?)\s+([012])$", line.strip())
+        if line.strip() and not match:
+            raise UserError("%s: expected '<video> <0, 1 or 2>' as in HMDB51's split files, whose name this file has; rename it if it "
+                            "is none" % where)
+        if match and match.group(2) == "2":
+            named.append(Named(tuple(_inside(name, where) for name in (label + "/" + match.group(1), match.group(1))), label, where))
     return named
 
 
@@ -249,8 +250,6 @@ def _of_list(lines: Sequence[Tuple[str, str]]) -> List[Named]:
 
 def _cells(line: str, mark: str, where: str) -> List[str]:
     """The cells of a line, which is read by itself: a quote that is not closed must not take in the lines that follow."""
-    if line.count('"') % 2:
-        raise UserError("%s: a quote (\") in it is not closed; close it, or take it out" % where)
     try:
         return [cell.strip() for cell in next(csv.reader([line], delimiter=mark, strict=True))]
     except csv.Error as error:
