@@ -18,10 +18,10 @@ import os
 from typing import Any, Dict, List, Optional
 
 from tsm.cli import UserError, check_outputs, non_negative, parser, positive, run, warn
-from tsm.files import read_json, sha256, write_json, write_text
+from tsm.files import read_json, write_json, write_text
 from tsm.labels import labels_in, read_labels
-from tsm.report.collect import Model, collect, complete, read_model, report_text
-from tsm.report.findings import Columns, columns_of, confusion_rows, findings, gallery, prediction_rows, with_strips, write_csv
+from tsm.report.collect import Model, collect, read_model, report_text
+from tsm.report.findings import columns_of, confusion_rows, findings, gallery, prediction_rows, with_strips, write_csv
 from tsm.report.page import report_page
 from tsm.results import accuracy_from, read_accuracy, read_results, read_summary, views_agree
 from tsm.samples import manifest_path, read_info, read_manifest
@@ -58,24 +58,14 @@ def get_args() -> argparse.Namespace:
     others = ["--" + name for name in vars(args) if getattr(args, name) != cli.get_default(name) and name not in ("redraw", "gallery")]
     if args.redraw and others:
         cli.error("--redraw goes with --gallery and nothing else; leave out " + ", ".join(others))
-    check_outputs(outputs_of(args), filter(None, inputs_of(args)))
-    return args
-
-
-def outputs_of(args: argparse.Namespace) -> Dict[str, Optional[str]]:
-    """The files that are written, by what the user may know them as."""
     if args.redraw:
-        return {"the page": page_of(args.redraw)}
+        check_outputs({"the page": page_of(args.redraw)}, [args.redraw])
+        return args
     tables = {"the table of " + name[:-4]: os.path.join(os.path.dirname(args.output), name) for name in TABLES}
-    return dict({"--output": args.output, "the page": page_of(args.output)}, **tables)
-
-
-def inputs_of(args: argparse.Namespace) -> List[Optional[str]]:
-    """The files that must not be overwritten; None where one is not given."""
-    if args.redraw:
-        return [args.redraw]
-    return [args.result_path, args.info_path, manifest_path(args.info_path), args.model, args.accuracy, args.checkpoint, args.labels,
-            args.agreement, STAGES]
+    inputs = [args.result_path, args.info_path, manifest_path(args.info_path), args.model, args.accuracy, args.checkpoint, args.labels,
+              args.agreement, STAGES]
+    check_outputs(dict({"--output": args.output, "the page": page_of(args.output)}, **tables), filter(None, inputs))
+    return args
 
 
 def names_of(args: argparse.Namespace, model: Model) -> Optional[List[str]]:
@@ -99,36 +89,29 @@ def scores_of(args: argparse.Namespace, summary: Dict[str, Any], labels: Dict[in
         return None
 
 
-def write_tables(folder: str, columns: Columns, names: Optional[List[str]], classes: int) -> None:
-    """predictions.csv and confusion.csv."""
-    for name, rows in zip(TABLES, (prediction_rows(columns, names), confusion_rows(columns, names, classes))):
-        write_csv(os.path.join(folder, name), rows)
-        print("wrote " + os.path.join(folder, name))
-
-
 def page_of(path: str) -> str:
     """The page of the report at `path`, beside it."""
     return os.path.splitext(path)[0] + ".html"
 
 
-def with_fewer(report: Dict[str, Any], most: Optional[int]) -> Dict[str, Any]:
-    """A report with at most `most` videos of each kind in its gallery; None: all that it has."""
+def write_page(path: str, report: Dict[str, Any]) -> None:
+    """Write the page of the report at `path`."""
+    write_text(page_of(path), report_page(report, path))
+    print("wrote " + page_of(path))
+
+
+def redraw(path: str, most: Optional[int]) -> None:
+    """Write the page of a report again, with at most `most` videos of each kind; None: all that it has."""
+    report = read_json(path, "report")
     if report["findings"] and most is not None:
         report["findings"]["gallery"] = {kind: entries[:most] for kind, entries in report["findings"]["gallery"].items()}
-    return report
-
-
-def draw(path: str, report: Dict[str, Any]) -> None:
-    """Write the page of the report at `path` beside it."""
-    page = page_of(path)
-    write_text(page, report_page(report, path))
-    print("wrote " + page)
+    write_page(path, report)
 
 
 def main() -> None:
     args = get_args()
     if args.redraw:
-        return draw(args.redraw, with_fewer(read_json(args.redraw, "report"), args.gallery))
+        return redraw(args.redraw, args.gallery)
     model, manifest = read_model(args.model), read_manifest(manifest_path(args.info_path))
     summary, classes = read_summary(args.result_path), model.protocol.classes
     sources = {entry["id"]: entry["source"] for entry in manifest["samples"]}
@@ -137,22 +120,24 @@ def main() -> None:
             manifest_path(args.info_path), manifest["protocol"]["classes"], args.model, classes))
     labels, names = read_info(args.info_path, classes), names_of(args, model)
     given = read_accuracy(args.accuracy) if args.accuracy else None
-    scores, found, skipped = scores_of(args, summary, labels, classes), None, len(manifest["skipped"])
-    counted = accuracy_from(scores, labels, skipped) if scores else None
+    scores, found, counted = scores_of(args, summary, labels, classes), None, None
     if scores:
+        counted = accuracy_from(scores, labels, len(manifest["skipped"]))
         found = findings(columns_of(scores, labels, sources, views_agree(summary)), classes, names)
         most = GALLERY if args.gallery is None else args.gallery
         found["gallery"] = with_strips(gallery(found["videos"], most), scores, found["videos"], args.data_root)
-    report = collect(
-        given or accuracy_from(scores or {}, labels, skipped), model, summary, manifest, args.device, args.precision,
-        args.batch_size, args.perf_batches, sha256(args.checkpoint) if args.checkpoint else None, vars(args))
-    complete(report, model, names, found, counted, read_json(args.agreement, "agreement") if args.agreement else None)
+    accuracy = given or counted
+    assert accuracy  # or scores_of() would have raised
+    report = collect(vars(args), model, summary, manifest, accuracy, names, found, counted)
     print(report_text(report) + "\n")
     write_json(args.output, report, "report")
     print("wrote " + args.output)
     if found:
-        write_tables(os.path.dirname(args.output), found["videos"], names, classes)
-    draw(args.output, report)
+        for name, rows in zip(TABLES, (prediction_rows(found["videos"], names), confusion_rows(found["videos"], names, classes))):
+            path = os.path.join(os.path.dirname(args.output), name)
+            write_csv(path, rows)
+            print("wrote " + path)
+    write_page(args.output, report)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,14 @@ import json
 import os
 import platform
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from tsm import __version__
 from tsm.checkpoint import published
 from tsm.cli import UserError, printable
-from tsm.files import read_json
+from tsm.files import read_json, sha256
 from tsm.labels import name_of
 from tsm.machine import processor_name
 from tsm.model.onnxfile import load, metadata, protocol_of
@@ -62,11 +62,6 @@ def read_stages(path: str) -> Dict[str, Any]:
         return {}
 
 
-def device_name(device: str, precision: str) -> str:
-    """What the figures were measured on."""
-    return "%s %s" % (processor_name(), precision) if device == "cpu" else "Ascend NPU"
-
-
 def published_of(fusion: str, protocol: Protocol, checkpoint_sha256: Optional[str]) -> Tuple[Optional[published.Published], str]:
     """(what was published of the checkpoint under this test and fusion, why nothing can be compared with: empty if it can).
 
@@ -103,35 +98,34 @@ def against_published(accuracy: Accuracy, published: Optional[published.Publishe
 
 
 def collect(
-    accuracy: Accuracy, model: Model, summary: Dict[str, Any], manifest: Dict[str, Any], device: str, precision: str, batch: int,
-    perf_batches: Sequence[int], checkpoint_sha256: Optional[str], arguments: Dict[str, Any],
+    arguments: Dict[str, Any], model: Model, summary: Dict[str, Any], manifest: Dict[str, Any], accuracy: Accuracy,
+    names: Optional[List[str]], found: Optional[Dict[str, Any]], counted: Optional[Accuracy],
 ) -> Dict[str, Any]:
-    """Everything that the table shows and what made it, as report.json holds it; the page needs more: see complete().
+    """Everything that the table and the page show and what made it, as report.json holds it.
 
     Args:
-        summary: of the inference. manifest: of the preprocessing.
-        batch: batch size of the inference. perf_batches: those whose perf/bs<B>.log is read.
-        checkpoint_sha256: of the checkpoint, if the model's metadata do not know it.
+        arguments: TSM_report.py's. summary: of the inference. manifest: of the preprocessing. accuracy: that is reported.
+        names: of the classes, if known.
+        found: tsm.report.findings.findings(), and `counted`, the accuracy of the same results; None where the results are gone.
     """
-    fusion = model.facts["tsm.fusion"]
-    digest = model.facts.get("tsm.checkpoint_sha256", checkpoint_sha256)
+    fusion, device, precision = model.facts["tsm.fusion"], arguments["device"], arguments["precision"]
+    digest = model.facts.get("tsm.checkpoint_sha256", sha256(arguments["checkpoint"]) if arguments["checkpoint"] else None)
     published, why = published_of(fusion, model.protocol, digest)
     state, comparison = against_published(accuracy, published, why)
-    return {
+    report = {
         "version": __version__,
-        "device": {"kind": device, "name": device_name(device, precision), "precision": precision,
-                   "machine": platform.machine(), "python": platform.python_version()},
         "made": {"date": time.strftime("%Y-%m-%d %H:%M", time.localtime(os.path.getmtime(arguments["result_path"]))),
                  "host": platform.node(), "folder": os.path.dirname(os.path.abspath(arguments["output"]))},
+        "device": {"kind": device, "name": "%s %s" % (processor_name(), precision) if device == "cpu" else "Ascend NPU",
+                   "precision": precision, "machine": platform.machine(), "python": platform.python_version()},
         "arguments": arguments,
         "fusion": fusion,
-        "batch_size": batch,
+        "batch_size": arguments["batch_size"],
         "checkpoint_sha256": digest,
         "accuracy": accuracy._asdict(),
         "comparison": comparison,
         "published": published._asdict() if published else None,
-        "checks": [check("published accuracy", state, comparison)],
-        "throughput": {str(size): read_throughput(size) for size in perf_batches},
+        "throughput": {str(size): read_throughput(size) for size in arguments["perf_batches"]},
         "inference": _without_lists(summary),
         "latency": latency(summary.get("npu_compute_time_list")),
         "model": model.facts,
@@ -139,7 +133,11 @@ def collect(
         "preprocessing_versions": manifest["versions"],
         "skipped": manifest["skipped"],
         "stages": read_stages(STAGES),
+        "names": names,
+        "findings": found,
+        "agreement": read_json(arguments["agreement"], "agreement") if arguments["agreement"] else None,
     }
+    return dict(report, checks=checks_of(report, model, counted, state))
 
 
 def _without_lists(summary: Dict[str, Any]) -> Dict[str, Any]:
@@ -151,21 +149,11 @@ def _without_lists(summary: Dict[str, Any]) -> Dict[str, Any]:
     return dict(kept, **{OWN: own})
 
 
-def complete(
-    report: Dict[str, Any], model: Model, names: Optional[List[str]], findings: Optional[Dict[str, Any]],
-    counted: Optional[Accuracy], agreement: Optional[Dict[str, Any]],
-) -> None:
-    """Add what the page shows beside the table: names, findings, and the checks that all of it allows.
-
-    Args:
-        names: of the classes, if known.
-        findings: of tsm.findings, and `counted`, the accuracy of the same results; None where the results are gone.
-        agreement: with fp32, as TSM_compare.py --agreement writes it.
-    """
-    report.update(names=names, findings=findings, agreement=agreement)
-    more = (_joined(report, counted), _labels(report), _proved(model), _same_protocol(report, model), _nothing_skipped(report),
-            _precision(report))
-    report["checks"] = [entry for entry in more + (*report["checks"], _no_ties(report)) if entry]
+def checks_of(report: Dict[str, Any], model: Model, counted: Optional[Accuracy], state: str) -> List[Dict[str, str]]:
+    """The checks that a report allows; `state` is that of the published accuracy."""
+    found = (_joined(report, counted), _labels(report), _proved(model), _same_protocol(report, model), _nothing_skipped(report),
+             _precision(report), check("published accuracy", state, report["comparison"]), _no_ties(report))
+    return [entry for entry in found if entry]
 
 
 def latency(times: Any) -> Optional[Dict[str, Any]]:

@@ -1,0 +1,217 @@
+#!/usr/bin/env python3
+"""Does TSM_compare.py --suspects name a mistake? Seeded mistakes, each alone, on networks that depend on order, and one on colour.
+
+    python3 bench/suspects.py --work_dir /tmp/suspects --videos 40      # the table of docs/reading-a-run.md
+
+The networks are the demo's thin ResNet-50 with 8 and with 16 segments, and the same with another classifier, of 20 classes: the demo's
+ten actions, each on a reddish and on a bluish clip. That classifier is trained here, on rendered clips. The videos are rendered from
+seeds that no training draws. Images are small (a short side of 128), so that a case takes well under a minute.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+sys.path[:0] = [ROOT, os.path.join(ROOT, "demo")]
+
+from tsm.cli import parser, positive, run  # noqa: E402
+
+# isort: split
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from render import TEMPLATES, render, shape_and_length  # noqa: E402
+from train import write_clip  # noqa: E402
+
+from tsm.checkpoint.reader import load, save  # noqa: E402
+from tsm.files import write_json  # noqa: E402
+from tsm.model.network import network_of  # noqa: E402
+from tsm.protocol import Protocol  # noqa: E402
+from tsm.video.clips import as_video, resized  # noqa: E402
+
+SEED, COLOURED = 20261128, 1200  # of the rendered clips; clips that the classifier of colours is trained on
+THIN = os.path.join(ROOT, "demo/tsm_thin.pth")
+NAMES = os.path.join(ROOT, "demo/annotations/something-something-v2-labels.json")
+BASE = Protocol(sampling="uniform", crops="centre", short_side=128, size=112)
+State = Dict[str, Any]
+
+
+class Mistake(NamedTuple):
+    """What is done to a sound run: to its weights, its protocol, or its labels; and how the first row has to begin."""
+
+    name: str
+    named: Tuple[str, ...]  # beginnings of a row's name, one of which is right
+    weights: Callable[[State], None] = lambda state: None
+    protocol: Dict[str, Any] = {}
+    labels: Callable[[int, int], int] = lambda label, classes: label
+    of: str = ""  # the network that it is a mistake for; empty: all
+
+
+def get_args() -> argparse.Namespace:
+    cli = parser(__doc__)
+    cli.add_argument("--work_dir", default="suspects", metavar="DIR", help="where the runs go (default: %(default)s)")
+    cli.add_argument("--videos", type=positive, default=40, metavar="N", help="rendered (default: %(default)s)")
+    cli.add_argument("--only", nargs="*", default=[], metavar="NAME", help="mistakes, by the beginnings of their names")
+    return cli.parse_args()
+
+
+def shifted_convs(state: State) -> List[str]:
+    return [name for name in state if name.endswith("conv1.conv.net.weight")]
+
+
+def bgr(state: State) -> None:
+    state["backbone.conv1.conv.weight"] = state["backbone.conv1.conv.weight"].flip(1)
+
+
+def of_bytes(state: State) -> None:
+    """Weights that take x / 255 where the sound ones take (x - mean) / std."""
+    mean, std = (torch.tensor(fact).reshape(1, 3, 1, 1) for fact in (BASE.mean, BASE.std))
+    weight = state["backbone.conv1.conv.weight"].float()
+    state["backbone.conv1.bn.running_mean"] = state["backbone.conv1.bn.running_mean"].float() + (weight * mean / std).sum((1, 2, 3))
+    state["backbone.conv1.conv.weight"] = weight * 255 / std
+
+
+def other_direction(state: State) -> None:
+    for name in shifted_convs(state):
+        fold = state[name].shape[1] // BASE.shift_div
+        state[name] = torch.cat([state[name][:, fold : 2 * fold], state[name][:, :fold], state[name][:, 2 * fold :]], 1)
+
+
+def half_loaded(state: State) -> None:
+    for name in state:
+        if "layer3" in name and name.endswith(("running_mean", "running_var")):
+            state[name] = torch.full_like(state[name], float(name.endswith("var")))
+
+
+def one_row(state: State) -> None:
+    state["cls_head.fc_cls.weight"] = state["cls_head.fc_cls.weight"][:1].repeat(len(state["cls_head.fc_cls.weight"]), 1)
+
+
+def as_text(label: int, classes: int) -> int:
+    return sorted(range(classes), key=str).index(label)
+
+
+def shuffled(label: int, classes: int) -> int:
+    return int(np.random.RandomState(1).permutation(classes)[label])
+
+
+MISTAKES = (
+    Mistake("none (sound)", ()),
+    Mistake("weights of BGR frames", ("BGR", "Caffe"), bgr, of="colours"),
+    Mistake("mean and std of 127.5 in the config", ("ImageNet",), protocol={"mean": (127.5,) * 3, "std": (127.5,) * 3}),
+    Mistake("weights of pixels divided by 255", ("pixels divided by 255 alone",), of_bytes),
+    Mistake("dense sampling in the config", ("frames at",), protocol={"sampling": "dense"}),
+    Mistake("crops of 48 of a short side of 256", ("crops of",), protocol={"short_side": 256, "size": 48}),
+    Mistake("shift past1 for weights of bi", ("shift bi",), protocol={"shift": "past1"}),
+    Mistake("weights of the other direction", ("frames backwards",), other_direction),
+    Mistake("shift_div 4 for weights of 8", ("shift_div 8",), protocol={"shift_div": 4}),
+    Mistake("labels counted from 1", ("labels, each lowered",), labels=lambda label, classes: (label + 1) % classes),
+    Mistake("labels sorted as text", ("labels, the numbers of the classes", "labels, the classes in another"), labels=as_text),
+    Mistake("labels in no order", ("labels, the classes in another order",), labels=shuffled),
+    Mistake("BatchNorm of layer3 as initialised", ("BatchNorm",), half_loaded),
+    Mistake("rows of the classifier all equal", ("BatchNorm",), one_row),
+)
+
+
+def reddish(frames: np.ndarray) -> int:
+    """1 if frames RGB [..., 3] have more red than blue, else 0."""
+    return int(frames[..., 0].mean() > frames[..., 2].mean())
+
+
+def clip(number: int) -> Tuple[np.ndarray, int]:
+    """(frames RGB uint8 [segments, H, W, 3] of a rendered clip for training, its class among the 20)."""
+    rng = np.random.RandomState([SEED, 1, number])
+    height, width, count = shape_and_length(rng)
+    times = (np.arange(BASE.segments) + 0.5) / BASE.segments
+    frames = np.stack([image[..., ::-1] for image in render(rng, TEMPLATES[number % len(TEMPLATES)], height, width, times)])
+    return frames, 2 * (number % len(TEMPLATES)) + reddish(frames)
+
+
+def of_colours(state: State) -> State:
+    """The thin network with a classifier of 20 classes, trained on what its body says of COLOURED clips."""
+    net = network_of(state, THIN, BASE, 8).eval()
+    features, labels = [], []
+    net.cls_head.fc_cls.register_forward_pre_hook(lambda module, x: features.append(x[0].reshape(-1, x[0].shape[-1]).mean(0)))
+    with torch.no_grad():
+        for number in range(COLOURED):
+            frames, label = clip(number)
+            small = [resized(np.ascontiguousarray(frame), BASE) for frame in frames]
+            net(torch.from_numpy(as_video(small, range(len(small)), BASE, "float32"))[None])
+            labels.append(label)
+    x, y = torch.stack(features), torch.tensor(labels)
+    spread = x.std(0) + 1e-6
+    layer = torch.nn.Linear(x.shape[1], 2 * len(TEMPLATES))
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.03, weight_decay=0.01)
+    for _ in range(600):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(layer((x - x.mean(0)) / spread), y).backward()
+        optimizer.step()
+    weight = layer.weight.detach() / spread
+    print("classifier of colours: %.3f of its training clips" % (layer((x - x.mean(0)) / spread).argmax(1) == y).float().mean())
+    return dict(state, **{"cls_head.fc_cls.weight": weight, "cls_head.fc_cls.bias": layer.bias.detach() - weight @ x.mean(0)})
+
+
+def script(folder: str, name: str, *args: object) -> None:
+    done = subprocess.run([sys.executable, os.path.join(ROOT, name)] + list(map(str, args)), cwd=folder, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise SystemExit("%s in %s: %s" % (name, folder, done.stdout[-2000:]))
+
+
+def first_row(folder: str, mistake: Mistake, state: State, protocol: Protocol, truth: Dict[str, int], videos: str) -> Dict[str, Any]:
+    """What --suspects says of a run with a mistake: its first row and the verdict."""
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    state = {name: value.clone() for name, value in state.items()}
+    mistake.weights(state)
+    save(os.path.join(folder, "weights.pth"), state, {})
+    protocol = protocol._replace(**mistake.protocol)
+    write_json(os.path.join(folder, "protocol.json"), protocol._asdict())
+    with open(os.path.join(folder, "list.txt"), "w") as file:
+        file.writelines("%s %d\n" % (name, mistake.labels(label, protocol.classes)) for name, label in truth.items())
+    script(folder, "pytorch2onnx.py", "weights.pth", "--protocol", "protocol.json", "--output-file", "tsm_bs1.onnx")
+    script(folder, "modify_onnx.py", "-m1", "tsm_bs1.onnx", "-m2", "tsm_new_bs1.onnx", "--target", "cpu", "--protocol", "protocol.json")
+    script(folder, "TSM_stream.py", "--model", "tsm_new_bs1.onnx", "--data_root", videos, "--ann_file", "list.txt", "--output",
+           "./inference_result", "--output_dirname", "out")
+    script(folder, "TSM_compare.py", "--suspects", ".", "--data_root", videos, "--checkpoint", "weights.pth", "--json", "s.json")
+    with open(os.path.join(folder, "s.json")) as file:
+        found = json.load(file)
+    return dict(found["rows"][0], verdict=found["verdict"])
+
+
+def main() -> None:
+    args = get_args()
+    videos = os.path.join(os.path.abspath(args.work_dir), "videos")
+    os.makedirs(videos, exist_ok=True)
+    state = {name: value.float() if value.is_floating_point() else value for name, value in load(THIN)[0].items()}
+    with open(NAMES) as file:
+        numbers = {name: int(number) for name, number in json.load(file).items()}
+    action, coloured = {}, {}
+    for number in range(args.videos):
+        name, template = "%d.webm" % number, TEMPLATES[number % len(TEMPLATES)]
+        write_clip(os.path.join(videos, name), np.random.RandomState([SEED, 2, number]), template)
+        from tsm.video.decode import read_video
+
+        frames = np.stack([frame for _, frame in read_video(os.path.join(videos, name), lambda count: list(range(count)))])
+        action[name], coloured[name] = numbers[template], 2 * (number % len(TEMPLATES)) + reddish(frames)
+    networks = (("8 segments", state, BASE, action), ("16 segments", state, BASE._replace(segments=16), action),
+                ("colours", of_colours(state), BASE._replace(classes=2 * len(TEMPLATES)), coloured))
+    for mistake in MISTAKES:
+        for network, weights, protocol, truth in networks:
+            if mistake.of not in ("", network) or args.only and not mistake.name.startswith(tuple(args.only)):
+                continue
+            row = first_row(os.path.join(args.work_dir, "run"), mistake, weights, protocol, truth, videos)
+            accused = not row["verdict"].startswith("no single change")
+            right = row["change"].startswith(mistake.named) if mistake.named else not accused
+            print("| %s | %s | %.3f | %s | %.3f | %.1e | %s |" % (
+                mistake.name, network, row["before"], row["change"] if accused else "none named", row["after"], row["corrected"],
+                "yes" if right and accused == bool(mistake.named) else "NO"), flush=True)
+
+
+if __name__ == "__main__":
+    run(main)
