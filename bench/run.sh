@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The benchmarks. bench/run.sh [inference|batches|forms|networks|preprocess|stream|scale_out]...   (default: all but networks and
-# scale_out, about 45 minutes on two cores; scale_out takes 8, and needs requirements-cluster.txt in the interpreter's environment)
+# The benchmarks. bench/run.sh [inference|batches|forms|networks|online|preprocess|stream|scale_out]...   (default: all but networks,
+# online and scale_out, about 45 minutes on two cores; scale_out takes 8, and needs requirements-cluster.txt in the environment)
 # Each part prints its table and writes bench/results/<part>.json and .md. Run it on a machine that does nothing else.
 # Sets up .venv and .venv-reference (mmaction2) and makes its models in bench/work, all once. PYTHON=… and
 # REFERENCE_PYTHON=… use those environments as they are.
@@ -9,14 +9,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ $# -gt 0 ] || set -- inference batches forms preprocess stream
 parts=("$@")
 for part in "${parts[@]}"; do
-    case $part in inference | batches | forms | networks | preprocess | stream | scale_out) ;; *) sed -n 2,6p bench/run.sh | cut -c3- >&2; exit 2 ;; esac
+    case $part in inference | batches | forms | networks | online | preprocess | stream | scale_out) ;; *) sed -n 2,6p bench/run.sh | cut -c3- >&2; exit 2 ;; esac
 done
 if [ -z "${PYTHON:-}" ]; then
     case " ${parts[*]} " in *" scale_out "*) ./setup.sh requirements-cluster.txt ;; *) ./setup.sh ;; esac
     PYTHON=$PWD/.venv/bin/python
 fi
 if [ -z "${REFERENCE_PYTHON:-}" ]; then
-    [ "${parts[*]}" = networks ] || test/reference/setup.sh
+    [[ "${parts[*]}" =~ ^(networks|online|networks online)$ ]] || test/reference/setup.sh
     REFERENCE_PYTHON=$PWD/.venv-reference/bin/python
 fi
 export PYTHON REFERENCE_PYTHON
@@ -54,7 +54,7 @@ for part in "${parts[@]}"; do
     echo "== $part"
     options=(--json "bench/results/$part.json")
     case $part in inference | preprocess) options+=(--reference_python "$REFERENCE_PYTHON") ;; esac
-    case $part in preprocess | networks) ;; *)
+    case $part in preprocess | networks | online) ;; *)
         (make_models)
         options+=(--work_dir bench/work) ;;
     esac
