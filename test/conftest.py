@@ -143,26 +143,12 @@ def thin_onnx(works, once):
 
 
 @pytest.fixture(scope="session")
-def online_onnx(once, thin_onnx):
-    """The thin network as an online model of its bi-directional weights run causally; it knows its classes' names."""
+def online_onnx(works, once, thin_onnx):
+    """The thin network as an online model, its bi-directional weights run causally; it knows its classes' names."""
 
     def make(folder):
-        import json
-
-        import onnx
-
-        from tsm.model.graph import build, trunk_of
-        from tsm.model.offline import read_offline
-        from tsm.model.onnxfile import graph_digest, set_metadata
-
-        model = read_offline(str(thin_onnx))
-        protocol = model.tested_by._replace(shift="bi-still")
-        written, run = (build(trunk_of(model.proto), form, protocol) for form in ("online", "online_parts"))
-        labels = json.loads((REPO / "demo/annotations/something-something-v2-labels.json").read_text())
-        set_metadata(written, {
-            "tsm.target": "online", "tsm.approximates": "bi", "tsm.labels": json.dumps(sorted(labels, key=lambda name: int(labels[name]))),
-            "tsm.proof": json.dumps({"one_frame": {"sha256": graph_digest(run)}})})
-        onnx.save(written, str(folder / "online.onnx"))
+        works("modify_onnx.py", "-m1", thin_onnx.parent / "thin.onnx", "-m2", "online.onnx", "--target", "online", "--shift", "bi-still",
+              "--labels", REPO / "demo/annotations/something-something-v2-labels.json", cwd=folder)
 
     return once("online", make) / "online.onnx"
 

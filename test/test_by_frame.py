@@ -33,7 +33,7 @@ def inputs(folder, name="o.json"):
 
 
 def test_the_answer_of_a_file_is_that_of_its_clip_and_each_file_begins_anew(run, online_onnx, clip):
-    from tsm.model.offline import clip_of, read_offline
+    from tsm.model.offline import clip_of, had_it_been, read_offline
     from tsm.model.onnxfile import session
     from tsm.video.clips import as_video
 
@@ -57,6 +57,9 @@ def test_the_answer_of_a_file_is_that_of_its_clip_and_each_file_begins_anew(run,
     page, rows = (clip / "o.html").read_text(), list(csv.DictReader((clip / "o.csv").open(encoding="utf-8", newline="")))
     assert page.count('aria-label="Probability of the running answer') == 2 and "frame by frame, shift bi-still" in page
     assert "run causally" in page and "run causally" in done.stdout and "16 frames answered; frame to answer p50 " in done.stdout
+    assert "gives the same answer on %d of 2 videos" % facts["agreement_with_clip"]["same"] in done.stdout
+    trained = session(had_it_been(model, shift="bi"), "bi").run(None, {"input": as_video(images, range(8), view, "float32")})[0].mean(0)
+    assert facts["agreement_with_clip"] == {"same": 2 * int(trained.argmax() == one["windows"][-1]["top"][0]["class_id"]), "videos": 2}
     assert len(rows) == 1 + 2 * 8 * 3 and {row["approximates"] for row in rows} == {"bi"}
     assert len((clip / "o.jsonl").read_text().splitlines()) == 1 + 2 * 8 and len(list((clip / "drawn").iterdir())) == 2
 
@@ -104,7 +107,8 @@ def viewed(network, greys, prefix="", cuts=(), sizes=None, every=1.0, **manner):
     """A FrameViewer that has seen frames of these greys, one a second."""
     way = argparse.Namespace(
         manner=Manner(**dict(dict(memory=None, every=every, threshold=None, reset="never", top=3, names=["a", "b", "count"]), **manner)),
-        model=argparse.Namespace(tested_by=SSV2, dtype=np.dtype("uint8")), every=every)
+        model=argparse.Namespace(tested_by=SSV2, dtype=np.dtype("uint8")), every=every, clip=None,
+        compare=lambda *args: None)
     viewer = FrameViewer("x", Log(None), prefix, way, network)
     for number, grey in enumerate(greys):
         image = np.full((sizes[number] if sizes else (256, 300)) + (3,), grey, np.uint8)

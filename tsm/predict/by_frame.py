@@ -12,9 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from tsm.cli import printable, warn
-from tsm.infer.engine import Computing, Engine, Online, about, open_online
+from tsm.infer.engine import BACKENDS, Computing, Engine, Online, about, open_online
 from tsm.labels import Ranked, name_of, top
-from tsm.model.offline import Offline
+from tsm.model.offline import Offline, had_it_been
 from tsm.predict.answers import Answer, Log, Segment, Viewer, clock, in_figures, in_words, lines_of, segments_of
 from tsm.predict.live import LIVE_WINDOW, Recent
 from tsm.protocol import CENTRE_VIEW, softmax
@@ -46,7 +46,7 @@ class ByFrame:
 
     def __init__(self, args: argparse.Namespace, model: Offline, computing: Computing, names: Optional[List[str]], paths: Sequence[str],
                  live: int) -> None:
-        self.args, self.model = args, model
+        self.args, self.model, self.approximates = args, model, model.metadata.get("tsm.approximates", "")
         self.manner = Manner(args.memory, args.every, args.threshold, args.reset or "never", args.top, names)
         self.seconds, self.every = 0.0, args.every or LIVE_WINDOW / model.tested_by.segments  # of a live source
         self.results: Iterator[Tuple[int, Any]] = each(  # forked before the engine starts its threads
@@ -54,6 +54,11 @@ class ByFrame:
         first = open_online(model, computing)
         self.networks = [first] + [first.another() for _ in range(1, live)]
         self.viewers: List[FrameViewer] = []
+        self.clip: Optional[Engine] = None  # of the same weights as they were trained, where they are run otherwise
+        if self.approximates and not args.every and paths:
+            trained = had_it_been(model, shift=self.approximates)
+            self.clip = BACKENDS[computing.backend](trained, model.path, "fp32", 1)
+        self.same: List[bool] = []  # per file, whether that answers the same
 
     def viewer(self, name: str, log: Log, prefix: str = "") -> Viewer:
         """Files, which come one after the other, share a network."""
@@ -62,15 +67,25 @@ class ByFrame:
         return self.viewers[-1]
 
     def about(self) -> Dict[str, Any]:
-        shift, approximates = self.model.tested_by.shift, self.model.metadata.get("tsm.approximates", "")
         name, int8 = self.networks[0].name, self.networks[0].int8
         engine = Engine(name, len(self.networks), lambda x, take: None, lambda: None, self.args.precision, int8)
-        return dict(about(engine, self.model), shift=shift, approximates=approximates)
+        agreement = {"agreement_with_clip": {"same": sum(self.same), "videos": len(self.same)}} if self.clip else {}
+        return dict(about(engine, self.model), shift=self.model.tested_by.shift, approximates=self.approximates, **agreement)
 
     def in_all(self) -> str:
-        """How many of the files' frames were answered, and how fast."""
+        """How many of the files' frames were answered, and how fast; how often as the clip would be."""
         waits, steps = (list(itertools.chain.from_iterable(getattr(one, name) for one in self.viewers)) for name in ("waits", "steps"))
-        return in_figures(len(waits), 0, percentiles(waits), percentiles(steps)) if waits else ""
+        figures = in_figures(len(waits), 0, percentiles(waits), percentiles(steps)) if waits else ""
+        agreed = "\nthe clip as it was trained, looking ahead, gives the same answer on %d of %d videos" % (sum(self.same), len(self.same))
+        return figures + (agreed if self.same else "")
+
+    def compare(self, frames: Sequence[np.ndarray], answer: int) -> None:
+        """Note whether the weights as they were trained give the same class of a clip's frames, [1, 3, size, size] each."""
+        if self.clip and len(frames) == self.model.tested_by.segments:
+            scores: List[np.ndarray] = []
+            self.clip.submit(np.concatenate(frames), scores.append)
+            self.clip.wait()
+            self.same.append(int(scores[0].mean(0).argmax()) == answer)
 
 
 class FrameViewer(Viewer):
@@ -87,6 +102,8 @@ class FrameViewer(Viewer):
         self.resets: List[float] = []
         self.waits, self.steps = array("d"), array("d")  # seconds from a frame's arrival to its answer, and of the network
         self.image: Optional[np.ndarray] = None  # the last frame
+        self.frames: List[np.ndarray] = []  # of a file that is compared with its clip, as the network is shown them
+        self.best = 0  # the last answer's class
         self.shown, self.named, self.lasting = "", bool(prefix), self.manner.threshold is None
         network.reset()
 
@@ -101,6 +118,8 @@ class FrameViewer(Viewer):
         """Answer a file's frame, (seconds, RGB uint8 [height, width, 3] after the resize)."""
         moment, image = result
         self.see(Recent([image], moment, moment, time.monotonic(), 0, False))
+        if self.way.clip:
+            self.frames.append(as_video([image], [0], self.protocol, self.dtype))
 
     def see(self, recent: Recent) -> None:
         """Answer the newest frame."""
@@ -110,9 +129,11 @@ class FrameViewer(Viewer):
         if why is not None:
             self.reset(moment, why)
         self.image, began = image, time.monotonic()
-        scores = self.network.step(as_video([image], [0], self.protocol, self.dtype))
+        frame = as_video([image], [0], self.protocol, self.dtype)
+        mean = self._mean(moment, np.asarray(self.network.step(frame), np.float64))
         self.steps.append(time.monotonic() - began)
-        self._tell(moment, softmax(self._mean(moment, np.asarray(scores, np.float64))))
+        self.best = int(mean.argmax())
+        self._tell(moment, softmax(mean))
         self.waits.append(time.monotonic() - recent.arrived)
 
     def _mean(self, moment: float, scores: np.ndarray) -> np.ndarray:
@@ -192,6 +213,7 @@ class FrameViewer(Viewer):
             self._warn_of_loss()
         elif len(self.steps):
             self.say("in all  " + in_words(self.answers[-1].ranked) if self.lasting else "%d events" % len(self.answers))
+            self.way.compare(self.frames, self.best)
         if not self.prefix and self.manner.every and len(self.steps) == 1:
             warn("%s: is shorter than --every %g s, so one frame is all that it is judged by" % (self.name, self.manner.every))
         return segments
