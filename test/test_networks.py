@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper  # noqa: E402
 from tsm.cli import UserError  # noqa: E402
 from tsm.model import network as network_module  # noqa: E402
 from tsm.model import proof, surgery  # noqa: E402
-from tsm.model.graph import SHIFT, build, in_parts, layers, trunk_of  # noqa: E402
+from tsm.model.graph import FLAT, SHIFT, build, in_parts, layers, trunk_of  # noqa: E402
 from tsm.model.network import RESNET50, RESNET101, TSM, Structure, load, network_of, scores, structure_of, trunk_from  # noqa: E402
 from tsm.model.offline import one_frame, one_view, read_offline  # noqa: E402
 from tsm.model.onnxfile import metadata, session, set_metadata, states_in  # noqa: E402
@@ -113,6 +113,22 @@ def test_its_proof_is_carried_to_another_batch(network, works):
     assert json.loads(three["tsm.protocol"]) == json.loads(json.dumps(protocol._asdict()))
 
 
+@pytest.mark.parametrize("form", FLAT)
+def test_ascend_s_forms_in_four_dimensions_are_the_guide_s(form, network):
+    """Of two videos; with no Reshape but the input's and the head's; and read back as the same network."""
+    _, protocol, _, folder = network
+    trunk, videos = trunk_of(onnx.load(str(folder / "source.onnx"))), random_videos(protocol, 2)
+    for fusion, head, dtype in (("score", 0, "aipp"), ("prob", 2, "float32")):
+        model, guide = build(trunk, form, protocol, 2, fusion, dtype=dtype), build(trunk, "ascend", protocol, 2, fusion)
+        onnx.checker.check_model(model)
+        ops = [node.op_type for node in model.graph.node]
+        assert set(ops) <= ASCEND_OPS | ({"Mul"} if form == "ascend_mask" else set()) and ops.count("Reshape") == 1 + head
+        expected = run_onnx(guide, videos)
+        actual = run_onnx(model, videos.reshape([dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]))
+        assert np.abs(actual - expected).max() <= 1e-6 and expected.max() > 2 / protocol.classes
+        assert build(trunk_of(model), "ascend", protocol, 2, fusion).graph == guide.graph
+
+
 def test_layers_are_called_as_in_the_checkpoint(network):
     net, protocol, _, folder = network
     trunk = trunk_of(onnx.load(str(folder / "source.onnx")))
@@ -136,7 +152,7 @@ def test_every_form_has_every_kind_of_shift(name, kind):
     net = random_network(structure, width, protocol)
     trunk, videos = trunk_from(net), random_videos(protocol)
     expected = scores(net, videos)[0]
-    for form in ("cpu", "ascend", "view", "clip"):
+    for form in ("cpu", "ascend", "view", "clip") + FLAT:
         model = build(trunk, form, protocol)
         onnx.checker.check_model(model)
         actual = run_onnx(model, videos[0] if form in ("view", "clip") else videos).mean(0)

@@ -22,7 +22,9 @@ from tsm.protocol import MOVES, Protocol, protocol_from
 
 OPSET = 11  # the newest that both ATC (CANN 6) and every runtime of the last years take
 SHIFT = "TemporalShift"
+BY_TIME = "ByTime"  # an operator of our own beside that: puts the first frames of all views first, then the second ones, ...
 ONLINE = ("online", "online_parts")  # forms of one frame
+FLAT = ("ascend_parts", "ascend_mask")  # forms whose shifts stay in four dimensions and move whole blocks of channels
 BY_VIEW = ("view", "clip", "none") + ONLINE  # forms whose input is frames and whose output their scores
 RELU6, SIX = "Relu6", 6.0  # the least of the value and 6, but at least 0
 MOST_BYTES = (1 << 31) - (1 << 20)  # of the constants of one file: protobuf takes 2 GiB in all
@@ -202,8 +204,14 @@ class Graph:
 
     def layer(self, node: NodeProto, inputs: List[str], name: str) -> str:
         """Append a trunk's node of one output on the values `inputs`; returns its name."""
+        facts = attributes(node)
+        if node.op_type == BY_TIME:
+            segments, frames = facts["segments"], self.ints(facts["frames"])
+            pieces = [self.node("Slice", inputs + [self.ints(time), frames, self.ints(0), self.ints(segments)], "%s/%d" % (name, time))
+                      for time in range(segments)]
+            return self.node("Concat", pieces, name, axis=0)
         if node.op_type != RELU6:
-            return self.node(node.op_type, inputs, name, **attributes(node))
+            return self.node(node.op_type, inputs, name, **facts)
         bounds = [self.constant(what, np.array(bound, np.float32)) for what, bound in (("zero", 0.0), ("six", SIX))]
         return self.node("Clip", inputs + bounds, name)
 
@@ -230,6 +238,72 @@ def runs(channels: int, protocol: Protocol) -> List[Run]:
     return found
 
 
+Groups = List[Tuple[List[Run], np.ndarray]]
+
+
+def groups(channels: int, protocol: Protocol) -> Groups:
+    """The parts of a value of so many channels: the runs that each holds and their channels; first those that move, each by
+    itself, then what stays, together with what becomes zero, as a residual connection needs that."""
+    found = runs(channels, protocol)
+    of_parts = [[run] for run in found if run.step] + [[run for run in found if not run.step]]
+    return [(of_part, np.concatenate([np.arange(run.first, run.end) for run in of_part])) for of_part in of_parts]
+
+
+Move = Callable[[str, str, Run, Shape], str]  # (x [frames, C, H, W], name, run, shape of a frame of x) -> the run's channels, moved
+
+
+def mover(graph: Graph, form: str, protocol: Protocol, batch: int) -> Move:
+    """What moves channels by a frame along axis 0, in a form of build().
+
+    ascend_parts: the frames of all views are in order of time (see BY_TIME), so that a Slice and a Concat with zeros move them all;
+    ascend_mask: the views are one after another, and what comes over from the next is times 0; any other: a Pad, of one view.
+    """
+    views, segments = protocol.views * batch, protocol.segments
+    frames = views * segments
+
+    def cut(x: str, name: str, first: int, end: int, run: Run, shape: Shape) -> str:
+        """Some frames of the run's channels."""
+        starts, ends = (first, run.first), (end, run.end)
+        axes = 1 if run.end - run.first == shape[0] else 2
+        return graph.node("Slice", [x] + [graph.ints(*values[:axes]) for values in (starts, ends, (0, 1))], name)
+
+    def by_pad(x: str, name: str, run: Run, shape: Shape) -> str:
+        pads = [-(run.step or 0), -run.first, 0, 0, run.step or 0, run.end - shape[0], 0, 0]  # also cuts the channels out
+        return graph.node("Pad", [x, graph.ints(*pads)], name)
+
+    def by_zeros(x: str, name: str, run: Run, shape: Shape) -> str:
+        of_zeros = (run.end - run.first,) + shape[1:]
+        zeros = graph.constant("zeros_%dx%dx%d" % of_zeros, np.zeros((views,) + of_zeros, np.float32))
+        if run.step == 1:
+            both = [cut(x, name + "/next", views, frames, run, shape), zeros]
+        else:
+            both = [zeros, cut(x, name + "/previous", 0, frames - views, run, shape)]
+        return graph.node("Concat", both, name, axis=0)
+
+    def by_mask(x: str, name: str, run: Run, shape: Shape) -> str:
+        first, edge = (1, segments - 1) if run.step == 1 else (frames - 1, 0)
+        both = [cut(x, name + "/from", first, frames, run, shape), cut(x, name + "/to", 0, first, run, shape)]
+        mask = np.ones((frames, 1, 1, 1), np.float32)
+        mask[edge::segments] = 0
+        rolled = graph.node("Concat", both, name + "/rolled", axis=0)
+        return graph.node("Mul", [rolled, graph.constant("all_but_frame_%d" % edge, mask)], name)
+
+    return {"ascend_parts": by_zeros, "ascend_mask": by_mask}.get(form, by_pad)
+
+
+def in_order_of_time(trunk: Trunk, protocol: Protocol, batch: int) -> Trunk:
+    """The trunk with its frames put in order of time before the first shift. Until then no frame knows of another; and the first
+    convolution is right at the input, where ATC joins it with AIPP."""
+    place = next((place for place, node in enumerate(trunk.nodes) if node.op_type == SHIFT), len(trunk.nodes))
+    if place == len(trunk.nodes):
+        return trunk
+    source = trunk.nodes[place].input[0]
+    ordered = helper.make_node(BY_TIME, [source], [source + "/by_time"], segments=protocol.segments, frames=protocol.frames * batch)
+    after = [helper.make_node(node.op_type, [ordered.output[0] if value == source else value for value in node.input], node.output,
+                              **attributes(node)) for node in trunk.nodes[place:]]
+    return trunk._replace(nodes=trunk.nodes[:place] + [ordered] + after)
+
+
 WriteShift = Callable[[Graph, str, str, Shape], str]  # (graph, x, name, shape of a frame of x) -> the shifted value's name
 
 
@@ -244,6 +318,8 @@ def shift(graph: Graph, x: str, name: str, shape: Shape, form: str, protocol: Pr
         return _masked_shift(graph, x, name, channels, found)
     if form in BY_VIEW:
         return _split_shift(graph, x, name, name, found, 0)
+    if form in FLAT:
+        return _flat_shift(graph, x, name, shape, found, mover(graph, form, protocol, batch))
     x = graph.node("Reshape", [x, graph.ints(-1, protocol.segments, channels, height * width)], name + "/views")
     if form == "cpu":
         x = _split_shift(graph, x, name + "/joined", name, found, 1)
@@ -291,6 +367,19 @@ def _slice_shift(graph: Graph, x: str, name: str, found: List[Run], protocol: Pr
     return graph.node("Concat", parts, name + "/joined", axis=2)
 
 
+def _flat_shift(graph: Graph, x: str, name: str, shape: Shape, found: List[Run], move: Move) -> str:
+    """The temporal shift of x, float [frames, C, H, W], cut on axis 1, moved on axis 0, joined on axis 1."""
+    parts = []
+    for run in found:
+        part = "%s/%s" % (name, run.name)
+        if run.step:
+            parts.append(move(x, part, run, shape))
+            continue
+        part = graph.node("Slice", [x, graph.ints(run.first), graph.ints(run.end), graph.ints(1)], part)
+        parts.append(part if run.step == 0 else graph.zero(part, part + "/times"))
+    return graph.node("Concat", parts, name, axis=1)
+
+
 def _masked_shift(graph: Graph, x: str, name: str, channels: int, found: List[Run]) -> str:
     """The temporal shift of one view, x float [segments, C, H, W], without a cut through its channels.
 
@@ -329,7 +418,8 @@ def _whole(graph: Graph, trunk: Trunk, placed: List[Layer], x: str, write_shift:
 
 
 class _Parts:
-    """Writes the trunk on one view, x float [segments, 3, size, size], with hardly a copy for its shifts.
+    """Writes the trunk on x, float [frames, 3, size, size], with hardly a copy for its shifts, which `move` does; in
+    operators of the guide's graph where that is `plain`.
 
     A shift copies all channels to move a quarter of them. Here the value that a shift takes is never whole: the
     convolutions that make it write its channels that go ahead, those that go behind and those that stay as tensors of their own,
@@ -345,25 +435,19 @@ class _Parts:
     nothing stays.
     """
 
-    def __init__(self, graph: Graph, trunk: Trunk, placed: List[Layer], x: str, protocol: Protocol) -> None:
+    def __init__(self, graph: Graph, trunk: Trunk, placed: List[Layer], x: str, protocol: Protocol, move: Move, plain: bool) -> None:
         self.graph, self.weights, self.protocol, self.layers = graph, trunk.weights, protocol, placed
+        self.move, self.plain = move, plain
         self.in_parts: Set[str] = set()  # values kept in parts
         for node in reversed(trunk.nodes):
             if node.op_type == SHIFT or node.op_type in ("Add", "Relu", RELU6) and node.output[0] in self.in_parts:
                 self.in_parts.update(node.input)
-        self.in_parts -= {node.output[0] for node in trunk.nodes if node.op_type == "MaxPool"} | {"frames"}
+        self.in_parts -= {node.output[0] for node in trunk.nodes if node.op_type in ("MaxPool", BY_TIME)} | {"frames"}
         self.shifted: Set[str] = {layer.node.output[0] for layer in placed if layer.node.op_type == SHIFT}
         self.whole_kept: Set[str] = set()  # shifted values beside which the whole of what was shifted is kept
         self.channels = {layer.node.output[0]: layer.shape[0] for layer in placed}
         self.parts: Dict[str, List[str]] = {"frames": [x]}  # the whole, after a shift [moved, still], or as groups() says
         self.joined: Dict[str, str] = {}
-
-    def groups(self, channels: int) -> List[Tuple[List[Run], np.ndarray]]:
-        """The parts of a value of so many channels: the runs that each holds and their channels; first those that move, each by
-        itself, then what stays, together with what becomes zero, as a residual connection needs that."""
-        found = runs(channels, self.protocol)
-        of_parts = [[run] for run in found if run.step] + [[run for run in found if not run.step]]
-        return [(of_part, np.concatenate([np.arange(run.first, run.end) for run in of_part])) for of_part in of_parts]
 
     def write(self) -> str:
         """Write every layer; returns the features' name."""
@@ -378,38 +462,43 @@ class _Parts:
         if len(parts) == 1:
             return parts[0]
         if value not in self.joined:
-            groups = self.groups(self.channels[value])
-            pieces = [(run.first, part) for (of_part, _), part in zip(groups, parts) for run in of_part[:1]]
+            found = groups(self.channels[value], self.protocol)
+            pieces = [(run.first, part) for (of_part, _), part in zip(found, parts) for run in of_part[:1]]
             if pieces != sorted(pieces):  # what stays is on both sides of what moves
-                pieces[-1:] = zip([run.first for run in groups[-1][0]], self.split(parts[-1], groups[-1][0], parts[-1]))
+                pieces[-1:] = zip([run.first for run in found[-1][0]], self.split(parts[-1], found[-1][0], parts[-1]))
             self.joined[value] = self.graph.node("Concat", [part for _, part in sorted(pieces)], parts[0] + "/joined", axis=1)
         return self.joined[value]
 
     def split(self, x: str, found: List[Run], name: str) -> List[str]:
         """The runs of x, which holds no others, each by itself."""
-        return self.graph.nodes("Split", [x], name + "/split", len(found), axis=1, split=[run.end - run.first for run in found])
+        widths = [run.end - run.first for run in found]
+        if not self.plain:
+            return self.graph.nodes("Split", [x], name + "/split", len(found), axis=1, split=widths)
+        ints, ends = self.graph.ints, np.cumsum(widths).tolist()
+        return [self.graph.node("Slice", [x, ints(end - width), ints(end), ints(1)], "%s/%s/cut" % (name, run.name))
+                for run, width, end in zip(found, widths, ends)]
 
     def cuts(self, layer: Layer) -> Dict[str, Any]:
         """The parts that a layer's output is written in: the endings of their names and their channels."""
         if layer.node.output[0] in self.in_parts:
-            return {"/" + of_part[-1].name: own for of_part, own in self.groups(layer.shape[0])}
+            return {"/" + of_part[-1].name: own for of_part, own in groups(layer.shape[0], self.protocol)}
         return {"": slice(None)}
 
     def shift(self, layer: Layer) -> List[str]:
         """Moves the parts that are moved: [what moved, what stayed], or, after the stem, [what moved, the whole]."""
-        source, channels = layer.node.input[0], layer.shape[0]
-        moved, groups = [], self.groups(channels)
+        source, moved, found = layer.node.input[0], [], groups(layer.shape[0], self.protocol)
         whole = len(self.parts[source]) == 1
-        for part, (of_part, _) in zip(self.parts[source] * (len(groups) if whole else 1), groups[:-1]):
-            run, step = of_part[0], of_part[0].step or 0
+        for part, (of_part, own) in zip(self.parts[source] * (len(found) if whole else 1), found[:-1]):
+            run, shape = of_part[0], layer.shape
             name, state = "%s/%s" % (layer.name, run.name), self.graph.states.get(layer.name)
             if state:
                 cut = [self.graph.ints(number) for number in (run.first, run.end, 1)] if whole else []
                 self.graph.node("Slice" if whole else "Identity", [part] + cut, name, state.output)
                 moved.append(state.input)
                 continue
-            pads = [-step, -run.first * whole, 0, 0, step, (run.end - channels) * whole, 0, 0]  # also cuts the channels out of a whole
-            moved.append(self.graph.node("Pad", [part, self.graph.ints(*pads)], name))
+            if not whole:
+                run, shape = run._replace(first=0, end=len(own)), (len(own),) + shape[1:]
+            moved.append(self.move(part, name, run, shape))
         if whole:
             self.whole_kept.add(layer.node.output[0])
         if len(moved) > 1:
@@ -424,7 +513,7 @@ class _Parts:
             return self.conv_after_shift(layer)
         if len(self.parts[source]) > 1 and facts["kernel_shape"] == [1, 1] and facts["strides"] == [2, 2]:
             x, facts = self.every_second(source, layer.name), dict(facts, strides=[1, 1])
-            weight = weight[:, np.concatenate([own for _, own in self.groups(weight.shape[1])])]
+            weight = weight[:, np.concatenate([own for _, own in groups(weight.shape[1], self.protocol)])]
         else:
             x = self.whole(source)
         return [self.one_conv(x, layer.name + part, weight[rows], bias[rows], facts) for part, rows in self.cuts(layer).items()]
@@ -433,13 +522,13 @@ class _Parts:
         """The sum of a convolution over what stayed and one over what moved."""
         source, facts = layer.node.input[0], attributes(layer.node)
         (moved, still), (weight, bias) = self.parts[source], (self.weights[value] for value in layer.node.input[1:])
-        groups, remaining, parts = self.groups(weight.shape[1]), weight.copy(), []
+        found, remaining, parts = groups(weight.shape[1], self.protocol), weight.copy(), []
         for run in runs(weight.shape[1], self.protocol):
             if run.step != 0:
                 remaining[:, run.first : run.end] = 0
         if source not in self.whole_kept:
-            remaining = remaining[:, groups[-1][1]]
-        weight = weight[:, np.concatenate([own for _, own in groups[:-1]])]
+            remaining = remaining[:, found[-1][1]]
+        weight = weight[:, np.concatenate([own for _, own in found[:-1]])]
         for part, rows in self.cuts(layer).items():
             name = layer.name + part
             x = self.one_conv(still, name, remaining[rows], bias[rows], facts)
@@ -476,7 +565,7 @@ class _Parts:
             return self.parts[value]
         found = runs(self.channels[value], self.protocol)
         pieces = dict(zip(found, self.split(self.whole(value), found, name)))
-        parts = [[pieces[run] for run in of_part] for of_part, _ in self.groups(self.channels[value])]
+        parts = [[pieces[run] for run in of_part] for of_part, _ in groups(self.channels[value], self.protocol)]
         return [part[0] if len(part) == 1 else self.graph.node("Concat", part, name + "/rest", axis=1) for part in parts]
 
     def pool(self, layer: Layer) -> List[str]:
@@ -500,22 +589,24 @@ def _normalise(graph: Graph, x: str, protocol: Protocol) -> str:
     return graph.node("Mul", [graph.node("Sub", [x, mean], "centred"), scale], "normalised")
 
 
-def _tail(graph: Graph, fusion: Optional[str], softmax: bool, protocol: Protocol) -> None:
-    """frame_scores [frames, classes] -> `output`: per view [views, classes], or the fused [batch, classes]."""
-    over_frames: Dict[str, Any] = {"axes": [1], "keepdims": 0}
-    classes = protocol.classes
+def _tail(graph: Graph, fusion: Optional[str], softmax: bool, protocol: Protocol, by_time: bool) -> None:
+    """frame_scores [frames, classes], in order of time or view by view -> `output`: per view [views, classes], or the fused
+    [batch, classes]."""
+    segments, views, classes = protocol.segments, protocol.views, protocol.classes
     if fusion == "score":
-        x = graph.node("Reshape", ["frame_scores", graph.ints(-1, protocol.frames, classes)], "videos")
-        x = graph.node("ReduceMean", [x], "scores", **over_frames)
+        shape, axes = ((segments, -1, views, classes), [0, 2]) if by_time else ((-1, protocol.frames, classes), [1])
+        x = graph.node("Reshape", ["frame_scores", graph.ints(*shape)], "videos")
+        x = graph.node("ReduceMean", [x], "scores", axes=axes, keepdims=0)
         graph.node("Softmax", [x], "output", axis=1)
         return
-    x = graph.node("Reshape", ["frame_scores", graph.ints(-1, protocol.segments, classes)], "views")
-    x = graph.node("ReduceMean", [x], "view_scores" if fusion or softmax else "output", **over_frames)
+    shape = (segments, -1, classes) if by_time else (-1, segments, classes)
+    x = graph.node("Reshape", ["frame_scores", graph.ints(*shape)], "views")
+    x = graph.node("ReduceMean", [x], "view_scores" if fusion or softmax else "output", axes=[shape.index(segments)], keepdims=0)
     if fusion or softmax:
         x = graph.node("Softmax", [x], "view_probabilities" if fusion else "output", axis=1)
     if fusion:
-        x = graph.node("Reshape", [x, graph.ints(-1, protocol.views, classes)], "videos")
-        graph.node("ReduceMean", [x], "output", **over_frames)
+        x = graph.node("Reshape", [x, graph.ints(-1, views, classes)], "videos")
+        graph.node("ReduceMean", [x], "output", axes=[1], keepdims=0)
 
 
 def build(
@@ -525,8 +616,9 @@ def build(
     """Write a trunk out as a model.
 
     Args:
-        form: ascend (the shift's zeros by Concat, for ATC) or cpu (by Pad): `input` [batch, frames, 3, size, size] ->
-            `output` [batch, classes], or, where fusion is None, per view [batch * views, classes]. view (the shift taken
+        form: ascend (as the guide's graph shifts, for ATC), ascend_parts or ascend_mask (the shift taken apart, over all views at
+            once; see mover()) or cpu (by Pad): `input` [batch, frames, 3, size, size] -> `output` [batch, classes], or, where
+            fusion is None, per view [batch * views, classes]. view (the shift taken
             apart, see _Parts, which says where not), clip (by Split, Pad, Concat) or none (no shift at all, the floor that its cost is
             measured from): one view, `input` [segments, 3, size, size] -> `output`, the frame scores [segments, classes], whatever
             batch, fusion and softmax. online (clip with a state in the place of each Pad) or online_parts (view likewise; what an
@@ -534,24 +626,28 @@ def build(
             function that writes the shift, to try another form: as view and none, of `batch` views.
         fusion: one of tsm.protocol.FUSIONS, or None.
         softmax: for fusion None: probabilities per view instead of class scores.
-        dtype: float32, or uint8 (RGB 0..255, normalised in the graph).
+        dtype: float32, or uint8 (RGB 0..255, normalised in the graph), or aipp (float32, and frame by frame, [batch * frames, 3, size,
+            size]: what ATC puts its AIPP before, which takes uint8 [batch * frames, size, size, 3]).
     Raises: UserError where the classifier has another number of classes than the protocol, or a batch is too large, or an online
         model's shift looks ahead.
     """
     if len(trunk.fc_weight) != protocol.classes:
         raise UserError("the network has %d classes, its protocol %d; pass the protocol that it was trained for"
                         % (len(trunk.fc_weight), protocol.classes))
+    by_time = form == "ascend_parts"
+    if by_time:
+        trunk = in_order_of_time(trunk, protocol, batch)
     placed = layers(trunk.nodes, trunk.weights, protocol.frame_shape)
-    if form == "ascend":
+    if form in ("ascend", "ascend_parts"):
         _check_size(trunk, {layer.shape for layer in placed if layer.node.op_type == SHIFT}, protocol, batch)
     graph, by_view = Graph(_states(placed, protocol) if form in ONLINE else {}), callable(form) or form in BY_VIEW
     x = "input"
-    if not by_view:
+    if not by_view and dtype != "aipp":
         x = graph.node("Reshape", [x, graph.ints(-1, *protocol.frame_shape)], "frames")
     if dtype == "uint8":
         x = _normalise(graph, x, protocol)
-    if form in ("view", "online_parts") and in_parts(trunk, protocol):
-        x = _Parts(graph, trunk, placed, x, protocol).write()
+    if form in ("view", "online_parts") + FLAT and in_parts(trunk, protocol):
+        x = _Parts(graph, trunk, placed, x, protocol, mover(graph, str(form), protocol, batch), form in FLAT).write()
     else:
         write_shift = form if callable(form) else partial(shift, form=form, protocol=protocol, batch=batch)
         x = _whole(graph, trunk, placed, x, write_shift)
@@ -560,9 +656,10 @@ def build(
     fc = [graph.constant("fc.weight", trunk.fc_weight), graph.constant("fc.bias", trunk.fc_bias)]
     graph.node("Gemm", [x] + fc, "fc", "output" if by_view else "frame_scores", transB=1)
     if not by_view:
-        _tail(graph, fusion, softmax, protocol)
+        _tail(graph, fusion, softmax, protocol, by_time)
     frames = 1 if form in ONLINE else protocol.segments * (batch if callable(form) else 1)
     shape = ((frames,) + protocol.frame_shape) if by_view else ((batch,) + protocol.video_shape)
+    shape = (batch * protocol.frames,) + protocol.frame_shape if dtype == "aipp" else shape
     rows = frames if by_view else batch if fusion else batch * protocol.views
     model = _model(graph, shape, dtype, (rows, protocol.classes))
     if not by_view or form == ONLINE[0]:
@@ -613,7 +710,7 @@ def _check_size(trunk: Trunk, shapes: Set[Shape], protocol: Protocol, batch: int
 
 
 def trunk_of(model: onnx.ModelProto) -> Trunk:
-    """The trunk of a model that build() wrote in the ascend, cpu or online form.
+    """The trunk of a model that build() wrote in an ascend, cpu or online form.
 
     The trunk is read by the names of its layers, then written again as the model's input and its `tsm.form` and `tsm.protocol`
     say; a model that is not exactly this graph, constants included, was changed by another tool. Raises ValueError then.
@@ -621,8 +718,10 @@ def trunk_of(model: onnx.ModelProto) -> Trunk:
     try:
         known = metadata(model)
         how, protocol = json.loads(known["tsm.form"]), protocol_from(json.loads(known["tsm.protocol"]), "tsm.protocol")
-        x, trunk = signature(model, "it"), _read_layers(model)
-        again = build(trunk, protocol=protocol, batch=x.shape[0], dtype=x.dtype.name, **how)
+        x, trunk = signature(model, "it"), _read_layers(model, protocol)
+        aipp = how["form"].startswith("ascend") and len(x.shape) == 4
+        batch, dtype = (x.shape[0] // protocol.frames, "aipp") if aipp else (x.shape[0], x.dtype.name)
+        again = build(trunk, protocol=protocol, batch=batch, dtype=dtype, **how)
         unchanged = again.graph == model.graph and states_in(again, "it") == states_in(model, "it")
     except Exception as error:  # metadata and nodes that are not build()'s can be anything
         raise ValueError("no trunk that can be read (%s: %s)" % (type(error).__name__, str(error)[:100]))
@@ -631,28 +730,75 @@ def trunk_of(model: onnx.ModelProto) -> Trunk:
     return trunk
 
 
-def _read_layers(model: onnx.ModelProto) -> Trunk:
-    """What looks like the trunk of a model that build() wrote: its layers are the nodes without a `/` in their names."""
+def _read_layers(model: onnx.ModelProto, protocol: Protocol) -> Trunk:
+    """What looks like the trunk of a model that build() wrote: the nodes that are called as a layer is, or `LAYER/...`, are its."""
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    nodes: List[NodeProto] = []
-    sources: Dict[str, str] = {}  # of the shifts, by their names
-    names = {"input": "frames", "frames": "frames", "normalised": "frames"}
+    written: Dict[str, List[NodeProto]] = {}  # by the layers' names
     for node in model.graph.node:
-        if ".shift/" in node.name:
-            sources.setdefault(node.name.split("/")[0], node.input[0])
-        elif node.name.endswith(".shift"):
-            nodes.append(helper.make_node(SHIFT, [sources[node.name]], [node.output[0]]))
-        elif node.op_type == "GlobalAveragePool":
-            names[node.input[0]] = "features"
-        elif node.op_type == "Clip":
-            nodes.append(helper.make_node(RELU6, node.input[:1], node.output))
-        elif node.op_type in ("Conv", "Relu", "MaxPool", "Add"):
-            nodes.append(node)
-    renamed = [
-        helper.make_node(
-            node.op_type, [names.get(value, value) for value in node.input], [names.get(node.output[0], node.output[0])],
-            **attributes(node)
-        )
-        for node in nodes
-    ]
-    return Trunk(renamed, weights, weights["fc.weight"], weights["fc.bias"])
+        written.setdefault(node.name.split("/")[0], []).append(node)
+    first = {name: _first_of_layer(name, of_layer) for name, of_layer in written.items()}
+    features = next(node.input[0].split("/")[0] for node in model.graph.node if node.op_type == "GlobalAveragePool")
+
+    def layer_of(value: str, reader: str) -> str:
+        """The layer that a value of the layer `reader` comes from: past what only cuts, joins or orders."""
+        name = value.split("/")[0]
+        if name in ("input", "frames", "normalised"):
+            return "frames"
+        return name if name != reader and first.get(name) else layer_of(written[name][0].input[0], reader)
+
+    nodes: List[NodeProto] = []
+    for name, node in first.items():
+        if node is None:
+            continue
+        op, count = {"Clip": RELU6}.get(node.op_type, node.op_type), 2 if node.op_type == "Add" else 1
+        inputs, facts = [layer_of(value, name) for value in node.input[:count]], attributes(node)
+        if name.endswith(".shift"):
+            op, facts = SHIFT, {}
+        elif op == "Conv":
+            moved = [conv.input[0] for conv in written[name] if conv.op_type == "Conv" and len(conv.input) == 2]
+            inputs = [layer_of(value, name) for value in moved[:1]] or inputs
+            inputs += [name + ".weight", name + ".bias"]
+            weights[inputs[1]], weights[inputs[2]] = _joined(name, written[name], weights, protocol)
+            strided = len(written[name]) > 1 and written[name][0].name == name + "/every_second"
+            facts = dict(facts, strides=[2, 2]) if strided else facts
+        nodes.append(helper.make_node(op, inputs, ["features" if name == features else name], **facts))
+    for node in nodes:
+        node.input[:] = ["features" if value == features else value for value in node.input]
+    return Trunk(nodes, weights, weights["fc.weight"], weights["fc.bias"])
+
+
+def _first_of_layer(name: str, of_layer: List[NodeProto]) -> Optional[NodeProto]:
+    """Of the nodes that are called after a layer, the one that says what it is; None where it is no layer of a trunk."""
+    if name.endswith(".shift"):
+        return of_layer[0]
+    return next((node for node in of_layer if node.op_type in ("Conv", "Relu", "MaxPool", "Add", "Clip")), None)
+
+
+def _joined(
+    name: str, of_layer: List[NodeProto], weights: Dict[str, np.ndarray], protocol: Protocol
+) -> Tuple[np.ndarray, np.ndarray]:
+    """The weight and the bias of a convolution that _Parts may have written as several: by parts of its output, each as the sum of
+    one over what stayed and one over what moved."""
+    convs = [(node, weights[node.input[1]]) for node in of_layer if node.op_type == "Conv"]
+    if len(convs) == 1 and len(of_layer) == 1:
+        return convs[0][1], weights[convs[0][0].input[2]]
+    own = [weight for node, weight in convs if len(node.input) == 3]
+    moved = [weight for node, weight in convs if len(node.input) == 2]
+    rows_of = groups(sum(map(len, own)), protocol) if len(own) > 1 else [([], np.arange(len(own[0])))]
+    columns = own[0].shape[1]
+    if moved and convs[0][0].input[0].endswith(("/still", "/kept")):
+        columns += moved[0].shape[1]
+    in_groups = [indices for _, indices in groups(columns, protocol)]
+    stayed = np.arange(columns)
+    if own[0].shape[1] < columns:
+        stayed = in_groups[-1]
+    elif not moved and of_layer[0].name == name + "/every_second":
+        stayed = np.concatenate(in_groups)
+    weight = np.empty((sum(map(len, own)), columns) + own[0].shape[2:], np.float32)
+    bias = np.empty(len(weight), np.float32)
+    for number, (_, rows) in enumerate(rows_of):
+        weight[rows[:, None], stayed] = own[number]
+        bias[rows] = weights[[node for node, _ in convs if len(node.input) == 3][number].input[2]]
+        if moved:
+            weight[rows[:, None], np.concatenate(in_groups[:-1])] = moved[number]
+    return weight, bias
