@@ -1,6 +1,7 @@
 """The page: drawn from report.json alone, safe with any name, and looked at in a real browser."""
 
 import functools
+import hashlib
 import json
 import random
 import re
@@ -97,6 +98,12 @@ def test_equal_reports_give_equal_bytes_and_the_file_is_enough():
     first = report_page(made, "report.json")
     assert report_page(json.loads(json.dumps(made)), "elsewhere.json") == first
     assert len(first.encode()) < 300_000 and not re.search(r"https?://", first)
+
+
+def test_the_picture_in_the_docs_is_of_this_page(repo):
+    parts = [repo / "tsm/report/templates" / name for name in ("frame.html.j2", "parts.html.j2", "report.html.j2", "page.css")]
+    drawn_with = hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
+    assert (repo / "demo/report.sha256").read_text().strip() == drawn_with, "the page changed: make demo/report.png by demo/screenshot.sh"
 
 
 @pytest.mark.browser
