@@ -104,7 +104,7 @@ def watch(
         with contextlib.closing(seen):
             for number, recent in seen:
                 if isinstance(recent, Corrupt):
-                    failed[number] = predict.tell(sources[number].path, str(recent), log)
+                    failed[number] = predict.say_failed(sources[number].path, str(recent), log)
                 else:
                     viewers[number].see(recent)
     except KeyboardInterrupt as interrupt:

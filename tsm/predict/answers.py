@@ -111,7 +111,7 @@ def entry_of(viewer: Viewer, segments: Sequence[Segment], error: str) -> Dict[st
 
 def unread(name: str, error: str, log: "Log") -> Dict[str, Any]:
     """The entry of an input that is none, which is told."""
-    return {"input": name, "error": tell(name, error, log), "windows": []}
+    return {"input": name, "error": say_failed(name, error, log), "windows": []}
 
 
 def as_cards(entry: Dict[str, Any]) -> Dict[str, Any]:
@@ -135,11 +135,11 @@ def as_cards(entry: Dict[str, Any]) -> Dict[str, Any]:
     cards = [{"when": "" if end is None else "%s - %s" % (clock(start or 0.0), clock(end)), "strip": strip, "top": classes}
              for (start, end, classes), strip in zip(parts, strips)]
     return {"name": name, "place": place, "length": "" if length is None else clock(length), "error": entry["error"],
-            "problem": problem, "cards": cards, "curve": curve_of(windows) if running and len(windows) > 1 else None,
+            "problem": problem, "cards": cards, "curve": drawn_curve(windows) if running and len(windows) > 1 else None,
             "figures": in_figures(entry["frames"], entry["passed_over"], *entry["latency_ms"].values()) if by_frame and windows else ""}
 
 
-def curve_of(windows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
+def drawn_curve(windows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
     """The running answer's probability over time: {svg, labels}, of the CURVES labels that are the answer most often."""
     from tsm.report.page import across, axes, path, svg, upwards
 
@@ -244,7 +244,7 @@ def in_figures(frames: int, missed: int, waits: Dict[str, float], steps: Dict[st
         frames, lost, " / ".join("%s %.3g" % one for one in waits.items()), " / ".join("%.3g" % value for value in steps.values()))
 
 
-def in_words(ranked: Sequence[Ranked]) -> str:
+def in_a_line(ranked: Sequence[Ranked]) -> str:
     """Classes on one line, the most probable first: `0.9731  Closing something | 0.0102  Opening something`."""
     return " | ".join("%.4f  %s" % (one.probability, printable(one.label)) for one in ranked)
 
@@ -269,11 +269,11 @@ def finished(viewer: Viewer, failed: str, annotated: str) -> Dict[str, Any]:
         except (Corrupt, UserError, OSError) as error:
             failed = describe(error) if isinstance(error, OSError) else str(error)
     if failed:
-        tell(viewer.name, failed, viewer.log)
+        say_failed(viewer.name, failed, viewer.log)
     return entry_of(viewer, segments, failed)
 
 
-def tell(name: str, failed: str, log: Log) -> str:
+def say_failed(name: str, failed: str, log: Log) -> str:
     """Say, on stderr and in --jsonl, why an input failed; that text."""
     complain("%s: %s" % (name or "''", failed))
     log.add(name, None, failed)
@@ -303,6 +303,13 @@ def label_names(args: argparse.Namespace, model: Offline) -> Optional[List[str]]
     if names is None:
         warn("%s holds no label names, so classes are numbered; --labels FILE names them" % args.model)
     return names
+
+
+def warn_if_few(name: str, different: int, taken: int) -> None:
+    """Say so if a whole video has fewer different frames than a view takes."""
+    if different < taken:
+        warn("%s: only %d of the %d frames that the network takes of it differ; it judges by motion, so do not trust the answer"
+             % (name, different, taken))
 
 
 def clock(seconds: float) -> str:

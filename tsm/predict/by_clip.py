@@ -11,7 +11,7 @@ from tsm.cli import Corrupt, Killed, warn
 from tsm.infer.engine import Computing, about, open_engine, run_stream
 from tsm.labels import top
 from tsm.model.offline import Offline
-from tsm.predict.answers import Answer, Log, Segment, Viewer, clock, in_words, lines_of, segments_of
+from tsm.predict.answers import Answer, Log, Segment, Viewer, clock, in_a_line, lines_of, segments_of, warn_if_few
 from tsm.predict.live import LIVE_WINDOW, Recent
 from tsm.protocol import Protocol, frame_indices
 from tsm.video.clips import as_video, decoded
@@ -70,7 +70,7 @@ class ClipViewer(Viewer):
         video = as_video(recent.frames, frame_indices(len(recent.frames), model.tested_by), model.tested_by, model.dtype.name)
         for _, output, _, _ in run_stream(self.way.engine, model, (one for one in [(self.name, video[None])])):
             self.take((window, output[0]))
-        self.say("%s  %s" % (clock(recent.end), in_words(self.answers[-1].ranked)))
+        self.say("%s  %s" % (clock(recent.end), in_a_line(self.answers[-1].ranked)))
 
     def close(self) -> List[Segment]:
         """Print a file's answers, or a live source's stretches; these."""
@@ -138,10 +138,7 @@ def _warn_of_little(name: str, window: Window, length: Optional[float], view: np
     """Say so if a video is shorter than a window, or if a whole one has fewer different frames than a view [segments, …] takes."""
     if length is not None:
         return _warn_if_short(name, window, length)
-    different = len({frame.tobytes() for frame in view})
-    if different < len(view):
-        warn("%s: only %d of the %d frames that the network takes of it differ; it judges by motion, so do not trust the answer"
-             % (name, different, len(view)))
+    warn_if_few(name, len({frame.tobytes() for frame in view}), len(view))
 
 
 def _warn_if_short(name: str, window: Window, length: float) -> None:

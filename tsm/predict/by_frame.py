@@ -15,7 +15,7 @@ from tsm.cli import printable, warn
 from tsm.infer.engine import BACKENDS, Computing, Engine, Online, about, open_online
 from tsm.labels import Ranked, name_of, top
 from tsm.model.offline import Offline, had_it_been
-from tsm.predict.answers import Answer, Log, Segment, Viewer, clock, in_figures, in_words, lines_of, segments_of
+from tsm.predict.answers import Answer, Log, Segment, Viewer, clock, in_a_line, in_figures, lines_of, segments_of, warn_if_few
 from tsm.predict.live import LIVE_WINDOW, Recent
 from tsm.protocol import CENTRE_VIEW, softmax
 from tsm.video.clips import as_video
@@ -103,6 +103,7 @@ class FrameViewer(Viewer):
         self.waits, self.steps = array("d"), array("d")  # seconds from a frame's arrival to its answer, and of the network
         self.image: Optional[np.ndarray] = None  # the last frame
         self.frames: List[np.ndarray] = []  # of a file that is compared with its clip, as the network is shown them
+        self.moments: List[float] = []  # of a file's frames
         self.best = 0  # the last answer's class
         self.shown, self.named, self.lasting = "", bool(prefix), self.manner.threshold is None
         network.reset()
@@ -117,6 +118,7 @@ class FrameViewer(Viewer):
     def take(self, result: Tuple[float, np.ndarray]) -> None:
         """Answer a file's frame, (seconds, RGB uint8 [height, width, 3] after the resize)."""
         moment, image = result
+        self.moments.append(moment)
         self.see(Recent([image], moment, moment, time.monotonic(), 0, False))
         if self.way.clip:
             self.frames.append(as_video([image], [0], self.protocol, self.dtype))
@@ -176,7 +178,7 @@ class FrameViewer(Viewer):
         self.log.add(self.name, answer)
         if answer.ranked[0].label != self.shown:
             self.shown = answer.ranked[0].label
-            self.say("%s  %s" % (clock(moment), in_words(answer.ranked)))
+            self.say("%s  %s" % (clock(moment), in_a_line(answer.ranked)))
 
     def _follow(self, moment: float, probabilities: np.ndarray, threshold: float) -> None:
         """Begin, go on with and end events; an event's probability is its highest."""
@@ -190,7 +192,7 @@ class FrameViewer(Viewer):
             elif probability > threshold:
                 best = Ranked(number, name_of(number, self.manner.names), probability)
                 self.events[number] = Answer(Window(round(moment, 3), round(moment, 3)), [best])
-                self.say("%s  %s" % (clock(moment), in_words([best])))
+                self.say("%s  %s" % (clock(moment), in_a_line([best])))
 
     def end_event(self, number: int) -> None:
         self.answers.append(self.events.pop(number))
@@ -212,10 +214,13 @@ class FrameViewer(Viewer):
                 self.say(in_figures(len(self.waits), self.missed, percentiles(self.waits), percentiles(self.steps)))
             self._warn_of_loss()
         elif len(self.steps):
-            self.say("in all  " + in_words(self.answers[-1].ranked) if self.lasting else "%d events" % len(self.answers))
+            self.say("in all  " + in_a_line(self.answers[-1].ranked) if self.lasting else "%d events" % len(self.answers))
             self.way.compare(self.frames, self.best)
+            if not self.manner.every:
+                warn_if_few(self.name, len(set(self.moments)), self.way.model.tested_by.segments)
         if not self.prefix and self.manner.every and len(self.steps) == 1:
             warn("%s: is shorter than --every %g s, so one frame is all that it is judged by" % (self.name, self.manner.every))
+        self.image, self.frames = None, []
         return segments
 
     def _warn_of_loss(self) -> None:

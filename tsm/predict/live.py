@@ -18,7 +18,7 @@ from tsm.video.frames import check_size
 
 LIVE_WINDOW = 3.0  # seconds of a camera or stream that a clip is taken of
 SILENCE = 15.0  # seconds without a frame before a source counts as dead
-AGAIN = 1.0  # seconds from one attempt to reach a source to the next
+RETRY = 1.0  # seconds from one attempt to reach a source to the next
 LEAP = 5.0  # seconds by which a source's own clock may go on from one frame to the next
 MOST_FRAMES = 1000  # of a window; of more, as of 60 seconds of a fast camera, some are passed over
 REASONS = {  # of PyAV's errors, those that FFmpeg words for programmers
@@ -198,7 +198,7 @@ class _Reader(threading.Thread):
                 limit = now + self.reconnect
             if not isinstance(failure, Lost) or limit is None or now >= limit:
                 break
-            if self.stopped.wait(min(AGAIN, limit - now)):
+            if self.stopped.wait(min(RETRY, limit - now)):
                 return
         with self.arrived:
             self.ended, self.failure = True, failure
