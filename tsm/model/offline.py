@@ -82,12 +82,6 @@ def clip_of(model: Offline, form: str, segments: int = 0) -> Any:
     return _written_again(model, form, "", segments=segments or model.tested_by.segments)
 
 
-def had_it_been(model: Offline, **changes: Any) -> Any:
-    """The one-view model of the weights of a modified model, had they been trained by another protocol: of another kind of shift (any
-    of tsm.protocol.MOVES: bi, none, reversed, past1, next1, past2, ...) or shift_div. For labelled clips to tell which is right."""
-    return _written_again(model, "view", "", **changes)
-
-
 def _written_again(model: Offline, form: str, proved_as: str, **changes: Any) -> Any:
     """A modified model's network in a form of tsm.model.graph.build(), of its protocol with some changes; UserError unless the model is
     as it was written and, where the form was proved, that is what the proof is of."""

@@ -17,7 +17,7 @@ from tsm.model.surgery import MOST_PIXELS, few_views, free_first_sizes
 from tsm.protocol import Protocol, fuse, softmax
 
 TOLERANCE = 1e-5  # largest difference of a probability
-FRAMES = 100  # of the online proof, where so many are no more than MOST_PIXELS; a TSM remembers as many frames as it has shifts
+FRAMES = 100  # of the online proof
 MATTERS = 1e-3  # least difference, of the largest class score, that states have to make
 LOWEST, HIGHEST = 0.1, 1.0  # standard deviations of the random video's views; larger ones saturate the softmax
 LEVEL, SPREAD = 128, 50  # of its uint8 form: mean, and values per standard deviation
@@ -107,6 +107,9 @@ def prove_online(
     """Run online models frame by frame, from zero states, on a view of a random video and what follows, and hold them against their
     trunk's clip graph on all of these frames and against the exported model on the view.
 
+    As a TSM remembers as many frames as it has shifts, the clip graph, which needs memory for all frames at once, runs on stretches
+    that overlap by so many.
+
     Args:
         exported, path, batch: as of prove().
         graphs: `file` and `one_frame`, the form that an engine runs in its place.
@@ -117,10 +120,17 @@ def prove_online(
     Raises: UserError where an answer does not depend on the states, or is another after a reset; and as prove().
     """
     videos, scores, _ = run_exported(exported, path, batch, protocol, dtype)
-    count = max(protocol.segments, min(FRAMES, MOST_PIXELS // protocol.size ** 2))
-    long = protocol._replace(segments=count, sampling="uniform", crops="centre")
-    frames = np.concatenate([videos[0][-protocol.segments :], random_videos(1, long, dtype)[0][0]])[:count]
-    expected = answer(session(build(trunk, "clip", long, dtype=dtype), path, arena=False), "input", frames, path)
+    memory, count = len(states_in(graphs["file"], path)), max(FRAMES, protocol.segments)
+    one_view = protocol._replace(sampling="uniform", crops="centre")
+    more = random_videos(1, one_view._replace(segments=count), dtype)[0][0]
+    frames = np.concatenate([videos[0][-protocol.segments :], more])[:count]
+    stretch = min(count, max(MOST_PIXELS // 2 // protocol.size ** 2, protocol.segments + memory))
+    clip = session(build(trunk, "clip", one_view._replace(segments=stretch), dtype=dtype), path, arena=False)
+    expected = np.empty((count, protocol.classes), np.float32)
+    for begin in range(0, count - memory, stretch - memory):
+        first = min(begin, count - stretch)
+        known = memory if first else 0
+        expected[first + known : first + stretch] = answer(clip, "input", frames[first : first + stretch], path)[known:]
     largest, view = float(np.abs(expected).max()), frames[: protocol.segments]
     proof: Dict[str, Dict[str, Any]] = {}
     for name, graph in graphs.items():
