@@ -100,7 +100,7 @@ def hand_on(found: Any, where: str, output: Optional[str]) -> None:
 def main() -> None:
     args = get_args()
     if args.list:
-        print(published.table())
+        print(published.listing())
         return
     url = address_of(args.checkpoint)
     where = published.local_path(url, args.output_dir) if url else args.checkpoint

@@ -149,10 +149,10 @@ def main() -> None:
     import onnx
 
     from tsm.labels import METADATA, read_labels
-    from tsm.model.onnxfile import load, metadata, protocol_of, set_metadata
+    from tsm.model.onnxfile import metadata, protocol_of, read_onnx, set_metadata
 
     keep_freed_memory(1 << 30)  # the proof's activations come and go: without it a tenth of the time is the kernel's
-    given = load(args.model1)
+    given = read_onnx(args.model1)
     known, protocol = metadata(given), protocol_of(given, args.model1)
     modified = settle(args, known)
     if args.protocol:

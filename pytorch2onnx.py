@@ -1,19 +1,17 @@
 #!/usr/bin/env python3
-"""Export a TSM checkpoint to ONNX, with the command line of mmaction2's tools/deployment/pytorch2onnx.py.
+"""Export a TSM checkpoint to ONNX, with the command line of mmaction2's tool.
 
-    python3 pytorch2onnx.py tsm_demo.pth --output-file tsm_bs1.onnx --softmax --shape 1 48 3 256 256
+    python3 pytorch2onnx.py tsm_demo.pth --output-file tsm_bs1.onnx --softmax
 
-For hosts without mmaction2 and mmcv: the networks are those of TSM_checkpoint.py. The config file, which mmaction2's tool
-needs, may be left out. If it is given, it is read without being run, and what it says of the network has to agree with the
-weights. Segments, classes and test are found out as TSM_checkpoint.py does, or are what that wrote (--protocol), and only the
-weights are held against it; --shape follows them. Output as there: one row per VIEW, [6 * batch, 174] for Something-Something
-V2, class scores or, with --softmax, probabilities; modify_onnx.py fuses the views.
+For hosts without mmaction2 and mmcv. The config may be left out; it is read
+without being run. What is known of the network is found out as
+TSM_checkpoint.py does, or is what that wrote (--protocol). Output as there:
+one row per VIEW, [6 * batch, 174] for Something-Something V2, class scores or,
+with --softmax, probabilities; modify_onnx.py fuses the views.
 
-The graph is written node by node from the loaded network. Tracing it instead would run the network at the batch size asked
-for (20 GB at batch 32) through an exporter that PyTorch is retiring. Batch normalisation is folded into the convolutions in
-float64. --verify compares every class of every view with PyTorch on random videos. One self-contained file, opset 11; its
-metadata names the checkpoint, its SHA-256 and the protocol. Nothing but weights and plain values is read from the
-checkpoint, and no code in it runs.
+The graph is written node by node from the loaded network, as tracing it would
+run it at the batch size asked for. Batch normalisation is folded into the
+convolutions in float64. One self-contained file, opset 11.
 """
 
 import argparse
@@ -30,7 +28,7 @@ from tsm.checkpoint.identify import check_supported, facts_of, test_in_words, we
 from tsm.files import replacing, sha256
 from tsm.protocol import SHIFTS, SSV2, Protocol, read_protocol, segments
 
-TOLERANCE = 1e-5  # of --verify, relative to the largest class score
+VERIFIED = 1e-5  # of --verify, relative to the largest class score
 
 
 def get_args() -> argparse.Namespace:
@@ -103,7 +101,7 @@ def main() -> None:
             expected = scores(net, videos)
             runner, name = session(model, args.output_file), signature(model, args.output_file).input
             difference = float(np.abs(answer(runner, name, videos, args.output_file) - expected).max() / np.abs(expected).max())
-            if not difference <= TOLERANCE:
+            if not difference <= VERIFIED:
                 raise UserError("%s: differs from PyTorch by %.1e of the largest class score; this is a bug of the "
                                 "exporter, please report it" % (args.output_file, difference))
             print("verified: within %.1e of PyTorch, relative to the largest class score" % difference)

@@ -27,9 +27,9 @@ def main() -> None:
     args = get_args()
     import torch
 
-    from tsm.model.network import load
+    from tsm.model.network import load_network
 
-    net, _ = load(args.checkpoint)
+    net, _ = load_network(args.checkpoint)
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     video = torch.from_numpy(random_video())
     forward = net if args.way == "eager" else torch.compile(net)

@@ -177,7 +177,7 @@ def test_an_overflow_of_fp16(works, repo, work):
     """A network whose stem's values are beyond fp16, though in fp32 it is the same; a device that saturates there."""
     import torch
 
-    from tsm.model.network import load, scores
+    from tsm.model.network import load_network, scores
 
     def raised(state):
         for name in ("weight", "bias"):
@@ -189,7 +189,7 @@ def test_an_overflow_of_fp16(works, repo, work):
     write_run(read_run(str(work))._replace(checkpoint="other.pth", model="tsm_bs1.om"), str(work))
     shutil.move(str(work / "other.onnx"), str(work / "tsm_bs1.onnx"))
     shutil.move(str(work / "other_new.onnx"), str(work / "tsm_new_bs1.onnx"))
-    net, _ = load(str(work / "other.pth"))
+    net, _ = load_network(str(work / "other.pth"))
     for most, finite in ((65504.0, True), (float("nan"), False)):
         hook = net.backbone.conv1.register_forward_hook(
             lambda module, x, y, most=most: torch.where(y > 65504, torch.full_like(y, most), y))

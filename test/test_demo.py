@@ -109,12 +109,12 @@ def test_the_demo_says_what_it_is_wherever_it_goes(works, demo, demo_checkpoint,
     from expand import ABOUT
 
     from tsm.checkpoint import reader
-    from tsm.model.onnxfile import load, metadata
+    from tsm.model.onnxfile import metadata, read_onnx
 
     assert reader.load(str(demo_checkpoint))[1]["about"] == ABOUT
     reader.save(str(tmp_path / "thin.pth"), reader.load(str(demo / "tsm_thin.pth"))[0], {"about": ABOUT})
     assert "says of itself: " + ABOUT in works("pytorch2onnx.py", "thin.pth", "--output-file", "thin.onnx", cwd=tmp_path)
-    assert metadata(load(str(tmp_path / "thin.onnx")))["tsm.about"] == ABOUT
+    assert metadata(read_onnx(str(tmp_path / "thin.onnx")))["tsm.about"] == ABOUT
 
 
 @pytest.mark.all
@@ -124,13 +124,13 @@ def test_only_the_shift_tells_the_classes_of_a_pair_apart(works, demo, annotatio
     from render import ACTIONS
 
     from tsm.model.graph import build
-    from tsm.model.network import load, trunk_from
+    from tsm.model.network import load_network, trunk_from
 
     entries, labels = annotations
     lines = ["%s.webm %d\n" % (entry["id"], labels[plain(entry)]) for entry in entries]
     (tmp_path / "list.txt").write_text("".join(lines))
     works("TSM_preprocess.py", "--data_root", demo / "videos", "--ann_file", "list.txt", "--output_dir", ".", cwd=tmp_path)
-    net, _ = load(str(demo / "tsm_thin.pth"))
+    net, _ = load_network(str(demo / "tsm_thin.pth"))
     sessions = [onnxruntime.InferenceSession(build(trunk_from(net), form, SSV2).SerializeToString(),
                                              providers=["CPUExecutionProvider"]) for form in ("view", "none")]
     scores = []

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from tsm.checkpoint import reader  # noqa: E402
 from tsm.cli import UserError  # noqa: E402
-from tsm.model.network import TSM, load  # noqa: E402
+from tsm.model.network import TSM, load_network  # noqa: E402
 from tsm.protocol import CENTRE_VIEW, MOVES, SSV2, fuse, shifted  # noqa: E402
 
 CONFIG = """model = dict(backbone=dict(type='ResNetTSM', depth=50, num_segments=8, shift_div=8),
@@ -40,7 +40,7 @@ def test_both_checkpoint_formats_load(thin, tmp_path, zip_format):
     path = str(tmp_path / "a.pth")
     held = {"state_dict": {"module." + key: value for key, value in thin.items()}, "meta": {"epoch": 50, "lr": [0.1]}}
     torch.save(held, path, _use_new_zipfile_serialization=zip_format)
-    net, facts = load(path)
+    net, facts = load_network(path)
     assert (facts.width, facts.protocol, facts.network) == (8, SSV2, "TSM ResNet-50")
     assert torch.equal(net.state_dict()["cls_head.fc_cls.weight"], thin["cls_head.fc_cls.weight"]) and not net.training
 
@@ -73,7 +73,7 @@ def test_the_onnx_names_its_checkpoint_its_protocol_and_its_layers(works, thin, 
     assert props["tsm.checkpoint"] == "a.pth"
     assert props["tsm.checkpoint_sha256"] == hashlib.sha256((tmp_path / "a.pth").read_bytes()).hexdigest()
     assert protocol_from(json.loads(props["tsm.protocol"]), "a.onnx") == SSV2
-    trunk = trunk_from(load(str(tmp_path / "a.pth"))[0])
+    trunk = trunk_from(load_network(str(tmp_path / "a.pth"))[0])
     assert {name.rsplit(".", 1)[0] for name in trunk.weights} == {
         key[: -len(".bn.weight")][len("backbone.") :] for key in thin if key.endswith(".bn.weight")}
     assert {"conv1", "layer2.0.conv2", "layer1.0.downsample"} <= {node.output[0] for node in trunk.nodes}
@@ -98,7 +98,7 @@ def test_a_config_that_does_not_fit_is_refused(thin, tmp_path, monkeypatch, conf
     if config:
         (tmp_path / "config.py").write_text(config)
     with pytest.raises(UserError) as raised:
-        load("a.pth", "config.py")
+        load_network("a.pth", "config.py")
     assert says in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -150,7 +150,7 @@ def test_the_demo_checkpoint_has_mmaction2s_form(demo_checkpoint):
     state, meta = reader.load(str(demo_checkpoint))
     assert {"backbone.conv1.conv.weight", "backbone.layer3.5.conv1.conv.net.weight", "backbone.layer2.0.downsample.bn.bias",
             "backbone.layer4.2.conv3.bn.running_var", "cls_head.fc_cls.bias"} <= set(state) and len(state) == 320
-    assert load(str(demo_checkpoint))[1].origins["segments"] == "the config in its meta" and "source" in meta
+    assert load_network(str(demo_checkpoint))[1].origins["segments"] == "the config in its meta" and "source" in meta
 
 
 @pytest.mark.all

@@ -187,14 +187,14 @@ def test_tsm_view_by_view_equals_the_whole_model(works, tensors, thin_onnx, tmp_
     import onnxruntime
 
     from tsm.model.graph import build, trunk_of
-    from tsm.model.onnxfile import load, metadata, set_metadata
+    from tsm.model.onnxfile import metadata, read_onnx, set_metadata
     from tsm.protocol import SSV2
 
     session = onnxruntime.InferenceSession(str(thin_onnx), providers=["CPUExecutionProvider"])
     videos = [np.fromfile(str(tensors / "sthv2/preprocess_bin" / ("%d.bin" % i)), np.float32) for i in range(3)]
     whole = np.concatenate([session.run(None, {"input": video.reshape(1, 48, 3, 256, 256)})[0] for video in videos])
-    four = build(trunk_of(load(str(thin_onnx))), "cpu", SSV2, 4, "score")
-    set_metadata(four, metadata(load(str(thin_onnx))))
+    four = build(trunk_of(read_onnx(str(thin_onnx))), "cpu", SSV2, 4, "score")
+    set_metadata(four, metadata(read_onnx(str(thin_onnx))))
     onnx.save(four, str(tmp_path / "four.onnx"))
     for name, args in {"ov": ("-m", thin_onnx, "--backend", "openvino"), "ort": ("-m", thin_onnx, "--backend", "onnxruntime"),
                        "four": ("-m", tmp_path / "four.onnx")}.items():
@@ -259,10 +259,10 @@ def int8(works, tensors, thin_onnx):
 def saved_again(model, path, proved=True, **changes):
     """A model as modify_onnx.py writes it, for batch 4, with another classifier's bias or input dtype; or one without its proof."""
     from tsm.model.graph import build, trunk_of
-    from tsm.model.onnxfile import graph_digest, load, metadata, set_metadata
+    from tsm.model.onnxfile import graph_digest, metadata, read_onnx, set_metadata
     from tsm.protocol import SSV2
 
-    source = load(str(model))
+    source = read_onnx(str(model))
     trunk, dtype = trunk_of(source), changes.pop("dtype", "float32")
     trunk = trunk._replace(**{key: change(getattr(trunk, key)) for key, change in changes.items()})
     made = build(trunk, "cpu", SSV2, 4, "score", dtype=dtype)

@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch")
 
 from tsm.checkpoint import reader  # noqa: E402
 from tsm.cli import UserError  # noqa: E402
-from tsm.model.network import MOBILENETV2, RESNET101, TSM, load, structure_of  # noqa: E402
+from tsm.model.network import MOBILENETV2, RESNET101, TSM, load_network, structure_of  # noqa: E402
 
 ZIPPED = [True, False]
 CANARY = '''import os
@@ -135,7 +135,7 @@ def test_mits_mobilenet_by_its_own_names(tmp_path, where, classifier):
         for key, value in mits_mobilenet(net.state_dict()).items())
     save(tmp_path / "TSM_kinetics_RGB_mobilenetv2_shift8_blockres_avg_segment8_e100_dense.pth",
          {"epoch": 100, "arch": "mobilenetv2", "state_dict": own, "best_prec1": torch.tensor(69.5)})
-    loaded, facts = load(str(tmp_path / "TSM_kinetics_RGB_mobilenetv2_shift8_blockres_avg_segment8_e100_dense.pth"))
+    loaded, facts = load_network(str(tmp_path / "TSM_kinetics_RGB_mobilenetv2_shift8_blockres_avg_segment8_e100_dense.pth"))
     assert_same(loaded.state_dict(), net.state_dict())
     assert (facts.network, facts.width, facts.protocol.segments) == ("TSM MobileNetV2", 8, 8)
     assert any(key.endswith("features.3.conv.0.net.weight") for key in own) and structure_of(net.state_dict()) == structure
@@ -146,7 +146,7 @@ def test_mits_resnet101(tmp_path, prefix):
     net = TSM(width=8, structure=RESNET101).eval()
     own = {key.replace("module.", prefix): value for key, value in mits(net.state_dict()).items()}
     save(tmp_path / "a_segment16_e45.pth.tar", {"epoch": 45, "arch": "resnet101", "state_dict": own})
-    loaded, facts = load(str(tmp_path / "a_segment16_e45.pth.tar"))
+    loaded, facts = load_network(str(tmp_path / "a_segment16_e45.pth.tar"))
     assert_same(loaded.state_dict(), net.state_dict())
     assert (facts.network, facts.protocol.segments) == ("TSM ResNet-101", 16) and prefix + "base_model.layer3.1.conv1.weight" in own
 
@@ -557,5 +557,5 @@ def test_differences_are_named(thin, tmp_path, change, says):
     change(state)
     torch.save(state, str(tmp_path / "a.pth"))
     with pytest.raises(UserError) as raised:
-        load(str(tmp_path / "a.pth"))
+        load_network(str(tmp_path / "a.pth"))
     assert says in str(raised.value) and "a.pth" in str(raised.value)

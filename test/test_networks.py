@@ -13,7 +13,7 @@ from tsm.cli import UserError  # noqa: E402
 from tsm.model import network as network_module  # noqa: E402
 from tsm.model import proof, surgery  # noqa: E402
 from tsm.model.graph import FLAT, SHIFT, build, in_parts, layers, trunk_of  # noqa: E402
-from tsm.model.network import RESNET50, RESNET101, TSM, Structure, load, network_of, scores, structure_of, trunk_from  # noqa: E402
+from tsm.model.network import RESNET50, RESNET101, TSM, Structure, load_network, network_of, scores, structure_of, trunk_from  # noqa: E402
 from tsm.model.offline import one_frame, one_view, read_offline  # noqa: E402
 from tsm.model.onnxfile import metadata, session, set_metadata, states_in  # noqa: E402
 from tsm.protocol import MOVES, SHIFTS, SSV2, fuse  # noqa: E402
@@ -37,10 +37,10 @@ ASCEND_OPS = {"Conv", "Relu", "Clip", "MaxPool", "Add", "Reshape", "Slice", "Con
               "ReduceMean", "Softmax"}
 
 
-def random_network(structure, width, protocol, shift=True):
+def random_network(structure, width, protocol):
     """A network whose batch normalisation has statistics of its own and whose class scores spread."""
     torch.manual_seed(5)
-    net = TSM(protocol, width, shift, structure=structure).eval()
+    net = TSM(protocol, width, structure=structure).eval()
     for module in net.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight)
@@ -254,7 +254,7 @@ def mits_step(state, x, buffers):
 def test_mits_online_file_is_its_own_demo_frame_by_frame(tmp_path):
     """MobileNetV2 at its own size, 14 frames, four more than it remembers."""
     torch.save(mits_weights(), str(tmp_path / "mobilenetv2_jester_online.pth.tar"))
-    net, found = load(str(tmp_path / "mobilenetv2_jester_online.pth.tar"))
+    net, found = load_network(str(tmp_path / "mobilenetv2_jester_online.pth.tar"))
     assert found.protocol == SSV2._replace(classes=27, sampling="uniform", crops="centre", size=224, shift="past1")
     assert found.network == "TSM MobileNetV2" and found.origins["shift"] == "MIT's online demo" and "by the alphabet" in found.notes[0]
     model = build(trunk_from(net), "online", found.protocol)
@@ -274,8 +274,8 @@ def test_an_image_network_of_the_same_names_is_told_from_mits(tmp_path):
     for name, classes in (("mobilenet_v2.pth.tar", 27), ("mobilenetv2_jester_online.pth", 1000)):
         torch.save(mits_weights(classes), str(tmp_path / name))
         with pytest.raises(UserError, match="could be TSM's online file or an image network, .*; pass --shift past1 if it is TSM's"):
-            load(str(tmp_path / name))
-        assert load(str(tmp_path / name), shift="past1")[1].protocol.classes == classes
+            load_network(str(tmp_path / name))
+        assert load_network(str(tmp_path / name), shift="past1")[1].protocol.classes == classes
 
 
 @pytest.fixture(scope="module")

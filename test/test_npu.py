@@ -625,10 +625,10 @@ def test_ascend_graphs_keep_to_the_guide_s_operators(batch, thin_onnx, atlas, tm
     import onnx
 
     from tsm.model.graph import build, trunk_of
-    from tsm.model.onnxfile import load
+    from tsm.model.onnxfile import read_onnx
     from tsm.protocol import SSV2
 
-    model = build(trunk_of(load(str(thin_onnx))), "ascend", SSV2, batch, "score")
+    model = build(trunk_of(read_onnx(str(thin_onnx))), "ascend", SSV2, batch, "score")
     assert {node.op_type for node in model.graph.node} == GUIDE_S
     onnx.checker.check_model(model)
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 11)]

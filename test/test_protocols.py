@@ -243,7 +243,7 @@ def test_the_table(works, fails, tmp_path):
     assert "tsm_x.pth: no such file, nor a name of --list" in fails("TSM_checkpoint.py", "tsm_x.pth", cwd=tmp_path)
     assert "give a checkpoint, or --list" in fails("TSM_checkpoint.py", cwd=tmp_path, status=2)
     assert published.by_sha256("032aa4da" + "0" * 56).file == published.OFFICIAL and published.by_sha256("f" * 64) is None
-    ours = published.facts(published.by_name("official"))
+    ours = published.row_facts(published.by_name("official"))
     assert {name: ours[name] for name in SSV2._fields} == SSV2._asdict()
 
 
@@ -273,7 +273,7 @@ def chained(repo, works, thin, tmp_path_factory):
 
 def test_the_chain_runs_on_a_checkpoint_of_one_s_own(chained):
     """10 classes, 16 segments, one centre crop; checked against PyTorch on the tensors that it made."""
-    from tsm.model.network import load, scores
+    from tsm.model.network import load_network, scores
     from tsm.protocol import fuse
 
     folder, said = chained
@@ -282,7 +282,7 @@ def test_the_chain_runs_on_a_checkpoint_of_one_s_own(chained):
     protocol = protocol_from(report["protocol"], "report.json")
     assert protocol == SSV2._replace(classes=CLASSES, segments=SEGMENTS, **PIPELINES["centre"])
     assert "--shape 1 16 3 224 224" in said and said.index("TSM_checkpoint.py") < said.index("TSM_preprocess.py")
-    net, _ = load(str(folder / "own.pth"), str(folder / "c.py"))
+    net, _ = load_network(str(folder / "own.pth"), str(folder / "c.py"))
     labels = []
     for number in range(4):
         tensor = np.fromfile(str(folder / "work/sthv2/preprocess_bin" / ("%d.bin" % number)), np.float32)

@@ -25,7 +25,7 @@ from torch import nn
 
 from tsm.cli import UserError
 from tsm.model.graph import build, trunk_of
-from tsm.model.network import load, scores
+from tsm.model.network import load_network, scores
 from tsm.model.onnxfile import session
 from tsm.model.proof import random_videos
 from tsm.protocol import CENTRE_VIEW, SSV2, fuse
@@ -87,7 +87,7 @@ def test_a_network_is_mmaction2_s(name, works, tell, tmp_path):  # noqa: F811
     torch.manual_seed(len(name))
     model, text = recognizer(config, classes, divisor)
     torch.save(dict(state_dict=model.state_dict(), meta=dict(config=text)), str(tmp_path / "model.pth"))
-    net, facts = load(str(tmp_path / "model.pth"))
+    net, facts = load_network(str(tmp_path / "model.pth"))
     assert facts.network == "TSM " + name.split()[0] and facts.average_clips == "prob"
     assert (facts.protocol.segments, facts.protocol.classes) == (model.cls_head.num_segments, model.cls_head.num_classes)
     protocol = facts.protocol._replace(**dict(CENTRE_VIEW if one else {}, **({"size": pixels} if pixels else {})))
@@ -125,5 +125,5 @@ def test_its_other_networks_are_refused_by_name(config, says, fails, tmp_path):
     export(model, protocol, tmp_path / "export.onnx")
     assert says in fails("modify_onnx.py", "-m1", "export.onnx", "-m2", "new.onnx", "--protocol", "protocol.json", cwd=tmp_path)
     with pytest.raises(UserError, match=says[len("has "):-1]):
-        load(str(tmp_path / "model.pth"))
+        load_network(str(tmp_path / "model.pth"))
     assert not (tmp_path / "new.onnx").exists()

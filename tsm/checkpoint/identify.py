@@ -206,7 +206,7 @@ def _said(
     notes = broken + ["note: %s has no test; %s is followed" % (source, facts["validated"])
                       for source, facts in said if "validated" in facts] + notes
     if row:
-        said.append((_PUBLISHED, published.facts(row)))
+        said.append((_PUBLISHED, published.row_facts(row)))
     if meta.get("naming") == "MIT online":
         said.append(("MIT's online demo", _ONLINE))
     more, beside = _of_segments(path, said, meta.get("naming") == "MIT")

@@ -188,7 +188,7 @@ def fetch(url: str, path: str) -> bool:
     return True
 
 
-def facts(row: Row) -> Dict[str, Any]:
+def row_facts(row: Row) -> Dict[str, Any]:
     """What tsm.config.facts would say of it."""
     said: Dict[str, Any] = {name: getattr(SSV2, name) for name in ("shift_div", "shift", "short_side", "mean", "std")}
     said.update(PIPELINES[row.pipeline], network=row.network, segments=row.segments, classes=row.classes,
@@ -196,7 +196,7 @@ def facts(row: Row) -> Dict[str, Any]:
     return said
 
 
-def table() -> str:
+def listing() -> str:
     """All rows for a reader: what files have in common, then of each the top-1 in per cent and its name."""
     groups: Dict[str, List[str]] = {"top-1 in %, and the file": []}
     for row in rows():

@@ -33,7 +33,6 @@ MOBILENETV2 = Structure((1, 2, 3, 4, 3, 3, 1), (16, 24, 32, 64, 96, 160, 320, 12
 STRIDES = (1, 2, 2, 2, 1, 2, 1)  # of MobileNetV2's stages
 EXPANSION = 4  # a bottleneck's output channels / its inner channels
 INVERTED = 6  # an inverted residual's inner channels / its input channels; but for the first stage, which has no expansion
-COLOURS = 3
 _BLOCK = re.compile(r"backbone\.layer(\d)\.(\d+)\.conv([\d.])")
 _COUNTER = "num_batches_tracked"  # of batch normalisation: absent from old checkpoints, of no use here
 
@@ -100,16 +99,16 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """A ResNet of bottlenecks: float [frames, 3, H, W] -> float [frames, 32 * width, H / 32, W / 32]."""
 
-    def __init__(self, structure: Structure, protocol: Protocol, width: int, shift: bool) -> None:
+    def __init__(self, structure: Structure, protocol: Protocol, width: int) -> None:
         super().__init__()
-        self.conv1 = ConvBN(COLOURS, width, 7, 2)
+        self.conv1 = ConvBN(3, width, 7, 2)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         cin, step = width, shift_step(structure.blocks)
         for stage, blocks in enumerate(structure.blocks):
             inner = width << stage
             layer: List[nn.Module] = []
             for block in range(blocks):
-                fold = None if block % step else cin // protocol.shift_div if shift else 0
+                fold = None if block % step else cin // protocol.shift_div
                 layer.append(Bottleneck(cin, inner, 2 if stage and not block else 1, protocol, fold))
                 cin = inner * EXPANSION
             self.add_module("layer%d" % (stage + 1), nn.Sequential(*layer))
@@ -127,14 +126,14 @@ class InvertedResidual(nn.Module):
     A block that has both an expansion and a residual connection shifts the input of its expansion.
     """
 
-    def __init__(self, cin: int, cout: int, stride: int, expansion: int, protocol: Protocol, shift: bool) -> None:
+    def __init__(self, cin: int, cout: int, stride: int, expansion: int, protocol: Protocol) -> None:
         super().__init__()
         inner, self.residual = cin * expansion, stride == 1 and cin == cout
         layers: List[nn.Module] = [ConvBN(inner, inner, 3, stride, inner), ConvBN(inner, cout, 1)]
         if expansion != 1:
             layers.insert(0, ConvBN(cin, inner, 1))
             if self.residual:
-                layers[0] = Shifted(layers[0], protocol, cin // protocol.shift_div if shift else 0)
+                layers[0] = Shifted(layers[0], protocol, cin // protocol.shift_div)
         self.conv = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,14 +147,14 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """MobileNetV2: float [frames, 3, H, W] -> float [frames, structure.channels[-1], H / 32, W / 32]."""
 
-    def __init__(self, structure: Structure, protocol: Protocol, width: int, shift: bool) -> None:
+    def __init__(self, structure: Structure, protocol: Protocol, width: int) -> None:
         super().__init__()
-        self.conv1 = ConvBN(COLOURS, width, 3, 2)
+        self.conv1 = ConvBN(3, width, 3, 2)
         cin = width
         for stage, (blocks, cout, stride) in enumerate(zip(structure.blocks, structure.channels, STRIDES)):
             layer: List[nn.Module] = []
             for block in range(blocks):
-                layer.append(InvertedResidual(cin, cout, 1 if block else stride, INVERTED if stage else 1, protocol, shift))
+                layer.append(InvertedResidual(cin, cout, 1 if block else stride, INVERTED if stage else 1, protocol))
                 cin = cout
             self.add_module("layer%d" % (stage + 1), nn.Sequential(*layer))
         self.conv2 = ConvBN(cin, structure.channels[-1], 1)
@@ -181,17 +180,15 @@ class TSM(nn.Module):
     Args:
         protocol: its classes, segments, shift_div and shift.
         width: channels of the stem; 64 is ResNet-50, 8 the thin network of the demo, 32 MobileNetV2.
-        shift: False gives the same network without its temporal shift.
         softmax: softmax per view, as pytorch2onnx.py's --softmax does.
         structure: RESNET50, RESNET101, MOBILENETV2, or what structure_of() reads.
     """
 
     def __init__(
-        self, protocol: Protocol = SSV2, width: int = 64, shift: bool = True, softmax: bool = False,
-        structure: Structure = RESNET50,
+        self, protocol: Protocol = SSV2, width: int = 64, softmax: bool = False, structure: Structure = RESNET50
     ) -> None:
         super().__init__()
-        self.backbone: Any = (MobileNetV2 if structure.channels else ResNet)(structure, protocol, width, shift)
+        self.backbone: Any = (MobileNetV2 if structure.channels else ResNet)(structure, protocol, width)
         features = structure.channels[-1] if structure.channels else (width << len(structure.blocks) - 1) * EXPANSION
         self.cls_head: Any = nn.Module()
         self.cls_head.fc_cls = nn.Linear(features, protocol.classes)
@@ -258,7 +255,7 @@ def network_of(state: Mapping[str, Tensor], path: str, protocol: Protocol, width
     return net.eval()
 
 
-def load(path: str, config: str = "", segments: Optional[int] = None, softmax: bool = False, shift: str = "") -> Tuple[TSM, Facts]:
+def load_network(path: str, config: str = "", segments: Optional[int] = None, softmax: bool = False, shift: str = "") -> Tuple[TSM, Facts]:
     """The network of the checkpoint at `path`, in eval mode, and what the checkpoint is (see tsm.facts.facts_of).
 
     Raises: UserError where it is no checkpoint, is damaged, or is not of a network that this suite takes.

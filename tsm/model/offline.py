@@ -39,9 +39,9 @@ class Offline(NamedTuple):
 
 def read_offline(path: str) -> Offline:
     """Load and describe a model; UserError unless it has one input, of a fixed shape, and one output, beside an online one's states."""
-    from tsm.model.onnxfile import load, metadata, protocol_of, signature, states_in
+    from tsm.model.onnxfile import metadata, protocol_of, read_onnx, signature, states_in
 
-    proto = load(path)
+    proto = read_onnx(path)
     facts = metadata(proto)
     _, shape, dtype, _ = signature(proto, path)
     unfixed = [size for size in shape if not isinstance(size, int)]
@@ -80,6 +80,12 @@ def clip_of(model: Offline, form: str, segments: int = 0) -> Any:
         segments: frames, as many as the protocol's unless given.
     """
     return _written_again(model, form, "", segments=segments or model.tested_by.segments)
+
+
+def had_it_been(model: Offline, **changes: Any) -> Any:
+    """The one-view model of the weights of a modified model, had they been trained by another protocol: of another kind of shift (any
+    of tsm.protocol.MOVES: bi, none, reversed, past1, next1, past2, ...) or shift_div."""
+    return _written_again(model, "view", "", **changes)
 
 
 def _written_again(model: Offline, form: str, proved_as: str, **changes: Any) -> Any:

@@ -30,7 +30,7 @@ class State(NamedTuple):
     layer: str  # that reads what was shifted, by its name in the checkpoint
 
 
-def load(path: str) -> onnx.ModelProto:
+def read_onnx(path: str) -> onnx.ModelProto:
     """An ONNX model with all its weights.
 
     Raises UserError, in one line, where the file is not ONNX, is cut short, or keeps weights in a file that is missing, damaged, or

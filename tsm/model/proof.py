@@ -128,9 +128,9 @@ def prove_online(
     clip = session(build(trunk, "clip", one_view._replace(segments=stretch), dtype=dtype), path, arena=False)
     expected = np.empty((count, protocol.classes), np.float32)
     for begin in range(0, count - memory, stretch - memory):
-        first = min(begin, count - stretch)
-        known = memory if first else 0
-        expected[first + known : first + stretch] = answer(clip, "input", frames[first : first + stretch], path)[known:]
+        start = min(begin, count - stretch)
+        known = memory if start else 0
+        expected[start + known : start + stretch] = answer(clip, "input", frames[start : start + stretch], path)[known:]
     largest, view = float(np.abs(expected).max()), frames[: protocol.segments]
     proof: Dict[str, Dict[str, Any]] = {}
     for name, graph in graphs.items():

@@ -19,7 +19,7 @@ from tsm.model.graph import RELU6, SHIFT, SIX, Trunk, attributes, layers, shift_
 from tsm.model.onnxfile import session, signature
 from tsm.protocol import CROPS, MOVES, SAMPLINGS, SHIFTS, SSV2, Protocol, shifted, softmax
 
-TOLERANCE = 1e-5  # of the head, relative to the largest class score
+HEAD_TOLERANCE = 1e-5  # of the head, relative to the largest class score
 MOST_PIXELS = 2 * SSV2.frames * SSV2.size ** 2  # of a test video; 80 frames of 224 pixels, two thirds of it, take 2.2 GB with ResNet-50
 TRUNK_OPS = ("Conv", "MaxPool", "Add")
 CLAMPS = ("Relu", "Clip", "Max", "Min")
@@ -29,7 +29,7 @@ MISTAKES = {  # shifts that are met, but none that a network is tested with
     "reversed": "the other way round (the first channels back, the next ahead), as in PaddlePaddle's TSM",
     "next1": "from the future alone (next1), as in code that meant the past and took x[:, 1:]", "next2": "from the future alone (next2)",
 }
-UNBOUNDED = 3e38  # some exporters write float32's largest value for no bound
+UNBOUNDED = 1e30  # some exporters write float32's largest value for no bound
 
 
 class Source(NamedTuple):
@@ -171,47 +171,29 @@ def is_trunk(source: Source, node: NodeProto) -> bool:
     """Does the node belong to the convolutional trunk? (An Add of a constant is part of something else.)"""
     if node.op_type == "Add":
         return not any(value in source.weights for value in node.input)
-    return node.op_type in TRUNK_OPS or bounds(source, node) is not None
+    return node.op_type in TRUNK_OPS or bool(clamped(source, node))
 
 
-def bounds(source: Source, node: NodeProto) -> Optional[Tuple[str, float, float]]:
-    """(the value that a node clamps, the least and the largest that it lets through); None where it does not clamp.
-
-    Relu, Clip (bounds as attributes, before opset 11, or as inputs), Max and Min with one number.
-    """
-    if node.op_type not in CLAMPS or not node.input:
-        return None
-    facts, given = attributes(node), [name for name in node.input[1:] if name]
-    limits: Dict[str, Any] = {"min": facts.get("min", -np.inf), "max": facts.get("max", np.inf)}
-    x = node.input[0]
-    if node.op_type == "Relu":
-        limits["min"] = 0
-    elif node.op_type == "Clip":
-        limits.update((what, name) for what, name in zip(("min", "max"), node.input[1:]) if name)
-    else:
-        x, given = (x, given) if x not in source.weights else (node.input[-1], [x])
-        if len(node.input) != 2:
-            return None
-        limits["min" if node.op_type == "Max" else "max"] = given[0]
-    if x in source.weights or any(name not in source.weights or source.weights[name].size != 1 for name in given):
-        return None
-    low, high = (float(source.weights[limit].reshape(-1)[0]) if isinstance(limit, str) else float(limit)
-                 for limit in (limits["min"], limits["max"]))
-    return x, low if low > -UNBOUNDED else -np.inf, high if high < UNBOUNDED else np.inf
+def clamped(source: Source, node: NodeProto) -> str:
+    """The one value that a Relu, Clip, Max or Min computes from, beside numbers; empty for any other node."""
+    values = [name for name in node.input if name and name not in source.weights]
+    numbers = [name for name in node.input if name in source.weights and source.weights[name].size == 1]
+    return values[0] if node.op_type in CLAMPS and len(values) == 1 and len(values + numbers) == sum(map(bool, node.input)) else ""
 
 
 def activation(source: Source, node: NodeProto) -> Tuple[str, str]:
-    """(the value that a chain of clamping nodes which ends in `node` reads, Relu or Relu6, which the chain amounts to)."""
-    here, low, high = bounds(source, node) or ("", -np.inf, np.inf)
-    while here in source.producers:
-        found = bounds(source, source.producers[here])
-        if found is None:
-            break
-        here, (low, high) = found[0], np.clip(found[1:], low, high)
-    if low != 0 or high not in (SIX, np.inf):
-        raise UserError("%s: %s keeps values between %g and %g, where TSM keeps those above 0 or between 0 and %g"
-                        % (source.path, node.name or node.output[0], low, high, SIX))
-    return here, RELU6 if high == SIX else "Relu"
+    """(the value that a chain of clamping nodes which ends in `node` reads, Relu or Relu6, which the chain computes)."""
+    chain, start = [node], clamped(source, node)
+    while start in source.producers and clamped(source, source.producers[start]):
+        chain.insert(0, source.producers[start])
+        start = clamped(source, chain[0])
+    name, values = node.name or node.output[0], np.append(np.linspace(-20, 20, 401), (-UNBOUNDED, UNBOUNDED)).astype(np.float32)
+    out = evaluate(Part(source, chain, start, node.output[0], name, values.shape), values)
+    for kind, expected in (("Relu", np.maximum(values, 0)), (RELU6, np.clip(values, 0, SIX))):
+        if np.array_equal(out, expected):
+            return start, kind
+    raise UserError("%s: %s keeps values between %g and %g, where TSM keeps those above 0 or between 0 and %g"
+                    % (source.path, name, out.min(), out.max(), SIX))
 
 
 def between(source: Source, value: str) -> Tuple[List[NodeProto], str]:
@@ -315,11 +297,12 @@ def check_head(part: Part, protocol: Protocol, batch: int) -> Tuple[np.ndarray, 
     scores = features.mean((2, 3)) @ weight.T + bias
     scores = scores.reshape(rows, protocol.segments, -1).mean(1)
     out, probabilities, ends_in = evaluate(part, features), softmax(scores), part.nodes[-1].op_type
-    if out.shape == (batch, len(weight)) and (rows != batch or ends_in != "Softmax" and np.allclose(out, probabilities, atol=TOLERANCE)):
+    fused = ends_in != "Softmax" and np.allclose(out, probabilities, atol=HEAD_TOLERANCE)
+    if out.shape == (batch, len(weight)) and (rows != batch or fused):
         raise UserError("%s: fuses the views of a video itself, as mmdeploy's and modified models do; export the checkpoint by "
                         "pytorch2onnx.py" % path)
     scores = probabilities if ends_in == "Softmax" else scores
-    if out.shape != scores.shape or not np.abs(out - scores).max() <= TOLERANCE * max(1, np.abs(scores).max()):
+    if out.shape != scores.shape or not np.abs(out - scores).max() <= HEAD_TOLERANCE * max(1, np.abs(scores).max()):
         raise UserError("%s: the nodes after the last block are not TSM's head (mean over the frame, classifier, mean over "
                         "%d segments); is it another model?" % (path, protocol.segments))
     return weight, bias

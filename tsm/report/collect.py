@@ -14,7 +14,7 @@ from tsm.cli import UserError, printable
 from tsm.files import read_json, sha256
 from tsm.labels import name_of
 from tsm.machine import processor_name
-from tsm.model.onnxfile import load, metadata, protocol_of
+from tsm.model.onnxfile import metadata, protocol_of, read_onnx
 from tsm.protocol import FUSIONS, PIPELINES, SSV2, Protocol, differences, protocol_from
 from tsm.report.findings import another_order
 from tsm.results import OWN, TIMES, Accuracy, is_time, own_entry, throughput_in
@@ -47,7 +47,7 @@ class Model(NamedTuple):
 
 def read_model(path: str) -> Model:
     """The metadata of the modified model at `path`."""
-    proto = load(path)
+    proto = read_onnx(path)
     facts = {key: value for key, value in metadata(proto).items() if key.startswith("tsm.")}
     if facts.get("tsm.fusion") not in FUSIONS:
         raise UserError("%s: does not say how it fuses the views; make it with modify_onnx.py" % path)

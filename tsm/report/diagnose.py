@@ -15,7 +15,7 @@ from tsm.files import natural
 from tsm.infer.tensors import read_tensor
 from tsm.labels import labels_in
 from tsm.model.offline import one_view, read_offline
-from tsm.model.onnxfile import load, session
+from tsm.model.onnxfile import read_onnx, session
 from tsm.protocol import FUSIONS, Protocol, differences, frame_indices, fuse, protocol_from
 from tsm.report.findings import another_order
 from tsm.results import read_results
@@ -228,7 +228,7 @@ def by_export(chain: Chain, tensors: List[np.ndarray]) -> List[np.ndarray]:
     """Class scores of the views, [views, classes], of each tensor, by the exported graph."""
     from tsm.model.proof import take_scores
 
-    model, wanted = load(chain.exported), (chain.protocol.views, chain.protocol.classes)
+    model, wanted = read_onnx(chain.exported), (chain.protocol.views, chain.protocol.classes)
     try:
         take_scores(model, 1, chain.protocol.frames)
         runner = session(model, chain.exported, arena=False)
@@ -246,8 +246,7 @@ def by_export(chain: Chain, tensors: List[np.ndarray]) -> List[np.ndarray]:
 
 def check_export(chain: Chain, tensors: List[np.ndarray], exported: List[np.ndarray]) -> Stage:
     """PyTorch against the exported graph."""
-    from tsm.model.network import load as load_network
-    from tsm.model.network import scores
+    from tsm.model.network import load_network, scores
 
     net, facts = load_network(chain.checkpoint, chain.config)
     differs = differences(facts.protocol, chain.protocol)
