@@ -77,7 +77,7 @@ def get_args() -> argparse.Namespace:
     return args
 
 
-def begin(args: argparse.Namespace, computing: Computing, model: Offline) -> Engine:
+def warmed_up(args: argparse.Namespace, computing: Computing, model: Offline) -> Engine:
     """The model, compiled and warm."""
     engine = open_engine(model, computing, listed=True)
     print(said_of(engine, model), flush=True)
@@ -88,7 +88,7 @@ def begin(args: argparse.Namespace, computing: Computing, model: Offline) -> Eng
     return engine
 
 
-def tell(args: argparse.Namespace, model: Offline, times: Sequence[float], videos: int, facts: Dict[str, Any]) -> float:
+def print_rate(args: argparse.Namespace, model: Offline, times: Sequence[float], videos: int, facts: Dict[str, Any]) -> float:
     """Print the throughput, in videos per second, and return it; of a model that is not of modify_onnx.py as ais_bench prints it."""
     figures = statistics(times)
     throughput = 1000 * (args.batchsize * len(times) if args.batchsize else videos) / sum(times)
@@ -100,23 +100,23 @@ def tell(args: argparse.Namespace, model: Offline, times: Sequence[float], video
     return throughput
 
 
-def measure(args: argparse.Namespace, computing: Computing, model: Offline) -> None:
+def measure_alone(args: argparse.Namespace, computing: Computing, model: Offline) -> None:
     """The model's throughput, on made-up videos."""
-    engine = begin(args, computing, model)
+    engine = warmed_up(args, computing, model)
     made, times = made_up(model, args.pure_data_type), []
     loop = args.loop or -(-SYNTHETIC_VIDEOS // model.batch)
     with progress(loop, "throughput", "batch") as tick:
         for _, ((ms, _),) in run_batches(engine, model, ["made up"] * (loop * model.batch // len(made)), lambda _: made):
             times.append(ms)
             tick()
-    tell(args, model, times, model.batch * loop, about(engine, model))
+    print_rate(args, model, times, model.batch * loop, about(engine, model))
 
 
 def compute(
     args: argparse.Namespace, computing: Computing, model: Offline, work: Work, found: Progress, read: Callable[[str], np.ndarray]
 ) -> None:
     """Do what is left in `found`, and enter it there; a batch is a piece. Without --output nothing is written."""
-    engine = begin(args, computing, model)
+    engine = warmed_up(args, computing, model)
     agree: Dict[str, List[int]] = {}
     left = sorted(found.keys)
     runs = run_batches(engine, model, [work.inputs[number] for number in left], read, args.loop,
@@ -151,7 +151,7 @@ def agreement(
     return agreement_facts(same)
 
 
-def infer(args: argparse.Namespace, computing: Computing, model: Offline) -> None:
+def infer_files(args: argparse.Namespace, computing: Computing, model: Offline) -> None:
     """The results of files; those that are there already stay."""
     inputs = list_inputs(args.input)
     check_protocol(inputs, model.protocol, model.dtype, args.model)
@@ -172,7 +172,7 @@ def infer(args: argparse.Namespace, computing: Computing, model: Offline) -> Non
         if args.precision != "fp32" and args.agreement:
             facts = dict(facts, **agreement(args, computing, model, work, found, read))
         times = [ms for piece in found.pieces for ms, _ in piece.times]
-        throughput = tell(args, model, times, args.loop * len(inputs.files) * len(read(inputs.files[0])), facts)
+        throughput = print_rate(args, model, times, args.loop * len(inputs.files) * len(read(inputs.files[0])), facts)
         if args.output:
             consolidate(work, found)
             summarise_found(work, found, throughput, facts)
@@ -182,7 +182,7 @@ def infer(args: argparse.Namespace, computing: Computing, model: Offline) -> Non
 def main() -> None:
     args = get_args()
     model = for_views(read_offline(args.model))
-    (infer if args.input else measure)(args, computing_of(args, model.path), model)
+    (infer_files if args.input else measure_alone)(args, computing_of(args, model.path), model)
 
 
 if __name__ == "__main__":

@@ -37,12 +37,12 @@ from tsm.cli import UserError, parser, progress, run
 from tsm.files import locked
 from tsm.infer import journal
 from tsm.infer.ascend import check_scratch, chip_list, chips_here, on_chips
-from tsm.infer.engine import add_options, network_of
+from tsm.infer.engine import add_options, to_compile
 from tsm.infer.journal import Work
 from tsm.infer.lists import (
     Job,
     add_inputs,
-    check_places,
+    check_list_places,
     chunk_option,
     finish,
     in_turn,
@@ -96,7 +96,7 @@ def carrier(args: argparse.Namespace, job: Job) -> Tuple[Any, int]:
         from tsm.infer.cluster import most_chips, on_ray
 
         if args.precision == "int8":
-            network_of(read_offline(job.model), job.computing)  # what is wrong with the file is said here, once, not by every host
+            to_compile(read_offline(job.model), job.computing)  # what is wrong with the file is said here, once, not by every host
 
         return partial(on_ray, address=args.ray), most_chips(args.ray) if args.device == "npu" else 1
     if args.device == "cpu":
@@ -158,7 +158,7 @@ def conclude(
 
 def main() -> None:
     args = get_args()
-    check_places(args)
+    check_list_places(args)
     job, work, listed, model = job_of(args)
     mine = {index: listed[index] for index in shard_of(len(listed), *args.shard or (0, 1))}
     if args.status:

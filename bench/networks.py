@@ -22,8 +22,8 @@ from turns import Way, answer, take_turns  # sets up the path to the suite
 
 from tsm.cli import parser, positive, run
 from tsm.files import write_json
-from tsm.infer.engine import BACKENDS, has_bf16
-from tsm.machine import cores, processor_name
+from tsm.infer.engine import BACKENDS
+from tsm.machine import cores, has_bf16, processor_name
 from tsm.protocol import SSV2
 
 SIXTEEN, KINETICS = SSV2._replace(segments=2 * SSV2.segments), SSV2._replace(classes=400)

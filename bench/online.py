@@ -25,8 +25,8 @@ from turns import Way, take_turns  # sets up the path to the suite
 
 from tsm.cli import parser, positive, run
 from tsm.files import write_json
-from tsm.infer.engine import Computing, compiled, has_bf16, open_online
-from tsm.machine import cores, processor_name
+from tsm.infer.engine import Computing, compiled, open_online
+from tsm.machine import cores, has_bf16, processor_name
 from tsm.protocol import SSV2
 
 NETWORKS = {  # name: (structure in tsm.model.network, channels of the stem, protocol)

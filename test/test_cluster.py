@@ -16,9 +16,9 @@ from clips import arguments, listed, results
 from processes import LONGEST, children_of, command_of, wait_for
 
 from tsm.files import sha256
-from tsm.infer.cluster import ENVIRONMENT, HostCannot, check_clips, examine, versions
+from tsm.infer.cluster import ENVIRONMENT, HostCannot, check_clips, check_host, versions_here
 from tsm.infer.engine import Computing
-from tsm.infer.journal import Source, keys_of, read_pieces
+from tsm.infer.journal import Origin, keys_of, read_pieces
 from tsm.infer.lists import Chunk, Job
 from tsm.protocol import SSV2
 from tsm.samples import Clip
@@ -362,22 +362,22 @@ def test_no_cluster_is_one_line(fails, fresh):
 def job(folder, **changes):
     model = folder / "m.onnx"
     model.write_bytes(b"model")
-    made = Job(Source(str(folder), None, None, "float32"), "", "cpu", str(model), Computing("onnxruntime", "fp32", None, ""), None,
+    made = Job(Origin(str(folder), None, None, "float32"), "", "cpu", str(model), Computing("onnxruntime", "fp32", None, ""), None,
                "", "", {str(model): sha256(str(model))})
     return made._replace(**changes)
 
 
 def test_a_host_that_differs_says_how(tmp_path):
-    here = versions("cpu", "onnxruntime")
-    examine(job(tmp_path), here)
+    here = versions_here("cpu", "onnxruntime")
+    check_host(job(tmp_path), here)
     with pytest.raises(HostCannot, match="has numpy .*, and the run 0.1"):
-        examine(job(tmp_path), dict(here, numpy="0.1"))
+        check_host(job(tmp_path), dict(here, numpy="0.1"))
     with pytest.raises(HostCannot, match="has another .*m.onnx than the run"):
-        examine(job(tmp_path, digests={str(tmp_path / "m.onnx"): "0"}), here)
+        check_host(job(tmp_path, digests={str(tmp_path / "m.onnx"): "0"}), here)
     with pytest.raises(HostCannot, match="has no /nowhere/m.onnx"):
-        examine(job(tmp_path, digests={"/nowhere/m.onnx": "0"}), here)
+        check_host(job(tmp_path, digests={"/nowhere/m.onnx": "0"}), here)
     with pytest.raises(HostCannot, match="has no /nowhere/videos"):
-        examine(job(tmp_path, source=Source("/nowhere/videos", None, None, "float32")), here)
+        check_host(job(tmp_path, source=Origin("/nowhere/videos", None, None, "float32")), here)
 
 
 def test_where_ray_is_missing_one_line_says_what_to_install(repo, setting):
@@ -393,7 +393,7 @@ def test_where_ray_is_missing_one_line_says_what_to_install(repo, setting):
 def test_a_host_whose_videos_differ_or_are_missing_names_one(tmp_path):
     for name in ("a.webm", "b.webm"):
         (tmp_path / name).write_bytes(b"video")
-    source, clips = Source(str(tmp_path), IMG, SSV2, "float32"), {3: Clip(4, "a.webm", None, 0), 5: Clip(6, "b.webm", None, 0)}
+    source, clips = Origin(str(tmp_path), IMG, SSV2, "float32"), {3: Clip(4, "a.webm", None, 0), 5: Clip(6, "b.webm", None, 0)}
     chunk = Chunk(3, 6, clips, keys_of(source, clips, "basis")[0])
     host = job(tmp_path, source=source, basis="basis")
     check_clips(host, chunk)

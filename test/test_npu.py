@@ -431,10 +431,10 @@ def test_the_last_failure_is_told_where_no_chip_is_left(monkeypatch):
             others_are_done.set()
         return Piece("h", "chip " + chip, 0, 1, [], [], [], {}, {})
 
-    monkeypatch.setattr(ascend, "infer", infer)
+    monkeypatch.setattr(ascend, "infer_on", infer)
     monkeypatch.setattr(ascend, "remove_scratch", lambda job: None)
-    monkeypatch.setattr(ascend, "make", lambda job, made: iter([None]))
-    monkeypatch.setattr(ascend, "begin", lambda job, chunk: ascend.Made(chunk, "", 0.0, {}, {}))
+    monkeypatch.setattr(ascend, "make_tensors", lambda job, made: iter([None]))
+    monkeypatch.setattr(ascend, "emptied", lambda job, chunk: ascend.Prepared(chunk, "", 0.0, {}, {}))
     found = []
     with pytest.raises(UserError, match="each failed 3 times in a row, at last with: arg0 does not match; mend that, or"):
         for piece in ascend.on_chips(None, [Chunk(start, start + 1, {}, {}) for start in range(5)], lambda under_way: None, [0, 1]):

@@ -145,7 +145,7 @@ def progress(total: int, what: str, unit: str, ready: int = 0) -> Iterator[Calla
     """
     from tqdm import tqdm
 
-    done = ready
+    done, out = ready, sys.stdout
     with tqdm(total=total, initial=ready, desc=what, unit=unit, disable=None) as bar:
 
         def tick(count: int = 1, note: Optional[str] = None) -> None:
@@ -155,7 +155,7 @@ def progress(total: int, what: str, unit: str, ready: int = 0) -> Iterator[Calla
                 bar.set_postfix_str(note, refresh=False)
             bar.update(count)
             if bar.disable and done * 10 // total > tenths:
-                print("%s: %d %% (%d of %d)" % (what, done * 100 // total, done, total), flush=True)
+                print("%s: %d %% (%d of %d)" % (what, done * 100 // total, done, total), file=out, flush=True)
 
         yield tick
 

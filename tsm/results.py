@@ -274,7 +274,7 @@ def measure(scores: np.ndarray, labels: np.ndarray, skipped: int) -> Accuracy:
 
 
 def accuracy_of(result_path: str, info_path: str) -> Tuple[Accuracy, List["Point"]]:
-    """Accuracy of the inference summed up in `result_path` against the labels in `info_path`, joined by index; and curve_of() it.
+    """Accuracy of the inference summed up in `result_path` against the labels in `info_path`, joined by index; and read_curve() it.
 
     The number of classes and of skipped videos come from the manifest beside the info file; without one they are those of
     Something-Something V2 and 0.
@@ -285,7 +285,7 @@ def accuracy_of(result_path: str, info_path: str) -> Tuple[Accuracy, List["Point
         manifest = read_manifest(manifest_file)
         classes, skipped = manifest["protocol"]["classes"], len(manifest["skipped"])
     labels: Dict[int, int] = read_info(info_path, classes)
-    return accuracy_from(read_results(result_path, labels, classes), labels, skipped), curve_of(result_path, labels)
+    return accuracy_from(read_results(result_path, labels, classes), labels, skipped), read_curve(result_path, labels)
 
 
 def accuracy_from(scores: Mapping[int, np.ndarray], labels: Mapping[int, int], skipped: int) -> Accuracy:
@@ -307,7 +307,7 @@ def curve_path(folder: str) -> str:
     return os.path.join(folder, "curve.json")
 
 
-def curve_of(result_path: str, labels: Mapping[int, int]) -> List[Point]:
+def read_curve(result_path: str, labels: Mapping[int, int]) -> List[Point]:
     """Accuracy against the share of a clip that was seen, of the results summed up in `result_path`; empty where that was not kept."""
     path = curve_path(result_path[: -len("_summary.json")])
     if not result_path.endswith("_summary.json") or not os.path.exists(path):

@@ -36,7 +36,7 @@ class Failed(Exception):
     """A command failed in a way that another attempt, or another chip, may mend; the text is its last line."""
 
 
-class Made(NamedTuple):
+class Prepared(NamedTuple):
     """A chunk whose tensors are made, in this folder, since `began`; their checksums, and what cannot be read."""
 
     chunk: Chunk
@@ -73,17 +73,17 @@ def remove_scratch(job: Job) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def begin(job: Job, chunk: Chunk) -> Made:
+def emptied(job: Job, chunk: Chunk) -> Prepared:
     """A chunk, and the emptied folder of its tensors, of which there is none yet."""
     folder = scratch_of(job) + "%d_%d" % (chunk.start, chunk.stop)
     shutil.rmtree(folder, ignore_errors=True)
     os.umask(os.umask(0o022) | 0o022)  # ais_bench refuses what others can write
     os.makedirs(folder, 0o750)
     os.mkdir(os.path.join(folder, BINS))
-    return Made(chunk, folder, time.time(), {}, {})
+    return Prepared(chunk, folder, time.time(), {}, {})
 
 
-def make(job: Job, made: Made) -> Iterator[None]:
+def make_tensors(job: Job, made: Prepared) -> Iterator[None]:
     """Make the tensors of a chunk; yields after each of them."""
     tensors, done = preprocess.Tensors(made.chunk.clips, *job.source, made.folder, made.skipped.__setitem__), {}  # type: ignore[var-annotated]
     workers = workers_that_fit(job.num_worker or cores(), tensors.nbytes)
@@ -104,7 +104,7 @@ def run_command(words: Sequence[str], running: List[Any]) -> Tuple[int, str]:
     return process.returncode, lines[-1] if lines else "it said nothing"
 
 
-def infer(job: Job, made: Made, chip: str, running: List[Any]) -> Piece:
+def infer_on(job: Job, made: Prepared, chip: str, running: List[Any]) -> Piece:
     """The piece of a chunk whose tensors are there, by a single-device ais_bench on a chip. Raises Failed, UserError."""
     done: List[Done] = []
     times: List[Tuple[float, float]] = []
@@ -123,13 +123,13 @@ def infer(job: Job, made: Made, chip: str, running: List[Any]) -> Piece:
             raise Failed("ais_bench's summary has no npu_compute_time_list of numbers")
         figures = {key: summary[key] for key in TIMES[1:] if key in summary}
         for index, checksum in sorted(made.checksums.items()):
-            done.append(Done(index, checksum, None, scores_of(os.path.join(results, "%d_0.npy" % index), job)))
+            done.append(Done(index, checksum, None, row_of(os.path.join(results, "%d_0.npy" % index), job)))
     shutil.rmtree(made.folder, ignore_errors=True)
     return Piece(socket.gethostname(), "chip " + chip, made.began, time.time(), done,
                  [Skipped(*one) for one in made.skipped.items()], times, {"engine": "ais_bench"}, figures)
 
 
-def scores_of(path: str, job: Job) -> np.ndarray:
+def row_of(path: str, job: Job) -> np.ndarray:
     """The probabilities, float32 [1, classes], that ais_bench wrote for one video."""
     classes = job.source.protocol.classes
     rows = read_npy(path).reshape(-1)
@@ -141,11 +141,11 @@ def scores_of(path: str, job: Job) -> np.ndarray:
 
 def run_on_chip(job: Job, chunk: Chunk, chip: str) -> Piece:
     """Compute a chunk on a chip of this host. A clip that cannot be read is in the piece's `skipped`. Raises UserError, Failed."""
-    made = begin(job, chunk)
+    made = emptied(job, chunk)
     try:
-        for _ in make(job, made):
+        for _ in make_tensors(job, made):
             pass
-        return infer(job, made, chip, [])
+        return infer_on(job, made, chip, [])
     finally:
         shutil.rmtree(made.folder, ignore_errors=True)
 
@@ -161,7 +161,7 @@ def serve(
         if over.is_set():
             return None
         try:
-            answers.put(infer(job, made, chip, running))
+            answers.put(infer_on(job, made, chip, running))
             failures = 0
         except Failed as error:
             if over.is_set():  # its command was killed
@@ -212,8 +212,8 @@ def on_chips(job: Job, chunks: Sequence[Chunk], flight: Flight, chips: Sequence[
         for chunk in chunks:
             yield from taken(len(chips))
             at_work += 1
-            made = begin(job, chunk)
-            for _ in make(job, made):
+            made = emptied(job, chunk)
+            for _ in make_tensors(job, made):
                 yield from taken(len(chunks))
             waiting.put(made)
         yield from taken(0)

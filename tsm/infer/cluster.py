@@ -31,8 +31,8 @@ from tsm.infer.lists import Chunk, Flight, Job, run_in_memory
 from tsm.machine import cores
 from tsm.video import clips
 
-SUITE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-PATIENCE = 30  # seconds without any host that could do something
+HOME_OF_SUITE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+WITHOUT_HOSTS = 30  # seconds without any host that could do something
 RETRIES = 3  # by Ray, of a chunk that fails on a host
 MEMORY = 10**8  # bytes of the object store of a Ray that is started here: pieces are small
 ENVIRONMENT = {  # for Ray's processes: no reports of usage, and chips keep their numbers
@@ -61,7 +61,7 @@ def connect(address: str) -> Any:
     """
     if sys.version_info < (3, 10) or importlib.util.find_spec("ray") is None:
         raise UserError("--ray: Ray is not installed here, and needs Python 3.10 or newer; use --shard, which needs nothing, or run %s -m "
-                        "pip install -r %s" % (sys.executable, os.path.join(SUITE, "requirements-cluster.txt")))
+                        "pip install -r %s" % (sys.executable, os.path.join(HOME_OF_SUITE, "requirements-cluster.txt")))
     said, stated = "--ray %s" % address, os.environ.get("RAY_ADDRESS", "")
     if address == "auto" and stated:
         said, address = "--ray auto, which is RAY_ADDRESS=%s here" % stated, stated
@@ -96,10 +96,10 @@ def check_address(address: str, said: str) -> None:
                         % (said, getattr(error, "strerror", None) or error))
 
 
-def versions(device: str, backend: str) -> Dict[str, str]:
+def versions_here(device: str, backend: str) -> Dict[str, str]:
     """What must be the same on every host for the results to be the same, as far as versions can tell."""
     digest = hashlib.sha256()
-    for path in sorted(glob.glob(os.path.join(glob.escape(SUITE), "tsm", "**", "*.py"), recursive=True)):
+    for path in sorted(glob.glob(os.path.join(glob.escape(HOME_OF_SUITE), "tsm", "**", "*.py"), recursive=True)):
         digest.update(sha256(path).encode())
     found = {"suite": "%s (%s)" % (__version__, digest.hexdigest()[:12]), "python": platform.python_version(), "numpy": np.__version__}
     found.update(clips.versions())
@@ -111,9 +111,9 @@ def versions(device: str, backend: str) -> Dict[str, str]:
     return found
 
 
-def examine(job: Job, wanted: Dict[str, str]) -> None:
+def check_host(job: Job, wanted: Dict[str, str]) -> None:
     """HostCannot unless this host has the `wanted` versions, the job's files, and the folder of its videos."""
-    here = versions(job.device, job.computing.backend)
+    here = versions_here(job.device, job.computing.backend)
     for name, version in wanted.items():
         if here.get(name) != version:
             raise HostCannot("has %s %s, and the run %s" % (name, here.get(name, "none"), version))
@@ -174,8 +174,8 @@ def on_ray(job: Job, chunks: Sequence[Chunk], flight: Flight, address: str) -> I
     Ray itself would wait minutes for the answer of one that is cut off.
     """
     ray = connect(address)
-    ask, carry = ray.remote(num_cpus=0, max_retries=0)(examine), ray.remote(max_retries=RETRIES, retry_exceptions=True)(_carry)
-    shared, wanted = ray.put(job), versions(job.device, job.computing.backend)
+    ask, carry = ray.remote(num_cpus=0, max_retries=0)(check_host), ray.remote(max_retries=RETRIES, retry_exceptions=True)(_carry)
+    shared, wanted = ray.put(job), versions_here(job.device, job.computing.backend)
     waiting, refused, idle_since = deque(chunks), [], time.monotonic()  # type: ignore[var-annotated]
     seen: Dict[str, Host] = {}  # by node id; a host keeps its name
     fit: Set[str] = set()  # nodes that may be given chunks
@@ -198,7 +198,7 @@ def on_ray(job: Job, chunks: Sequence[Chunk], flight: Flight, address: str) -> I
         flight(dict(Counter(seen[node].name for node, chunk in running.values() if chunk)))
         if running:
             idle_since = time.monotonic()
-        elif refused or time.monotonic() > idle_since + PATIENCE:
+        elif refused or time.monotonic() > idle_since + WITHOUT_HOSTS:
             raise UserError("--ray %s: no host of the cluster can be used (%s); what is done is kept"
                             % (address, "; ".join(refused) or "none has a %s" % {"cpu": "CPU", "npu": "NPU"}[job.device]))
         else:
@@ -229,7 +229,7 @@ def reason_of(error: Exception, chunk: Optional[Chunk]) -> str:
         return reason
     if chunk:
         return "failed on %s (%s)" % (chunk.name, reason)
-    return "cannot be examined (%s); is the suite there under %s?" % (reason, SUITE)
+    return "cannot be examined (%s); is the suite there under %s?" % (reason, HOME_OF_SUITE)
 
 
 def _on(node: str) -> Any:

@@ -5,6 +5,7 @@ better than a batch's, and memory does not grow with the batch. Any other model 
 """
 
 import argparse
+import importlib
 import itertools
 import json
 import os
@@ -24,7 +25,7 @@ from tsm.cli import UserError, first_line, non_negative, positive, warn
 from tsm.files import sha256
 from tsm.infer.int8 import int8_file, openvino_says, read_int8, weights_file
 from tsm.infer.tensors import reading_ahead
-from tsm.machine import cores, peak_memory
+from tsm.machine import cores, has_bf16, peak_memory
 from tsm.model.offline import Offline, clip_of, one_frame, one_view
 from tsm.protocol import fuse
 
@@ -50,13 +51,10 @@ def default_backend() -> str:
     return "openvino" if find_spec("openvino") else "onnxruntime"
 
 
-def has_bf16() -> bool:
-    """Whether OpenVINO is installed and this processor computes in bfloat16."""
-    if find_spec("openvino") is None:
-        return False
-    import openvino as ov
-
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+def engine_name(backend: str) -> str:
+    """An engine and its version, in words."""
+    version = str(importlib.import_module(backend).__version__).split("-")[0]  # type: ignore[attr-defined]
+    return {"openvino": "OpenVINO ", "onnxruntime": "ONNX Runtime "}[backend] + version
 
 
 def compiled(network: Any, path: str, precision: str, hint: str, streams: int, threads: int) -> Any:
@@ -65,10 +63,9 @@ def compiled(network: Any, path: str, precision: str, hint: str, streams: int, t
         import openvino as ov
 
         core = ov.Core()
-        known_bf16 = has_bf16()
     except Exception as error:  # a wheel for another processor or C library fails in many ways
         raise UserError("OpenVINO does not start here (%s); use --backend onnxruntime" % first_line(error))
-    if precision == "bf16" and not known_bf16:
+    if precision == "bf16" and not has_bf16():
         raise UserError("--precision bf16: this processor has no bfloat16 instructions; use fp32")
     config = {
         "PERFORMANCE_HINT": hint,
@@ -82,13 +79,6 @@ def compiled(network: Any, path: str, precision: str, hint: str, streams: int, t
         return core.compile_model(network, "CPU", config)
     except RuntimeError as error:
         raise UserError("%s: OpenVINO refuses it (%s); try --backend onnxruntime" % (path, openvino_says(error)))
-
-
-def openvino_name() -> str:
-    """OpenVINO and its version, in words."""
-    import openvino as ov
-
-    return "OpenVINO " + ov.__version__.split("-")[0]
 
 
 def openvino_engine(network: Any, path: str, precision: str, streams: int) -> Engine:
@@ -105,14 +95,14 @@ def openvino_engine(network: Any, path: str, precision: str, streams: int) -> En
 
         requests.start_async({0: ov.Tensor(x, shared_memory=True)}, finished)
 
-    return Engine(openvino_name(), streams, submit, requests.wait_all)
+    return Engine(engine_name("openvino"), streams, submit, requests.wait_all)
 
 
 def onnxruntime_engine(network: Any, path: str, precision: str, streams: int) -> Engine:
     """Open an onnx.ModelProto in ONNX Runtime, in fp32; `path` names it in errors."""
     session = session_of(network, path, precision, max(1, cores() // streams))
     name = session.get_inputs()[0].name
-    return pooled(onnxruntime_name(), streams, lambda x: session.run(None, {name: x})[0])
+    return pooled(engine_name("onnxruntime"), streams, lambda x: session.run(None, {name: x})[0])
 
 
 def session_of(network: Any, path: str, precision: str, threads: int) -> Any:
@@ -122,13 +112,6 @@ def session_of(network: Any, path: str, precision: str, threads: int) -> Any:
     if precision != "fp32":
         raise UserError("--precision %s: needs OpenVINO; install it, or use fp32" % precision)
     return session(network, path, threads=threads)
-
-
-def onnxruntime_name() -> str:
-    """ONNX Runtime and its version, in words."""
-    import onnxruntime
-
-    return "ONNX Runtime " + onnxruntime.__version__
 
 
 def pooled(name: str, streams: int, compute: Callable[[np.ndarray], np.ndarray]) -> Engine:
@@ -215,7 +198,7 @@ def basis_of(digests: Dict[str, str], computing: Computing, tensors: Any) -> str
     return json.dumps([FORMAT, __version__, list(digests.values()), computing.precision, computing.backend, tensors])
 
 
-def network_of(model: Offline, computing: Computing) -> Tuple[Any, Optional[Dict[str, str]]]:
+def to_compile(model: Offline, computing: Computing) -> Tuple[Any, Optional[Dict[str, str]]]:
     """(what is to be compiled of a model, what is known of its int8 file). Raises UserError if that file is not of the model."""
     online = model.target == "online"
     if computing.precision != "int8":
@@ -230,7 +213,7 @@ def open_engine(model: Offline, computing: Computing, listed: bool = False) -> E
     streams = computing.streams or streams_for(model, listed)
     if model.target == "online":
         return online_engine(model, computing, streams)
-    network, int8 = network_of(model, computing)
+    network, int8 = to_compile(model, computing)
     engine = BACKENDS[computing.backend](network, model.path, computing.precision, streams)
     return engine._replace(precision=computing.precision, int8=int8)
 
@@ -253,7 +236,7 @@ def open_online(model: Offline, computing: Computing) -> Online:
     """
     if model.target != "online":
         raise UserError("%s: is no online model; make one with modify_onnx.py --target online" % model.path)
-    network, int8 = network_of(model, computing)
+    network, int8 = to_compile(model, computing)
     begin = {"openvino": _stateful, "onnxruntime": _fed_back}[computing.backend]
     name, requests = begin(network, model, computing.precision, max(1, cores() // (computing.streams or 1)))
 
@@ -308,7 +291,7 @@ def _stateful(network: Any, model: Offline, precision: str, threads: int) -> Tup
 
         return request.reset_state, run
 
-    return openvino_name(), begin
+    return engine_name("openvino"), begin
 
 
 def _fed_back(network: Any, model: Offline, precision: str, threads: int) -> Tuple[str, Requests]:
@@ -330,7 +313,7 @@ def _fed_back(network: Any, model: Offline, precision: str, threads: int) -> Tup
         reset()
         return reset, run
 
-    return onnxruntime_name(), begin
+    return engine_name("onnxruntime"), begin
 
 
 def online_engine(model: Offline, computing: Computing, streams: int) -> Engine:

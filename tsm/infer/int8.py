@@ -1,6 +1,8 @@
 """The int8 form of a model: quantised after training by NNCF, kept in OpenVINO's two files, bound to its network."""
 
+import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
@@ -10,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from tsm import __version__
-from tsm.cli import UserError, first_line
+from tsm.cli import UserError, first_line, progress
 from tsm.files import part_name
 from tsm.infer.tensors import Inputs, check_protocol, read_tensor
 from tsm.model.offline import Offline, one_view_digest
@@ -61,8 +63,16 @@ def quantise(view: Any, views: List[np.ndarray]) -> Any:
     import openvino as ov
 
     nncf.set_log_level(logging.ERROR)
-    return nncf.quantize(ov.Core().read_model(view.SerializeToString()), nncf.Dataset(views, lambda x: {"input": x}),
-                         subset_size=len(views))
+    fed = 0
+    with progress(len(views), "quantisation", "clip") as tick, contextlib.redirect_stdout(io.StringIO()):  # NNCF has a bar of its own
+
+        def feed(x: np.ndarray) -> Dict[str, np.ndarray]:
+            nonlocal fed
+            fed += 1
+            tick(int(fed <= len(views)))
+            return {"input": x}
+
+        return nncf.quantize(ov.Core().read_model(view.SerializeToString()), nncf.Dataset(views, feed), subset_size=len(views))
 
 
 def of_one_frame(network: Any, model: Offline) -> Any:

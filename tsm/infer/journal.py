@@ -75,7 +75,7 @@ def _line(value: Any) -> str:
     return "%08x %s\n" % (zlib.crc32(text.encode()), text)
 
 
-class Source(NamedTuple):
+class Origin(NamedTuple):
     """How a list's clips become tensors: where they are, what their frames are called, the protocol, the tensors' dtype."""
 
     data_root: str
@@ -163,7 +163,7 @@ class Progress(NamedTuple):
     corrupt: Dict[int, Corrupt]
 
 
-def keys_of(source: Source, clips: Mapping[int, Clip], common: str) -> Tuple[Dict[int, str], Dict[int, Corrupt]]:
+def keys_of(source: Origin, clips: Mapping[int, Clip], common: str) -> Tuple[Dict[int, str], Dict[int, Corrupt]]:
     """({index: what its result depends on}, {index: why that cannot be said}) of clips; `common` is what all results depend on."""
     keys: Dict[int, str] = {}
     corrupt: Dict[int, Corrupt] = {}

@@ -35,10 +35,10 @@ from tsm.infer.engine import (
 )
 from tsm.infer.journal import (
     Done,
+    Origin,
     Piece,
     Progress,
     Skipped,
-    Source,
     Work,
     busy_seconds,
     consolidate,
@@ -67,7 +67,7 @@ Flight = Callable[[Dict[str, int]], None]
 class Job(NamedTuple):
     """What every chunk of a list shares, as a value that travels."""
 
-    source: Source
+    source: Origin
     basis: str  # what all results depend on, beside their videos
     device: str  # cpu or npu
     model: str
@@ -108,7 +108,7 @@ def add_inputs(cli: argparse.ArgumentParser) -> None:
     add_naming(cli)
 
 
-def check_places(args: argparse.Namespace) -> None:
+def check_list_places(args: argparse.Namespace) -> None:
     """UserError where the videos are not there, or results cannot be, as the options of add_inputs() say it."""
     check_data_root(args.data_root)
     check_place(args.output_dir, os.path.join(args.output, args.output_dirname))
@@ -132,7 +132,7 @@ def job_of(args: argparse.Namespace) -> Tuple[Job, Work, Dict[int, Clip], Option
     basis = basis_of(digests, computing, clips.basis(listed, protocol, dtype, naming))
     scratch = args.scratch or ("" if args.ray else args.output_dir)
     tag = hashlib.sha256(repr((basis, os.path.abspath(folder), args.shard)).encode()).hexdigest()[:12]
-    job = Job(Source(os.path.abspath(args.data_root), naming, protocol, dtype), basis, args.device, path, computing, args.num_worker,
+    job = Job(Origin(os.path.abspath(args.data_root), naming, protocol, dtype), basis, args.device, path, computing, args.num_worker,
               scratch and os.path.abspath(scratch), tag, digests)
     work = Work(folder, args.outfmt, {index: os.path.join(args.output_dir, BINS, "%d.bin" % index) for index in listed},
                 (curve_path(folder),) + tuple(os.path.join(args.output_dir, name) for name in (INFO, MANIFEST)))
@@ -242,7 +242,7 @@ def run_in_memory(job: Job, chunk: Chunk) -> Piece:
 
 
 def videos_of(
-    source: Source, chosen: Mapping[int, Clip], workers: int, checksums: Dict[int, str]
+    source: Origin, chosen: Mapping[int, Clip], workers: int, checksums: Dict[int, str]
 ) -> Generator[Tuple[int, Any], None, None]:
     """(index, tensor [1, frames, 3, size, size] or Corrupt) of some clips, in any order; their checksums go to `checksums`. What
     decodes them is forked before this returns, so call it before an engine starts its threads."""
@@ -278,7 +278,7 @@ def missing_shards(work: Work, found: Progress, videos: int) -> List[str]:
     return words
 
 
-def agreement_with_fp32(
+def agreement_of_list(
     args: argparse.Namespace, job: Job, work: Work, found: Progress, chosen: Mapping[int, Clip], model: Offline
 ) -> Dict[str, Dict[str, int]]:
     """For the summary's `tsm` entry, at a precision below fp32: on how many of the `chosen` videos fp32 gives the same top-1."""
@@ -296,7 +296,7 @@ def finish(args: argparse.Namespace, job: Job, work: Work, listed: Mapping[int, 
         precision=args.precision if model else None, model=model.metadata if model else None)
     chosen = {index: listed[index] for index in sorted(found.done)[: args.agreement]}
     if model and args.precision != "fp32" and chosen:
-        facts.update(agreement_with_fp32(args, job, work, found, chosen, model))
+        facts.update(agreement_of_list(args, job, work, found, chosen, model))
     remove_others(work, found)
     consolidate(work, found)
     checksums = {index: one.checksum for index, one in sorted(found.done.items())}

@@ -14,9 +14,9 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tu
 import numpy as np
 
 from tsm.cli import Corrupt, UserError, printable, progress
-from tsm.infer.engine import BACKENDS, default_backend, has_bf16
+from tsm.infer.engine import BACKENDS, default_backend
 from tsm.infer.tensors import reading_ahead
-from tsm.machine import cores
+from tsm.machine import cores, has_bf16
 from tsm.model.graph import Trunk, build, trunk_of
 from tsm.protocol import MOVES, SAMPLINGS, SHIFTS, SSV2, Protocol, frame_indices
 from tsm.report.compare import chance
