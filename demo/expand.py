@@ -7,6 +7,7 @@ The thin network (one eighth of the channels) sits inside the full one: each of 
 shift group (shifted ahead, shifted back, still), every other channel is zero throughout, so the two networks give the
 same class scores up to float error. What runs is the full network with the full cost.
 
+    python3 demo/expand.py --output tsm_uni.pth --thin demo/tsm_thin_uni.pth     # shifted from the past alone, for online models
     python3 demo/expand.py --output tsm_still.pth --still     # the same weights as if nothing were shifted
 
 puts all of them among the channels that stay: what the thin network computes without its shift, and so a run with real
@@ -72,8 +73,10 @@ def main() -> None:
     args = get_args()
     from tsm.checkpoint import reader
 
-    state = expand(reader.load(args.thin)[0], args.still)
-    reader.save(args.output, state, {"source": "the demo's thin TSM, expanded", "config": CONFIG, "about": ABOUT})
+    thin, said = reader.load(args.thin)
+    shift = {"shift": said["shift"]} if "shift" in said else {}
+    meta = {"source": "the demo's thin TSM, expanded", "config": CONFIG, "about": ABOUT}
+    reader.save(args.output, expand(thin, args.still), dict(meta, **shift))
 
 
 if __name__ == "__main__":
