@@ -109,7 +109,7 @@ def preprocess(args: argparse.Namespace, protocol: Protocol) -> None:
     print("%d tensors of %.1f MB in %s: %d made, %d already right, %d skipped"
           % (len(done), job.nbytes / 1e6, job.file(BINS), made, kept, len(corrupt)))
     if made:
-        print("ms per video and worker: %.1f computing, %.1f checksum, %.1f writing" % tuple(1000 * seconds / made))
+        print("[INFO] ms per video and worker: %.1f computing, %.1f checksum, %.1f writing" % tuple(1000 * seconds / made))
 
 
 def main() -> None:

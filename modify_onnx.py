@@ -112,7 +112,8 @@ def surgery(given: Any, args: argparse.Namespace, protocol: Protocol, stated: bo
         proof = prove_online(given, args.model1, source.batch, graphs, trunk, protocol, args.input_dtype, found == protocol.shift)
     else:
         proof = prove(given, args.model1, source.batch, graphs, protocol, args.fusion, args.input_dtype)
-    print("\n".join(["rule           matches"] + ["%-14s %d" % item for item in rules.items()]))
+    print("[INFO] rules, and how often each matched: " + ", ".join("%s %d" % item for item in rules.items()))
+    print("recognised %d shifts and the head" % rules["shift"])
     for name, entry in proof.items():
         print("%s: %s" % (PRINTED[name], in_words(entry, protocol)))
     if found != protocol.shift:

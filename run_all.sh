@@ -56,13 +56,11 @@ trap 'stop 130' INT
 trap 'stop 143; kill -TERM "$child" 2>/dev/null || true' TERM HUP
 
 # Data: the checkpoint, the lists, the tensors.
-if [ -n "$own_checkpoint" ]; then
-    stage checkpoint "The checkpoint" ${fetched:+--check} --in "$own_checkpoint" ${config:+--in "$config"} ${labels:+--in "$labels"} \
-        --out protocol.json -- "$python" "${s}TSM_checkpoint.py" "${examine[@]}"
-else
-    stage checkpoint "The demo's checkpoint" --in "${s}demo/tsm_thin.pth" --out tsm_demo.pth -- \
-        "$python" "${s}demo/expand.py" --output tsm_demo.pth
-fi
+thin=${s}demo/tsm_thin${online:+_uni}.pth
+[ -n "$own_checkpoint" ] || stage demo "The demo's checkpoint" --in "$thin" --out "$demo" -- \
+    "$python" "${s}demo/expand.py" --output "$demo" ${online:+--thin "$thin"}
+[ -z "$own_checkpoint$online" ] || stage checkpoint "The checkpoint" ${fetched:+--check} "${examined[@]}" \
+    --out protocol.json -- "$python" "${s}TSM_checkpoint.py" "${examine[@]}"
 sthv2=${s}demo/annotations/something-something-v2
 [ -n "$own_data$model_only" ] || stage lists "Lists of the demo clips" --in "${s}demo/videos" --in "$sthv2-validation.json" \
     --in "$sthv2-labels.json" --out sthv2_val_list_videos.txt -- \
@@ -76,6 +74,13 @@ eval "$variables"
 stage export "Checkpoint to ONNX" --in "$checkpoint" ${config:+--in "$config"} ${protocol:+--in "$protocol"} --out tsm_bs1.onnx -- \
     "$python" "${export[@]}" --output-file tsm_bs1.onnx --softmax --shape "${shape[@]}"
 source=tsm_bs1.onnx
+if [ -n "$online" ]; then
+    stage surgery "Graph surgery, frame by frame" --in "$source" --in protocol.json ${labels:+--in "$labels"} --out "$modified" -- \
+        "$python" "${s}modify_onnx.py" -m1 "$source" -m2 "$modified" "${modify[@]}"
+    [ "$device" = cpu ] || stage atc "ATC" --in "$modified" --out "$model" -- \
+        atc --model="$modified" --framework=5 --output="${model%.om}" --input_format=ND --log=error --soc_version="Ascend${chip#Ascend}"
+    batches=()
+fi
 for bs in "${batches[@]}"; do
     stage "surgery_bs$bs" "Graph surgery, batch $bs" --in "$source" ${labels:+--in "$labels"} ${protocol:+--in "$protocol"} \
         --out "tsm_new_bs$bs.onnx" -- \
@@ -86,6 +91,13 @@ for bs in "${batches[@]}"; do
         --soc_version="Ascend${chip#Ascend}"
 done
 [ -z "$model_only" ] || { plan end "$plan"; exit; }
+if [ "$device$online" = npuyes ]; then  # ais_bench feeds no states back, so it tells the speed alone
+    mkdir -p perf
+    stage throughput_bs1 "Speed of a frame" ${again:+--check} --in "$model" --measure perf/bs1.log -- \
+        "$python" "${bench[@]}" "--model=$model" "--loop=$loop"
+    plan end "$plan"
+    exit
+fi
 [ -z "$int8" ] || stage quantise "Quantisation to int8" --in "$ann_file" --in "$modified" --out "$int8" --out "${int8%.xml}.bin" -- \
     "$python" "${s}TSM_quantise.py" --model "$modified" "${videos[@]}" --output "$int8"
 

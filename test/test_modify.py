@@ -93,7 +93,8 @@ def test_counts_and_proof_are_printed_and_kept(modified, name, weights, folded):
         assert len(set(entry["magnitudes"])) == SSV2.views  # a mix-up of any two views shows
     assert known["tsm.fusion"] == "score" and known["tsm.target"] == "cpu" and len(known["tsm.source_sha256"]) == 64
     assert json.loads(known["tsm.protocol"]) == json.loads(json.dumps(SSV2._asdict()))
-    assert "shift          16" in printed and "proof: largest difference" in printed and "view by view: largest" in printed
+    assert "recognised 16 shifts and the head" in printed and ", shift 16, head 1" in printed
+    assert "proof: largest difference" in printed and "view by view: largest" in printed
     assert ("says nothing of its protocol" in printed) == (name != "builtin")
 
 

@@ -99,7 +99,7 @@ def test_the_demo_reaches_its_accuracy_and_ends_with_the_table(suite, demo):
     assert len(strips) == 12 and all(strips)
     page = (suite / "work/report.html").read_text(encoding="utf-8")
     assert all(strip in page for strip in strips)
-    assert set(found["stages"]) >= {"lists", "checkpoint", "preprocess", "export", "surgery_bs1", "infer", "accuracy"}
+    assert set(found["stages"]) >= {"lists", "demo", "preprocess", "export", "surgery_bs1", "infer", "accuracy"}
 
 
 @pytest.mark.all
@@ -170,8 +170,12 @@ def test_the_readme_s_prediction_is_what_the_command_prints(repo, suite, demo):
     lines = [line.split(None, 1) for line in done.stdout.splitlines()]
     wanted = [line.split(None, 1) for line in shown.splitlines()]
     assert [words[-1] for words in lines] == [words[-1] for words in wanted]  # names and labels, in their order
-    for words, others in zip(lines, wanted):
-        assert len(words) == 1 or abs(float(words[0]) - float(others[0])) < 2e-4
+    for line, words, others in zip(done.stdout.splitlines(), lines, wanted):
+        assert not line.startswith("  ") or abs(float(words[0]) - float(others[0])) < 2e-4
+    code = re.search(r"<!-- code -->\n```python\n(.*?)```", text, re.DOTALL).group(1)
+    said = subprocess.run([sys.executable, "-c", code], cwd=str(suite), stdout=subprocess.PIPE, universal_newlines=True, check=True).stdout
+    labels = json.loads((repo / "demo/annotations/something-something-v2-labels.json").read_text())
+    assert labels[wanted[2][1]] == said.strip()  # the best class of the first video
 
 
 @pytest.fixture
@@ -206,7 +210,8 @@ def begun(tmp_path, monkeypatch):
     ((1, "--agreement", "-1"), "-1 is below 0"), ((1, "--gallery", "many"), "'many' is not"),
     ((1, "--backend", "tensorrt"), "--backend: invalid choice: 'tensorrt'"), ((1, "--num_worker", "0"), "--num_worker: 0 is below 1"),
     ((1, "--backend", "onnxruntime", "--precision", "int8"), "--precision int8 needs --backend openvino"),
-    ((1, "--config", "a.py"), "--config and --segments are for --checkpoint"), ((1, "--segments", "8"), "are for --checkpoint"),
+    ((1, "--config", "a.py"), "--config, --segments and --shift are for --checkpoint"), ((1, "--segments", "8"), "are for --checkpoint"),
+    ((4, "--online"), "BATCH_SIZE is 1"), (("--model_only", "--precision", "int8"), "--model_only measures nothing"),
     ((1, "--device", "npu", "--dtype", "uint8"), "--dtype uint8"), ((1, "--device", "npu", "--backend", "openvino"), "--backend"),
     ((1, "--device", "npu", "--precision", "bf16"), "--precision is for the CPU"),
 ])
@@ -443,6 +448,22 @@ def test_the_model_alone_needs_no_data(wired, tmp_path):
     assert done.stdout.endswith("suite/TSM_predict.py --model work/tsm_new_bs1.onnx VIDEO\n")
     done, calls = wired("--model_only", "--checkpoint", "a.pth", "--labels", "list.txt")
     assert calls == [] and "\nNothing to do" in done.stdout
+
+
+def test_an_online_model_is_made_measured_by_its_curve_and_reported(wired, tmp_path):
+    """Of the demo's checkpoint for it, and of one's own, whose shift may be told."""
+    done, calls = wired(1, "--online")
+    assert done.returncode == 0, done.stderr
+    assert [call[0] for call in calls] == ["expand.py", "TSM_checkpoint.py", "TSM_dataset.py", "pytorch2onnx.py", "modify_onnx.py",
+                                           "TSM_stream.py", "TSM_postprocess.py", "TSM_infer.py", "TSM_report.py"]
+    assert called(calls, "expand.py")[0][-1].endswith("demo/tsm_thin_uni.pth")
+    assert called(calls, "modify_onnx.py")[0][:6] == ["-m1", "tsm_bs1.onnx", "-m2", "tsm_online.onnx", "--target", "online"]
+    assert called(calls, "TSM_stream.py")[0][:3] == ["--curve", "--model", "./tsm_online.onnx"]
+    assert called(calls, "TSM_infer.py") == [["--model=tsm_online.onnx"]]
+    run = workfolder.read_run(str(tmp_path / "work"))
+    assert run.modified == run.model == "tsm_online.onnx" and "--model work/tsm_online.onnx" in done.stdout
+    done, calls = wired(1, "--online", *OWN, "--shift", "bi-still")
+    assert calls[0] == ["TSM_checkpoint.py", str(tmp_path / "a.pth"), "--shift", "bi-still", "--output", "protocol.json"], done.stderr
 
 
 def test_nothing_is_done_twice_and_speed_is_measured_again_where_that_is_asked(wired, tmp_path):

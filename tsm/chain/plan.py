@@ -35,6 +35,7 @@ EXPORTER = "tools/deployment/pytorch2onnx.py"  # of mmaction2
 GUIDE_S = "configs/recognition/tsm/tsm_r50_1x1x8_50e_sthv2_rgb.py"  # its config of the guide's network:
 NETWORK = "TSM ResNet-50"
 DEMO = "tsm_demo.pth", "demo/videos", "sthv2_val_list_videos.txt", "demo/annotations/something-something-v2-labels.json"
+DEMO_ONLINE = "tsm_demo_uni.pth"  # whose shift is from the past alone
 ABOUT = """usage: ./run_all.sh BATCH_SIZE [options]
 
   ./run_all.sh 1                                the bundled demo, in work/
@@ -42,8 +43,7 @@ ABOUT = """usage: ./run_all.sh BATCH_SIZE [options]
   ./run_all.sh --model_only --checkpoint my.pth            no dataset needed
   ./run_all.sh --clean                          delete the tensors; all: all
 
-From a TSM checkpoint to accuracy, throughput and a page. Running it again
-does what is missing or out of date. docs/datasets.md explains each option."""
+Running it again does what is missing. docs/datasets.md explains each option."""
 AFTER = "exit status: 0 done; 1 a stage failed; 2 wrong usage; 130, 143 stopped"
 
 
@@ -58,6 +58,8 @@ def get_args(words: Optional[List[str]] = None) -> argparse.Namespace:
     cli.add_argument("--segments", type=positive, metavar="N", help="frames of a view, where nothing says it")
     cli.add_argument("--labels", type=some, metavar="FILE", help="names of the classes")
     cli.add_argument("--model_only", action="store_true", help="make the proved model, measure nothing")
+    cli.add_argument("--online", action="store_true", help="a model that answers at every frame")
+    cli.add_argument("--shift", type=some, metavar="KIND", help="of the checkpoint: bi, past1, bi-still, …")
     cli.add_argument("--filename_tmpl", type=some, metavar="TMPL", help="names of frames (img_%%05d.jpg)")
     cli.add_argument("--start_index", type=non_negative, metavar="N", help="number of the first frame (1)")
     cli.add_argument("--on_error", choices=("fail", "skip"), default="fail", metavar="DO", help="of unreadable videos: fail, or skip")
@@ -83,9 +85,10 @@ def get_args(words: Optional[List[str]] = None) -> argparse.Namespace:
     cli.add_argument("--again", action="store_true", help="measure the speed again")
     cli.add_argument("--agreement", type=non_negative, metavar="N", default=8, help="videos compared with fp32 here (8); 0: none")
     cli.add_argument("--gallery", type=non_negative, metavar="N", default=12, help="videos a kind that the page shows (12)")
-    cli.add_argument("--work_dir", type=some, default=os.path.join(SUITE, "work"), metavar="DIR", help="where all goes (work/ beside this)")
+    cli.add_argument("--work_dir", type=some, metavar="DIR", help="where all goes (work/ beside this)")
     cli.add_argument("--clean", nargs="?", const="tensors", choices=("tensors", "all"), metavar="all", help="delete what runs made there")
     args = cli.parse_args(words)
+    args.work_dir = args.work_dir or os.path.join(SUITE, "work/online" if args.online else "work")
     args.batch = args.batch or (1 if args.model_only or args.clean else cli.error("BATCH_SIZE is missing, as in ./run_all.sh 1"))
     return args
 
@@ -122,12 +125,15 @@ def begin(args: argparse.Namespace) -> Optional[Dict[str, Any]]:
     args.suite = from_folder(os.path.realpath(args.work_dir))
     args.given_exporter, args.mmaction2 = args.exporter, absolute(os.environ.get("MMACTION2", ""))
     own = "python3" if args.device == "npu" else args.suite + ".venv/bin/python"
-    examine = [args.checkpoint or ""] + flags({"--config": args.config, "--segments": args.segments, "--labels": args.labels})
+    examine = [args.checkpoint or (DEMO_ONLINE if args.online else "")] + flags({
+        "--config": args.config, "--segments": args.segments, "--shift": args.shift, "--labels": args.labels})
     return dict(python=(absolute(python) if "/" in python else python) or own, s=args.suite, device=args.device, work_dir=args.work_dir,
                 set_env=set_env, said="Running on the %s (%s), in %s" % (args.device.upper(), why, shown(args, args.work_dir)),
                 own_checkpoint=args.checkpoint or "", fetched="" if os.path.isabs(args.checkpoint or "/") else "yes",
-                own_data=args.data_root or "", model_only="yes" if args.model_only else "", again="yes" if args.again else "",
-                examine=examine + ["--output", workfolder.PROTOCOL])
+                own_data=args.data_root or "", online="yes" if args.online else "",
+                demo=DEMO_ONLINE if args.online else DEMO[0], model_only="yes" if args.model_only else "",
+                again="yes" if args.again else "", examine=examine + ["--output", workfolder.PROTOCOL],
+                examined=[word for path in (examine[0], args.config, args.labels) if path for word in ("--in", path)])
 
 
 def from_folder(work: str) -> str:
@@ -170,7 +176,9 @@ def check_usage(args: argparse.Namespace) -> None:
     on_npu, spread = args.device == "npu", args.devices or args.ray
     for wrong, said in (
         (bool(args.data_root) != bool(args.ann_file), "--data_root and --ann_file go together"),
-        ((args.config or args.segments) and not args.checkpoint, "--config and --segments are for --checkpoint"),
+        ((args.config or args.segments or args.shift) and not args.checkpoint, "--config, --segments and --shift are for --checkpoint"),
+        (args.online and (args.batch != 1 or spread or args.perf_batches),
+         "--online takes a frame at a time, on this host, so BATCH_SIZE is 1; leave out --perf_batches, --devices and --ray"),
         (args.backend == "onnxruntime" and args.precision != "fp32", "--precision %s needs --backend openvino" % args.precision),
         (args.stream and (spread or args.chunk != "auto"),
          "--stream is this host's CPU, without chunks; leave it out, or --chunk, --devices, --ray"),
@@ -236,7 +244,7 @@ def stages(args: argparse.Namespace) -> Dict[str, Any]:
 
     facts: Dict[str, Any] = {"checkpoint": DEMO[0], "network": NETWORK, "fusion": "score"}  # the demo's
     protocol = SSV2
-    if args.checkpoint:
+    if args.checkpoint or args.online:
         facts = read_stated(workfolder.PROTOCOL)
         protocol = protocol_from(facts, workfolder.PROTOCOL)
     stated = workfolder.PROTOCOL if protocol != SSV2 else ""  # else the guide's commands say it all
@@ -248,13 +256,14 @@ def stages(args: argparse.Namespace) -> Dict[str, Any]:
         args.chunk = "0"
     elif args.chunk == "auto" and not (args.stream or args.devices or args.ray):
         args.chunk = "auto" if chunk_size(len(read_list(args.ann_file, protocol)), args.dtype, 2, protocol) else "0"
-    streamed, on_npu = args.stream or args.chunk != "0", args.device == "npu"
+    streamed, on_npu = args.stream or args.online or args.chunk != "0", args.device == "npu"
     export = exporting(args, facts, stated)
-    model = (workfolder.COMPILED if on_npu else workfolder.MODIFIED).replace("*", str(args.batch))
+    modified = workfolder.ONLINE if args.online else workfolder.MODIFIED.replace("*", str(args.batch))
+    model = modified.replace("new_", "").replace(".onnx", ".om") if on_npu else modified
     told = workfolder.Run(
         args.data_root, args.ann_file, facts["checkpoint"], args.config or "", args.labels or "", stated,
         args.filename_tmpl or facts.get("filename_tmpl", ""), facts.get("start_index") if args.start_index is None else args.start_index,
-        workfolder.EXPORTED, workfolder.MODIFIED.replace("*", str(args.batch)), model, args.device, args.precision, args.backend or "",
+        workfolder.EXPORTED, modified, model, args.device, args.precision, args.backend or "",
         args.fusion or facts["fusion"], args.dtype, workfolder.folder_of(args.ann_file or ""), args.batch,
         sorted({int(size) for size in (args.perf_batches or str(args.batch)).split(",")}),
         dict(args.chosen, form="no tensors on disk" if streamed else "tensors on disk"))
@@ -266,6 +275,8 @@ def stages(args: argparse.Namespace) -> Dict[str, Any]:
 
 def exporting(args: argparse.Namespace, facts: Dict[str, Any], stated: str) -> List[str]:
     """The exporter's script, and what it takes before the output."""
+    if args.exporter != "builtin" and args.online:
+        args.exporter = "builtin"  # the other knows one kind of shift
     if args.exporter != "builtin" and not args.config and (stated or facts["network"] != NETWORK):
         if args.given_exporter == "mmaction2":
             raise UserError("%s: mmaction2's exporter needs its config; give it by --config" % facts["checkpoint"])
@@ -290,15 +301,17 @@ def options_of(args: argparse.Namespace, told: workfolder.Run) -> Dict[str, Any]
     dtype = unless("float32", told.dtype)
     return dict(
         videos=videos, preprocess=videos + flags({"--batch_size": told.batch, "--dtype": dtype, "--protocol": told.protocol}),
-        modify=flags({"--target": "ascend" if on_npu else "cpu", "--fusion": unless("score", told.fusion), "--protocol": told.protocol,
+        modify=flags({"--target": "online" if args.online else "ascend" if on_npu else "cpu",
+                      "--fusion": "" if args.online else unless("score", told.fusion), "--protocol": told.protocol,
                       "--input_dtype": dtype, "--labels": told.labels}),
         bench=["-m", "ais_bench"] if on_npu else [args.suite + "TSM_infer.py"] + engine,
-        stream=[args.suite + "TSM_stream.py"] + engine + spread,
+        stream=[args.suite + "TSM_stream.py"] + engine + spread + ["--curve"] * args.online,
         report=["--perf_batches", *told.perf_batches] + flags({
             "--checkpoint": told.checkpoint, "--device": told.device, "--precision": told.precision, "--batch_size": told.batch,
             "--model": told.modified, "--data_root": told.data_root, "--gallery": unless(12, args.gallery),
             "--agreement": workfolder.AGREEMENT if on_npu and args.agreement else ""}),
-        batches=sorted({told.batch, *told.perf_batches}), models=workfolder.COMPILED if on_npu else workfolder.MODIFIED, int8=int8,
+        batches=sorted({told.batch, *told.perf_batches}), int8=int8,
+        models=told.model if args.online else workfolder.COMPILED if on_npu else workfolder.MODIFIED,
         loop=args.loop or (20 if on_npu else ""), agreement=args.agreement if on_npu else 0)
 
 
