@@ -229,7 +229,7 @@ class Online(NamedTuple):
 
 
 def open_online(model: Offline, computing: Computing) -> Online:
-    """An online model compiled for one frame at a time, by all cores, or by as many as each of computing.streams has.
+    """An online model compiled for one frame at a time, by all cores, or for as many as computing.streams says, on a part of them each.
 
     What a state holds is worth nothing once it is not finite: then the states are reset, which is said, and the frame is
     computed as a first one. Raises UserError where its scores are not finite even so, and for a model without states.
@@ -238,7 +238,7 @@ def open_online(model: Offline, computing: Computing) -> Online:
         raise UserError("%s: is no online model; make one with modify_onnx.py --target online" % model.path)
     network, int8 = to_compile(model, computing)
     begin = {"openvino": _stateful, "onnxruntime": _fed_back}[computing.backend]
-    name, requests = begin(network, model, computing.precision, max(1, cores() // (computing.streams or 1)))
+    name, requests = begin(network, model, computing.precision, computing.streams or 1)
 
     def another() -> Online:
         reset, run = requests()
@@ -262,7 +262,7 @@ def open_online(model: Offline, computing: Computing) -> Online:
 Requests = Callable[[], Tuple[Callable[[], None], Callable[[np.ndarray], np.ndarray]]]  # () -> (reset, run) of new states
 
 
-def _stateful(network: Any, model: Offline, precision: str, threads: int) -> Tuple[str, Requests]:
+def _stateful(network: Any, model: Offline, precision: str, streams: int) -> Tuple[str, Requests]:
     """By OpenVINO, with the states inside its requests: each is read, zeros at first, where it came in, and assigned where it went out."""
     import openvino as ov
     from openvino import opset6
@@ -279,7 +279,7 @@ def _stateful(network: Any, model: Offline, precision: str, threads: int) -> Tup
         whole = made.get_node().get_output_size() == 1  # assign() takes no output of a Split
         sinks.append(opset6.assign(made.get_node() if whole else opset6.multiply(made, np.float32(1)), state.input))
     network = ov.Model([network.output("output").get_node()], sinks, [network.input("input").get_node()])
-    ready = compiled(network, model.path, precision, "LATENCY", 1, threads)
+    ready = compiled(network, model.path, precision, "LATENCY", streams, cores())
 
     def begin() -> Tuple[Callable[[], None], Callable[[np.ndarray], np.ndarray]]:
         request = ready.create_infer_request()
@@ -294,9 +294,9 @@ def _stateful(network: Any, model: Offline, precision: str, threads: int) -> Tup
     return engine_name("openvino"), begin
 
 
-def _fed_back(network: Any, model: Offline, precision: str, threads: int) -> Tuple[str, Requests]:
+def _fed_back(network: Any, model: Offline, precision: str, streams: int) -> Tuple[str, Requests]:
     """By ONNX Runtime, which is given the states that it gave."""
-    session = session_of(network, model.path, precision, threads)
+    session = session_of(network, model.path, precision, max(1, cores() // streams))
     names = ["output"] + [state.output for state in model.states]
 
     def begin() -> Tuple[Callable[[], None], Callable[[np.ndarray], np.ndarray]]:
