@@ -256,17 +256,20 @@ def reset_rule(text: str) -> Union[str, float]:
 
 def check_options(args: argparse.Namespace, inputs: Sequence[Input], model: Offline) -> None:
     """Refuse, as wrong usage, options that do not fit the kind of model."""
-    online = model.target == "online"
-    mine, others = {"--window": args.window, "--views": args.views}, {
+    online, files = model.target == "online", [one.path for one in inputs if one.is_file]
+    ways = {"--window": args.window, "--views": args.views} if online else {
         "--memory": args.memory, "--threshold": args.threshold, "--reset": args.reset}
-    for option, value in (mine if online else others).items():
-        if value is not None:
-            fail("%s is for %s, and %s is %s (see --help)" % (
-                option, "models of clips" if online else "online models, of modify_onnx.py --target online", model.path,
-                "an online model: --every and --memory say what an answer is about" if online else "a model of clips"), status=2)
-    files = [one.path for one in inputs if one.is_file]
-    if args.every and not online and not args.window and (files or not any(one.is_live for one in inputs)):
-        fail("--every needs --window or an online model, but for a camera or an address%s (see --help)"
-             % ("; %s is none" % files[0] if files else ""), status=2)
-    if args.threshold is not None and args.threshold >= 1:
-        fail("--threshold %g is no probability below 1 (see --help)" % args.threshold, status=2)
+    strange = next((option for option, value in ways.items() if value is not None), "")
+    wrong = ""
+    if strange and online:
+        wrong = "%s is for models of clips; of an online model, as %s is one, --every and --memory say what an answer is about" % (
+            strange, model.path)
+    elif strange:
+        wrong = "%s is for online models, of modify_onnx.py --target online; %s is a model of clips" % (strange, model.path)
+    elif args.every and not online and not args.window and (files or not any(one.is_live for one in inputs)):
+        wrong = "--every needs --window or an online model, but for a camera or an address%s" % (
+            "; %s is none" % files[0] if files else "")
+    elif (args.threshold or 0) >= 1:
+        wrong = "--threshold %g is no probability below 1" % args.threshold
+    if wrong:
+        fail(wrong + " (see --help)", status=2)
