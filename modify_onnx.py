@@ -20,15 +20,19 @@ from typing import Any, Dict, Mapping, Tuple
 
 from tsm import __version__
 from tsm.cli import UserError, fail, parser, positive, run
-from tsm.files import replacing, sha256
+from tsm.files import replacing, sha256, write_text
 from tsm.machine import keep_freed_memory
 from tsm.protocol import FUSIONS, Protocol, differences, read_protocol
 
 CHOICES = {  # of an exported model the first
-    "target": ("ascend", "cpu", "online"), "fusion": FUSIONS, "input_dtype": ("float32", "uint8"),
+    "target": ("ascend", "cpu", "online"), "fusion": FUSIONS, "input_dtype": ("float32", "uint8", "aipp"),
 }
+FORMS = {"guide": "ascend", "parts": "ascend_parts", "mask": "ascend_mask"}  # of tsm.model.graph.build(); each is proved
 FOR = {"ascend": "ATC", "cpu": "TSM_infer.py, TSM_stream.py and TSM_predict.py", "online": "TSM_predict.py and TSM_stream.py"}
-PRINTED = {"file": "proof", "one_view": "proof, view by view", "one_frame": "proof, as engines run it"}  # what was proved
+PRINTED = {  # what was proved
+    "file": "proof", "parts": "proof, --form parts", "mask": "proof, --form mask", "one_view": "proof, view by view",
+    "one_frame": "proof, as engines run it",
+}
 REMEDY = "pass the exported model instead"
 
 
@@ -40,7 +44,9 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--target", choices=CHOICES["target"], help="ascend: for ATC; cpu; online: frame by frame (default: ascend)")
     cli.add_argument("--fusion", choices=CHOICES["fusion"], help="how views are fused: by mean scores, as the guide, or mean "
                      "probabilities, as mmaction2 (default: score)")
-    cli.add_argument("--input_dtype", choices=CHOICES["input_dtype"], help="uint8: the graph normalises (default: float32)")
+    cli.add_argument("--input_dtype", choices=CHOICES["input_dtype"], help="uint8: the graph normalises; aipp: ATC's AIPP "
+                     "does, by the config that is written beside (default: float32)")
+    cli.add_argument("--form", choices=FORMS, help="ascend: the guide's graph, or in four dimensions throughout (default: guide)")
     cli.add_argument("--shift", choices=("bi-still", "bi-zero"), help="online: run weights of bi without what they see ahead")
     cli.add_argument("--auto_optimizer", action="store_true", help="ascend: also apply auto-optimizer's default knowledges")
     cli.add_argument("--protocol", metavar="FILE", help="what TSM_checkpoint.py wrote, for a model that does not say it")
@@ -66,19 +72,22 @@ def settle(args: argparse.Namespace, known: Mapping[str, str]) -> bool:
     print("for %s (--target %s)" % (FOR[args.target], args.target))
     if args.shift and args.target != "online":
         fail("--shift: for --target online; an offline model has the shift that it was exported with (see --help)", status=2)
-    if args.input_dtype == "uint8" and args.target == "ascend":
-        fail("--input_dtype uint8: for --target cpu and online; on an NPU, normalise by ATC's --insert_op_conf (see --help)", status=2)
-    if args.auto_optimizer and args.target != "ascend":
-        fail("--auto_optimizer: for --target ascend; TSM_infer.py does not run what it makes (see --help)", status=2)
+    if args.target != "ascend" and (args.form or args.input_dtype == "aipp" or args.auto_optimizer):
+        fail("--form, --auto_optimizer and --input_dtype aipp: for --target ascend, as only an NPU runs what they make", status=2)
+    args.form = args.form or known.get("tsm.ascend_form", "guide")
+    if args.form not in FORMS:
+        raise UserError("%s: not as modify_onnx.py wrote it (its form is %r); %s" % (args.model1, args.form, REMEDY))
+    if args.auto_optimizer and args.form != "guide":
+        fail("--auto_optimizer: for --form guide, which its knowledges are of (see --help)", status=2)
     return modified
 
 
-def write(trunk: Any, args: argparse.Namespace, protocol: Protocol, batch: int) -> Tuple[Any, Dict[str, int]]:
-    """(the model of `batch` videos, how often auto-optimizer changed it, where it is asked for)."""
+def write(trunk: Any, args: argparse.Namespace, form: str, protocol: Protocol, batch: int) -> Tuple[Any, Dict[str, int]]:
+    """(the model of `batch` videos, for an NPU in one of FORMS, how often auto-optimizer changed it, where it is asked for)."""
     from tsm.model.graph import build
     from tsm.model.surgery import auto_optimize
 
-    model = build(trunk, args.target, protocol, batch, args.fusion, dtype=args.input_dtype)
+    model = build(trunk, FORMS[form] if args.target == "ascend" else args.target, protocol, batch, args.fusion, dtype=args.input_dtype)
     if args.auto_optimizer:
         model, applied = auto_optimize(model, os.path.dirname(os.path.abspath(args.model2)))
         return model, {"auto_optimizer": applied}
@@ -86,13 +95,18 @@ def write(trunk: Any, args: argparse.Namespace, protocol: Protocol, batch: int) 
 
 
 def proved_forms(trunk: Any, args: argparse.Namespace, protocol: Protocol) -> Tuple[Dict[str, Any], Dict[str, int]]:
-    """({"file": the model of one video, of few views, "one_view" or "one_frame": what an engine runs in its place}, as write())."""
+    """({"file": the model of one video, of few views, "one_view" or "one_frame": what an engine runs in its place; for an NPU the
+    other FORMS}, as write())."""
     from tsm.model.graph import build
     from tsm.model.surgery import few_views
 
-    model, applied = write(trunk, args, few_views(protocol), 1)
+    graphs, few = {}, few_views(protocol)
+    graphs["file"], applied = write(trunk, args, "guide", few, 1)
+    if args.target == "ascend" and not args.auto_optimizer:
+        graphs.update((form, write(trunk, args, form, few, 1)[0]) for form in FORMS if form != "guide")
     runs = {"cpu": {"one_view": "view"}, "online": {"one_frame": "online_parts"}}.get(args.target, {})
-    return dict({"file": model}, **{name: build(trunk, form, protocol, dtype=args.input_dtype) for name, form in runs.items()}), applied
+    graphs.update((name, build(trunk, form, protocol, dtype=args.input_dtype)) for name, form in runs.items())
+    return graphs, applied
 
 
 def surgery(given: Any, args: argparse.Namespace, protocol: Protocol, stated: bool, scratch: str) -> Tuple[Any, Protocol, Dict[str, str]]:
@@ -150,6 +164,7 @@ def main() -> None:
     import onnx
 
     from tsm.labels import METADATA, read_labels
+    from tsm.model.aipp import config
     from tsm.model.onnxfile import metadata, protocol_of, read_onnx, set_metadata
 
     keep_freed_memory(1 << 30)  # the proof's activations come and go: without it a tenth of the time is the kernel's
@@ -164,6 +179,7 @@ def main() -> None:
         protocol = stated
     if args.labels:
         known[METADATA] = json.dumps(read_labels(args.labels, protocol.classes))
+    beside = os.path.splitext(args.model2)[0] + ".cfg"
     with replacing(args.model2) as part:
         if modified:
             trunk = carry_over(given, args, protocol)
@@ -174,15 +190,23 @@ def main() -> None:
                     args.model1, protocol.segments, protocol.views, protocol.size))
             trunk, protocol, facts = surgery(given, args, protocol, says, part)
             known.update(facts)
-        model, _ = write(trunk, args, protocol, args.batch_size)
+        model, _ = write(trunk, args, args.form, protocol, args.batch_size)
         onnx.checker.check_model(model)
+        if args.target == "ascend":
+            known["tsm.ascend_form"] = args.form
+        if args.input_dtype == "aipp":
+            write_text(beside, config(protocol))
         settled = {"tsm." + key: getattr(args, key) for key in CHOICES if getattr(args, key)}
         set_metadata(model, {**known, **metadata(model), **settled, "tsm.version": __version__, "tsm.batch": str(args.batch_size)})
         onnx.save(model, part)
     shape = protocol.frame_shape if args.target == "online" else protocol.video_shape
     print("wrote %s: input %s %s, output [%d, %d], %s, for %s" % (
         args.model2, [args.batch_size] + list(shape), args.input_dtype, args.batch_size, protocol.classes,
-        "views fused by " + args.fusion if args.fusion else "the scores of a frame, and its shifts' states", args.target))
+        "views fused by " + args.fusion if args.fusion else "the scores of a frame, and its shifts' states",
+        args.target + (", form " + args.form if args.target == "ascend" else "")))
+    if args.input_dtype == "aipp":
+        print("wrote %s, for atc --insert_op_conf: then it takes uint8 [%d, %d, %d, 3]" % (
+            beside, args.batch_size * protocol.frames, protocol.size, protocol.size))
 
 
 if __name__ == "__main__":

@@ -358,11 +358,15 @@ def test_what_the_exporter_knew_is_carried_over(specimens, works, tmp_path):
     set_metadata(model, facts)
     onnx.save(model, str(tmp_path / "source.onnx"))
     works("modify_onnx.py", "-m1", "source.onnx", "-m2", "one.onnx", cwd=tmp_path)
-    works("modify_onnx.py", "-m1", "one.onnx", "-m2", "four.onnx", "-bs", 4, cwd=tmp_path)
+    works("modify_onnx.py", "-m1", "one.onnx", "-m2", "four.onnx", "-bs", 4, "--form", "parts", cwd=tmp_path)
+    works("modify_onnx.py", "-m1", "four.onnx", "-m2", "again.onnx", "-bs", 4, cwd=tmp_path)
+    works("modify_onnx.py", "-m1", "four.onnx", "-m2", "back.onnx", "--form", "guide", cwd=tmp_path)
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "four.onnx").read_bytes()
+    assert (tmp_path / "back.onnx").read_bytes() == (tmp_path / "one.onnx").read_bytes()
     for name, batch in (("one", "1"), ("four", "4")):
         known = metadata(onnx.load(str(tmp_path / (name + ".onnx"))))
         assert facts.items() <= known.items() and known["tsm.source"] == "source.onnx" and known["tsm.batch"] == batch
-        assert set(json.loads(known["tsm.proof"])) == {"file"}  # an NPU runs the file
+        assert set(json.loads(known["tsm.proof"])) == {"file", "parts", "mask"}  # what an NPU may run
 
 
 def test_names_of_the_classes_are_kept(modified, works, fails, tmp_path):

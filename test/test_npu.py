@@ -19,9 +19,15 @@ from tsm.cli import UserError
 from tsm.infer import ascend
 from tsm.infer.journal import Piece
 from tsm.infer.lists import Chunk
+from tsm.model import aipp
+from tsm.model.graph import FLAT, build, trunk_of
+from tsm.model.offline import read_offline
+from tsm.model.onnxfile import read_onnx, session
 from tsm.protocol import SSV2
+from tsm.video.clips import normalisation
 
 CLIPS = 5  # neither 4 nor 8 divides it
+ATC = ["--framework=5", "--output=m", "--input_format=ND", "--log=error", "--soc_version=Ascend310P3"]
 PERF = ("--num_worker", 2, "--loop", 1)
 GUIDE = pytest.param((1, "2023", 0o022), id="bs1-2023")  # batch size, generation of ais_bench, umask
 ONCE = pytest.mark.parametrize("on_npu", [GUIDE], indirect=True)
@@ -501,10 +507,17 @@ def scatter(folder, count):
     return values
 
 
+def command(words, atlas, folder):
+    return subprocess.run([str(word) for word in words], cwd=str(folder), env=dict(os.environ, **atlas), stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, universal_newlines=True)
+
+
 def bench(atlas, folder, *args):
-    return subprocess.run([sys.executable, "-m", "ais_bench"] + [str(arg) for arg in args], cwd=str(folder),
-                          env=dict(os.environ, **atlas), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          universal_newlines=True)
+    return command([sys.executable, "-m", "ais_bench", *args], atlas, folder)
+
+
+def atc(atlas, folder, *args):
+    return command(["atc", *args], atlas, folder)
 
 
 @pytest.mark.parametrize("outfmt", ["TXT", "NPY", "BIN"])
@@ -568,23 +581,19 @@ def test_the_stand_ins_refuse_what_the_real_tools_refuse(atlas, tmp_path):
     save_model(tmp_path / "good.onnx", 1, gemm)
     save_model(tmp_path / "new.onnx", 1, gemm, opset=17)
     save_model(tmp_path / "dynamic.onnx", None, gemm)
-    save_model(tmp_path / "sub.onnx", 1, lambda helper: [
-        helper.make_node("Sub", ["input", "input"], ["zero"], "zero"),
+    save_model(tmp_path / "pad.onnx", 1, lambda helper: [
+        helper.make_node("Neg", ["input"], ["zero"], "zero"),
         helper.make_node("Gemm", ["zero", "w", "b"], ["output"], "gemm")])
 
-    def atc(*args):
-        return subprocess.run(["atc"] + list(args), cwd=str(tmp_path), env=dict(os.environ, **atlas),
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
-
-    flags = ["--framework=5", "--output=m", "--input_format=ND", "--log=error", "--soc_version=Ascend310P3"]
-    done = atc("--model=good.onnx", *flags)
+    done = atc(atlas, tmp_path, "--model=good.onnx", *ATC)
     assert done.returncode == 0 and "ATC run success, welcome to the next use." in done.stdout
     assert (tmp_path / "m.om").read_bytes() == (tmp_path / "good.onnx").read_bytes()
-    for name, said in (("absent", "no such file"), ("new", "Opset"), ("dynamic", "dynamic"), ("sub", "optype [Sub]")):
-        done = atc("--model=%s.onnx" % name, *flags)
+    for name, said in (("absent", "no such file"), ("new", "Opset"), ("dynamic", "dynamic"), ("pad", "optype [Neg]")):
+        done = atc(atlas, tmp_path, "--model=%s.onnx" % name, *ATC)
         assert done.returncode == 255 and said in done.stdout, (name, done.stdout)
-    assert atc("--model=good.onnx", "--unknown=1", *flags).returncode == 255
-    assert atc("--model=good.onnx", *flags[:-1]).returncode == 255
+    for flags in (["--unknown=1", *ATC], ATC[:-1], [*ATC, "--precision_mode=fp16"], [*ATC, "--precision_mode_v2=force_fp16"],
+                  [*ATC, "--precision_mode=force_fp16", "--precision_mode_v2=fp16"]):
+        assert atc(atlas, tmp_path, "--model=good.onnx", *flags).returncode == 255, flags
 
     scatter(tmp_path / "in", 2)
     np.zeros(3, np.float32).tofile(str(tmp_path / "odd.bin"))
@@ -616,20 +625,41 @@ def test_the_newer_stand_in_looks_at_paths_first(change, said, atlas, tmp_path):
         assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
 
 
+def test_what_normalises_on_the_chip(works, fails, thin_onnx, tmp_path):
+    """uint8 in the graph; AIPP before it, whose config and arithmetic are those of Huawei's documents, and what it cannot do."""
+    import onnx
+
+    export = thin_onnx.parent / "thin.onnx"
+    modify = ["modify_onnx.py", "-m1", export, "-m2"]
+    assert "form parts" in works(*modify, "uint8.onnx", "--input_dtype", "uint8", "--form", "parts", cwd=tmp_path)
+    ops = [node.op_type for node in onnx.load(str(tmp_path / "uint8.onnx")).graph.node]
+    assert [ops.count(op) for op in ("Cast", "Sub", "Mul", "Reshape")] == [1, 1, 1, 2]
+    assert "uint8 [96, 256, 256, 3]" in works(*modify, "a.onnx", "-bs", 2, "--input_dtype", "aipp", cwd=tmp_path)
+    model = read_offline(str(tmp_path / "a.onnx"))
+    assert [dim.dim_value for dim in model.proto.graph.input[0].type.tensor_type.shape.dim] == [96, 3, 256, 256]
+    assert (model.batch, model.shape) == (2, (2, 48, 3, 256, 256))
+    works("modify_onnx.py", "-m1", "a.onnx", "-m2", "again.onnx", "--form", "mask", cwd=tmp_path)
+    assert (tmp_path / "again.cfg").read_text() == (tmp_path / "a.cfg").read_text() == aipp.config(SSV2)
+    assert re.findall(r"min_chn_(\d): ([\d.]+)", aipp.config(SSV2)) == [("0", "123.675"), ("1", "116.28"), ("2", "103.53")]
+    assert "var_reci_chn_0: 0.01712475" in aipp.config(SSV2)
+    for table in aipp.tables(SSV2):
+        assert 0 < np.abs(table - normalisation(SSV2)).max() < 4e-3
+    line = fails(*modify, "b.onnx", "--target", "cpu", "--form", "mask", cwd=tmp_path, status=2)
+    assert "--form" in line and "--target ascend" in line and not (tmp_path / "b.onnx").exists()
+    with pytest.raises(UserError, match="AIPP takes no mean and no 1 / std beyond 65504"):
+        aipp.config(SSV2._replace(std=(1e-5, 1.0, 1.0)))
+
+
 GUIDE_S = {"Conv", "Relu", "MaxPool", "Add", "Reshape", "Slice", "Concat", "GlobalAveragePool", "Flatten", "Gemm",
            "ReduceMean", "Softmax"}
 
 
-@pytest.mark.parametrize("batch", [1, 4, 8, 16, 32])
-def test_ascend_graphs_keep_to_the_guide_s_operators(batch, thin_onnx, atlas, tmp_path):
+@pytest.mark.parametrize("batch, form", [(batch, "ascend") for batch in (1, 4, 8, 16, 32)] + [(32, form) for form in FLAT])
+def test_ascend_graphs_keep_to_the_guide_s_operators(batch, form, thin_onnx, atlas, tmp_path):
     import onnx
 
-    from tsm.model.graph import build, trunk_of
-    from tsm.model.onnxfile import read_onnx
-    from tsm.protocol import SSV2
-
-    model = build(trunk_of(read_onnx(str(thin_onnx))), "ascend", SSV2, batch, "score")
-    assert {node.op_type for node in model.graph.node} == GUIDE_S
+    model = build(trunk_of(read_onnx(str(thin_onnx))), form, SSV2, batch, "score")
+    assert {node.op_type for node in model.graph.node} == GUIDE_S | ({"Mul"} if form == "ascend_mask" else set())
     onnx.checker.check_model(model)
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 11)]
     assert sum(np.prod(tensor.dims) for tensor in model.graph.initializer if tensor.name.startswith("zeros")) * 8 * 4 + 96e6 < 2**31, (
@@ -637,10 +667,30 @@ def test_ascend_graphs_keep_to_the_guide_s_operators(batch, thin_onnx, atlas, tm
     for value, shape in ((model.graph.input, [batch, 48, 3, 256, 256]), (model.graph.output, [batch, 174])):
         assert [[dim.dim_value for dim in one.type.tensor_type.shape.dim] for one in value] == [shape]
     onnx.save(model, str(tmp_path / "m.onnx"))
-    done = subprocess.run(
-        ["atc", "--model=m.onnx", "--framework=5", "--output=m", "--input_format=ND", "--log=error",
-         "--soc_version=Ascend310P3"],
-        cwd=str(tmp_path), env=dict(os.environ, **atlas), stdout=subprocess.PIPE, universal_newlines=True)
+    done = atc(atlas, tmp_path, "--model=m.onnx", *ATC)
     assert done.returncode == 0, done.stdout  # it checks that every shape is static and that the weights are in the file
     for path in tmp_path.iterdir():
         path.unlink()
+
+
+def test_the_stand_in_s_aipp_is_huawei_s(thin_onnx, atlas, tmp_path):
+    """Its om takes uint8 NHWC; what it makes of pixels is what tsm.model.aipp says of rounding at every step."""
+    import onnx
+
+    model = build(trunk_of(read_onnx(str(thin_onnx))), "ascend_parts", SSV2, 1, "score", dtype="aipp")
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    (tmp_path / "m.cfg").write_text(aipp.config(SSV2))
+    flags = [ATC[0], ATC[1], *ATC[3:], "--input_format=NCHW", "--insert_op_conf=m.cfg", "--enable_small_channel=1"]
+    done = atc(atlas, tmp_path, "--model=m.onnx", *flags)
+    assert done.returncode == 0, done.stdout
+    video = np.random.RandomState(0).randint(0, 256, SSV2.video_shape).astype(np.uint8)
+    scores = session(onnx.load(str(tmp_path / "m.om")), "om").run(None, {"input": video.transpose(0, 2, 3, 1).copy()})[0]
+    normalised = np.stack([aipp.tables(SSV2)[0][channel][video[:, channel]] for channel in range(3)], axis=1)
+    assert np.abs(session(model, "m").run(None, {"input": normalised})[0] - scores).max() <= 1e-6
+    for line, said in (("--input_format=ND", "--input_format"), ("--enable_small_channel=2", "enable_small_channel"),
+                       ("--insert_op_conf=none.cfg", "insert_op_conf")):
+        done = atc(atlas, tmp_path, "--model=m.onnx", *[flag for flag in flags if flag.split("=")[0] != line.split("=")[0]], line)
+        assert done.returncode == 255 and said in done.stdout, done.stdout
+    (tmp_path / "m.cfg").write_text(aipp.config(SSV2).replace("RGB888_U8", "RGB"))
+    done = atc(atlas, tmp_path, "--model=m.onnx", *flags)
+    assert done.returncode == 255 and "input_format" in done.stdout

@@ -11,7 +11,7 @@ TREE = {  # folder of tsm/: its modules, from the ground up
     "checkpoint": {"reader", "pyconfig", "config", "published", "identify"},
     "video": {"frames", "decode", "clips", "windows", "datasets"},
     "chain": {"stage", "npu", "plan"},
-    "model": {"network", "onnxfile", "graph", "surgery", "proof", "offline"},
+    "model": {"network", "onnxfile", "graph", "surgery", "proof", "offline", "aipp"},
     "infer": {"engine", "int8", "tensors", "preprocess", "journal", "lists", "ascend", "cluster"},
     "report": {"findings", "collect", "page", "compare", "diagnose", "suspects"},
     "predict": {"inputs", "answers", "by_clip", "by_frame", "live", "captions"},

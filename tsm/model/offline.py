@@ -51,6 +51,8 @@ def read_offline(path: str) -> Offline:
     fusion = facts.get("tsm.fusion")
     online = facts.get("tsm.target") == "online"
     protocol = protocol_of(proto, path) if fusion or online else None
+    if protocol and facts.get("tsm.input_dtype") == "aipp" and shape[0] % protocol.frames == 0:  # its frames one after another
+        shape = (shape[0] // protocol.frames,) + (protocol.frames,) + shape[1:]
     if protocol and shape[1:] != (protocol.frame_shape if online else protocol.video_shape):
         raise UserError("%s: its input is %s, which is not its protocol's; make it again with modify_onnx.py" % (path, list(shape)))
     return Offline(path, proto, shape[0], shape, dtype, fusion, protocol, facts, states_in(proto, path))

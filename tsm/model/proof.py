@@ -84,7 +84,7 @@ def prove(
     expected = fuse(scores, protocol.views, fusion)
 
     def whole(runner: Any, video: np.ndarray) -> np.ndarray:
-        return answer(runner, "input", video[None], path)
+        return answer(runner, "input", video.reshape(runner.get_inputs()[0].shape), path)
 
     def by_view(runner: Any, video: np.ndarray) -> np.ndarray:
         views = video.reshape((protocol.views,) + protocol.view_shape)
