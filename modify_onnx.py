@@ -20,7 +20,7 @@ from typing import Any, Dict, Mapping, Tuple
 
 from tsm import __version__
 from tsm.cli import UserError, fail, parser, positive, run
-from tsm.files import replacing, sha256, write_text
+from tsm.files import replacing, sha256
 from tsm.machine import keep_freed_memory
 from tsm.protocol import FUSIONS, Protocol, differences, read_protocol
 
@@ -29,10 +29,6 @@ CHOICES = {  # of an exported model the first
 }
 FORMS = {"guide": "ascend", "parts": "ascend_parts", "mask": "ascend_mask"}  # of tsm.model.graph.build(); each is proved
 FOR = {"ascend": "ATC", "cpu": "TSM_infer.py, TSM_stream.py and TSM_predict.py", "online": "TSM_predict.py and TSM_stream.py"}
-PRINTED = {  # what was proved
-    "file": "proof", "parts": "proof, --form parts", "mask": "proof, --form mask", "one_view": "proof, view by view",
-    "one_frame": "proof, as engines run it",
-}
 REMEDY = "pass the exported model instead"
 
 
@@ -74,44 +70,34 @@ def settle(args: argparse.Namespace, known: Mapping[str, str]) -> bool:
         fail("--shift: for --target online; an offline model has the shift that it was exported with (see --help)", status=2)
     if args.target != "ascend" and (args.form or args.input_dtype == "aipp" or args.auto_optimizer):
         fail("--form, --auto_optimizer and --input_dtype aipp: for --target ascend, as only an NPU runs what they make", status=2)
-    args.form = args.form or known.get("tsm.ascend_form", "guide")
-    if args.form not in FORMS:
-        raise UserError("%s: not as modify_onnx.py wrote it (its form is %r); %s" % (args.model1, args.form, REMEDY))
+    args.form = args.form or (known.get("tsm.ascend_form") if known.get("tsm.ascend_form") in FORMS else "guide")
     if args.auto_optimizer and args.form != "guide":
         fail("--auto_optimizer: for --form guide, which its knowledges are of (see --help)", status=2)
     return modified
 
 
-def write(trunk: Any, args: argparse.Namespace, form: str, protocol: Protocol, batch: int) -> Tuple[Any, Dict[str, int]]:
-    """(the model of `batch` videos, for an NPU in one of FORMS, how often auto-optimizer changed it, where it is asked for)."""
-    from tsm.model.graph import build
+def optimised(model: Any, args: argparse.Namespace) -> Tuple[Any, Dict[str, int]]:
+    """(the model, how often auto-optimizer changed it), where that is asked for."""
     from tsm.model.surgery import auto_optimize
 
-    model = build(trunk, FORMS[form] if args.target == "ascend" else args.target, protocol, batch, args.fusion, dtype=args.input_dtype)
-    if args.auto_optimizer:
-        model, applied = auto_optimize(model, os.path.dirname(os.path.abspath(args.model2)))
-        return model, {"auto_optimizer": applied}
-    return model, {}
+    if not args.auto_optimizer:
+        return model, {}
+    model, applied = auto_optimize(model, os.path.dirname(os.path.abspath(args.model2)))
+    return model, {"auto_optimizer": applied}
 
 
 def proved_forms(trunk: Any, args: argparse.Namespace, protocol: Protocol) -> Tuple[Dict[str, Any], Dict[str, int]]:
-    """({"file": the model of one video, of few views, "one_view" or "one_frame": what an engine runs in its place; for an NPU the
-    other FORMS}, as write())."""
-    from tsm.model.graph import build
-    from tsm.model.surgery import few_views
+    """(the graphs that a proof is of, see to_prove(); how often auto-optimizer changed the one there is then)."""
+    from tsm.model.proof import to_prove
 
-    graphs, few = {}, few_views(protocol)
-    graphs["file"], applied = write(trunk, args, "guide", few, 1)
-    if args.target == "ascend" and not args.auto_optimizer:
-        graphs.update((form, write(trunk, args, form, few, 1)[0]) for form in FORMS if form != "guide")
-    runs = {"cpu": {"one_view": "view"}, "online": {"one_frame": "online_parts"}}.get(args.target, {})
-    graphs.update((name, build(trunk, form, protocol, dtype=args.input_dtype)) for name, form in runs.items())
-    return graphs, applied
+    graphs = to_prove(trunk, args.target, args.fusion, args.input_dtype, protocol)
+    graphs["file"], applied = optimised(graphs["file"], args)
+    return {"file": graphs["file"]} if args.auto_optimizer else graphs, applied
 
 
 def surgery(given: Any, args: argparse.Namespace, protocol: Protocol, stated: bool, scratch: str) -> Tuple[Any, Protocol, Dict[str, str]]:
     """(the trunk of the exported model, its protocol, what the metadata say of how it was made and proved); prints that."""
-    from tsm.model.proof import in_words, prove, prove_online
+    from tsm.model.proof import check_tolerance, in_words, prove, prove_online
     from tsm.model.surgery import check_exported, fold_constants, lift, read_source, shift_to_write, weights_leave_inputs
 
     check_exported(given, args.model1)
@@ -129,14 +115,10 @@ def surgery(given: Any, args: argparse.Namespace, protocol: Protocol, stated: bo
     print("[INFO] rules, and how often each matched: " + ", ".join("%s %d" % item for item in rules.items()))
     print("recognised %d shifts and the head" % rules["shift"])
     for name, entry in proof.items():
-        print("%s: %s" % (PRINTED[name], in_words(entry, protocol)))
+        print(in_words(name, entry, protocol))
     if found != protocol.shift:
         print("bi-directional weights run causally (%s): not the exported network; measure it before you trust it" % protocol.shift)
-    for entry in proof.values():
-        worst = max(value for key, value in entry.items() if key.endswith("difference") and value is not None)
-        if not worst <= entry["tolerance"]:
-            raise UserError("%s: the modified graph differs from it by %.1e, so nothing was written; please report this model"
-                            % (args.model1, worst))
+    check_tolerance(proof, args.model1)
     approximates = {"tsm.approximates": "bi"} if protocol.shift in ("bi-still", "bi-zero") else {}
     return trunk, protocol, dict(approximates, **{
         "tsm.source": os.path.basename(args.model1), "tsm.source_sha256": sha256(args.model1), "tsm.rules": json.dumps(rules),
@@ -164,7 +146,8 @@ def main() -> None:
     import onnx
 
     from tsm.labels import METADATA, read_labels
-    from tsm.model.aipp import config
+    from tsm.model.aipp import write_config
+    from tsm.model.graph import build
     from tsm.model.onnxfile import metadata, protocol_of, read_onnx, set_metadata
 
     keep_freed_memory(1 << 30)  # the proof's activations come and go: without it a tenth of the time is the kernel's
@@ -179,7 +162,6 @@ def main() -> None:
         protocol = stated
     if args.labels:
         known[METADATA] = json.dumps(read_labels(args.labels, protocol.classes))
-    beside = os.path.splitext(args.model2)[0] + ".cfg"
     with replacing(args.model2) as part:
         if modified:
             trunk = carry_over(given, args, protocol)
@@ -190,12 +172,13 @@ def main() -> None:
                     args.model1, protocol.segments, protocol.views, protocol.size))
             trunk, protocol, facts = surgery(given, args, protocol, says, part)
             known.update(facts)
-        model, _ = write(trunk, args, args.form, protocol, args.batch_size)
+        form = FORMS[args.form] if args.target == "ascend" else args.target
+        model, _ = optimised(build(trunk, form, protocol, args.batch_size, args.fusion, dtype=args.input_dtype), args)
         onnx.checker.check_model(model)
         if args.target == "ascend":
             known["tsm.ascend_form"] = args.form
         if args.input_dtype == "aipp":
-            write_text(beside, config(protocol))
+            write_config(os.path.splitext(args.model2)[0] + ".cfg", protocol)
         settled = {"tsm." + key: getattr(args, key) for key in CHOICES if getattr(args, key)}
         set_metadata(model, {**known, **metadata(model), **settled, "tsm.version": __version__, "tsm.batch": str(args.batch_size)})
         onnx.save(model, part)
@@ -204,9 +187,6 @@ def main() -> None:
         args.model2, [args.batch_size] + list(shape), args.input_dtype, args.batch_size, protocol.classes,
         "views fused by " + args.fusion if args.fusion else "the scores of a frame, and its shifts' states",
         args.target + (", form " + args.form if args.target == "ascend" else "")))
-    if args.input_dtype == "aipp":
-        print("wrote %s, for atc --insert_op_conf: then it takes uint8 [%d, %d, %d, 3]" % (
-            beside, args.batch_size * protocol.frames, protocol.size, protocol.size))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from tsm.cli import UserError, first_line
-from tsm.model.graph import Trunk, build
+from tsm.model.graph import FLAT, Trunk, build
 from tsm.model.onnxfile import State, graph_digest, session, states_in
 from tsm.model.surgery import MOST_PIXELS, few_views, free_first_sizes
 from tsm.protocol import Protocol, fuse, softmax
@@ -20,6 +20,7 @@ TOLERANCE = 1e-5  # largest difference of a probability
 FRAMES = 100  # of the online proof
 MATTERS = 1e-3  # least difference, of the largest class score, that states have to make
 LOWEST, HIGHEST = 0.1, 1.0  # standard deviations of the random video's views; larger ones saturate the softmax
+PRINTED = {"file": "proof", "one_view": "proof, view by view", "one_frame": "proof, as engines run it"}
 LEVEL, SPREAD = 128, 50  # of its uint8 form: mean, and values per standard deviation
 
 
@@ -60,6 +61,19 @@ def random_videos(count: int, protocol: Protocol, dtype: str) -> Tuple[np.ndarra
     videos = np.clip(np.rint(LEVEL + SPREAD * noise), 0, 255).astype(np.uint8)
     mean, std = (np.array(fact, np.float32).reshape(-1, 1, 1) for fact in (protocol.mean, protocol.std))
     return videos, ((videos - mean) * (1 / std.astype(np.float64))).astype(np.float32), shown
+
+
+def to_prove(trunk: Trunk, target: str, fusion: str, dtype: str, protocol: Protocol) -> Dict[str, onnx.ModelProto]:
+    """The graphs that a proof is of: `file`, of one video of few views; `one_view` or `one_frame`, what an engine runs in its place;
+    for an NPU `parts` and `mask`, its other forms."""
+    few = few_views(protocol)
+    graphs = {"file": build(trunk, target, few, 1, fusion, dtype=dtype)}
+    if target == "ascend":
+        graphs.update((form.split("_")[1], build(trunk, form, few, 1, fusion, dtype=dtype)) for form in FLAT)
+    runs = {"cpu": ("one_view", "view"), "online": ("one_frame", "online_parts")}
+    if target in runs:
+        graphs[runs[target][0]] = build(trunk, runs[target][1], protocol, dtype=dtype)
+    return graphs
 
 
 def prove(
@@ -215,16 +229,25 @@ def run_exported(
     raise UserError("%s: does not run in ONNX Runtime; export it again" % path)
 
 
-def in_words(entry: Dict[str, Any], protocol: Protocol) -> str:
+def check_tolerance(proof: Dict[str, Dict[str, Any]], path: str) -> None:
+    """UserError, which names the exported model, unless each of the graphs is the same network."""
+    for entry in proof.values():
+        worst = max(value for key, value in entry.items() if key.endswith("difference") and value is not None)
+        if not worst <= entry["tolerance"]:
+            raise UserError("%s: the modified graph differs from it by %.1e, so nothing was written; please report this model" % (path, worst))
+
+
+def in_words(name: str, entry: Dict[str, Any], protocol: Protocol) -> str:
     """An entry of a proof as a sentence."""
+    title = PRINTED.get(name, "proof, --form " + name) + ": "
     if "frames" not in entry:
-        return "largest difference of a probability %.1e (tolerance %.0e), top-1 agrees on %d of %d random videos%s" % (
+        return title + "largest difference of a probability %.1e (tolerance %.0e), top-1 agrees on %d of %d random videos%s" % (
             entry["largest_difference"], entry["tolerance"], entry["top1_agreement"], entry["videos"],
             " of %d views, not %d" % (entry["views"], protocol.views) if entry["views"] != protocol.views else "")
     words = {"exported_difference": "%.1e of a probability from the exported view", "without_states": "%.1e without its states",
              "openvino_difference": "%.1e in OpenVINO"}
     more = ["; " + words[key] % entry[key] for key in words if entry.get(key) is not None]
-    return "%d frames one by one, largest difference from the clip %.1e of the largest score (tolerance %.0e)%s" % (
+    return title + "%d frames one by one, largest difference from the clip %.1e of the largest score (tolerance %.0e)%s" % (
         entry["frames"], entry["largest_difference"], entry["tolerance"],
         "".join([", equal to the bit" if entry["bit_equal"] else ""] + more))
 
