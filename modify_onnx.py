@@ -24,9 +24,7 @@ from tsm.files import replacing, sha256
 from tsm.machine import keep_freed_memory
 from tsm.protocol import FUSIONS, Protocol, differences, read_protocol
 
-CHOICES = {  # of an exported model the first
-    "target": ("ascend", "cpu", "online"), "fusion": FUSIONS, "input_dtype": ("float32", "uint8", "aipp"),
-}
+CHOICES = {"target": ("ascend", "cpu", "online"), "fusion": FUSIONS, "input_dtype": ("float32", "uint8", "aipp")}  # first: the default
 FORMS = {"guide": "ascend", "parts": "ascend_parts", "mask": "ascend_mask"}  # of tsm.model.graph.build(); each is proved
 FOR = {"ascend": "ATC", "cpu": "TSM_infer.py, TSM_stream.py and TSM_predict.py", "online": "TSM_predict.py and TSM_stream.py"}
 REMEDY = "pass the exported model instead"
@@ -68,11 +66,10 @@ def settle(args: argparse.Namespace, known: Mapping[str, str]) -> bool:
     print("for %s (--target %s)" % (FOR[args.target], args.target))
     if args.shift and args.target != "online":
         fail("--shift: for --target online; an offline model has the shift that it was exported with (see --help)", status=2)
-    if args.target != "ascend" and (args.form or args.input_dtype == "aipp" or args.auto_optimizer):
-        fail("--form, --auto_optimizer and --input_dtype aipp: for --target ascend, as only an NPU runs what they make", status=2)
+    only_npu = args.form or args.input_dtype == "aipp" or args.auto_optimizer
+    if only_npu and args.target != "ascend" or args.auto_optimizer and args.form not in (None, "guide"):
+        fail("--form, --auto_optimizer, --input_dtype aipp: for --target ascend, --auto_optimizer for the form guide (see --help)", 2)
     args.form = args.form or (known.get("tsm.ascend_form") if known.get("tsm.ascend_form") in FORMS else "guide")
-    if args.auto_optimizer and args.form != "guide":
-        fail("--auto_optimizer: for --form guide, which its knowledges are of (see --help)", status=2)
     return modified
 
 
@@ -175,8 +172,7 @@ def main() -> None:
         form = FORMS[args.form] if args.target == "ascend" else args.target
         model, _ = optimised(build(trunk, form, protocol, args.batch_size, args.fusion, dtype=args.input_dtype), args)
         onnx.checker.check_model(model)
-        if args.target == "ascend":
-            known["tsm.ascend_form"] = args.form
+        known.update({"tsm.ascend_form": args.form} if args.target == "ascend" else {})
         if args.input_dtype == "aipp":
             write_config(os.path.splitext(args.model2)[0] + ".cfg", protocol)
         settled = {"tsm." + key: getattr(args, key) for key in CHOICES if getattr(args, key)}
@@ -185,8 +181,8 @@ def main() -> None:
     shape = protocol.frame_shape if args.target == "online" else protocol.video_shape
     print("wrote %s: input %s %s, output [%d, %d], %s, for %s" % (
         args.model2, [args.batch_size] + list(shape), args.input_dtype, args.batch_size, protocol.classes,
-        "views fused by " + args.fusion if args.fusion else "the scores of a frame, and its shifts' states",
-        args.target + (", form " + args.form if args.target == "ascend" else "")))
+        "views fused by " + args.fusion if args.fusion else "the scores of a frame, and its shifts' states", FORMS[args.form]
+        if args.target == "ascend" else args.target))
 
 
 if __name__ == "__main__":

@@ -234,7 +234,8 @@ def check_tolerance(proof: Dict[str, Dict[str, Any]], path: str) -> None:
     for entry in proof.values():
         worst = max(value for key, value in entry.items() if key.endswith("difference") and value is not None)
         if not worst <= entry["tolerance"]:
-            raise UserError("%s: the modified graph differs from it by %.1e, so nothing was written; please report this model" % (path, worst))
+            raise UserError("%s: the modified graph differs from it by %.1e, so nothing was written; please report this model"
+                            % (path, worst))
 
 
 def in_words(name: str, entry: Dict[str, Any], protocol: Protocol) -> str:
