@@ -13,7 +13,7 @@ pytest.importorskip("onnxruntime")
 from tsm.cli import Corrupt
 from tsm.predict import by_frame, live
 from tsm.predict.answers import Log
-from tsm.predict.by_frame import FrameViewer, Manner
+from tsm.predict.by_frame import FrameViewer
 from tsm.predict.live import Recent
 from tsm.protocol import SSV2, softmax
 from tsm.video.windows import paced
@@ -103,11 +103,11 @@ class Network:
         return np.array([*self.scores[grey], self.count], np.float32)
 
 
-def viewed(network, greys, prefix="", cuts=(), sizes=None, every=1.0, **manner):
+def viewed(network, greys, prefix="", cuts=(), sizes=None, every=1.0, **given):
     """A FrameViewer that has seen frames of these greys, one a second."""
     way = argparse.Namespace(
-        manner=Manner(**dict(dict(memory=None, every=every, threshold=None, reset="never", top=3, names=["a", "b", "count"]), **manner)),
-        model=argparse.Namespace(tested_by=SSV2, dtype=np.dtype("uint8")), every=every, clip=None,
+        args=argparse.Namespace(**dict(dict(memory=None, every=every, threshold=None, reset=None, top=3), **given)),
+        names=["a", "b", "count"], model=argparse.Namespace(tested_by=SSV2, dtype=np.dtype("uint8")), every=every, clip=None,
         compare=lambda *args: None)
     viewer = FrameViewer("x", Log(None), prefix, way, network)
     for number, grey in enumerate(greys):

@@ -5,7 +5,7 @@ import itertools
 import time
 from array import array
 from collections import deque
-from typing import Any, Deque, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Deque, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -27,17 +27,6 @@ PASSED_OVER = 0.1  # the share of frames from which their loss costs accuracy
 PERCENTILES = (50, 90, 99)
 
 
-class Manner(NamedTuple):
-    """What the user asks of an online model."""
-
-    memory: Optional[int]  # frames that the answer is the mean of; 0: all since the last reset; None: all, of a live source a clip's
-    every: Optional[float]  # seconds from a frame to the next; None: a clip's own frames, of a live source LIVE_WINDOW's
-    threshold: Optional[float]  # above it a class's event begins, below half of it it ends; None: no events
-    reset: Union[str, float]  # never, scene, or after so many seconds
-    top: int
-    names: Optional[List[str]]
-
-
 class ByFrame:
     """How an online model answers: networks that hold the states, and the frames of files, (number of the path, (seconds, frame) or
     Corrupt), path by path."""
@@ -46,8 +35,7 @@ class ByFrame:
 
     def __init__(self, args: argparse.Namespace, model: Offline, computing: Computing, names: Optional[List[str]], paths: Sequence[str],
                  live: int) -> None:
-        self.args, self.model, self.approximates = args, model, model.metadata.get("tsm.approximates", "")
-        self.manner = Manner(args.memory, args.every, args.threshold, args.reset or "never", args.top, names)
+        self.args, self.model, self.names, self.approximates = args, model, names, model.metadata.get("tsm.approximates", "")
         self.seconds, self.every = 0.0, args.every or LIVE_WINDOW / model.tested_by.segments  # of a live source
         self.results: Iterator[Tuple[int, Any]] = each(  # forked before the engine starts its threads
             lambda number: paced(paths[number], args.every, model.tested_by), range(len(paths)), 1, unrolled=True)
@@ -93,8 +81,8 @@ class FrameViewer(Viewer):
 
     def __init__(self, name: str, log: Log, prefix: str, way: ByFrame, network: Online) -> None:
         super().__init__(name, log, prefix)
-        self.way, self.network, self.manner = way, network, way.manner
-        self.memory = way.model.tested_by.segments if self.manner.memory is None and prefix else self.manner.memory or 0
+        self.way, self.network, self.args = way, network, way.args
+        self.memory = way.model.tested_by.segments if way.args.memory is None and prefix else way.args.memory or 0  # frames of the mean
         self.protocol, self.dtype = way.model.tested_by._replace(segments=1, **CENTRE_VIEW), way.model.dtype.name  # of one frame
         self.events: Dict[int, Answer] = {}  # those that go on, by class
         self.kept: Deque[Tuple[float, np.ndarray]] = deque(maxlen=self.memory or None)  # moments and scores; their sum of all
@@ -105,7 +93,7 @@ class FrameViewer(Viewer):
         self.frames: List[np.ndarray] = []  # of a file that is compared with its clip, as the network is shown them
         self.moments: List[float] = []  # of a file's frames
         self.best = 0  # the last answer's class
-        self.shown, self.named, self.lasting = "", bool(prefix), self.manner.threshold is None
+        self.shown, self.named, self.lasting = "", bool(prefix), self.args.threshold is None
         network.reset()
 
     def say(self, line: str) -> None:
@@ -165,15 +153,15 @@ class FrameViewer(Viewer):
             return "the source was away, or its clock leapt"
         if image.shape != self.image.shape:
             return "its frames change their shape"
-        rule = self.manner.reset
-        due = differ(self.image, image) if rule == "scene" else rule != "never" and moment - max(self.resets, default=0.0) >= float(rule)
+        rule: Any = self.args.reset or "never"
+        due = differ(self.image, image) if rule == "scene" else rule != "never" and moment - max(self.resets, default=0.0) >= rule
         return "" if due else None
 
     def _tell(self, moment: float, probabilities: np.ndarray) -> None:
         """Keep, and print, what is new at a moment."""
-        if self.manner.threshold is not None:
-            return self._follow(moment, probabilities, self.manner.threshold)
-        answer = Answer(Window(round(self.kept[0][0], 3), round(moment, 3)), top(probabilities, self.manner.names, self.manner.top))
+        if self.args.threshold is not None:
+            return self._follow(moment, probabilities, self.args.threshold)
+        answer = Answer(Window(round(self.kept[0][0], 3), round(moment, 3)), top(probabilities, self.way.names, self.args.top))
         self.answers.append(answer)
         self.log.add(self.name, answer)
         if answer.ranked[0].label != self.shown:
@@ -190,7 +178,7 @@ class FrameViewer(Viewer):
                 if probability < threshold / 2:
                     self.end_event(number)
             elif probability > threshold:
-                best = Ranked(number, name_of(number, self.manner.names), probability)
+                best = Ranked(number, name_of(number, self.way.names), probability)
                 self.events[number] = Answer(Window(round(moment, 3), round(moment, 3)), [best])
                 self.say("%s  %s" % (clock(moment), in_a_line([best])))
 
@@ -216,10 +204,10 @@ class FrameViewer(Viewer):
         elif len(self.steps):
             self.say("in all  " + in_a_line(self.answers[-1].ranked) if self.lasting else "%d events" % len(self.answers))
             self.way.compare(self.frames, self.best)
-            if not self.manner.every:
+            if not self.args.every:
                 warn_if_few(self.name, len(set(self.moments)), self.way.model.tested_by.segments)
-        if not self.prefix and self.manner.every and len(self.steps) == 1:
-            warn("%s: is shorter than --every %g s, so one frame is all that it is judged by" % (self.name, self.manner.every))
+        if not self.prefix and self.args.every and len(self.steps) == 1:
+            warn("%s: is shorter than --every %g s, so one frame is all that it is judged by" % (self.name, self.args.every))
         self.image, self.frames = None, []
         return segments
 
@@ -233,8 +221,8 @@ class FrameViewer(Viewer):
 
     def facts(self) -> Dict[str, Any]:
         """What --json has of an input of an online model, beside its answers."""
-        return {"frames": len(self.steps), "passed_over": self.missed, "every": self.way.every if self.prefix else self.manner.every,
-                "resets": self.resets, "threshold": self.manner.threshold,
+        return {"frames": len(self.steps), "passed_over": self.missed, "every": self.way.every if self.prefix else self.args.every,
+                "resets": self.resets, "threshold": self.args.threshold,
                 "latency_ms": {"frame_to_answer": percentiles(self.waits), "network": percentiles(self.steps)}}
 
 
