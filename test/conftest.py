@@ -173,8 +173,10 @@ def chain(works, once):
         works("TSM_dataset.py", "--annotations", data, "--labels", str(data).replace("validation", "labels"), "--videos",
               REPO / "demo/videos", cwd=folder)
         lines = (folder / "sthv2_val_list_videos.txt").read_text().splitlines(True)
-        (folder / "list.txt").write_text("".join(lines[:CHAIN]))
+        for name in ("list.txt", "sthv2_val_list_videos.txt"):
+            (folder / name).write_text("".join(lines[:CHAIN]))
         works("run_all.sh", 1, "--device", "cpu", "--exporter", "builtin", "--checkpoint", REPO / "demo/tsm_thin.pth", "--data_root",
-              REPO / "demo/videos", "--ann_file", "list.txt", "--loop", 1, "--work_dir", "run", cwd=folder, env={"PYTHON": sys.executable})
+              REPO / "demo/videos", "--ann_file", "sthv2_val_list_videos.txt", "--loop", 1, "--work_dir", "run", cwd=folder,
+              env={"PYTHON": sys.executable})
 
     return once("chain", make) / "run"

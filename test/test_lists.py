@@ -178,7 +178,8 @@ def test_an_unreadable_video_ends_the_run_and_loses_nothing_or_is_left_out(works
     assert "list.txt: none of its 5 clips could be read (line 1: is empty" in fails("TSM_stream.py", *skip, cwd=setting)
 
 
-@pytest.mark.parametrize("flags", [["--model", "new.onnx"], ["--model=new.onnx"], ["-m", "new.onnx"], ["-mnew.onnx"]])
+@pytest.mark.parametrize("flags", [["-m", "new.onnx"]] + [
+    pytest.param(flags, marks=pytest.mark.all) for flags in (["--model", "new.onnx"], ["--model=new.onnx"], ["-mnew.onnx"])])
 def test_another_model_under_the_same_name_is_another_work(works, setting, flags):
     args = flags + arguments("--chunk", CLIPS)[2:]
     works("TSM_stream.py", *args, cwd=setting)

@@ -383,7 +383,8 @@ def test_a_real_file_that_is_no_checkpoint_is_refused_by_the_first_stage(repo, t
 
 
 @pytest.mark.parametrize("what, file", [
-    ("official", "published.pth"), ("http://127.0.0.1:9/some/where/tsm-1.pth?raw=1#x", "tsm-1.pth")])
+    ("official", "published.pth"),
+    pytest.param("http://127.0.0.1:9/some/where/tsm-1.pth?raw=1#x", "tsm-1.pth", marks=pytest.mark.all)])
 def test_a_fetched_checkpoint_lies_in_the_work_folder(what, file, wired):
     done, calls = wired(1, *OWN[:4], "--checkpoint", what)
     assert done.returncode == 0, done.stderr
