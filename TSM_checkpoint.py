@@ -1,30 +1,24 @@
 #!/usr/bin/env python3
-"""Fetch a checkpoint if need be, check it, and say what it is: network, classes, segments, test, and what says so.
+"""Fetch a checkpoint if need be, check it, and say what it is and who says so.
 
     python3 TSM_checkpoint.py official
-    python3 TSM_checkpoint.py tsm_r50_1x1x8_50e_jester_rgb-c799267e.pth
     python3 TSM_checkpoint.py work_dirs/epoch_50.pth --config my_config.py
     python3 TSM_checkpoint.py --list
 
-Exit status 1, with one line that says what the file is, where this suite does not take it: it takes TSM on ResNets of
-bottlenecks and on MobileNetV2, of any number of classes and segments. The network is read from the weights; segments,
-shift_div and the test from --segments, --config (an mmaction2 config, which is read and not run), the config that mmaction2
-keeps in the checkpoint, the table of published files (--list; a file belongs to its row if its SHA-256 begins with the digest
-in its name), and the file's name, in this order, or else they are Something-Something V2's, which is said. Two sources that
-contradict each other on network, classes, segments or shift_div are an error that names both, but that --config overrides the
-kept config, and that a name (…1x1x16…, …_segment16…) counts only where no other source tells the segments, as people give
-published names to files of their own; a config that tells no segments but has a test pipeline gives as many as that samples. Of
-the rest the first counts. What does not count is said in a note, and so is a kept config that is broken. Nothing in the file runs.
+The network is read from the weights. Segments, shift and test come from
+--segments and --shift, --config (an mmaction2 config), the config that
+mmaction2 keeps in the checkpoint, the table of published files and the file's
+name, in this order; else they are Something-Something V2's, which is said.
+Two sources that contradict each other on the network are an error that names
+both (docs/checkpoints.md has the exceptions). Nothing in a file is run.
 
---labels checks that a file of label names has as many as the network has classes, before any work is done with them.
+A file that this suite does not take ends with status 1 and a line that says
+what it is. The file is only looked at: --output writes how the network is
+tested, for --protocol of the later steps.
 
-The file is only looked at. --output FILE writes how the network is tested, for --protocol of TSM_preprocess.py, pytorch2onnx.py
-and modify_onnx.py; of Something-Something V2's test nothing is to be passed on.
-
-A name of the table, or `official`, the published TSM ResNet-50 for Something-Something V2, is fetched from mmaction2's host. A
-download counts only if its SHA-256 begins with the digits that its name ends in (`…-032aa4da.pth`); a name without them is taken
-with a warning. A file that is already there and right is not fetched again. Redirects are followed, and proxies are taken from
-the environment (http_proxy, https_proxy, no_proxy).
+`official` and the names of --list are fetched from mmaction2's host. A download
+counts only if its SHA-256 begins with the digits that its name ends in
+(…-032aa4da.pth); a name without them is taken with a warning.
 """
 
 import argparse
@@ -46,8 +40,8 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--list", action="store_true", help="print the table of published checkpoints")
     cli.add_argument("--config", default="", metavar="FILE", help="the mmaction2 config that it was trained with, .py")
     cli.add_argument("--segments", type=segments, metavar="N", help="frames of a view, where nothing else says it")
-    cli.add_argument("--shift", choices=SHIFTS, help="the kind of shift that it was trained with, which the weights do not tell "
-                     "(default: what is known of the file, else bi)")
+    cli.add_argument("--shift", choices=SHIFTS, help="the kind of shift that it was trained with (default: what is known of "
+                     "the file, else bi)")
     cli.add_argument("--labels", metavar="FILE", help="names of the classes, to check that they are as many as the network has")
     cli.add_argument("--output", metavar="FILE", help="write the protocol to FILE, as %s for --protocol of later steps" % PROTOCOL)
     cli.add_argument("--output_dir", default=".", metavar="DIR", help="where a fetched file goes (default: here)")

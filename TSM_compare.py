@@ -7,8 +7,8 @@
     python3 TSM_compare.py --agreement 8 WORK_DIR  # a device against fp32 here
 
 A run is the work folder of run_all.sh, or a report.json. Two runs are joined by
-the names of their videos. Printed: top-1 and top-5 of both, McNemar's exact test,
-the videos whose answer differs, the classes that changed.
+the names of their videos. Printed: top-1 and top-5 of both, McNemar's exact
+test, the videos whose answer differs, the classes that changed.
 
 --suspects computes up to --videos (200) of a run's videos under one change at a
 time (colours, scaling, crops, sampling, kind of shift, order of the labels, …),
@@ -22,7 +22,9 @@ The exit status is 0 whatever is found. docs/reading-a-run.md explains it all.
 """
 
 import argparse
+import contextlib
 import os
+import sys
 from typing import Any, Dict, List, Optional
 
 from tsm.cli import check_outputs, parser, positive, run
@@ -44,7 +46,7 @@ def get_args() -> argparse.Namespace:
     alone.add_argument("--stages", action="store_true", help="which stage departs?")
     alone.add_argument("--agreement", type=positive, metavar="N", help="compare N of one run's videos with fp32 on this CPU")
     cli.add_argument("--videos", type=positive, metavar="N", help="how many --suspects (200) or --stages (4) compute")
-    cli.add_argument("--json", metavar="FILE", help="also write it as JSON")
+    cli.add_argument("--json", metavar="FILE", help="also write it as JSON; - prints that alone")
     cli.add_argument("--csv", metavar="FILE", help="the flipped videos: video, kind, true name, and answer, probability and margin "
                      "of both")
     cli.add_argument("--html", metavar="FILE", help="also write a page to look at")
@@ -74,6 +76,12 @@ def paths_of(args: argparse.Namespace) -> Dict[str, Optional[str]]:
     return paths
 
 
+def tell_written(*paths: Optional[str]) -> None:
+    for path in paths:
+        if path not in (None, "-"):
+            print("wrote %s" % path)
+
+
 def compare_two(args: argparse.Namespace) -> None:
     found = compare(*(load_run(path) for path in args.runs))
     print(comparison_text(found))
@@ -86,8 +94,7 @@ def compare_two(args: argparse.Namespace) -> None:
 
         add_strips(found, args.data_root)
         write_text(args.html, compare_page(found, args.html))
-    for path in filter(None, (args.json, args.csv, args.html)):
-        print("wrote " + path)
+    tell_written(args.json, args.csv, args.html)
 
 
 def walk_stages(args: argparse.Namespace) -> None:
@@ -121,8 +128,7 @@ def hunt_suspects(args: argparse.Namespace) -> None:
         from tsm.report.page import suspects_page
 
         write_text(args.html, suspects_page(suspects_json(hunt), args.html))
-    for path in filter(None, (args.json, args.html)):
-        print("wrote " + path)
+    tell_written(args.json, args.html)
 
 
 def agree(args: argparse.Namespace) -> None:
@@ -139,14 +145,9 @@ def agree(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = get_args()
-    if args.suspects:
-        hunt_suspects(args)
-    elif args.stages:
-        walk_stages(args)
-    elif args.agreement:
-        agree(args)
-    else:
-        compare_two(args)
+    work = hunt_suspects if args.suspects else walk_stages if args.stages else agree if args.agreement else compare_two
+    with contextlib.redirect_stdout(sys.stderr if args.json == "-" else sys.stdout):
+        work(args)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,27 @@
 #!/usr/bin/env python3
-"""A dataset's annotations and videos -> the lists that TSM_preprocess.py reads, and frames if wanted.
+"""A dataset's annotations and videos -> the lists for TSM_preprocess.py.
 
     python3 TSM_dataset.py --annotations something-something-v2-validation.json \\
-        --labels something-something-v2-labels.json --videos 20bn-something-something-v2
-    python3 TSM_dataset.py --annotations testlist01.txt --labels classInd.txt --videos UCF-101
-    python3 TSM_dataset.py --annotations own.csv --videos my_videos          # lines of `name,label`
+        --labels something-something-v2-labels.json --videos 20bn
+    python3 TSM_dataset.py --annotations testlist01.txt --labels classInd.txt \\
+        --videos UCF-101
+    python3 TSM_dataset.py --annotations own.csv --videos my_videos
 
-Annotations: a CSV, TSV or JSON that names a video and a label (in a header, among other columns, in any order), `name,label`
-without a header, a list of `<file> <label>`, UCF101's lists, one of HMDB51's split files (it stands for all of its split).
+Annotations: a CSV, TSV or JSON that names a video and a label, `name,label`
+without a header, a list of `<file> <label>`, UCF101's lists, or one of HMDB51's
+split files, which stands for its split (docs/datasets.md).
 
-Writes sthv2_val_list_videos.txt (`<id>.webm <label>`, in the annotations' order); of other annotations than Something-Something V2's,
-STEM_list_videos.txt (STEM: the annotations' name), and STEM_labels.json for --labels of the later steps; one of other names is not
-overwritten. Videos may lie in folders below --videos. Where they are folders of frames (Jester, Something-Something V1), these are
-counted, the list is STEM_list_rawframes.txt, and how the frames are called is printed.
+It writes sthv2_val_list_videos.txt, `<id>.webm <label>` per line, or, of other
+annotations, STEM_list_videos.txt and the names of the classes, STEM_labels.json.
+Where the videos are folders of frames these are counted, and the list is
+STEM_list_rawframes.txt. Without --labels, labels that are names are numbered
+by the alphabet, which is said.
 
-Classes are numbered as the labels file has them, from 0 or from 1 on: a JSON object {name: class} or {class: name}, a JSON list, a
-name per line with its number or without, or a CSV of names and numbers. Without one, a column of numbers beside that of the labels
-counts; else labels that are names are numbered by the alphabet, which is said.
+--rawframes extracts every frame as DIR/<id>/img_00001.jpg, … (JPEG, quality 95)
+and lists them: what the guide's three shell scripts do, but restartable.
 
-With --rawframes DIR it also extracts every frame of the videos, in its own size, as DIR/<id>/img_00001.jpg, … (JPEG of quality
-95) and writes …_list_rawframes.txt (`<id> <frames> <label>`): what the guide's three shell scripts do, but restartable.
-
-Every video is decoded once, as TSM_preprocess.py will decode it, so the two agree on what is usable. Each video that is not
-is named, and the run ends without lists; with --on_error skip it is left out.
+Every video is decoded once, as TSM_preprocess.py will do it. Those that cannot
+be used are named, and there is no list; --on_error skip leaves them out.
 """
 
 import argparse

@@ -1,28 +1,22 @@
 #!/usr/bin/env python3
-"""The tensors of TSM's test protocol from an annotation list and its videos or extracted frames.
+"""The tensors of TSM's test protocol, from a list and its videos or frames.
 
-    python3 TSM_preprocess.py --data_root demo/videos --ann_file sthv2_val_list_videos.txt --num_worker 2
+    python3 TSM_preprocess.py --data_root demo/videos \\
+        --ann_file sthv2_val_list_videos.txt --num_worker 2
 
-Reads lists of videos (`<file> <label>`) and of extracted frames (`<folder> <frames> <label>`, img_%05d.jpg unless
---filename_tmpl and --start_index say otherwise), and writes
+It reads a list of videos (`<file> <label>`) or of extracted frames (`<folder>
+<frames> <label>`, img_%05d.jpg); the first line decides which. It writes
 
-    OUT/preprocess_bin/<i>.bin   the i-th clip of the list, 48x3x256x256 = (3 crops x 2 samples x 8 segments) NCHW, RGB:
-                                 float32, normalised (37.7 MB), or uint8, 0..255 (9.4 MB; the model then normalises:
-                                 modify_onnx.py --input_dtype uint8); or as --protocol has it, up to 482 MB for
-                                 10 crops x 10 samples
-    OUT/sthv2.info               `<i> <label>` per clip
-    OUT/sthv2.json               the manifest: protocol, versions, length and XXH3-128 of each tensor, what was skipped
+    OUT/preprocess_bin/<i>.bin  the i-th clip: 48x3x256x256 (3 crops x 2 samples
+                                x 8 segments), RGB; float32, normalised, or
+                                uint8, 0..255; other shapes by --protocol
+    OUT/sthv2.info              `<i> <label>` per clip
+    OUT/sthv2.json              the manifest; written last
 
-float32 is bit for bit what mmaction2 0.24.1 computes. Of frames, only those that count are decoded, each once; a video is
-decoded from its first frame on, which shows that none is missing. Names in a list may hold spaces: its first line decides
-for all whether a number before the label is a number of frames.
-
-Run again, it makes what is missing or out of date: a tensor is kept while its clip's files (size and time of change), the
-protocol, the decoders' versions and the file itself are what they were. It may be killed at any time; sthv2.json is
-written last. A clip that a decoder cannot read, or reads only by making something up, ends the run, or with
---on_error skip is left out and listed in the manifest.
-
-Limits: a flipped bit that still decodes without a complaint cannot be told; power loss is not guarded against (no fsync).
+float32 is bit for bit what mmaction2 0.24.1 computes. Run again at any time, it
+makes what is missing or out of date. A clip that a decoder cannot read, or
+reads only by making something up, ends the run; --on_error skip leaves it out.
+A flipped bit that still decodes without a complaint cannot be told.
 """
 
 import argparse

@@ -27,7 +27,7 @@ VIDEOS, TRIED = 12, 1
 
 @pytest.fixture
 def work(chain, tmp_path):
-    """A copy of what run_all.sh left of VIDEOS of the demo's clips and the thin network; its tensors are links until a test writes its own."""
+    """A copy of the run, of VIDEOS of the demo's clips; its tensors are links until a test writes its own."""
     folder = copy_of(chain, tmp_path / "work")
     shutil.copy(str(chain.parent / "list.txt"), str(folder))
     write_run(read_run(str(folder))._replace(ann_file="list.txt"), str(folder))

@@ -76,6 +76,7 @@ def test_runs_are_joined_by_video(works, runs):
 
 def test_a_report_or_a_folder_without_one_will_do(works, runs):
     first = works("TSM_compare.py", "a", "b", cwd=runs)
+    assert json.loads(works("TSM_compare.py", "a", "b", "--json", "-", cwd=runs))["videos"] == 4 and not (runs / "-").exists()
     assert works("TSM_compare.py", "a/report.json", "b/report.json", cwd=runs).splitlines()[2:] == first.splitlines()[2:]
     for name in "ab":
         (runs / name / "report.json").rename(runs / name / "kept.json")

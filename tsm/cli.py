@@ -254,11 +254,11 @@ def check_outputs(outputs: Mapping[str, Optional[str]], inputs: Iterable[str], f
     """Before any work, refuse outputs that cannot be written; one that is an input or another output too is wrong usage.
 
     Args:
-        outputs: {option: the file that it names, or None}.
+        outputs: {option: the file that it names, `-` for stdout, or None}.
         inputs: files that are not to be overwritten.
         folder: of outputs; made if it is not there.
     """
-    given = {option: path for option, path in outputs.items() if path is not None}
+    given = {option: path for option, path in outputs.items() if path not in (None, "-")}
     taken: Dict[object, str] = {identity(path): path for path in inputs}
     for option, path in given.items():
         if not os.path.basename(path):

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import sys
 from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 from tsm.cli import UserError, first_line, warn
@@ -77,7 +78,10 @@ def read_text(path: str) -> str:
 
 
 def write_text(path: str, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all; names of files that are not UTF-8 keep their bytes."""
+    """Write `text` as UTF-8, whole or not at all; names of files that are not UTF-8 keep their bytes. To `-` it is printed."""
+    if path == "-":
+        print(text, end="", file=sys.__stdout__, flush=True)
+        return
     with replacing(path) as part, open(part, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         file.write(text)
 
