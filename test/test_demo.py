@@ -96,6 +96,25 @@ def test_the_expanded_network_is_the_thin_one(demo, still):
     assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+def test_with_their_folds_exchanged_weights_of_both_sides_are_a_start_for_the_past_alone(demo):
+    """bi run without what it sees ahead, exactly; without the exchange it is another network."""
+    import torch
+    from train import exchanged
+
+    from tsm.checkpoint.reader import load
+    from tsm.model.network import TSM
+
+    state, _ = load(str(demo / "tsm_thin.pth"))
+    torch.manual_seed(0)
+    videos, scores = torch.randn(1, 8, 3, 64, 64), []
+    for shift, weights in (("bi-still", state), ("past1", exchanged(state)), ("past1", state)):
+        net = TSM(SSV2._replace(shift=shift), width=8).eval()
+        net.load_state_dict(weights)
+        with torch.no_grad():
+            scores.append(net(videos).numpy())
+    assert np.abs(scores[1] - scores[0]).max() <= 1e-5 * np.abs(scores[0]).max() < 1e-3 * np.abs(scores[2] - scores[0]).max()
+
+
 def test_expansion_is_deterministic_and_named_errors_are_one_line(works, fails, tmp_path):
     for name in ("a.pth", "b.pth"):
         works("demo/expand.py", "--output", name, cwd=tmp_path)
@@ -118,7 +137,8 @@ def test_the_demo_says_what_it_is_wherever_it_goes(works, demo, demo_checkpoint,
 
 
 @pytest.mark.all
-def test_only_the_shift_tells_the_classes_of_a_pair_apart(works, demo, annotations, tmp_path):
+@pytest.mark.parametrize("weights, shift", [("tsm_thin.pth", "bi"), ("tsm_thin_uni.pth", "past1")])
+def test_only_the_shift_tells_the_classes_of_a_pair_apart(weights, shift, works, demo, annotations, tmp_path):
     """The thin network on the protocol's tensors: right with its shift; without it, no better than chance in a pair."""
     import onnxruntime
     from render import ACTIONS
@@ -130,9 +150,10 @@ def test_only_the_shift_tells_the_classes_of_a_pair_apart(works, demo, annotatio
     lines = ["%s.webm %d\n" % (entry["id"], labels[plain(entry)]) for entry in entries]
     (tmp_path / "list.txt").write_text("".join(lines))
     works("TSM_preprocess.py", "--data_root", demo / "videos", "--ann_file", "list.txt", "--output_dir", ".", cwd=tmp_path)
-    net, _ = load_network(str(demo / "tsm_thin.pth"))
-    sessions = [onnxruntime.InferenceSession(build(trunk_from(net), form, SSV2).SerializeToString(),
+    net, facts = load_network(str(demo / weights))
+    sessions = [onnxruntime.InferenceSession(build(trunk_from(net), form, facts.protocol).SerializeToString(),
                                              providers=["CPUExecutionProvider"]) for form in ("view", "none")]
+    assert facts.protocol == SSV2._replace(shift=shift)
     scores = []
     for index in range(len(entries)):
         video = np.fromfile(str(tmp_path / "preprocess_bin" / ("%d.bin" % index)), np.float32)

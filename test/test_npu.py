@@ -163,6 +163,15 @@ def test_the_guide_s_published_rows_stand_beside_ours(on_npu):
     assert "0.6187 / 0.8721" not in said  # the accuracy belongs to the published checkpoint, and this is the demo's
 
 
+def test_an_online_model_is_compiled_and_a_frame_of_it_measured(works, atlas, demo, tmp_path):
+    said = works("run_all.sh", 1, "--device", "npu", "--online", "--shift", "bi-still", "--loop", 2, *demo, "--work_dir", tmp_path,
+                 cwd=tmp_path, env=atlas)
+    assert ("$ atc --model=tsm_online.onnx --framework=5 --output=tsm_online --input_format=ND --log=error --soc_version=Ascend310P3\n"
+            in said and "-m ais_bench --model=tsm_online.om --loop=2\n" in said and "\nDone." in said)
+    assert "[INFO] throughput 1000*batchsize.mean(1)" in (tmp_path / "perf/bs1.log").read_text()
+    assert not (tmp_path / "inference_result").exists()
+
+
 @ONCE
 def test_a_failing_atc_is_shown_and_its_status_kept(on_npu, run, atlas, demo, work):
     """--chip is taken as it is, whatever npu-smi lists: atc is told so, and says that it knows no such chip."""

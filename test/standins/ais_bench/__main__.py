@@ -184,7 +184,10 @@ def main():
     options.log_severity_level = 3
     with open(args.model, "rb") as file:
         session = onnxruntime.InferenceSession(file.read(), options, providers=["CPUExecutionProvider"])
-    tensor = session.get_inputs()[0]
+    tensor, *more = session.get_inputs()
+    rest = {each.name: np.zeros(each.shape, np.float32) for each in more}  # as pure inference fills every input
+    if rest and args.input:
+        stop("%s: has %d inputs, and --input gives one" % (args.model, 1 + len(rest)))
     shape, dtype = tensor.shape, {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}[tensor.type]
     if args.input:
         runs = packed(input_files(args.input), shape, dtype)
@@ -209,10 +212,10 @@ def main():
     for number, (names, batch) in enumerate(runs):
         if number == 0 and "STANDIN_WITHOUT_WARMUP" not in os.environ:  # a CPU gains nothing by it
             for _ in range(args.warmup_count):
-                session.run(None, {tensor.name: batch})
+                session.run(None, dict(rest, **{tensor.name: batch}))
         there = timed(to_device, batch.copy)
         for _ in range(args.loop):
-            output = timed(execute, lambda: session.run(None, {tensor.name: there})[0])
+            output = timed(execute, lambda: session.run(None, dict(rest, **{tensor.name: there}))[0])
         output = timed(from_device, output.copy)
         if folder:
             per_file = int(np.prod(shape)) // contents(names[0], dtype).size if args.input else 1
