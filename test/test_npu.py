@@ -481,7 +481,8 @@ def test_run_all_divides_a_list_over_chips(works, atlas, in_chunks, repo, tmp_pa
                  "--ann_file",
                  in_chunks[0] / "list.txt", "--checkpoint", repo / "demo/tsm_thin.pth", "--exporter", "builtin", *PERF,
                  "--work_dir", tmp_path, cwd=tmp_path, env=atlas)
-    assert "TSM_stream.py --devices 0,1 --chunk 3 --model ./tsm_bs4.om" in said and "chips: 0, 1" in said
+    (line,) = [line for line in said.splitlines() if "TSM_stream.py" in line]
+    assert "TSM_stream.py --output_dir list --devices 0,1 --chunk 3 --model ./tsm_bs4.om" in line and "chips: 0, 1" in said
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["accuracy"]["videos"] == 7
     assert {worker["device"] for worker in found["inference"]["tsm"]["workers"]} <= {"chip 0", "chip 1"}
