@@ -109,7 +109,7 @@ def measure_alone(args: argparse.Namespace, computing: Computing, model: Offline
         for _, ((ms, _),) in run_batches(engine, model, ["made up"] * (loop * model.batch // len(made)), lambda _: made):
             times.append(ms)
             tick()
-    print_rate(args, model, times, model.batch * loop, about(engine, model))
+    print_rate(args, model, times, model.batch * loop, about(engine))
 
 
 def compute(
@@ -130,7 +130,7 @@ def compute(
         began = time.time()
         for outputs, times in runs:
             done = [Done(number, "", agree.get(work.inputs[number]), output) for number, output in zip(left, outputs)]
-            keep(Piece(socket.gethostname(), "cpu", began, time.time(), done, [], times, about(engine, model), {}))
+            keep(Piece(socket.gethostname(), "cpu", began, time.time(), done, [], times, about(engine), {}))
             del left[: len(outputs)]
             tick(len(outputs))
             began = time.time()
@@ -168,7 +168,7 @@ def infer_files(args: argparse.Namespace, computing: Computing, model: Offline) 
         kept = len(found.done)
         if found.keys:
             compute(args, computing, model, work, found, read)
-        facts = found.pieces[-1].facts
+        facts = dict(found.pieces[-1].facts, model=model.metadata)
         if args.precision != "fp32" and args.agreement:
             facts = dict(facts, **agreement(args, computing, model, work, found, read))
         times = [ms for piece in found.pieces for ms, _ in piece.times]

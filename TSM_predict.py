@@ -149,7 +149,7 @@ def main() -> None:
     finally:  # an error loses nothing that was found
         aside.close()
         if entries:
-            facts = dict(way.about(), labels=names is not None)
+            facts = dict(way.about(), model=model.metadata, labels=names is not None)
             written = predict.write_files(args, facts, [entries[number] for number in sorted(entries)])
     if interrupt and (len(entries) < len(inputs) or isinstance(interrupt, Stopped)):
         fail("interrupted after %d of %d inputs; the same command begins with the first again" % (len(entries), len(inputs)),

@@ -31,6 +31,7 @@ from tsm.protocol import fuse
 
 FORMAT = 2  # to be raised with any change that changes a result, or what a journal says of it
 SHARES = [part / 10 for part in range(1, 11)]  # of a clip's frames, after which the answers of an online model are kept
+LATEST = 10000  # frames whose times are kept
 Take = Callable[[np.ndarray], None]
 
 
@@ -43,7 +44,7 @@ class Engine(NamedTuple):
     wait: Callable[[], None]
     precision: str = "fp32"
     int8: Optional[Dict[str, str]] = None  # what is known of the int8 file, if there is one
-    frame_ms: Optional[List[float]] = None  # of an online model, of every frame
+    frame_ms: Optional[Deque[float]] = None  # of an online model, of the LATEST frames
 
 
 def default_backend() -> str:
@@ -317,12 +318,12 @@ def _fed_back(network: Any, model: Offline, precision: str, streams: int) -> Tup
 
 
 def online_engine(model: Offline, computing: Computing, streams: int) -> Engine:
-    """Views of an online model, frame after frame, several views at a time; the ms of every frame are kept."""
+    """Views of an online model, frame after frame, several views at a time; the ms of the LATEST frames are kept."""
     first = open_online(model, computing._replace(streams=streams))
     free: "queue.Queue[Online]" = queue.Queue()
     for number in range(streams):
         free.put(first.another() if number else first)
-    frame_ms: List[float] = []
+    frame_ms: Deque[float] = deque(maxlen=LATEST)
 
     def compute(view: np.ndarray) -> np.ndarray:
         online = free.get()
@@ -353,10 +354,10 @@ def said_of(engine: Engine, model: Offline) -> str:
     return "%s on %d threads, %s, %s" % (engine.name, cores(), engine.precision, way if model.fusion else "the whole batch at a time")
 
 
-def about(engine: Engine, model: Offline) -> Dict[str, Any]:
-    """What computed, for the summary's `tsm` entry; of an online model also the ms of a frame."""
+def about(engine: Engine) -> Dict[str, Any]:
+    """What computed, for the summary's `tsm` entry, to which the model's metadata belong too; of an online model also the ms of a frame."""
     facts = {"version": __version__, "engine": engine.name, "precision": engine.precision, "streams": engine.streams,
-             "threads": cores(), "model": model.metadata, "int8": engine.int8, "peak_memory_bytes": peak_memory()}
+             "threads": cores(), "int8": engine.int8, "peak_memory_bytes": peak_memory()}
     if engine.frame_ms:
         facts["frame_ms"] = {"p%d" % part: round(float(np.percentile(engine.frame_ms, part)), 3) for part in (50, 90, 99)}
     return facts

@@ -217,9 +217,7 @@ def in_turn(job: Job, chunks: Sequence[Chunk], flight: Optional[Flight] = None) 
     if flight:
         print(said_of(engine, model), flush=True)
     for number, output, compute_ms, wait_ms in run_stream(engine, model, videos, lambda key, *told: seen.update({key: told})):
-        facts = about(engine, model)
-        del facts["model"]  # which finish() knows
-        piece = Piece(socket.gethostname(), "cpu", began, time.time(), [], [], [], facts, {})
+        piece = Piece(socket.gethostname(), "cpu", began, time.time(), [], [], [], about(engine), {})
         if isinstance(output, Corrupt):
             piece.skipped.append(Skipped(number, output))
         else:

@@ -43,7 +43,7 @@ class ByClip:
         return ClipViewer(name, log, prefix, self)
 
     def about(self) -> Dict[str, Any]:
-        return dict(about(self.engine, self.model), views=self.model.tested_by.views)
+        return dict(about(self.engine), views=self.model.tested_by.views)
 
     def in_all(self) -> str:
         return ""

@@ -58,7 +58,7 @@ class ByFrame:
         name, int8 = self.networks[0].name, self.networks[0].int8
         engine = Engine(name, len(self.networks), lambda x, take: None, lambda: None, self.args.precision, int8)
         agreement = {"agreement_with_clip": {"same": sum(self.same), "videos": len(self.same)}} if self.clip else {}
-        return dict(about(engine, self.model), shift=self.model.tested_by.shift, approximates=self.approximates, **agreement)
+        return dict(about(engine), shift=self.model.tested_by.shift, approximates=self.approximates, **agreement)
 
     def in_all(self) -> str:
         """How many of the files' frames were answered, and how fast; how often as the clip would be."""
