@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Does TSM_compare.py --suspects name a mistake? Seeded mistakes, each alone, on networks that depend on order, and one on colour.
 
-    python3 bench/suspects.py --work_dir /tmp/suspects --videos 40      # the table of docs/reading-a-run.md
+    python3 bench/suspects.py --work_dir /tmp/suspects      # the table of docs/reading-a-run.md
 
 The networks are the demo's thin ResNet-50 with 8 and with 16 segments, and the same with another classifier, of 20 classes: the demo's
 ten actions, each on a reddish and on a bluish clip. That classifier is trained here, on rendered clips. The videos are rendered from
@@ -11,8 +11,8 @@ seeds that no training draws. Images are small (a short side of 128), so that a 
 import argparse
 import json
 import os
+import runpy
 import shutil
-import subprocess
 import sys
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
@@ -23,6 +23,7 @@ sys.path[:0] = [ROOT, os.path.join(ROOT, "demo")]
 from tsm.cli import parser, positive, run  # noqa: E402
 
 # isort: split
+import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from render import TEMPLATES, render, shape_and_length  # noqa: E402
@@ -32,9 +33,10 @@ from tsm.checkpoint.reader import load, save  # noqa: E402
 from tsm.files import write_json  # noqa: E402
 from tsm.model.network import network_of  # noqa: E402
 from tsm.protocol import Protocol  # noqa: E402
+from tsm.report import suspects  # noqa: E402, F401
 from tsm.video.clips import as_video, resized  # noqa: E402
 
-SEED, COLOURED = 20261128, 1200  # of the rendered clips; clips that the classifier of colours is trained on
+SEED, COLOURED = 20261128, 800  # of the rendered clips; clips that the classifier of colours is trained on
 THIN = os.path.join(ROOT, "demo/tsm_thin.pth")
 NAMES = os.path.join(ROOT, "demo/annotations/something-something-v2-labels.json")
 BASE = Protocol(sampling="uniform", crops="centre", short_side=128, size=112)
@@ -55,7 +57,7 @@ class Mistake(NamedTuple):
 def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
     cli.add_argument("--work_dir", default="suspects", metavar="DIR", help="where the runs go (default: %(default)s)")
-    cli.add_argument("--videos", type=positive, default=40, metavar="N", help="rendered (default: %(default)s)")
+    cli.add_argument("--videos", type=positive, default=30, metavar="N", help="rendered (default: %(default)s)")
     cli.add_argument("--only", nargs="*", default=[], metavar="NAME", help="mistakes, by the beginnings of their names")
     return cli.parse_args()
 
@@ -123,12 +125,14 @@ def reddish(frames: np.ndarray) -> int:
     return int(frames[..., 0].mean() > frames[..., 2].mean())
 
 
-def clip(number: int) -> Tuple[np.ndarray, int]:
-    """(frames RGB uint8 [segments, H, W, 3] of a rendered clip for training, its class among the 20)."""
-    rng = np.random.RandomState([SEED, 1, number])
+def clip(number: int, stream: int, smaller: int = 1) -> Tuple[np.ndarray, int]:
+    """(frames RGB uint8 [segments, H, W, 3] of a rendered clip, its class among the 20). Nothing is decoded here, for decoders
+    start threads, and script() forks."""
+    rng = np.random.RandomState([SEED, stream, number])
     height, width, count = shape_and_length(rng)
     times = (np.arange(BASE.segments) + 0.5) / BASE.segments
-    frames = np.stack([image[..., ::-1] for image in render(rng, TEMPLATES[number % len(TEMPLATES)], height, width, times)])
+    template = TEMPLATES[number % len(TEMPLATES)]
+    frames = np.stack([image[..., ::-1] for image in render(rng, template, height // smaller, width // smaller, times)])
     return frames, 2 * (number % len(TEMPLATES)) + reddish(frames)
 
 
@@ -139,28 +143,41 @@ def of_colours(state: State) -> State:
     net.cls_head.fc_cls.register_forward_pre_hook(lambda module, x: features.append(x[0].reshape(-1, x[0].shape[-1]).mean(0)))
     with torch.no_grad():
         for number in range(COLOURED):
-            frames, label = clip(number)
+            frames, label = clip(number, 1, 2)
             small = [resized(np.ascontiguousarray(frame), BASE) for frame in frames]
             net(torch.from_numpy(as_video(small, range(len(small)), BASE, "float32"))[None])
             labels.append(label)
-    x, y = torch.stack(features), torch.tensor(labels)
-    spread = x.std(0) + 1e-6
-    layer = torch.nn.Linear(x.shape[1], 2 * len(TEMPLATES))
-    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.03, weight_decay=0.01)
-    for _ in range(600):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(layer((x - x.mean(0)) / spread), y).backward()
-        optimizer.step()
-    weight = layer.weight.detach() / spread
-    print("classifier of colours: %.3f of its training clips" % (layer((x - x.mean(0)) / spread).argmax(1) == y).float().mean())
-    return dict(state, **{"cls_head.fc_cls.weight": weight, "cls_head.fc_cls.bias": layer.bias.detach() - weight @ x.mean(0)})
+    x, y = torch.stack(features).numpy().astype(np.float64), np.array(labels)
+    middle, wide, ones = x.mean(0), x.std(0) + 1e-6, np.eye(2 * len(TEMPLATES))[y]
+    x = (x - middle) / wide
+    weight = np.linalg.solve(x.T @ x + 3 * np.eye(x.shape[1]), x.T @ (ones - ones.mean(0))).T  # ridge regression on the classes
+    print("classifier of colours: %.3f of its training clips" % ((x @ weight.T + ones.mean(0)).argmax(1) == y).mean(), flush=True)
+    weight = 10 * weight / wide
+    bias = 10 * ones.mean(0) - weight @ middle
+    new = {"cls_head.fc_cls.weight": weight, "cls_head.fc_cls.bias": bias}
+    return dict(state, **{name: torch.from_numpy(value).float() for name, value in new.items()})
 
 
 def script(folder: str, name: str, *args: object) -> None:
-    done = subprocess.run([sys.executable, os.path.join(ROOT, name)] + list(map(str, args)), cwd=folder, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        raise SystemExit("%s in %s: %s" % (name, folder, done.stdout[-2000:]))
+    """Run a script of the suite in a process forked from this one, which has imported what is slow to import."""
+    log = os.path.join(folder, "log.txt")
+    child = os.fork()
+    if not child:
+        os.chdir(folder)
+        output = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for number in (1, 2):
+            os.dup2(output, number)
+        sys.argv = [name] + list(map(str, args))
+        status: Any = 1
+        try:
+            runpy.run_path(os.path.join(ROOT, name), run_name="__main__")
+        except SystemExit as ended:
+            status = ended.code
+        finally:
+            os._exit(status or 0)
+    if os.waitpid(child, 0)[1]:
+        with open(log) as file:
+            raise SystemExit("%s in %s: %s" % (name, folder, file.read()[-2000:]))
 
 
 def first_row(folder: str, mistake: Mistake, state: State, protocol: Protocol, truth: Dict[str, int], videos: str) -> Dict[str, Any]:
@@ -186,6 +203,7 @@ def first_row(folder: str, mistake: Mistake, state: State, protocol: Protocol, t
 
 def main() -> None:
     args = get_args()
+    cv2.setNumThreads(1)  # no thread may exist when script() forks
     videos = os.path.join(os.path.abspath(args.work_dir), "videos")
     os.makedirs(videos, exist_ok=True)
     state = {name: value.float() if value.is_floating_point() else value for name, value in load(THIN)[0].items()}
@@ -195,12 +213,9 @@ def main() -> None:
     for number in range(args.videos):
         name, template = "%d.webm" % number, TEMPLATES[number % len(TEMPLATES)]
         write_clip(os.path.join(videos, name), np.random.RandomState([SEED, 2, number]), template)
-        from tsm.video.decode import read_video
-
-        frames = np.stack([frame for _, frame in read_video(os.path.join(videos, name), lambda count: list(range(count)))])
-        action[name], coloured[name] = numbers[template], 2 * (number % len(TEMPLATES)) + reddish(frames)
-    networks = (("8 segments", state, BASE, action), ("16 segments", state, BASE._replace(segments=16), action),
-                ("colours", of_colours(state), BASE._replace(classes=2 * len(TEMPLATES)), coloured))
+        action[name], coloured[name] = numbers[template], clip(number, 2)[1]
+    networks = (("colours", of_colours(state), BASE._replace(classes=2 * len(TEMPLATES)), coloured), ("8 segments", state, BASE, action),
+                ("16 segments", state, BASE._replace(segments=16), action))
     for mistake in MISTAKES:
         for network, weights, protocol, truth in networks:
             if mistake.of not in ("", network) or args.only and not mistake.name.startswith(tuple(args.only)):
