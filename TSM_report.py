@@ -23,7 +23,7 @@ from tsm.labels import labels_in, read_labels
 from tsm.report.collect import Model, collect, read_model, report_text
 from tsm.report.findings import columns_of, confusion_rows, findings, gallery, prediction_rows, with_strips, write_csv
 from tsm.report.page import report_page
-from tsm.results import accuracy_from, read_accuracy, read_results, read_summary, views_agree
+from tsm.results import accuracy_from, read_accuracy, read_curve, read_results, read_summary, views_agree
 from tsm.samples import manifest_path, read_info, read_manifest
 from tsm.workfolder import CONFUSION, PREDICTIONS, REPORT, STAGES
 
@@ -125,6 +125,7 @@ def main() -> None:
         counted = accuracy_from(scores, labels, len(manifest["skipped"]))
         found = findings(columns_of(scores, labels, sources, views_agree(summary)), classes, names)
         most = GALLERY if args.gallery is None else args.gallery
+        found["curve"] = [point._asdict() for point in read_curve(args.result_path, labels)]
         found["gallery"] = with_strips(gallery(found["videos"], most), scores, found["videos"], args.data_root)
     accuracy = given or counted
     assert accuracy  # or scores_of() would have raised

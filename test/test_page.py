@@ -388,3 +388,12 @@ def test_two_runs_have_a_page(page, tmp_path):
     page.js("var s = document.querySelector('select'); s.value = 'lost'; s.dispatchEvent(new Event('input'))")
     shown = page.js("document.querySelectorAll('#flips tbody tr:not([hidden])').length")
     assert shown == kinds.count("lost") and 0 < shown < len(kinds)
+
+
+def test_the_accuracy_while_a_clip_runs_is_a_part_where_it_is_known():
+    made = report()
+    assert "While a clip runs" not in report_page(made, "report.json")
+    made["findings"]["curve"] = [{"share": share, "top1_acc": share, "top1_interval_95": [share / 2, 1.0]} for share in (0.5, 1.0)]
+    made["model"]["tsm.approximates"] = "bi"
+    text = report_page(made, "report.json")
+    assert "25.0\u202f% to 100.0\u202f%" in text and "Top-1 by the share of a clip" in text and "run causally" in text

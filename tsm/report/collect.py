@@ -49,6 +49,8 @@ def read_model(path: str) -> Model:
     """The metadata of the modified model at `path`."""
     proto = read_onnx(path)
     facts = {key: value for key, value in metadata(proto).items() if key.startswith("tsm.")}
+    if facts.get("tsm.target") == "online":
+        facts["tsm.fusion"] = "score"  # of its views, over a list
     if facts.get("tsm.fusion") not in FUSIONS:
         raise UserError("%s: does not say how it fuses the views; make it with modify_onnx.py" % path)
     return Model(facts, protocol_of(proto, path))
@@ -252,7 +254,7 @@ def verdict(report: Dict[str, Any]) -> str:
 
 def _stands_out(report: Dict[str, Any], wrong: int) -> str:
     """The finding that explains most of `wrong` videos, after what comes before it in a sentence."""
-    if not report["findings"] or not wrong:
+    if not report["findings"] or wrong < 2:
         return "."
     pairs, names = report["findings"]["pairs"], report["names"]
     backwards = [pair for pair in pairs if pair["reversed"]]

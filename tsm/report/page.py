@@ -30,6 +30,7 @@ TITLES = {  # of the gallery's parts
 }
 WIDTH, HEIGHT = 320, 170  # of a chart, in its own units
 HEATS = 5
+CAUSALLY = "bi-directional weights run causally: another network than the one that was trained"  # which are called so in its metadata
 STAGE_NAMES = {"lists": "lists of the videos", "preprocess": "preprocessing", "export": "export to ONNX", "surgery": "graph surgery",
                "atc": "compiling by ATC", "quantise": "quantisation to int8", "infer": "inference", "throughput": "speed",
                "agreement": "agreement with fp32"}  # of run_all.sh; the others are called what they are
@@ -118,7 +119,8 @@ def report_values(report: Dict[str, Any]) -> Dict[str, Any]:
     total = sum(ms for _, ms in split) or 1
     values: Dict[str, Any] = {
         "r": report, "accuracy": accuracy, "found": found, "subject": subject(report), "low": low, "high": high, "verdict": verdict(report),
-        "about": report["model"].get("tsm.about"), "classes": report["protocol"]["classes"],
+        "about": [report["model"][key] if key == "tsm.about" else CAUSALLY for key in ("tsm.about", "tsm.approximates")
+                  if key in report["model"]], "classes": report["protocol"]["classes"],
         "name": lambda number: name_of(number, names), "views": protocol_from(report["protocol"], "report.json").views,
         "engine": report["inference"][OWN].get("engine"), "workers": report["inference"][OWN].get("workers") or [],
         "published": published,
@@ -154,7 +156,8 @@ def found_values(found: Dict[str, Any], names: Optional[Sequence[str]]) -> Dict[
         "wrong": sum(rank > 1 for rank in videos["rank"]), "seen": seen, "unseen": len(found["classes"]) - len(seen),
         "any_reversed": any(pair["reversed"] for pair in found["pairs"]), "matrix": matrix(found["matrix"]),
         "data": Markup(safe_json(data)),
-        "charts": dict(confidence_charts(found["confidence"])),
+        "curve": found.get("curve") or [],  # of an online model alone
+        "charts": dict(confidence_charts(found["confidence"]), curve=share_chart(found.get("curve") or [])),
     }
 
 
@@ -280,6 +283,14 @@ def confidence_charts(facts: Dict[str, Any]) -> Dict[str, Any]:
             path([(across(part), upwards((share - floor) / (1 - floor))) for part, share in curve], "line"),
             dot(curve[-1][0], (curve[-1][1] - floor) / (1 - floor), 3)])),
     }
+
+
+def share_chart(points: Sequence[Dict[str, Any]]) -> Any:
+    """Top-1 with its 95 % interval by the share of a clip that was seen."""
+    lines = [path([(across(point["share"]), upwards(height(point))) for point in points], kind) for kind, height in (
+        ("line", lambda point: point["top1_acc"]), ("dash", lambda point: point["top1_interval_95"][0]),
+        ("dash", lambda point: point["top1_interval_95"][1]))] if points else []
+    return svg(WIDTH, HEIGHT, "Top-1 by the share of a clip that was seen", *(axes(PERCENTS, PERCENTS) + lines))
 
 
 def latency_chart(facts: Dict[str, Any]) -> Any:
