@@ -139,14 +139,14 @@ def main() -> None:
     try:
         for number, entry in zip(files, predict_files(way, paths, annotated, log)):
             entries[number] = entry
-        if way.in_all():
-            print(way.in_all(), flush=True)
         if live:
             found, interrupt = watch(way, [inputs[number] for number in live], args.reconnect, log)
             entries.update(zip(live, found))
     except KeyboardInterrupt as stopped:
         interrupt = stopped
     finally:  # an error loses nothing that was found
+        if way.in_all():
+            print(way.in_all(), flush=True)
         aside.close()
         if entries:
             facts = dict(way.about(), model=model.metadata, labels=names is not None)

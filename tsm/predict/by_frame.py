@@ -62,7 +62,8 @@ class ByFrame:
 
     def in_all(self) -> str:
         """How many of the files' frames were answered, and how fast; how often as the clip would be."""
-        waits, steps = (list(itertools.chain.from_iterable(getattr(one, name) for one in self.viewers)) for name in ("waits", "steps"))
+        files = [one for one in self.viewers if not one.prefix]
+        waits, steps = (list(itertools.chain.from_iterable(getattr(one, name) for one in files)) for name in ("waits", "steps"))
         figures = in_figures(len(waits), 0, percentiles(waits), percentiles(steps)) if waits else ""
         agreed = "\nthe clip as it was trained, looking ahead, gives the same answer on %d of %d videos" % (sum(self.same), len(self.same))
         return figures + (agreed if self.same else "")
