@@ -269,6 +269,18 @@ def test_mits_online_file_is_its_own_demo_frame_by_frame(tmp_path):
     assert np.abs(frame_by_frame(model, frames) - np.stack(expected)).max() <= 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.all
+def test_mits_online_file_by_the_scripts(works, tmp_path):
+    """From the file to an online model of its own size, the class names in the order of the alphabet said."""
+    torch.save(mits_weights(), str(tmp_path / "mobilenetv2_jester_online.pth.tar"))
+    said = works("TSM_checkpoint.py", "mobilenetv2_jester_online.pth.tar", cwd=tmp_path)
+    assert {"shift: past1 (MIT's online demo)", "classes: 27 (its weights)", "shape: 1 8 3 224 224"} <= set(said.splitlines())
+    assert "by the alphabet" in said
+    works("pytorch2onnx.py", "mobilenetv2_jester_online.pth.tar", "--output-file", "a.onnx", cwd=tmp_path)
+    said = works("modify_onnx.py", "-m1", "a.onnx", "-m2", "online.onnx", "--target", "online", cwd=tmp_path)
+    assert "shift          10" in said and "100 frames one by one" in said and "of a probability from the exported view" in said
+
+
 def test_an_image_network_of_the_same_names_is_told_from_mits(tmp_path):
     """tonylins' MobileNetV2 of ImageNet has 1000 classes; a name and a flag say what weights do not."""
     for name, classes in (("mobilenet_v2.pth.tar", 27), ("mobilenetv2_jester_online.pth", 1000)):

@@ -256,7 +256,8 @@ def mover(graph: Graph, form: str, protocol: Protocol, batch: int) -> Move:
     """What moves channels by a frame along axis 0, in a form of build().
 
     ascend_parts: the frames of all views are in order of time (see BY_TIME), so that a Slice and a Concat with zeros move them all;
-    ascend_mask: the views are one after another, and what comes over from the next is times 0; any other: a Pad, of one view.
+    ascend_mask: the views are one after another, and what comes over from the next is times 0; online_parts: what moves is the new
+    state, and the last one takes its place; any other: a Pad, of one view.
     """
     views, segments = protocol.views * batch, protocol.segments
     frames = views * segments
@@ -288,7 +289,13 @@ def mover(graph: Graph, form: str, protocol: Protocol, batch: int) -> Move:
         rolled = graph.node("Concat", both, name + "/rolled", axis=0)
         return graph.node("Mul", [rolled, graph.constant("all_but_frame_%d" % edge, mask)], name)
 
-    return {"ascend_parts": by_zeros, "ascend_mask": by_mask}.get(form, by_pad)
+    def by_state(x: str, name: str, run: Run, shape: Shape) -> str:
+        state, whole = graph.states[name.rsplit("/", 1)[0]], run.end - run.first == shape[0]
+        cut_out = [] if whole else [graph.ints(number) for number in (run.first, run.end, 1)]
+        graph.node("Identity" if whole else "Slice", [x] + cut_out, name, state.output)
+        return state.input
+
+    return {"ascend_parts": by_zeros, "ascend_mask": by_mask, "online_parts": by_state}.get(form, by_pad)
 
 
 def in_order_of_time(trunk: Trunk, protocol: Protocol, batch: int) -> Trunk:
@@ -490,15 +497,9 @@ class _Parts:
         whole = len(self.parts[source]) == 1
         for part, (of_part, own) in zip(self.parts[source] * (len(found) if whole else 1), found[:-1]):
             run, shape = of_part[0], layer.shape
-            name, state = "%s/%s" % (layer.name, run.name), self.graph.states.get(layer.name)
-            if state:
-                cut = [self.graph.ints(number) for number in (run.first, run.end, 1)] if whole else []
-                self.graph.node("Slice" if whole else "Identity", [part] + cut, name, state.output)
-                moved.append(state.input)
-                continue
             if not whole:
                 run, shape = run._replace(first=0, end=len(own)), (len(own),) + shape[1:]
-            moved.append(self.move(part, name, run, shape))
+            moved.append(self.move(part, "%s/%s" % (layer.name, run.name), run, shape))
         if whole:
             self.whole_kept.add(layer.node.output[0])
         if len(moved) > 1:
