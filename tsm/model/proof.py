@@ -121,9 +121,6 @@ def prove_online(
     """Run online models frame by frame, from zero states, on a view of a random video and what follows, and hold them against their
     trunk's clip graph on all of these frames and against the exported model on the view.
 
-    As a TSM remembers as many frames as it has shifts, the clip graph, which needs memory for all frames at once, runs on stretches
-    that overlap by so many.
-
     Args:
         exported, path, batch: as of prove().
         graphs: `file` and `one_frame`, the form that an engine runs in its place.
@@ -134,17 +131,10 @@ def prove_online(
     Raises: UserError where an answer does not depend on the states, or is another after a reset; and as prove().
     """
     videos, scores, _ = run_exported(exported, path, batch, protocol, dtype)
-    memory, count = len(states_in(graphs["file"], path)), max(FRAMES, protocol.segments)
-    one_view = protocol._replace(sampling="uniform", crops="centre")
+    count, one_view = max(FRAMES, protocol.segments), protocol._replace(sampling="uniform", crops="centre")
     more = random_videos(1, one_view._replace(segments=count), dtype)[0][0]
     frames = np.concatenate([videos[0][-protocol.segments :], more])[:count]
-    stretch = min(count, max(MOST_PIXELS // 2 // protocol.size ** 2, protocol.segments + memory))
-    clip = session(build(trunk, "clip", one_view._replace(segments=stretch), dtype=dtype), path, arena=False)
-    expected = np.empty((count, protocol.classes), np.float32)
-    for begin in range(0, count - memory, stretch - memory):
-        start = min(begin, count - stretch)
-        known = memory if start else 0
-        expected[start + known : start + stretch] = answer(clip, "input", frames[start : start + stretch], path)[known:]
+    expected = _clip_scores(trunk, one_view, dtype, frames, len(states_in(graphs["file"], path)), path)
     largest, view = float(np.abs(expected).max()), frames[: protocol.segments]
     proof: Dict[str, Dict[str, Any]] = {}
     for name, graph in graphs.items():
@@ -167,6 +157,20 @@ def prove_online(
         if not without > MATTERS:
             raise UserError("%s: its answers do not depend on the frames before; is it trained with its shift?" % path)
     return proof
+
+
+def _clip_scores(trunk: Trunk, protocol: Protocol, dtype: str, frames: np.ndarray, memory: int, path: str) -> np.ndarray:
+    """The class scores [frames, classes] of frames by a trunk's clip graph. That takes memory for all frames at once, so it runs on
+    stretches of them, which overlap by as many frames as the network remembers, the number of its shifts."""
+    count = len(frames)
+    stretch = min(count, max(MOST_PIXELS // 2 // protocol.size ** 2, protocol.segments + memory))
+    clip = session(build(trunk, "clip", protocol._replace(segments=stretch), dtype=dtype), path, arena=False)
+    scores = np.empty((count, protocol.classes), np.float32)
+    for begin in range(0, count - memory, stretch - memory):
+        start = min(begin, count - stretch)
+        known = memory if start else 0
+        scores[start + known : start + stretch] = answer(clip, "input", frames[start : start + stretch], path)[known:]
+    return scores
 
 
 Compute = Callable[[Dict[str, np.ndarray]], List[np.ndarray]]  # {input's name: value} -> the scores [1, classes] and the new states
