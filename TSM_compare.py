@@ -139,6 +139,9 @@ def agree(args: argparse.Namespace) -> None:
         found["videos"] - found["flips"], found["videos"], found["largest_difference"]))
     for flip in found["flipped"]:
         print("  video %(id)d: class %(device)d, in fp32 class %(fp32)d (probability %(fp32_probability).4f)" % flip)
+    for row in found.get("aipp", []):
+        print("AIPP alone, rounded to half precision %s: %d of %d answers differ; largest difference of a probability %.6f" % (
+            row["rounded"], row["flips"], found["videos"], row["largest_difference"]))
     if args.json:
         write_json(args.json, found, "agreement")
 

@@ -31,7 +31,7 @@ from tsm.cli import Corrupt, UserError, parser, positive, progress, run
 from tsm.files import locked
 from tsm.infer.preprocess import Tensors, check_space, invalidate, make, state_of
 from tsm.machine import cores, workers_that_fit
-from tsm.protocol import Protocol, read_protocol
+from tsm.protocol import TENSORS, Protocol, read_protocol
 from tsm.samples import check_data_root, check_readable, print_skipped, publish, read_list, refuse, refuse_killed
 from tsm.video.clips import versions_of
 from tsm.video.frames import Naming, add_naming
@@ -48,7 +48,8 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--num_worker", type=positive, default=cores(), metavar="N", help="processes (default: one per core)")
     cli.add_argument("--protocol", default="", metavar="FILE", help="how the network is tested, as TSM_checkpoint.py wrote it "
                      "(default: as on Something-Something V2)")
-    cli.add_argument("--dtype", choices=("float32", "uint8"), default="float32", help="default: %(default)s")
+    cli.add_argument("--dtype", choices=TENSORS, default="float32", help="uint8: RGB 0..255; uint8_nhwc: colours last, for a "
+                     "chip's AIPP (default: %(default)s)")
     cli.add_argument("--on_error", choices=("fail", "skip"), default="fail", help="what an unreadable clip does (default: "
                      "%(default)s)")
     cli.add_argument("--range", type=span, metavar="START:STOP", help="only clips START to STOP-1 of the list; they keep "

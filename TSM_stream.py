@@ -54,6 +54,7 @@ from tsm.infer.lists import (
     so_far,
 )
 from tsm.model.offline import read_offline
+from tsm.protocol import TENSORS
 from tsm.samples import Clip, refuse, refuse_killed
 
 
@@ -64,6 +65,8 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--device", choices=("cpu", "npu"), help="default: npu for an .om file, else cpu")
     cli.add_argument("--protocol", default="", metavar="FILE", help="npu only: how the network is tested, as TSM_checkpoint.py wrote "
                      "it; a CPU takes it from the model (default: as on Something-Something V2)")
+    cli.add_argument("--dtype", choices=TENSORS, default="float32", help="npu only: of the tensors that the model takes (default: "
+                     "%(default)s)")
     cli.add_argument("--chunk", type=chunk_option, default=0, metavar="N|auto", help="videos per chunk of a chip or a host of a "
                      "cluster (default: auto)")
     cli.add_argument("--devices", type=chip_list, metavar="LIST", help="npu only: chips of this host, as in 0,1 (default: those that "

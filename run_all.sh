@@ -78,7 +78,7 @@ if [ -n "$online" ]; then
     stage surgery "Graph surgery, frame by frame" --in "$source" --in protocol.json ${labels:+--in "$labels"} --out "$modified" -- \
         "$python" "${s}modify_onnx.py" -m1 "$source" -m2 "$modified" "${modify[@]}"
     [ "$device" = cpu ] || stage atc "ATC" --in "$modified" --out "$model" -- \
-        atc --model="$modified" --framework=5 --output="${model%.om}" --input_format=ND --log=error --soc_version="Ascend${chip#Ascend}"
+        atc --model="$modified" --framework=5 --output="${model%.om}" "${atc[@]}" --log=error --soc_version="Ascend${chip#Ascend}"
     batches=()
 fi
 for bs in "${batches[@]}"; do
@@ -86,8 +86,8 @@ for bs in "${batches[@]}"; do
         --out "tsm_new_bs$bs.onnx" -- \
         "$python" "${s}modify_onnx.py" -m1 "$source" -m2 "tsm_new_bs$bs.onnx" -bs "$bs" "${modify[@]}"
     [ "$source" != tsm_bs1.onnx ] || source=tsm_new_bs$bs.onnx
-    [ "$device" = cpu ] || stage "atc_bs$bs" "ATC, batch $bs" --in "tsm_new_bs$bs.onnx" --out "tsm_bs$bs.om" -- \
-        atc --model="tsm_new_bs$bs.onnx" --framework=5 --output="tsm_bs$bs" --input_format=ND --log=error \
+    [ "$device" = cpu ] || stage "atc_bs$bs" "ATC, batch $bs" --in "tsm_new_bs$bs.onnx" ${aipp:+--in "$aipp"} --out "tsm_bs$bs.om" -- \
+        atc --model="tsm_new_bs$bs.onnx" --framework=5 --output="tsm_bs$bs" "${atc[@]}" --log=error \
         --soc_version="Ascend${chip#Ascend}"
 done
 [ -z "$model_only" ] || { plan end "$plan"; exit; }
@@ -118,7 +118,7 @@ stage accuracy "Accuracy" "${made[@]}" --out accuracy.json -- \
 mkdir -p perf
 for bs in "${perf_batches[@]}"; do
     stage "throughput_bs$bs" "Throughput, batch $bs" ${again:+--check} --in "${models/\*/$bs}" ${int8:+--in "$int8"} \
-        --measure "perf/bs$bs.log" -- "$python" "${bench[@]}" "--model=${models/\*/$bs}" ${loop:+"--loop=$loop"}
+        --measure "perf/bs$bs.log" -- "$python" "${bench[@]}" "--model=${models/\*/$bs}" ${loop:+"--loop=$loop"} ${aipp:+"--batchsize=$bs"}
 done
 [ "$agreement" = 0 ] || stage agreement "Agreement with fp32 on this CPU" "${made[@]}" --in "$modified" --out agreement.json -- \
     "$python" "${s}TSM_compare.py" --agreement "$agreement" . --model "$modified" --data_root "$data_root" --json agreement.json

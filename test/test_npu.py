@@ -172,6 +172,27 @@ def test_an_online_model_is_compiled_and_a_frame_of_it_measured(works, atlas, de
     assert not (tmp_path / "inference_result").exists()
 
 
+@pytest.mark.parametrize("options, tensors, says", [
+    (("--dtype", "uint8", "--precision_mode_v2", "fp16"), "uint8", "--input_format=ND --precision_mode_v2=fp16 --log=error"),
+    pytest.param(("--aipp",), "uint8_nhwc", "--input_format=NCHW --insert_op_conf=tsm_new_bs4.cfg --enable_small_channel=1 --log=error",
+                 marks=pytest.mark.all),
+    pytest.param(("--aipp", "--devices", "0", "--chunk", 3), "uint8_nhwc", "TSM_stream.py --devices 0 --dtype uint8_nhwc --chunk 3",
+                 marks=pytest.mark.all)])
+def test_the_chip_normalises(options, tensors, says, works, atlas, demo, on_cpu, tmp_path):
+    """uint8 in the graph, and by AIPP; a quarter of the bytes, the CPU's answers, and what AIPP's half precision changes."""
+    said = works("run_all.sh", 4, "--device", "npu", *options, *demo, *PERF, "--work_dir", tmp_path, cwd=tmp_path, env=atlas, timeout=1800)
+    found, agreement = probabilities_in(tmp_path), json.loads((tmp_path / "agreement.json").read_text())
+    assert says in said and (found.argmax(1) == on_cpu[0].argmax(1)).all()
+    assert np.abs(found - on_cpu[0]).max() <= (2e-5 if tensors == "uint8" else 5e-3)
+    manifests = [json.loads(path.read_text()) for path in tmp_path.glob("*/*.json") if path.parent.name != "perf"]
+    assert [one["protocol"]["dtype"] for one in manifests if "samples" in one] == [tensors]
+    assert agreement["flips"] == 0 and agreement["largest_difference"] <= 5e-3
+    if tensors == "uint8_nhwc":
+        assert [row["rounded"] for row in agreement["aipp"]] == ["at every step", "at the end"]
+        assert all(row["flips"] == 0 and 0 < row["largest_difference"] < 5e-3 for row in agreement["aipp"])
+        assert "AIPP alone, rounded to half precision at every step: 0 of %d answers differ" % CLIPS in said
+
+
 @ONCE
 def test_a_failing_atc_is_shown_and_its_status_kept(on_npu, run, atlas, demo, work):
     """--chip is taken as it is, whatever npu-smi lists: atc is told so, and says that it knows no such chip."""
@@ -317,7 +338,8 @@ def test_auto_is_loud_about_an_npu_without_its_tools(signs, warned, bare, standi
 
 
 @pytest.mark.parametrize("device", ["npu", "auto"])
-@pytest.mark.parametrize("option", [("--dtype", "uint8"), ("--backend", "onnxruntime"), ("--precision", "bf16")])
+@pytest.mark.parametrize("option", [("--precision_mode", "a", "--precision_mode_v2", "b"),
+                                    ("--backend", "onnxruntime"), ("--precision", "bf16")])
 def test_what_is_for_the_cpu_is_refused_before_any_work(option, device, fails, atlas, tmp_path):
     line = fails("run_all.sh", 1, "--device", device, *option, "--work_dir", tmp_path / "work", cwd=tmp_path, env=atlas, status=2)
     assert option[0] in line and not (tmp_path / "work").exists()

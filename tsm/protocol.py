@@ -31,6 +31,7 @@ MOVES: Dict[str, Tuple[Optional[int], Optional[int]]] = {  # kinds of shift: whe
     "none": (0, 0), "reversed": (-1, 1), "next1": (1, 0), "next2": (1, 1),  # met by mistake
 }
 SHIFTS = ("bi", "past1", "past2", "past1-zero", "bi-still", "bi-zero")  # those that a network may be tested with
+TENSORS = ("float32", "uint8", "uint8_nhwc")  # normalised; RGB 0..255; the same with the colours last, as a chip's AIPP takes it
 FUSIONS = ("score", "prob")
 # score: mean of the class scores of all views, then softmax (the Ascend guide)
 # prob:  softmax per view, then mean over the views (mmaction2)
@@ -88,7 +89,7 @@ class Protocol(NamedTuple):
 
     def nbytes(self, dtype: str) -> int:
         """Bytes of one video's tensor."""
-        return int(np.prod(self.video_shape)) * np.dtype(dtype).itemsize
+        return int(np.prod(self.video_shape)) * (4 if dtype == "float32" else 1)
 
 
 PIPELINES: Dict[str, Dict[str, Any]] = {  # the tests of mmaction2's TSM configs, by name

@@ -10,7 +10,7 @@ import xxhash
 from tsm import __version__
 from tsm.cli import Corrupt, Killed, UserError
 from tsm.files import read_json, sha256, write_json, write_text
-from tsm.protocol import Protocol, protocol_from
+from tsm.protocol import TENSORS, Protocol, protocol_from
 from tsm.workfolder import BINS, INFO, MANIFEST
 
 Item = TypeVar("Item")
@@ -186,7 +186,7 @@ def manifest_of(
         skipped: why a clip has none, by index.
     """
     return {
-        "protocol": dict(protocol._asdict(), dtype=dtype, layout="NCHW", shape=list(protocol.video_shape)),
+        "protocol": dict(protocol._asdict(), dtype=dtype, **_layout(dtype, protocol)),
         "versions": dict(versions, tsm=__version__),
         "list": {"file": os.path.basename(ann_file), "sha256": sha256(ann_file), "videos": len(clips)},
         "samples": [
@@ -199,6 +199,13 @@ def manifest_of(
             for index in sorted(skipped)
         ],
     }
+
+
+def _layout(dtype: str, protocol: Protocol) -> Dict[str, Any]:
+    """The order of a tensor's axes, and their sizes."""
+    last = dtype == "uint8_nhwc"
+    shape = [protocol.frames, protocol.size, protocol.size, 3] if last else list(protocol.video_shape)
+    return {"layout": "NHWC" if last else "NCHW", "shape": shape}
 
 
 def write_manifest(path: str, manifest: Dict[str, Any]) -> None:
@@ -219,7 +226,7 @@ def read_manifest(path: str) -> Dict[str, Any]:
         numbers = [entry[key] for entry in samples for key in ("id", "label", "bytes")] + [manifest["list"]["videos"]]
         texts = [entry[key] for entry in samples for key in ("source", "file", "xxh3_128")]
         texts += [entry[key] for entry in skipped for key in ("source", "reason")] + list(manifest["versions"].values())
-        right = (facts["dtype"] in ("float32", "uint8") and facts["layout"] == "NCHW" and facts["shape"] == list(protocol.video_shape)
+        right = (facts["dtype"] in TENSORS and _layout(facts["dtype"], protocol).items() <= facts.items()
                  and type(samples) is type(skipped) is list and {type(number) for number in numbers} == {int}
                  and {type(text) for text in texts} <= {str}
                  and {entry["bytes"] for entry in samples} <= {protocol.nbytes(facts["dtype"])})

@@ -23,6 +23,15 @@ OUTPUTS = os.path.dirname(RESULTS), RESULTS
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
+def atc_options(config: str = "", precision_mode: Optional[str] = None, precision_mode_v2: Optional[str] = None) -> List[str]:
+    """What atc is told beside the model, the chip and the log: the input's layout, or an AIPP config's, and how it rounds."""
+    words = ["--input_format=ND"]
+    if config:
+        words = ["--input_format=NCHW", "--insert_op_conf=" + config, "--enable_small_channel=1"]
+    modes = (("--precision_mode", precision_mode), ("--precision_mode_v2", precision_mode_v2))
+    return words + ["%s=%s" % mode for mode in modes if mode[1]]
+
+
 def check_path(folder: str) -> None:
     """Raises UserError if ais_bench takes no path in this folder: it knows A-Z a-z 0-9 _ - / . and nothing else."""
     odd = sorted(set(re.sub("[A-Za-z0-9_/.-]", "", folder)))

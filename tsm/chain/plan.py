@@ -43,7 +43,7 @@ ABOUT = """usage: ./run_all.sh BATCH_SIZE [options]
   ./run_all.sh --model_only --checkpoint my.pth            no dataset needed
   ./run_all.sh --clean                          delete the tensors; all: all
 
-Running it again does what is missing. docs/datasets.md explains each option."""
+Running it again does what is missing. Each option: docs/datasets.md, atlas.md."""
 AFTER = "exit status: 0 done; 1 a stage failed; 2 wrong usage; 130, 143 stopped"
 
 
@@ -63,7 +63,10 @@ def get_args(words: Optional[List[str]] = None) -> argparse.Namespace:
     cli.add_argument("--filename_tmpl", type=some, metavar="TMPL", help="names of frames (img_%%05d.jpg)")
     cli.add_argument("--start_index", type=non_negative, metavar="N", help="number of the first frame (1)")
     cli.add_argument("--on_error", choices=("fail", "skip"), default="fail", metavar="DO", help="of unreadable videos: fail, or skip")
-    cli.add_argument("--dtype", choices=("float32", "uint8"), default="float32", metavar="T", help="of tensors: float32, or uint8 (cpu)")
+    cli.add_argument("--dtype", choices=("float32", "uint8"), default="float32", metavar="T", help="of tensors: float32, or uint8")
+    cli.add_argument("--aipp", action="store_true", help=argparse.SUPPRESS)
+    cli.add_argument("--precision_mode", type=some, metavar="M", help=argparse.SUPPRESS)
+    cli.add_argument("--precision_mode_v2", type=some, metavar="M", help=argparse.SUPPRESS)
     cli.add_argument("--num_worker", type=positive, metavar="N", help="decoding processes (all processors)")
     cli.add_argument("--stream", action="store_true", help="cpu: no tensors on disk; the default above 20 GB")
     cli.add_argument("--chunk", type=like("auto|0|[1-9][0-9]{0,6}", "a whole number, 0 or auto"), default="auto", metavar="N",
@@ -186,7 +189,10 @@ def check_usage(args: argparse.Namespace) -> None:
         (spread and args.chunk == "0", "--chunk 0 is all at once here; leave it out with --devices and --ray"),
         (on_npu and args.precision != "fp32", "--precision is for the CPU; atc decides it on an NPU"),
         (on_npu and args.backend, "--backend is for the CPU; ais_bench runs the model on an NPU"),
-        (on_npu and args.dtype != "float32", "--dtype %s is for the CPU; the NPU's model takes float32" % args.dtype),
+        (args.aipp and (args.online or not on_npu), "--aipp is for clips on an NPU; leave it out, or --online"),
+        (args.aipp and args.dtype != "float32", "--aipp takes uint8 as it is; leave out --dtype"),
+        (not on_npu and (args.precision_mode or args.precision_mode_v2), "--precision_mode and --precision_mode_v2 are for atc, on an NPU"),
+        (args.precision_mode and args.precision_mode_v2, "--precision_mode and --precision_mode_v2 say the same; leave out one of them"),
         (on_npu and args.stream, "--stream is for the CPU; ais_bench reads tensors from files (--chunk bounds how many)"),
         (not on_npu and args.devices, "--devices is for an NPU; a CPU is one device"),
         (args.model_only and (args.data_root or args.precision == "int8"),
@@ -252,10 +258,11 @@ def stages(args: argparse.Namespace) -> Dict[str, Any]:
         args.labels = args.labels or args.suite + DEMO[3]
     if not args.data_root and not args.model_only:
         args.data_root, args.ann_file, args.labels = args.suite + DEMO[1], DEMO[2], args.labels or args.suite + DEMO[3]
+    dtype = "uint8_nhwc" if args.aipp else args.dtype
     if args.model_only:
         args.chunk = "0"
     elif args.chunk == "auto" and not (args.stream or args.devices or args.ray):
-        args.chunk = "auto" if chunk_size(len(read_list(args.ann_file, protocol)), args.dtype, 2, protocol) else "0"
+        args.chunk = "auto" if chunk_size(len(read_list(args.ann_file, protocol)), dtype, 2, protocol) else "0"
     streamed, on_npu = args.stream or args.online or args.chunk != "0", args.device == "npu"
     export = exporting(args, facts, stated)
     modified = workfolder.ONLINE if args.online else workfolder.MODIFIED.replace("*", str(args.batch))
@@ -264,7 +271,7 @@ def stages(args: argparse.Namespace) -> Dict[str, Any]:
         args.data_root, args.ann_file, facts["checkpoint"], args.config or "", args.labels or "", stated,
         args.filename_tmpl or facts.get("filename_tmpl", ""), facts.get("start_index") if args.start_index is None else args.start_index,
         workfolder.EXPORTED, modified, model, args.device, args.precision, args.backend or "",
-        args.fusion or facts["fusion"], args.dtype, workfolder.folder_of(args.ann_file or ""), args.batch,
+        args.fusion or facts["fusion"], dtype, workfolder.folder_of(args.ann_file or ""), args.batch,
         sorted({int(size) for size in (args.perf_batches or str(args.batch)).split(",")}),
         dict(args.chosen, form="no tensors on disk" if streamed else "tensors on disk"))
     workfolder.write_run(told)
@@ -296,21 +303,25 @@ def options_of(args: argparse.Namespace, told: workfolder.Run) -> Dict[str, Any]
                     "--num_worker": args.num_worker, "--filename_tmpl": told.filename_tmpl, "--start_index": told.start_index})
     engine = [] if on_npu else flags({"--precision": unless("fp32", told.precision), "--agreement": unless(8, args.agreement),
                                       "--backend": told.backend, "--int8_model": int8})
-    spread = flags({"--output_dir": unless(workfolder.PREPROCESSED, told.tensors), "--devices": args.devices, "--ray": args.ray,
-                    "--protocol": told.protocol if on_npu else "", "--chunk": unless("auto", unless("0", args.chunk))})
     dtype = unless("float32", told.dtype)
+    spread = flags({"--output_dir": unless(workfolder.PREPROCESSED, told.tensors), "--devices": args.devices, "--ray": args.ray,
+                    "--protocol": told.protocol if on_npu else "", "--dtype": dtype if on_npu else "",
+                    "--chunk": unless("auto", unless("0", args.chunk))})
+    batches = sorted({told.batch, *told.perf_batches})
+    config = workfolder.MODIFIED.replace("*", str(batches[0])).replace(".onnx", ".cfg") if args.aipp else ""
     return dict(
         videos=videos, preprocess=videos + flags({"--batch_size": told.batch, "--dtype": dtype, "--protocol": told.protocol}),
         modify=flags({"--target": "online" if args.online else "ascend" if on_npu else "cpu",
                       "--fusion": "" if args.online else unless("score", told.fusion), "--protocol": told.protocol,
-                      "--input_dtype": dtype, "--labels": told.labels}),
+                      "--input_dtype": "aipp" if args.aipp else dtype, "--labels": told.labels}),
+        atc=npu.atc_options(config, args.precision_mode, args.precision_mode_v2), aipp=config,
         bench=["-m", "ais_bench"] if on_npu else [args.suite + "TSM_infer.py"] + engine,
         stream=[args.suite + "TSM_stream.py"] + engine + spread + ["--curve"] * args.online,
         report=["--perf_batches", *told.perf_batches] + flags({
             "--checkpoint": told.checkpoint, "--device": told.device, "--precision": told.precision, "--batch_size": told.batch,
             "--model": told.modified, "--data_root": told.data_root, "--gallery": unless(12, args.gallery),
             "--agreement": workfolder.AGREEMENT if on_npu and args.agreement else ""}),
-        batches=sorted({told.batch, *told.perf_batches}), int8=int8,
+        batches=batches, int8=int8,
         models=told.model if args.online else workfolder.COMPILED if on_npu else workfolder.MODIFIED,
         loop=args.loop or (20 if on_npu else ""), agreement=args.agreement if on_npu else 0)
 

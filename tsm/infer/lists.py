@@ -119,7 +119,7 @@ def job_of(args: argparse.Namespace) -> Tuple[Job, Work, Dict[int, Clip], Option
     model: Optional[Offline] = None
     path, folder = os.path.abspath(args.model), os.path.join(args.output, args.output_dirname)
     if args.device == "npu":
-        protocol, dtype, computing = read_protocol(args.protocol), "float32", Computing("ais_bench", "fp32", None, "")
+        protocol, dtype, computing = read_protocol(args.protocol), args.dtype, Computing("ais_bench", "fp32", None, "")
     else:
         model = for_views(read_offline(args.model))
         if args.curve and model.target != "online":

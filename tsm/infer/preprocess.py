@@ -14,7 +14,7 @@ from tsm.files import replacing
 from tsm.infer.journal import Journal
 from tsm.protocol import Protocol, protocol_from
 from tsm.samples import Clip, checksum, read_manifest
-from tsm.video.clips import basis, fill, fingerprint, table_for
+from tsm.video.clips import basis, empty_for, fill, fingerprint, table_for
 from tsm.video.frames import Naming
 from tsm.workers import each
 from tsm.workfolder import BINS, INFO, MANIFEST
@@ -139,17 +139,17 @@ def check_space(folder: str, needed: int, what: str, remedy: str) -> None:
 def make(job: Tensors, keys: Dict[int, str], done: Dict[int, Made], workers: int) -> Generator[np.ndarray, None, None]:
     """Make the tensors of `keys`, entered in `done` and the journal as they come; yields of each clip the seconds of computing,
     checksum and writing, which are 0 of one that cannot be read."""
-    table, out = table_for(job.dtype, job.protocol), np.empty(job.protocol.video_shape, job.dtype)  # of each process its own
+    table, (stored, out) = table_for(job.dtype, job.protocol), empty_for(job.dtype, job.protocol)  # of each process its own
 
     def work(index: int) -> Tuple[Made, List[float]]:
         times = [time.perf_counter()]
         fill(job.source(index), job.clips[index].frames, job.protocol, table, out, job.naming)
         times.append(time.perf_counter())
-        digest = checksum(out)
+        digest = checksum(stored)
         times.append(time.perf_counter())
         with replacing(job.tensor(index)) as part:
             with open(part, "wb") as file:
-                file.write(memoryview(out).cast("B"))
+                file.write(memoryview(stored).cast("B"))
             made = Made(index, keys[index], digest, os.stat(part).st_mtime_ns)
             append(made)  # before the move: a kill in between costs one tensor
         times.append(time.perf_counter())

@@ -29,6 +29,11 @@ class Offline(NamedTuple):
         return self.metadata.get("tsm.target", "")
 
     @property
+    def takes(self) -> str:
+        """What tensors it takes, of tsm.protocol.TENSORS; once it is compiled, if that changes it."""
+        return "uint8_nhwc" if self.metadata.get("tsm.input_dtype") == "aipp" else self.dtype.name
+
+    @property
     def tested_by(self) -> Protocol:
         """The protocol of a model of modify_onnx.py; UserError for any other, which has none."""
         if self.protocol is None:

@@ -14,6 +14,7 @@ from tsm.cli import Corrupt, UserError
 from tsm.files import natural
 from tsm.infer.tensors import read_tensor
 from tsm.labels import labels_in
+from tsm.model import aipp
 from tsm.model.offline import one_view, read_offline
 from tsm.model.onnxfile import read_onnx, session
 from tsm.protocol import FUSIONS, Protocol, differences, frame_indices, fuse, protocol_from
@@ -87,7 +88,7 @@ class Chain:
         self.sources = {entry["id"]: entry["source"] for entry in self.manifest["samples"]}
         self._view: Any = None
         self._known: Dict[str, np.ndarray] = {}  # class scores of the views, by the tensor's checksum
-        dtype, there = self.model.dtype.name, self.manifest["protocol"]["dtype"]
+        dtype, there = self.model.takes, self.manifest["protocol"]["dtype"]
         differs = differences(self.protocol.pixels(dtype), self.model.tested_by.pixels(dtype))
         differs = differs or ("%s, not %s" % (there, dtype) if there != dtype else "")
         apart = set(self.labels) ^ set(self.sources)
@@ -103,7 +104,7 @@ class Chain:
     def made_again(self, index: int, sample: Callable[[int, Protocol], List[int]] = frame_indices, by_opencv: bool = False) -> np.ndarray:
         """The tensor [frames, 3, size, size] of a sample, made from its video by the suite's definition."""
         dtype = self.manifest["protocol"]["dtype"]
-        out = np.empty(self.protocol.video_shape, dtype)
+        stored, out = clips.empty_for(dtype, self.protocol)
         try:
             clips.fill(self.source(index), None, self.protocol, clips.table_for(dtype, self.protocol), out, None, sample, by_opencv)
         except Corrupt as error:
@@ -117,7 +118,18 @@ class Chain:
     def tensor(self, index: int) -> np.ndarray:
         """The tensor that the run used: its file, or if no tensors were kept, made again."""
         path = self.tensor_file(index)
+        if self.model.takes == "uint8_nhwc":
+            return self.normalised(index, clips.normalisation(self.model.tested_by))
         return read_tensor(path, self.model.shape, self.model.dtype, None)[0] if os.path.exists(path) else self.made_again(index)
+
+    def normalised(self, index: int, table: np.ndarray) -> np.ndarray:
+        """The tensor of a run whose chip normalises by AIPP, float32, were AIPP such a table [3, 256]."""
+        path, (stored, out) = self.tensor_file(index), clips.empty_for("uint8_nhwc", self.protocol)
+        if os.path.exists(path):
+            stored[:] = np.fromfile(path, np.uint8).reshape(stored.shape)
+        else:
+            out = self.made_again(index)
+        return np.stack([values[out[:, channel]] for channel, values in enumerate(table)], axis=1)
 
     def views(self, tensor: np.ndarray) -> np.ndarray:
         """Class scores of a tensor's views, [views, classes], by the one-view form."""
@@ -432,7 +444,19 @@ def agreement_with_fp32(chain: Chain, videos: int) -> Dict[str, Any]:
         if exact.argmax() != results[index].argmax():
             flipped.append({"id": index, "device": int(results[index].argmax()), "fp32": int(exact.argmax()),
                             "fp32_probability": float(exact.max())})
-    return {"videos": len(indices), "flips": len(flipped), "largest_difference": largest, "flipped": flipped}
+    found = {"videos": len(indices), "flips": len(flipped), "largest_difference": largest, "flipped": flipped}
+    return dict(found, aipp=aipp_alone(chain, indices)) if chain.model.takes == "uint8_nhwc" else found
+
+
+def aipp_alone(chain: Chain, indices: Sequence[int]) -> List[Dict[str, Any]]:
+    """What AIPP's half precision changes by itself, by both of tsm.model.aipp.tables(): the rest is in fp32 here."""
+    rows = []
+    exact = np.stack([chain.answer(chain.tensor(index)) for index in indices])
+    for rounded, table in zip(("at every step", "at the end"), aipp.tables(chain.model.tested_by)):
+        found = np.stack([chain.answer(chain.normalised(index, table)) for index in indices])
+        rows.append({"rounded": rounded, "flips": int((found.argmax(1) != exact.argmax(1)).sum()),
+                     "largest_difference": float(np.abs(found - exact).max())})
+    return rows
 
 
 def row_line(row: Optional[Stage]) -> str:

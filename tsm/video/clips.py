@@ -55,6 +55,15 @@ def table_for(dtype: str, protocol: Protocol) -> Optional[np.ndarray]:
     return normalisation(protocol) if dtype == "float32" else None
 
 
+def empty_for(dtype: str, protocol: Protocol) -> Tuple[np.ndarray, np.ndarray]:
+    """(an array as the file of a tensor holds it, of a dtype of TENSORS; the same as [frames, 3, size, size])."""
+    if dtype != "uint8_nhwc":
+        stored = np.empty(protocol.video_shape, dtype)
+        return stored, stored
+    stored = np.empty((protocol.frames, protocol.size, protocol.size, 3), np.uint8)
+    return stored, stored.transpose(0, 3, 1, 2)
+
+
 def resized(frame: np.ndarray, protocol: Protocol) -> np.ndarray:
     """A frame uint8 [H, W, 3] with its short side as the protocol has it."""
     height, width = frame.shape[:2]
