@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from multiprocessing.connection import Connection, wait
-from typing import Any, Callable, Dict, Generator, Iterable, List, Tuple
+from typing import Any, Callable, Dict, Generator, Iterable, List, Optional, Tuple
 
 from tsm.cli import STOPPING, Corrupt, Killed
 from tsm.machine import die_with_parent, keep_freed_memory
@@ -28,7 +28,8 @@ def each(work: Callable[[Any], Any], items: Iterable[Any], count: int, unrolled:
     with a count of 1 items come in order.
 
     A result may be a Corrupt: the one that work raised, or one that says how the process crashed or how long it hung, or a
-    Killed. Any other exception is raised here. Close the iterator (contextlib.closing) to end the processes at once.
+    Killed, also where the memory was not enough. Any other exception is raised here. Close the iterator (contextlib.closing)
+    to end the processes at once.
     """
     results = _each(work, items, count, unrolled)
     next(results)
@@ -119,13 +120,15 @@ def _serve(work: Callable[[Any], Any], unrolled: bool, pipe: Connection, parent:
     while os.getppid() == parent:
         item = pipe.recv()
         result: Any = None
-        failure = None
+        failure: Optional[Exception] = None
         try:
             if unrolled:
                 for value in work(item):
                     pipe.send((True, value, None))
             else:
                 result = work(item)
+        except MemoryError:
+            failure = Killed("it needs more memory than there is; run the same command again, with a smaller --num_worker")
         except Exception as error:
             failure = error
         pipe.send((False, result, failure))

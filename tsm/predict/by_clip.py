@@ -100,45 +100,29 @@ def parts_of(
     Without a window's `length`, in seconds, a path is one window, and paths come in any order; with it they come one after
     the other, their windows in time. The processes that decode are forked before this returns, so call it before open_engine().
     """
-    no_room = "it needs more memory than there is; "
     if length is None:
         videos: Generator[Tuple[int, Any], None, None] = decoded(
-            {number: (path, None) for number, path in enumerate(paths)}, protocol, dtype, workers, None,
-            no_room + "pass a smaller --num_worker")
+            {number: (path, None) for number, path in enumerate(paths)}, protocol, dtype, workers, None)
     else:
-        videos = each(lambda number: _windows(paths[number], length, stride, protocol, dtype, no_room + SMALLER),  # type: ignore[arg-type]
+        videos = each(lambda number: windowed(paths[number], length, stride, protocol, dtype),  # type: ignore[arg-type]
                       range(len(paths)), 1, unrolled=True)
 
     def parts() -> Parts:
         with contextlib.closing(videos):
             for number, part in videos:
                 if isinstance(part, Killed) and length is not None:
-                    part = Corrupt("its decoder was killed, perhaps for want of memory; " + SMALLER)
+                    part = Corrupt("%s; %s" % (str(part).split(";")[0], SMALLER))
                 if isinstance(part, Corrupt):
                     yield (number, WHOLE), part
                     continue
                 window, tensor = (WHOLE, part) if length is None else part
-                _warn_of_little(paths[number], window, length, tensor[: protocol.segments])
+                if length is None:
+                    warn_if_few(paths[number], len({frame.tobytes() for frame in tensor[: protocol.segments]}), protocol.segments)
+                else:
+                    _warn_if_short(paths[number], window, length)
                 yield (number, window), tensor[None]
 
     return parts()
-
-
-def _windows(
-    path: str, length: float, stride: Optional[float], protocol: Protocol, dtype: str, no_room: str
-) -> Iterator[Tuple[Window, np.ndarray]]:
-    """windowed(), of which a want of memory is the input's own error."""
-    try:
-        yield from windowed(path, length, stride, protocol, dtype)
-    except MemoryError:
-        raise Corrupt(no_room)
-
-
-def _warn_of_little(name: str, window: Window, length: Optional[float], view: np.ndarray) -> None:
-    """Say so if a video is shorter than a window, or if a whole one has fewer different frames than a view [segments, …] takes."""
-    if length is not None:
-        return _warn_if_short(name, window, length)
-    warn_if_few(name, len({frame.tobytes() for frame in view}), len(view))
 
 
 def _warn_if_short(name: str, window: Window, length: float) -> None:

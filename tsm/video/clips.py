@@ -136,8 +136,7 @@ def as_video(frames: Union[Sequence[np.ndarray], Mapping[int, np.ndarray]], indi
 
 
 def decoded(
-    clips: Mapping[int, Tuple[str, Optional[int]]], protocol: Protocol, dtype: str, count: int, naming: Optional[Naming] = IMG,
-    no_room: str = "",
+    clips: Mapping[int, Tuple[str, Optional[int]]], protocol: Protocol, dtype: str, count: int, naming: Optional[Naming] = IMG
 ) -> Generator[Tuple[int, Union[np.ndarray, Corrupt]], None, None]:
     """(key in `clips`, tensor [protocol.video_shape] of `dtype` or the Corrupt that says why not), in any order.
 
@@ -145,8 +144,7 @@ def decoded(
 
     Decoded in `count` processes, or as many as the memory holds tensors for, in memory: a tensor more than processes exists
     beside those that the caller keeps, and decoding waits while the caller does. The processes are forked before this returns,
-    so call it before an engine starts its threads; close the iterator (contextlib.closing) to end them at once. A clip that the
-    memory does not hold ends the work with a MemoryError, unless `no_room` says what its Corrupt is to say.
+    so call it before an engine starts its threads; close the iterator (contextlib.closing) to end them at once.
     """
     table, nbytes = table_for(dtype, protocol), protocol.nbytes(dtype)
     count = workers_that_fit(count, nbytes)
@@ -156,10 +154,7 @@ def decoded(
 
     def work(item: Tuple[int, int]) -> None:
         key, place = item
-        try:
-            fill(*clips[key], protocol, table, places[place], naming)
-        except MemoryError:
-            raise Corrupt(no_room) if no_room else MemoryError
+        fill(*clips[key], protocol, table, places[place], naming)
 
     def taken(results: Generator[Tuple[Any, Any], None, None]) -> Generator[Tuple[int, Union[np.ndarray, Corrupt]], None, None]:
         with closing(results):
