@@ -5,7 +5,7 @@
     python3 TSM_predict.py --top 5 --json out.json FOLDER   # every video in it
     python3 TSM_predict.py --window 4 --every 2 long.mp4    # a long one, cut
     python3 TSM_predict.py --camera 0                       # until Ctrl-C
-    python3 TSM_predict.py -m tsm_online.onnx --camera 0    # frame by frame
+    python3 TSM_predict.py -m work/online --camera 0        # frame by frame
 
 INPUT is a video, a folder, a quoted pattern, @list.txt (a path per line), or an
 address (rtsp://..., http://...). A network gives any video one of its classes,
