@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Two runs on the same videos, or one run whose accuracy is too low.
 
-    python3 TSM_compare.py RUN_A RUN_B             # fp32 and int8, CPU and NPU, …
-    python3 TSM_compare.py --suspects WORK_DIR     # what were the weights made for?
-    python3 TSM_compare.py --stages WORK_DIR       # which stage is to blame?
-    python3 TSM_compare.py --agreement 8 WORK_DIR  # a device against fp32 here
+    python3 TSM_compare.py RUN_A RUN_B            # fp32, int8, CPU, NPU, …
+    python3 TSM_compare.py --suspects WORK_DIR    # what were weights made for?
+    python3 TSM_compare.py --stages WORK_DIR      # which stage is to blame?
+    python3 TSM_compare.py --agreement 8 WORK_DIR # a device against fp32 here
 
 A run is the work folder of run_all.sh, or a report.json. Two runs are joined by
 the names of their videos. Printed: top-1 and top-5 of both, McNemar's exact

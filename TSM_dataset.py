@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """A dataset's annotations and videos -> the lists for TSM_preprocess.py.
 
-    python3 TSM_dataset.py --annotations something-something-v2-validation.json \\
-        --labels something-something-v2-labels.json --videos 20bn
+    python3 TSM_dataset.py --videos 20bn-something-something-v2 \\
+        --annotations something-something-v2-validation.json \\
+        --labels something-something-v2-labels.json
     python3 TSM_dataset.py --annotations testlist01.txt --labels classInd.txt \\
         --videos UCF-101
     python3 TSM_dataset.py --annotations own.csv --videos my_videos
@@ -12,7 +13,7 @@ without a header, a list of `<file> <label>`, UCF101's lists, or one of HMDB51's
 split files, which stands for its split (docs/datasets.md).
 
 It writes sthv2_val_list_videos.txt, `<id>.webm <label>` per line, or, of other
-annotations, STEM_list_videos.txt and the names of the classes, STEM_labels.json.
+annotations, STEM_list_videos.txt and the classes' names, STEM_labels.json.
 Where the videos are folders of frames these are counted, and the list is
 STEM_list_rawframes.txt. Without --labels, labels that are names are numbered
 by the alphabet, which is said.

@@ -1,22 +1,17 @@
 #!/usr/bin/env python3
-"""Inference of an offline TSM model on a CPU, with the flags, files and figures of `python -m ais_bench`.
+"""Inference of an offline TSM model on a CPU, with ais_bench's flags and files.
 
-    python3 TSM_infer.py --model tsm_new_bs1.onnx --input sthv2/preprocess_bin --output inference_result \\
-        --output_dirname out --outfmt TXT
-    python3 TSM_infer.py --model tsm_new_bs1.onnx                    # throughput alone, on zeros
+    python3 TSM_infer.py --model tsm_new_bs1.onnx --input sthv2/preprocess_bin \\
+        --output inference_result --output_dirname out --outfmt TXT
+    python3 TSM_infer.py --model tsm_new_bs1.onnx         # throughput alone
 
-Input: files, or a folder of .bin and .npy files, which is read in natural order (0, 1, 2, …, 10). Files smaller than the
-model's batch are packed: one file per video serves every batch size. Output: OUTPUT/OUTPUT_DIRNAME/<name>_0.txt (or
-.npy, .bin) per input file, and OUTPUT/OUTPUT_DIRNAME_summary.json beside the folder. If the folder's parent holds
-TSM_preprocess.py's manifest, its protocol must be the model's, and every tensor is checked before it is used.
+Results: OUTPUT/OUTPUT_DIRNAME/<name>_0.txt (.npy, .bin) per input file, in
+natural order, and OUTPUT/OUTPUT_DIRNAME_summary.json. Tensors that do not fit
+the model, or are not those of the manifest beside them, are refused.
 
-A model of modify_onnx.py runs VIEW BY VIEW on parallel streams, whatever its batch: the views of a video are independent,
-one view's activations fit the caches better than a batch's, and memory does not grow with the batch. The views are then
-fused as the model says. Any other model runs whole. Reading the next files overlaps with computing, and a video is begun while
-the one before it runs; the times of the batches, without waiting for files, add up to what a clock shows. There is no filler:
-the last, partial batch computes its own videos only, and counts in the throughput as what it is.
-
-Killed at any time, the same command goes on where it stopped: a result is kept while model, precision and tensor are the same.
+A model of modify_onnx.py runs view by view on parallel streams, whatever its
+batch: views are independent, and fit the caches. Reading overlaps computing;
+the last batch has no filler. Killed at any time, it goes on where it stopped.
 """
 
 import argparse
@@ -56,20 +51,19 @@ SYNTHETIC_VIDEOS = 8  # about so many are computed without --input, unless --loo
 
 def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
+    cli.usage = "%(prog)s [options] --model FILE"
     cli.add_argument("--model", "-m", required=True, metavar="FILE", help="the ONNX model")
-    cli.add_argument("--input", "-i", metavar="PATHS", help="files (comma-separated) or one folder; without it the model "
-                     "runs on zeros, for its speed")
+    cli.add_argument("--input", "-i", metavar="PATHS", help="files (comma-separated) or a folder (default: zeros)")
     cli.add_argument("--output", "-o", metavar="DIR", help="where results go; without it none are written")
     cli.add_argument("--output_dirname", type=folder_name, metavar="NAME", help="their folder inside --output (default: a time stamp)")
     cli.add_argument("--outfmt", choices=("NPY", "BIN", "TXT"), default="BIN", help="default: %(default)s")
-    cli.add_argument("--loop", "-l", type=positive, metavar="N", help="computes each batch N times (default: 1; without "
-                     "--input, as often as makes about %d videos)" % SYNTHETIC_VIDEOS)
-    cli.add_argument("--warmup_count", type=non_negative, default=1, metavar="N", help="batches run first, not counted "
-                     "(default: 1)")
-    cli.add_argument("--batchsize", type=positive, metavar="N", help="batch size used in the throughput figure (default: the model's)")
-    cli.add_argument("--device", "-d", default="0", help="accepted for compatibility; there is one CPU")
-    cli.add_argument("--pure_data_type", choices=("zero", "random"), default="zero", help="without --input: zeros, or "
-                     "normally distributed values (default: %(default)s)")
+    cli.add_argument("--loop", "-l", type=positive, metavar="N", help="times that each batch is computed (default: 1; without "
+                     "--input, to make about %d videos)" % SYNTHETIC_VIDEOS)
+    cli.add_argument("--warmup_count", type=non_negative, default=1, metavar="N", help="batches run first, not counted (default: 1)")
+    cli.add_argument("--batchsize", type=positive, metavar="N", help="of the throughput's figure (default: the model's)")
+    cli.add_argument("--device", "-d", default="0", metavar="N", help="accepted for compatibility; there is one CPU")
+    cli.add_argument("--pure_data_type", choices=("zero", "random"), default="zero", help="without --input "
+                     "(default: %(default)s)")
     add_options(cli, agreement=True)
     args = cli.parse_args()
     if args.output_dirname and not args.output:

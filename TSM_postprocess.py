@@ -1,21 +1,20 @@
 #!/usr/bin/env python3
-"""Top-k accuracy of an offline TSM model, from the result files of ais_bench or TSM_infer.py.
+"""Top-k accuracy of a TSM, from the result files of ais_bench or TSM_infer.py.
 
-    python3 TSM_postprocess.py --result_path=inference_result/out_summary.json --info_path=sthv2/sthv2.info
+    python3 TSM_postprocess.py --result_path=inference_result/out_summary.json \\
+        --info_path=sthv2/sthv2.info
 
-Reads the summary (which input file gave which result file), the results (TXT, NPY or BIN, one row of class scores per
-video) and the labels, joins them BY ID, the number in the input file's name, and prints top-1 with its 95 % interval,
-top-5 and mean class accuracy. Order does not matter.
+It joins results (TXT, NPY or BIN, a row of class scores per video) and labels
+BY ID, the number in the input file's name, and prints top-1 with its 95 %
+interval, top-5 and mean class accuracy. A file may hold several rows: row r of
+file k is video k * R + r, and rows past the last video are the batch's filler.
+A result that is missing, there twice or not finite ends it with one line.
 
-A file may hold several rows (an input file that was a whole batch of R videos): row r of file k is video k * R + r, and
-rows past the last video are the batch's filler. A missing, extra or duplicated result, a score that is not finite and a
-row of the wrong width each end the script with exit status 1 and one line that names the file.
+Of an online model with curve.json (TSM_stream.py --curve) it also prints top-1
+once 10 %, 20 %, … of each clip was seen.
 
-Where TSM_stream.py --curve wrote curve.json among the results of an online model, it also prints top-1 once 10 %, 20 %, … of each
-clip was seen.
-
-Limits: it cannot tell how the views were fused (the model does that); `%f` text rounds probabilities to six decimals,
-so scores may tie: of equal scores the lower class comes first, and the number of verdicts that hang on a tie is shown.
+`%f` text rounds to six decimals, so scores may tie: of equal scores the lower
+class comes first, and how many verdicts hang on that is shown.
 """
 
 import argparse

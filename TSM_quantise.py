@@ -1,21 +1,20 @@
 #!/usr/bin/env python3
-"""Post-training quantisation of a TSM to int8, for `TSM_infer.py --precision int8`.
+"""Post-training quantisation of a TSM, for `TSM_infer.py --precision int8`.
 
-    python3 TSM_quantise.py --model tsm_new_bs1.onnx --ann_file sthv2_val_list_videos.txt --data_root demo/videos
-    python3 TSM_quantise.py --model tsm_new_bs1.onnx --input sthv2/preprocess_bin
+    python3 TSM_quantise.py --model tsm_new_bs1.onnx \\
+        --ann_file sthv2_val_list_videos.txt --data_root demo/videos
+    … --model tsm_new_bs1.onnx --input sthv2/preprocess_bin
 
-Takes a model of modify_onnx.py and calibration clips, either from a list (their tensors are made in memory) or as
-TSM_preprocess.py's tensors (labels are not used), and writes the network of one view in int8 as OpenVINO's tsm_int8.xml
-and tsm_int8.bin beside the model: one file serves every batch size. Weights get a scale per channel, activations one per
-tensor, from the values they take on the clips; NNCF does it. The file knows which network it was made from, and
-TSM_infer.py refuses it for any other.
+It takes a model of modify_onnx.py and clips, of a list or as tensors (labels
+are not used), and writes the network of one view in int8, tsm_int8.xml and
+.bin, beside the model: one file serves every batch size. Weights get a scale
+per channel, activations one per tensor, from the values that they take on the
+clips; NNCF does it. TSM_infer.py refuses the file for any other network.
 
-Of an online model the clip is quantised in the same way and then cut at its shifts: what moved from frame to frame is a state, in
-uint8 where it begins at 0. How its scores, frame by frame, are those of the int8 clip, is printed.
-
-Clips are taken evenly over the list or the folder, of each one view, in turn the first to the last: clips differ more than
-the views of one. What int8 costs in accuracy, TSM_infer.py and run_all.sh print: on how many videos (--agreement N) its top-1
-is fp32's.
+Clips are taken evenly over the list, of each one view, in turn the first to the
+last. An online model's clip is quantised likewise and cut at its shifts; how
+its scores, frame by frame, are those of the int8 clip, is printed. What int8
+costs in accuracy, TSM_infer.py and run_all.sh print.
 """
 
 import argparse

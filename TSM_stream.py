@@ -1,31 +1,15 @@
 #!/usr/bin/env python3
-"""A list of videos -> the result files of TSM_preprocess.py + TSM_infer.py, with no tensor on disk. Restartable.
+"""A list of videos -> result files, with no tensor on disk. Restartable.
 
-    python3 TSM_stream.py --model ./tsm_new_bs1.onnx --data_root demo/videos --ann_file sthv2_val_list_videos.txt \\
-        --output ./inference_result --output_dirname out --outfmt TXT       # here, on this CPU
-    … --model ./tsm_bs8.om --devices 0,1                       # one ais_bench per chip, each pulling the next chunk
-    … --ray auto                                               # on the hosts of the Ray cluster that this host is in
-    … --shard 0/3                                              # the first third; others do 1/3 and 2/3, on a shared folder
-    … --merge                                                  # once all shards are done: the result files of the whole
-    … --status                                                 # what is done; nothing is touched
+    python3 TSM_stream.py --model ./tsm_new_bs1.onnx --data_root demo/videos \\
+        --ann_file sthv2_val_list_videos.txt --output ./inference_result
+    … --devices 0,1     # chips of this host;  … --ray auto  # a cluster's hosts
+    … --shard 0/3       # a third of the list; … --merge     # of all shards
 
-On a CPU, videos are decoded in processes of their own, computed as they come, and forgotten; the queue between the two is
-bounded, so memory does not grow with the list. Chips and clusters take the list in chunks, which return only scores: a chip
-reads tensors from files, so those of a chunk lie in a folder of its host until it is done.
-
-At the end the same files exist as after the two scripts, byte for byte but for the times, whoever computed them and whatever
-died on the way: inference_result/out/<i>_0.txt, inference_result/out_summary.json, sthv2/sthv2.info and sthv2/sthv2.json
-(whose checksums are those of the tensors that were computed from). TSM_postprocess.py and TSM_report.py read them as usual.
-
-Killed at any time, the same command, or another of these ways, continues where it stopped: a result is kept while its video
-(size and time of change), the model, the int8 file, the precision and the decoders are the same. A clip that cannot be read
-ends the run, or with --on_error skip is left out and listed in the manifest.
-
---chunk auto makes chunks of 60 s of work, from a measured sample or the last chunks; on an NPU as large as 20 GB of tensors
-allow. Hosts of a cluster are examined first: versions, model, data. One that differs is named and not used.
-
-Limits: a model of modify_onnx.py. Processors of different kinds may round differently in the sixth decimal. The suite, the
-model and the videos must be under the same paths on every host of a cluster; shards share the folder --output.
+The files are those of TSM_preprocess.py and TSM_infer.py, byte for byte but for
+the times, whoever computed them. Killed at any time, the same command, or
+another of these ways, goes on: a result is kept while its video, the model, the
+precision and the decoders are the same. docs/scaling.md tells more.
 """
 
 import argparse
@@ -60,25 +44,22 @@ from tsm.samples import Clip, refuse, refuse_killed
 
 def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
+    cli.usage = "%(prog)s [options] --model M --ann_file A --data_root D --output O"
     add_inputs(cli)
     add_options(cli, agreement=True)
     cli.add_argument("--device", choices=("cpu", "npu"), help="default: npu for an .om file, else cpu")
-    cli.add_argument("--protocol", default="", metavar="FILE", help="npu only: how the network is tested, as TSM_checkpoint.py wrote "
-                     "it; a CPU takes it from the model (default: as on Something-Something V2)")
-    cli.add_argument("--dtype", choices=TENSORS, default="float32", help="npu only: of the tensors that the model takes (default: "
+    cli.add_argument("--protocol", default="", metavar="FILE", help="npu only: as TSM_checkpoint.py wrote it")
+    cli.add_argument("--dtype", choices=TENSORS, default="float32", metavar="TYPE", help="npu only: of the tensors (default: "
                      "%(default)s)")
-    cli.add_argument("--chunk", type=chunk_option, default=0, metavar="N|auto", help="videos per chunk of a chip or a host of a "
-                     "cluster (default: auto)")
-    cli.add_argument("--devices", type=chip_list, metavar="LIST", help="npu only: chips of this host, as in 0,1 (default: those that "
-                     "npu-smi lists)")
-    cli.add_argument("--curve", action="store_true", help="of an online model: also write its answers after 10 %%, 20 %%, … of each "
-                     "clip's frames, to curve.json beside the results")
-    cli.add_argument("--ray", metavar="ADDRESS", help="on a Ray cluster: auto, HOST:PORT, or local to start one here")
-    cli.add_argument("--shard", type=share, metavar="I/N", help="do share I, from 0, of N, and leave the result files to --merge")
-    cli.add_argument("--merge", action="store_true", help="make the result files of what shards did; with --shard, after that one")
+    cli.add_argument("--chunk", type=chunk_option, default=0, metavar="N|auto", help="videos per chunk of a chip or host (default: "
+                     "auto)")
+    cli.add_argument("--devices", type=chip_list, metavar="LIST", help="npu only: chips, as in 0,1 (default: all here)")
+    cli.add_argument("--curve", action="store_true", help="online: also the answers after 10 %%, 20 %%, … of a clip")
+    cli.add_argument("--ray", metavar="ADDRESS", help="on a Ray cluster: auto, HOST:PORT, or local (here)")
+    cli.add_argument("--shard", type=share, metavar="I/N", help="do share I, from 0, of N; --merge makes the files")
+    cli.add_argument("--merge", action="store_true", help="make the result files of what shards did")
     cli.add_argument("--status", action="store_true", help="say what is done, and touch nothing")
-    cli.add_argument("--scratch", metavar="DIR", help="npu only: for tensors (default: --output_dir; on a cluster each host's "
-                     "folder for temporary files)")
+    cli.add_argument("--scratch", metavar="DIR", help="npu only: for tensors (default: --output_dir)")
     args = cli.parse_args()
     args.device = args.device or ("npu" if args.model.endswith(".om") else "cpu")
     if args.device == "npu" and args.curve:

@@ -11,6 +11,7 @@ ENGLISH = [REPO / "README.md"] + sorted(REPO.glob("docs/*.md"))
 CHINESE = {REPO / "README.md": REPO / "README_zh-CN.md", REPO / "docs/atlas.md": REPO / "docs/zh-CN/atlas.md"}
 PAGES = ENGLISH + sorted(CHINESE.values()) + [REPO / "bench/README.md", REPO / "demo/README.md"]
 LONGEST_README, LONGEST_PAGE = 190, 150  # lines
+HELP = 45, 80  # lines and columns of --help
 LONGEST_SENTENCE, MEAN_SENTENCE = 40, 16  # words
 
 
@@ -35,6 +36,13 @@ def test_every_option_is_explained():
                if name not in ("--help", "--version") and path.parent != REPO / "tsm/chain" or path.stem == "plan"
                if not re.search(re.escape(name) + r"(?![\w-])", text)}
     assert not missing
+
+
+@pytest.mark.parametrize("script", [path.name for pattern in ("*.py", "*.sh") for path in sorted(REPO.glob(pattern))])
+def test_help_fits_a_screen_and_begins_with_a_command(works, tmp_path, script):
+    lines = works(script, "--help", cwd=tmp_path).splitlines()
+    assert len(lines) <= HELP[0] and max(map(len, lines)) <= HELP[1], [line for line in lines if len(line) > HELP[1]]
+    assert any(line.startswith("  ") and script in line for line in lines[:20]) or script == "setup.sh"
 
 
 def prose(page):

@@ -172,8 +172,8 @@ def add_options(cli: argparse.ArgumentParser, agreement: bool = False) -> None:
     cli.add_argument("--int8_model", metavar="FILE", help="TSM_quantise.py's (default: tsm_int8.xml by the model)")
     cli.add_argument("--streams", type=positive, metavar="N", help="views computed at a time (default: one per core)")
     if agreement:
-        cli.add_argument("--agreement", type=non_negative, default=8, metavar="N", help="of a precision below fp32: how many videos "
-                         "are computed again in fp32, to tell how often the answer is the same (default: %(default)s)")
+        cli.add_argument("--agreement", type=non_negative, default=8, metavar="N", help="videos to compute again in fp32 (default: "
+                         "%(default)s)")
 
 
 def agreement_facts(same: Sequence[bool]) -> Dict[str, Dict[str, int]]:

@@ -100,8 +100,7 @@ def add_inputs(cli: argparse.ArgumentParser) -> None:
     cli.add_argument("--output_dirname", type=folder_name, default="out", metavar="NAME", help="their folder inside --output "
                      "(default: %(default)s)")
     cli.add_argument("--outfmt", choices=("NPY", "BIN", "TXT"), default="BIN", help="default: %(default)s")
-    cli.add_argument("--output_dir", default=PREPROCESSED, metavar="OUT", help="where the info file and the manifest go (default: "
-                     "%(default)s)")
+    cli.add_argument("--output_dir", default=PREPROCESSED, metavar="OUT", help="where info file and manifest go (default: %(default)s)")
     cli.add_argument("--num_worker", type=positive, metavar="N", help="processes that decode (default: one per core)")
     cli.add_argument("--on_error", choices=("fail", "skip"), default="fail", help="what an unreadable clip does (default: "
                      "%(default)s)")
