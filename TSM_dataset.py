@@ -4,8 +4,7 @@
     python3 TSM_dataset.py --videos 20bn-something-something-v2 \\
         --annotations something-something-v2-validation.json \\
         --labels something-something-v2-labels.json
-    python3 TSM_dataset.py --annotations testlist01.txt --labels classInd.txt \\
-        --videos UCF-101
+    … --annotations testlist01.txt --labels classInd.txt --videos UCF-101
     python3 TSM_dataset.py --annotations own.csv --videos my_videos
 
 Annotations: a CSV, TSV or JSON that names a video and a label, `name,label`
@@ -28,6 +27,7 @@ be used are named, and there is no list; --on_error skip leaves them out.
 import argparse
 import contextlib
 import os
+import shlex
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from tsm.cli import Corrupt, Killed, UserError, parser, positive, progress, run
@@ -183,7 +183,7 @@ def main() -> None:
         write_json(path_of_labels, found.labels)
         print("wrote %s: %d classes" % (path_of_labels, len(found.labels)))
     if naming and naming != IMG:
-        print("frames: pass --filename_tmpl %s --start_index %d to the later steps" % naming)
+        print("frames: pass --filename_tmpl %s --start_index %d to the later steps" % (shlex.quote(naming.template), naming.start))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """TSM_dataset.py: lists as the guide's scripts make them, frames a folder at a time, and no video dropped in silence."""
 
 import json
+import shlex
 import shutil
 
 import cv2
@@ -171,7 +172,7 @@ def test_jester_s_folders_of_frames_are_counted_and_can_be_preprocessed(works, r
     (tmp_path / "validation.csv").write_text("22;Doing other things\n1;Swiping Left\n")
     said, made = lists(works, tmp_path, "--annotations", "validation.csv", "--labels", "jester-v1-labels.csv")
     assert made == {"validation_list_rawframes.txt": ["22 5 1", "1 12 0"]}
-    flags = said.split("frames: pass ")[1].split(" to the")[0].split()
+    flags = shlex.split(said.split("frames: pass ")[1].split(" to the")[0])
     assert flags == ["--filename_tmpl", "%05d.jpg", "--start_index", "1"]
     works("TSM_preprocess.py", "--data_root", "videos", "--ann_file", "validation_list_rawframes.txt", *flags, cwd=tmp_path)
 

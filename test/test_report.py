@@ -322,15 +322,15 @@ def test_missing_arguments_are_bad_usage(fails, tmp_path):
     assert "--result_path" in line and "--info_path" in line and "--batch_size" in line
 
 
-def test_how_many_views_have_the_answer_is_a_column(works, left):
+def test_how_many_views_have_the_answer_is_a_column(run, works, left):
     path = left / "inference_result/out_summary.json"
     summary = json.loads(path.read_text())
     path.write_text(json.dumps(dict(summary, tsm=sealed({"engine": "one", "views_agree": {"0": [6], "1": [4]}}, "inference"))))
     works("TSM_report.py", *ARGS, cwd=left)
     assert [row["views_agree"] for row in rows_of(left / "predictions.csv")] == ["6", "4"]
     assert "4 of 6 views agree" in (left / "report.html").read_text(encoding="utf-8")
-    path.write_text(json.dumps(summary))
-    works("TSM_report.py", *ARGS, cwd=left)
+    path.write_text(json.dumps(dict(summary, tsm={"views_agree": {"0": [6], "1": [4]}})))  # of an older version
+    assert "out_summary.json: what an inference of this suite adds is of another version" in run("TSM_report.py", *ARGS, cwd=left).stderr
     assert [row["views_agree"] for row in rows_of(left / "predictions.csv")] == ["", ""]
     assert "views agree" not in (left / "report.html").read_text(encoding="utf-8")
 

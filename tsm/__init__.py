@@ -32,8 +32,10 @@ def _end(kind: Any, error: Any, trace: Any) -> None:
     if issubclass(kind, KeyboardInterrupt):
         said = "interrupted"
     elif issubclass(kind, ImportError) and (error.name or "").split(".")[0] != "tsm":  # a fault of ours otherwise
+        from shlex import quote
+
         said = "%s lacks a package of the suite (%s); run %s, and use %s" % (
-            sys.executable, str(error).split("\n")[0], os.path.join(_SUITE, "setup.sh"), os.path.join(_SUITE, ".venv/bin/python"))
+            sys.executable, str(error).split("\n")[0], quote(_SUITE + "/setup.sh"), quote(_SUITE + "/.venv/bin/python"))
     else:
         return sys.__excepthook__(kind, error, trace)
     sys.stderr.write("%s: error: %s\n" % (os.path.basename(sys.argv[0]), said))

@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Seq
 
 import numpy as np
 
-from tsm.cli import UserError, first_line
+from tsm.cli import UserError, first_line, warn
 from tsm.files import read_json, replacing, sealed, unsealed, write_text
 from tsm.protocol import SSV2
 from tsm.samples import manifest_path, read_info, read_manifest
@@ -92,6 +92,8 @@ def read_summary(path: str) -> Dict[str, Any]:
         right = False
     if not right:
         raise UserError("%s: not a summary of ais_bench or TSM_infer.py (no filesinfo that names one result of each input)" % path)
+    if OWN in summary and unsealed(summary[OWN], "inference") is None:
+        warn("%s: what an inference of this suite adds is of another version, or was changed; views and workers are not told" % path)
     return summary  # type: ignore[no-any-return]
 
 
