@@ -5,7 +5,7 @@
 
 The networks are the demo's thin ResNet-50 with 8 and with 16 segments, and the same with another classifier, of 20 classes: the demo's
 ten actions, each on a reddish and on a bluish clip. That classifier is trained here, on rendered clips. The videos are rendered from
-seeds that no training draws. Images are small (a short side of 128), so that a case takes well under a minute.
+seeds that no training draws. Images are small (144 pixels), so that a case takes well under a minute.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from tsm.video.clips import as_video, resized  # noqa: E402
 SEED, COLOURED = 20261128, 800  # of the rendered clips; clips that the classifier of colours is trained on
 THIN = os.path.join(ROOT, "demo/tsm_thin.pth")
 NAMES = os.path.join(ROOT, "demo/annotations/something-something-v2-labels.json")
-BASE = Protocol(sampling="uniform", crops="centre", short_side=128, size=112)
+BASE = Protocol(sampling="uniform", crops="centre", short_side=144, size=144)
 State = Dict[str, Any]
 
 
@@ -216,8 +216,8 @@ def main() -> None:
         action[name], coloured[name] = numbers[template], clip(number, 2)[1]
     networks = (("colours", of_colours(state), BASE._replace(classes=2 * len(TEMPLATES)), coloured), ("8 segments", state, BASE, action),
                 ("16 segments", state, BASE._replace(segments=16), action))
-    for mistake in MISTAKES:
-        for network, weights, protocol, truth in networks:
+    for network, weights, protocol, truth in networks:
+        for mistake in MISTAKES:
             if mistake.of not in ("", network) or args.only and not mistake.name.startswith(tuple(args.only)):
                 continue
             row = first_row(os.path.join(args.work_dir, "run"), mistake, weights, protocol, truth, videos)

@@ -433,7 +433,7 @@ def test_labels_in_another_order_are_told_by_the_results_alone():
     alphabet = np.array(sorted(numbers, key=lambda number: names[number]))
     mixed = np.random.RandomState(1).permutation(20)
     for order, words in (
-            (np.argsort(alphabet), "the alphabet's order, as MIT's code"), (alphabet, "number the names in the alphabet's order"),
+            (np.argsort(alphabet), "the alphabet's order, as MIT's code"), (alphabet, "each name numbered by its place in the alphabet"),
             (19 - numbers, "reverse order"), (np.argsort(sorted(numbers, key=str)), "sorted as text"),
             (sorted(numbers, key=lambda number: str(number + 1)), "sorted as text"), (mixed, "learnt on the other half of the videos"),
             ((numbers - 1) % 20, "lowered by one: is a line too many"), ((numbers + 1) % 20, "raised by one: is a line missing")):

@@ -201,7 +201,7 @@ def _orders(truth: np.ndarray, classes: int, names: Optional[Sequence[str]]) -> 
         alphabet = np.array(sorted(numbers, key=lambda number, key=key: key(names[number])))  # type: ignore[index,misc]
         yield np.argsort(alphabet), ("with the classes in the alphabet's order, as MIT's code numbers Something-Something V1 and Jester; "
                                      "sort the labels file, and make the lists again with it")
-        yield alphabet, "with labels that number the names in the alphabet's order; make the lists again with the network's labels file"
+        yield alphabet, "with each name numbered by its place in the alphabet; make the lists again with the network's labels file"
     for first in (0, 1):
         as_text = np.array(sorted(numbers, key=lambda number, first=first: str(first + number)))  # type: ignore[misc]
         for order in (np.argsort(as_text), as_text):

@@ -168,7 +168,10 @@ class Hunt:
         self.right: Dict[str, Dict[int, bool]] = {one.name: {} for one in [self.base] + self.suspects}
         self.problems: Dict[str, str] = {}
         self.notes: List[str] = []
-        self.trunk = trunk_of(chain.model.proto)
+        try:
+            self.trunk = trunk_of(chain.model.proto)
+        except ValueError as error:
+            raise UserError("%s: %s; make it again with modify_onnx.py" % (chain.model.path, error))
         self.weights = weights_of(self.trunk, chain.checkpoint)
         self.given: Dict[int, int] = {}  # the answers of the run's results
         try:
