@@ -21,7 +21,7 @@ os.environ.update(ENVIRONMENT)
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 CHAIN = 12  # clips
-LONG = ("test_cluster.py", "test_npu.py", "test_run_all.py", "test_predict.py")
+LONG = ["test_%s.py" % name for name in ("cluster", "predict", "blame", "npu", "modify", "run_all", "networks", "lists", "scripts")]
 
 
 @pytest.fixture(scope="session")

@@ -212,7 +212,7 @@ def begun(tmp_path, monkeypatch):
     ((1, "--backend", "onnxruntime", "--precision", "int8"), "--precision int8 needs --backend openvino"),
     ((1, "--config", "a.py"), "--config, --segments and --shift are for --checkpoint"), ((1, "--segments", "8"), "are for --checkpoint"),
     ((4, "--online"), "BATCH_SIZE is 1"), (("--model_only", "--precision", "int8"), "--model_only measures nothing"),
-    ((1, "--device", "npu", "--dtype", "uint8"), "--dtype uint8"), ((1, "--device", "npu", "--backend", "openvino"), "--backend"),
+    ((1, "--device", "npu", "--backend", "openvino"), "--backend"),
     ((1, "--device", "npu", "--precision", "bf16"), "--precision is for the CPU"),
 ])
 def test_wrong_usage_is_one_line_and_exits_2(begun, capsys, tmp_path, args, says):
