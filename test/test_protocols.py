@@ -285,19 +285,19 @@ def test_the_chain_runs_on_a_checkpoint_of_one_s_own(chained):
     net, _ = load_network(str(folder / "own.pth"), str(folder / "c.py"))
     labels = []
     for number in range(4):
-        tensor = np.fromfile(str(folder / "work/sthv2/preprocess_bin" / ("%d.bin" % number)), np.float32)
+        tensor = np.fromfile(str(folder / "work/own/preprocess_bin" / ("%d.bin" % number)), np.float32)
         expected = fuse(scores(net, tensor.reshape((1,) + protocol.video_shape)), protocol.views, "prob")[0]
         found = np.loadtxt(str(folder / "work/inference_result/out" / ("%d_0.txt" % number)))
         assert found.shape == (CLASSES,) and np.abs(found - expected).max() < 1e-5
         labels.append(9 - number)
-    assert (folder / "work/sthv2/sthv2.info").read_text() == "".join("%d %d\n" % item for item in enumerate(labels))
+    assert (folder / "work/own/sthv2.info").read_text() == "".join("%d %d\n" % item for item in enumerate(labels))
     assert "gesture" in (folder / "work/predictions.csv").read_text()
 
 
 def test_what_does_not_fit_together_is_one_line(chained, fails, repo, tmp_path):
     folder, _ = chained
     work = folder / "work"
-    line = fails("TSM_preprocess.py", "--data_root", "videos", "--ann_file", "own_list_videos.txt", "--protocol", "work/sthv2/sthv2.info",
+    line = fails("TSM_preprocess.py", "--data_root", "videos", "--ann_file", "own_list_videos.txt", "--protocol", "work/own/sthv2.info",
                  "--output_dir", tmp_path / "a", cwd=folder)
     assert "sthv2.info: not JSON" in line
     for name, value in (("size", 300), ("crops", "nine"), ("segments", 0), ("classes", None)):
@@ -325,7 +325,7 @@ def test_what_does_not_fit_together_is_one_line(chained, fails, repo, tmp_path):
 def test_tensors_and_info_of_another_protocol_are_refused(chained, fails, works, thin_onnx, tmp_path):
     """The 174-class model on the 10-class tensors, and its info file with 10-class results."""
     folder, _ = chained
-    line = fails("TSM_infer.py", "--model", thin_onnx, "--input", "sthv2/preprocess_bin", "--output", tmp_path, "--output_dirname", "o",
+    line = fails("TSM_infer.py", "--model", thin_onnx, "--input", "own/preprocess_bin", "--output", tmp_path, "--output_dirname", "o",
                  "--outfmt", "TXT", cwd=folder / "work")
     assert "not of the protocol of" in line and "segments 16, not 8" in line and "classes" not in line
     (tmp_path / "sthv2.info").write_text("0 173\n1 3\n2 3\n3 3\n")

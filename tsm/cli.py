@@ -9,6 +9,7 @@ import codecs
 import contextlib
 import errno
 import functools
+import math
 import os
 import re
 import signal
@@ -83,19 +84,37 @@ def parser(doc: Optional[str]) -> argparse.ArgumentParser:
 
 def positive(text: str) -> int:
     """argparse type: an int of at least 1."""
-    return _at_least(text, 1)
+    return int(_between(text, 1, math.inf, whole=True))
 
 
 def non_negative(text: str) -> int:
     """argparse type: an int of at least 0."""
-    return _at_least(text, 0)
+    return int(_between(text, 0, math.inf, whole=True))
 
 
 def camera_number(text: str) -> int:
     """argparse type: the number of a camera, which OpenCV takes as a C int."""
-    value = _at_least(text, 0)
-    if value > 2**31 - 1:
-        raise argparse.ArgumentTypeError("%s is no camera's number" % text)
+    return int(_between(text, 0, 2**31 - 1, whole=True))
+
+
+def seconds(text: str) -> float:
+    """argparse type: a time above 0, of at most MOST_SECONDS."""
+    return _between(text, 0, MOST_SECONDS)
+
+
+def positive_number(text: str) -> float:
+    """argparse type: a finite number above 0."""
+    return _between(text, 0, math.inf)
+
+
+def _between(text: str, low: int, high: float, whole: bool = False) -> float:
+    """The number in `text`: an int from `low` to `high`, or a finite number above `low`."""
+    wrong, value = "%r is not a %snumber" % (text, "whole " if whole else ""), math.nan
+    with contextlib.suppress(ValueError):
+        value = int(text) if whole else float(text)
+        wrong = text + (" is above %d" % high if high < value else " is below %d" % low if whole else " is no finite number above %d" % low)
+    if not low <= value <= high or not whole and value in (low, math.inf):
+        raise argparse.ArgumentTypeError(wrong)
     return value
 
 
@@ -105,35 +124,6 @@ def folder_name(text: str) -> str:
     if name in ("", ".", "/") or os.path.basename(name) == "..":
         raise argparse.ArgumentTypeError("%r names no folder of its own inside --output; the default is one" % text)
     return name
-
-
-def seconds(text: str) -> float:
-    """argparse type: a time above 0, of at most MOST_SECONDS."""
-    value = positive_number(text)
-    if value > MOST_SECONDS:
-        raise argparse.ArgumentTypeError("%s is above %d seconds" % (text, MOST_SECONDS))
-    return value
-
-
-def positive_number(text: str) -> float:
-    """argparse type: a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError("%r is not a number" % text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("%s is not above 0" % text)
-    return value
-
-
-def _at_least(text: str, low: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError("%r is not a whole number" % text)
-    if value < low:
-        raise argparse.ArgumentTypeError("%s is below %d" % (text, low))
-    return value
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Iterator, List, Optional, Tuple
 from tsm.cli import UserError
 from tsm.workfolder import BINS, COMPILED, RESULTS
 
-PATIENCE = 60  # seconds that npu-smi may take
+ANSWERS_WITHIN = 60  # seconds that npu-smi may take
 NAME_IT = "name the chip, as in --chip 310P3"
 IN_A_CONTAINER = ("in a container, mount the devices (/dev/davinci*, /dev/davinci_manager, /dev/devmm_svm, /dev/hisi_hdc) and "
                   "the driver (/usr/local/Ascend/driver, /usr/local/dcmi); or " + NAME_IT)
@@ -48,18 +48,18 @@ def prepare(folder: str) -> None:
     """
     for path in _given_to_ais_bench(folder):
         refused = OTHERS_WRITE | stat.S_IRWXO if os.path.relpath(path, folder) in OUTPUTS else OTHERS_WRITE
-        if os.path.islink(path):
-            raise UserError("%s: is a symbolic link, which ais_bench refuses; move what it points to here" % path)
-        found = os.stat(path)
-        if found.st_uid != os.geteuid() and found.st_gid not in os.getgroups():
-            raise UserError("%s: belongs to another user and group, so ais_bench refuses it; remove it or choose another "
-                            "folder, with --work_dir" % path)
-        if found.st_mode & refused:
+        found, wrong = os.lstat(path), ""
+        if stat.S_ISLNK(found.st_mode):
+            wrong = "is a symbolic link"
+        elif found.st_uid != os.geteuid() and found.st_gid not in os.getgroups():
+            wrong = "belongs to another user and group"
+        elif found.st_mode & refused:
             try:
                 os.chmod(path, stat.S_IMODE(found.st_mode) & ~refused)
             except OSError as error:
-                raise UserError("%s: ais_bench refuses its mode %o, and it cannot be changed (%s); remove it or choose "
-                                "another folder, with --work_dir" % (path, stat.S_IMODE(found.st_mode), error.strerror))
+                wrong = "has the mode %o, which cannot be changed (%s)" % (stat.S_IMODE(found.st_mode), error.strerror)
+        if wrong:
+            raise UserError("%s: %s, so ais_bench refuses it; remove it or choose another folder, with --work_dir" % (path, wrong))
 
 
 def _given_to_ais_bench(folder: str) -> Iterator[str]:
@@ -110,17 +110,17 @@ def rows(listing: str) -> List[Tuple[str, Optional[int]]]:
 def listing() -> str:
     """What `npu-smi info` prints. Raises UserError with its own words if it fails."""
     try:
-        done = subprocess.run(["npu-smi", "info"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=PATIENCE)
+        done = subprocess.run(["npu-smi", "info"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              timeout=ANSWERS_WITHIN)
+        said = done.stdout.decode("utf-8", "replace")
+        if not done.returncode:
+            return said
+        wrong = " info: failed with status %d and said %s; check the driver; %s" % (done.returncode, own_words(said), IN_A_CONTAINER)
     except subprocess.TimeoutExpired:
-        raise UserError("npu-smi info: no answer in %d s; check the driver, or %s" % (PATIENCE, NAME_IT))
+        wrong = " info: no answer in %d s; check the driver, or %s" % (ANSWERS_WITHIN, NAME_IT)
     except FileNotFoundError:
-        raise UserError("npu-smi: not found; it comes with the Ascend driver; or %s" % NAME_IT)
-    said = done.stdout.decode("utf-8", "replace")
-    if done.returncode:
-        raise UserError("npu-smi info: failed with status %d and said %s; check the driver; %s"
-                        % (done.returncode, own_words(said), IN_A_CONTAINER))
-    return said
+        wrong = ": not found; it comes with the Ascend driver; or %s" % NAME_IT
+    raise UserError("npu-smi" + wrong)
 
 
 def own_words(text: str) -> str:
@@ -132,8 +132,8 @@ def own_words(text: str) -> str:
 def the_chip(text: str) -> str:
     """The one name that all chips of a listing have. Raises UserError if it has no chip, or chips of differing names."""
     names = sorted(set(chips(text)))
-    if not names:
-        raise UserError("npu-smi info: lists no chip and said %s; check the driver; %s" % (own_words(text), IN_A_CONTAINER))
-    if len(names) > 1:
-        raise UserError("npu-smi info: lists chips of different names (%s); choose one: --chip NAME" % " ".join(names))
-    return names[0]
+    if len(names) == 1:
+        return names[0]
+    raise UserError("npu-smi info: lists " + (
+        "chips of different names (%s); choose one: --chip NAME" % " ".join(names) if names else
+        "no chip and said %s; check the driver; %s" % (own_words(text), IN_A_CONTAINER)))
