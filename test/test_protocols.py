@@ -383,4 +383,4 @@ def test_run_all_says_what_is_wrong_before_any_work(run, own, repo):
         assert done.returncode in (1, 2) and words in done.stderr and not Path(own / "w").exists()
     done = run("run_all.sh", 1, "--device", "cpu", "--work_dir", "w", "--checkpoint", "own.pth", "--config", "c.py", "--segments", "8",
                cwd=own, env={"PYTHON": sys.executable})
-    assert done.returncode == 1 and "8 segments by --segments" in done.stderr and not (own / "w" / "sthv2").exists()
+    assert done.returncode == 1 and "8 segments by --segments" in done.stderr and not (own / "w" / "own").exists()

@@ -74,7 +74,7 @@ def facts(config: Dict[str, Any], where: str, network: str = "") -> Dict[str, An
 
     Args:
         network: what the weights are of, where that is known; of a config of another network nothing else is read.
-    Returns: network (in words, as tsm.facts names it), classes, segments, head_segments (those that the head averages),
+    Returns: network (in words, as identify.py names it), classes, segments, head_segments (those that the head averages),
         shift_div, shift, average_clips; of the test: sampling, sampled (frames of a sample), crops, short_side, size, mean, std,
         filename_tmpl, start_index; validated, what is tested instead in words, where a config has no test but trains.
     Raises: UserError that names `where` and the value that is none; Unsupported for code in place of a value, an option or a step

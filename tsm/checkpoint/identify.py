@@ -109,7 +109,7 @@ def facts_of(
         more.append("note: what the weights do not tell: the kind of shift; taken as %s, mmaction2's; --shift says otherwise, and "
                     "TSM_compare.py --suspects WORK_DIR asks labelled clips" % chosen["shift"])
     more += ["note: %s says of itself: %s" % (path, meta["about"])] if isinstance(meta.get("about"), str) else []
-    more += _of_labels(path, "naming" in meta, chosen["classes"])
+    more += _of_labels(path, bool(meta.get("naming")), chosen["classes"])
     protocol = Protocol(*(chosen[name] for name in Protocol._fields))
     return Facts(chosen["network"], chosen["width"], protocol, chosen["average_clips"], frames, origins, conflicts + unsure,
                  notes + more)

@@ -255,15 +255,15 @@ def network_of(state: Mapping[str, Tensor], path: str, protocol: Protocol, width
     return net.eval()
 
 
-def load_network(path: str, config: str = "", segments: Optional[int] = None, softmax: bool = False, shift: str = "") -> Tuple[TSM, Facts]:
-    """The network of the checkpoint at `path`, in eval mode, and what the checkpoint is (see tsm.facts.facts_of).
+def load_network(path: str, config: str = "", shift: str = "") -> Tuple[TSM, Facts]:
+    """The network of the checkpoint at `path`, in eval mode, and what the checkpoint is (see tsm.checkpoint.identify.facts_of).
 
     Raises: UserError where it is no checkpoint, is damaged, or is not of a network that this suite takes.
     """
     state, meta = reader.load(path)
-    facts = facts_of(path, state, meta, config, segments, shift)
+    facts = facts_of(path, state, meta, config, shift=shift)
     check_supported(facts, path)
-    return network_of(state, path, facts.protocol, facts.width, softmax), facts
+    return network_of(state, path, facts.protocol, facts.width), facts
 
 
 def scores(net: TSM, videos: np.ndarray) -> np.ndarray:

@@ -70,11 +70,17 @@ def few_views(protocol: Protocol) -> Protocol:
     return max(fitting, key=lambda few: few.views) if fitting else min(fewer, key=lambda few: few.views)
 
 
+def constants_in(model: onnx.ModelProto) -> Dict[str, TensorProto]:
+    """The initializers of a graph and the values of its Constant nodes, by name."""
+    found = {tensor.name: tensor for tensor in model.graph.initializer}
+    found.update((node.output[0], given.t) for node in model.graph.node if node.op_type == "Constant"
+                 for given in node.attribute if given.name == "value")
+    return found
+
+
 def check_exported(model: onnx.ModelProto, path: str) -> None:
     """UserError where a graph is not the network in float32, as exporters write it, but a quantised, halved or optimised one."""
-    constants = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    constants.update((node.output[0], given.t.data_type) for node in model.graph.node if node.op_type == "Constant"
-                     for given in node.attribute if given.name == "value")
+    constants = {name: tensor.data_type for name, tensor in constants_in(model).items()}
     for node in model.graph.node:
         name = "%s %s" % (node.op_type, node.name or node.output[0])
         kinds = [constants.get(value, TensorProto.FLOAT) for value in node.input[1:2]] if node.op_type == "Conv" else (
@@ -125,9 +131,7 @@ def fold_constants(model: onnx.ModelProto, path: str, scratch: str) -> Tuple[onn
 def free_first_sizes(model: onnx.ModelProto) -> None:
     """Let every Reshape to constant sizes work its first one out, in place: the same for what the model was exported for, and
     right for another number of frames where the exporter had written that number down."""
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    constants.update((node.output[0], given.t) for node in model.graph.node if node.op_type == "Constant"
-                     for given in node.attribute if given.name == "value")
+    constants = constants_in(model)
     for node in model.graph.node:
         if node.op_type != "Reshape" or node.input[1] not in constants:
             continue
