@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tsm.protocol import SSV2
-from tsm.results import measure, wilson
+from tsm.results import measure, rate_line, throughput_in, wilson
 from tsm.samples import Clip, manifest_of, write_manifest
 
 RNG = np.random.RandomState(7)
@@ -189,3 +189,9 @@ def test_wilson_interval_against_published_values():
     # Newcombe, Statistics in Medicine 17 (1998), table I, method 3: 81/263 and 15/148
     assert np.allclose(wilson(81, 263), (0.2553, 0.3662), atol=5e-5)
     assert np.allclose(wilson(15, 148), (0.0624, 0.1605), atol=5e-5)
+
+
+@pytest.mark.parametrize("rate", [0.41178, 2.8712, 97.08, 12345.6])
+def test_a_throughput_in_words_is_read_again(rate):
+    frame = {"frame_ms": {"p50": 1.0, "p90": 2.0, "p99": 3.0}}
+    assert throughput_in("warm\n%s\nmore\n" % rate_line(rate, frame)) == pytest.approx(rate, 1e-3)

@@ -19,7 +19,7 @@ from tsm.samples import manifest_path, read_info, read_manifest
 
 TIMES = ("NPU_compute_time", "H2D_latency", "D2H_latency")  # figures of a summary, each statistics()
 Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
-LARGEST = 3.5e38  # of a score: float32's
+LARGEST_SCORE = 3.5e38  # of a score: float32's
 OWN = "tsm"  # in a summary: what TSM_infer.py and TSM_stream.py add, sealed
 
 
@@ -112,7 +112,7 @@ def throughput_line(batch: int, mean: float, throughput: float) -> str:
 def rate_line(throughput: float, facts: Mapping[str, Any]) -> str:
     """The same figure in words; of an online model, whose `facts` know them, above it the ms of a frame."""
     frame = "a frame: p50 %(p50).1f, p90 %(p90).1f, p99 %(p99).1f ms\n" % facts["frame_ms"] if facts.get("frame_ms") else ""
-    return frame + "throughput: %.*f videos per second" % (2 if throughput >= 10 else 4, throughput)
+    return frame + "throughput: %s videos per second" % ("%.4g" if throughput < 1000 else "%.0f") % throughput
 
 
 def throughput_in(text: str) -> Optional[float]:
@@ -147,7 +147,7 @@ def read_scores(path: str, classes: int) -> np.ndarray:
     if not scores.size or width != classes and (suffix != ".bin" or width % classes):
         raise UserError("%s: %d values in a row instead of %d class scores; is the model's output [batch, %d]?"
                         % (path, width, classes, classes))
-    if not np.isfinite(scores).all() or np.abs(scores).max() > LARGEST:
+    if not np.isfinite(scores).all() or np.abs(scores).max() > LARGEST_SCORE:
         raise UserError("%s: a score is not finite in float32; look for NaN or infinity in the input or the model" % path)
     return scores.reshape(-1, classes)
 
