@@ -25,8 +25,6 @@ import os
 import re
 from typing import Dict
 
-import numpy as np
-
 from tsm.cli import Corrupt, UserError, parser, positive, progress, run
 from tsm.files import locked
 from tsm.infer.preprocess import Tensors, check_space, invalidate, make, state_of
@@ -89,10 +87,10 @@ def preprocess(args: argparse.Namespace, protocol: Protocol) -> None:
     if workers < args.num_worker and len(keys) > workers:
         print("note: %d processes at a time instead of %d, which is what the memory holds of tensors of %.0f MB"
               % (workers, args.num_worker, job.nbytes / 1e6))
-    seconds = np.zeros(3)
+    seconds = [0.0, 0.0, 0.0]
     with contextlib.closing(make(job, keys, done, workers)) as steps, progress(len(keys), "preprocess", "clip") as tick:
         for taken in steps:
-            seconds += taken
+            seconds = [total + part for total, part in zip(seconds, taken)]
             tick()
     refuse_killed(args.ann_file, clips, corrupt)
     if not args.range:  # a part of the list may turn out empty
@@ -104,7 +102,8 @@ def preprocess(args: argparse.Namespace, protocol: Protocol) -> None:
     print("%d tensors of %.1f MB in %s: %d made, %d already right, %d skipped"
           % (len(done), job.nbytes / 1e6, job.file(BINS), made, kept, len(corrupt)))
     if made:
-        print("[INFO] ms per video and worker: %.1f computing, %.1f checksum, %.1f writing" % tuple(1000 * seconds / made))
+        times = tuple(1000 * total / made for total in seconds)
+        print("[INFO] ms per video and worker: %.1f computing, %.1f checksum, %.1f writing" % times)
 
 
 def main() -> None:
