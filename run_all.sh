@@ -67,12 +67,21 @@ sthv2=${s}demo/annotations/something-something-v2
     "$python" "${s}TSM_dataset.py" --annotations "$sthv2-validation.json" --labels "$sthv2-labels.json" --videos "${s}demo/videos"
 variables=$(plan stages "$plan")
 eval "$variables"
+export_model() {
+    stage export "Checkpoint to ONNX" --in "$checkpoint" ${config:+--in "$config"} ${protocol:+--in "$protocol"} --out tsm_bs1.onnx -- \
+        "$python" "${export[@]}" --output-file tsm_bs1.onnx --softmax --shape "${shape[@]}"
+}
+if [ "${#tune[@]}" -gt 0 ]; then
+    export_model
+    stage tune "Forms on this chip" --check --in tsm_bs1.onnx --out tune.json -- "$python" "${s}tsm/chain/tune.py" "${tune[@]}"
+    variables=$(plan stages "$plan")  # by what was found
+    eval "$variables"
+fi
 [ -n "$streamed$model_only" ] || stage preprocess "Preprocess the videos" --check --in "$ann_file" --out "$tensors/sthv2.json" -- \
     "$python" "${s}TSM_preprocess.py" "${preprocess[@]}" --output_dir "$tensors"
 
 # Model: one export, then one modified model per batch size; the first is proved, the others carry its proof.
-stage export "Checkpoint to ONNX" --in "$checkpoint" ${config:+--in "$config"} ${protocol:+--in "$protocol"} --out tsm_bs1.onnx -- \
-    "$python" "${export[@]}" --output-file tsm_bs1.onnx --softmax --shape "${shape[@]}"
+export_model
 source=tsm_bs1.onnx
 if [ -n "$online" ]; then
     stage surgery "Graph surgery, frame by frame" --in "$source" --in protocol.json ${labels:+--in "$labels"} --out "$modified" -- \

@@ -13,9 +13,11 @@ import pytest
 from clips import arguments, listed
 from processes import LONGEST
 
-from tsm.chain.npu import check_path, chips, devices, prepare, the_chip
+from tsm.chain import tune
+from tsm.chain.npu import cann_version, check_path, chips, devices, prepare, the_chip
 from tsm.chain.plan import find_device, get_args
 from tsm.cli import UserError
+from tsm.files import sha256, write_json
 from tsm.infer import ascend
 from tsm.infer.journal import Piece
 from tsm.infer.lists import Chunk
@@ -193,6 +195,52 @@ def test_the_chip_normalises(options, tensors, says, works, atlas, demo, on_cpu,
         assert "AIPP alone, rounded to half precision at every step: 0 of %d answers differ" % CLIPS in said
 
 
+@pytest.mark.all
+def test_tuning_keeps_the_fastest_that_agrees(works, run, atlas, demo, tmp_path):
+    """What atc refuses is a row with its words; later runs use the choice."""
+    flags = ["run_all.sh", 4, "--device", "npu", *demo, *PERF, "--work_dir", tmp_path]
+    said = works(*flags, "--tune", cwd=tmp_path, env=dict(atlas, STANDIN_ATC_REFUSES="mask_float32"), timeout=1800)
+    found = json.loads((tmp_path / "tune.json").read_text())
+    rows = found["candidates"]
+    assert [(row["form"], row["input"]) for row in rows[:3]] == [("guide", "float32"), ("parts", "float32"), ("mask", "float32")]
+    assert [row["input"] for row in rows[3:]] == ["uint8", "aipp"] and (found["chip"], found["videos"]) == ("310P3", CLIPS)
+    assert rows[2]["refused"].startswith("atc: E40021: Failed to compile Op") and "refused by atc: E40021" in said
+    for row in rows[:2] + rows[3:]:
+        assert row["top1_agreement"] == CLIPS and row["largest_difference"] < 5e-3 and 0 < row["with_transfer"] < row["videos_per_second"]
+        assert row["commands"][1].startswith("atc --model=tune/%s_%s.onnx" % (row["form"], row["input"]))
+    best = max((row for row in rows if not row["refused"]), key=lambda row: row["with_transfer"])
+    assert found["chosen"] == {"form": best["form"], "input": best["input"]} and not (tmp_path / "tune").exists()
+    dtype = {"float32": "", "uint8": " --input_dtype uint8", "aipp": " --input_dtype aipp"}[best["input"]]
+    form = "" if best["form"] == "guide" else " --form " + best["form"]
+    assert "--target ascend%s%s --labels" % (dtype, form) in said or "--target ascend%s%s\n" % (dtype, form) in said
+    again = run(*flags, cwd=tmp_path, env=atlas)
+    assert again.returncode == 0 and "the fastest on this chip is form %s, input %s" % (best["form"], best["input"]) in again.stderr
+
+
+def test_what_tuning_found_is_used_where_it_is_true(tmp_path, monkeypatch, capsys):
+    """On the same chip, of the inputs that are asked for, and not what disagrees or was refused."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.pth").write_bytes(b"a")
+    assert tune.tuned("310P3", "a.pth", ["float32"]) is None
+    rows = [tune.Candidate("guide", "float32", [], "", 20.0, 19.0, 0.0, 8), tune.Candidate("parts", "float32", [], "", 60.0, 50.0, 0.3, 2),
+            tune.Candidate("mask", "float32", [], "atc: E1"), tune.Candidate("mask", "aipp", [], "", 30.0, 29.0, 0.001, 8)]
+    write_json("tune.json", {"chip": "310P3", "cann": cann_version(), "checkpoint_sha256": sha256("a.pth"),
+                             "candidates": [row._asdict() for row in rows]}, "tune")
+    assert tune.tuned("310P3", "a.pth", list(tune.INPUTS)) == rows[3]
+    assert tune.tuned("310P3", "a.pth", ["float32"]) == rows[0] and tune.tuned("310P3", "a.pth", ["uint8"]) is None
+    assert capsys.readouterr().err == ""
+    assert tune.tuned("310P1", "a.pth", ["float32"]) is None
+    assert "tune.json: is of another chip 310P3, not 310P1; the guide's form is used, and --tune measures again" in capsys.readouterr().err
+    with pytest.raises(tune.Refused, match="python: ended by signal 11; nothing"):
+        tune.call("python", [sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"], [])
+
+
+def test_a_toolkit_without_the_chip_s_kernels_is_told(run, atlas, demo, tmp_path):
+    done = run("run_all.sh", 1, "--device", "npu", "--model_only", *demo[4:], "--work_dir", tmp_path, cwd=tmp_path,
+               env=dict(atlas, STANDIN_ATC_WITHOUT_OPS="yes"))
+    assert done.returncode == 255 and "EZ3003" in done.stdout and "Ascend-cann-310p-ops" in done.stderr.splitlines()[-1]
+
+
 @ONCE
 def test_a_failing_atc_is_shown_and_its_status_kept(on_npu, run, atlas, demo, work):
     """--chip is taken as it is, whatever npu-smi lists: atc is told so, and says that it knows no such chip."""
@@ -315,6 +363,24 @@ def test_set_env_is_found_and_sourced_when_atc_is_not_on_the_path(place, device,
     done = run("run_all.sh", 1, "--device", device, "--work_dir", tmp_path / "work", cwd=tmp_path, env=env)
     assert done.returncode == 1 and "npu-smi: not found" in done.stderr and done.stderr.count("\n") == 1  # so atc was found
     assert ("Running on the NPU (%s found here)" % script in done.stdout) == (device == "auto")
+
+
+def test_of_several_toolkits_the_newest_is_taken_and_said(bare, tmp_path, monkeypatch):
+    """Also one that pip installed; a link to a version is that version."""
+    packages = tmp_path / "lib/python3/site-packages"
+    for place in ("root/usr/local/Ascend/ascend-toolkit", "root/usr/local/Ascend/cann-8.5.0", "home/Ascend/cann-9.1.0.RC1",
+                  "home/Ascend/cann-9.0.0"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "set_env.sh").write_text("")
+    (tmp_path / "root/usr/local/Ascend/cann").symlink_to("cann-8.5.0")
+    for name, value in dict(bare, ASCEND_SYSROOT=str(tmp_path / "root"), HOME=str(tmp_path / "home"), ASCEND_SET_ENV="").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "path", sys.path + [str(packages)])
+    set_env, why = find_device(get_args(["1"]))
+    assert set_env == str(tmp_path / "home/Ascend/cann-9.1.0.RC1/set_env.sh") and "of 4 versions of CANN the newest, " + set_env in why
+    (packages / "ascend/cann-9.1.0").mkdir(parents=True)
+    (packages / "ascend/cann-9.1.0/set_env.sh").write_text("")
+    assert find_device(get_args(["1"]))[0] == str(packages / "ascend/cann-9.1.0/set_env.sh")
 
 
 @pytest.mark.parametrize("signs, warned", [

@@ -10,7 +10,7 @@ TREE = {  # folder of tsm/: its modules, from the ground up
     "": {"cli", "files", "machine", "workers", "protocol", "labels", "samples", "results", "workfolder"},
     "checkpoint": {"reader", "pyconfig", "config", "published", "identify"},
     "video": {"frames", "decode", "clips", "windows", "datasets"},
-    "chain": {"stage", "npu", "plan"},
+    "chain": {"stage", "npu", "plan", "tune"},
     "model": {"network", "onnxfile", "graph", "surgery", "proof", "offline", "aipp"},
     "infer": {"engine", "int8", "tensors", "preprocess", "journal", "lists", "ascend", "cluster"},
     "report": {"findings", "collect", "page", "compare", "diagnose", "suspects"},

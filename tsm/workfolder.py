@@ -17,6 +17,7 @@ STAGES, LOG = "stages.json", "run.log"  # per stage: the command, seconds, peak 
 PROTOCOL = "protocol.json"  # how the network of a checkpoint of one's own is tested
 EXPORTED = "tsm_bs1.onnx"
 MODIFIED, COMPILED = "tsm_new_bs*.onnx", "tsm_bs*.om"  # one for each batch size
+TUNE, TUNING = "tune.json", "tune"  # which form is the fastest on this chip; the folder of what is tried
 ONLINE, INT8 = "tsm_online.onnx", "tsm_int8.xml"
 PREPROCESSED = "sthv2"  # of the guide's dataset; another's is called as its list is (folder_of); in it:
 INFO, MANIFEST, BINS = "sthv2.info", "sthv2.json", "preprocess_bin"  # labels, what each tensor is, the folder of tensors
@@ -26,7 +27,7 @@ SUMMARY = RESULTS + "_summary.json"
 ACCURACY, AGREEMENT = "accuracy.json", "agreement.json"
 REPORT, PAGE, PREDICTIONS, CONFUSION = "report.json", "report.html", "predictions.csv", "confusion.csv"
 MADE = (RUN, STAGES, LOG, PROTOCOL, "tsm_demo*.pth", "sthv2_val_list_videos.txt", EXPORTED, MODIFIED, COMPILED, "tsm_int8.*",
-        "tsm_online.*",
+        "tsm_online.*", TUNE, TUNING,
         os.path.dirname(RESULTS), "perf", ACCURACY, AGREEMENT, REPORT, PAGE, PREDICTIONS, CONFUSION)  # all that run_all.sh makes
 
 

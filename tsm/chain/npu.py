@@ -5,12 +5,15 @@ newer, which refuses what others could have written: models and inputs that the 
 may read, symbolic links. Modes are mended; what cannot be mended is refused here, before hours of work are done.
 """
 
+import contextlib
 import glob
 import os
 import re
+import shutil
 import stat
 import subprocess
-from typing import Iterator, List, Optional, Tuple
+import sys
+from typing import Dict, Iterator, List, Optional, Tuple
 
 from tsm.cli import UserError
 from tsm.workfolder import BINS, COMPILED, RESULTS
@@ -30,6 +33,42 @@ def atc_options(config: str = "", precision_mode: Optional[str] = None, precisio
         words = ["--input_format=NCHW", "--insert_op_conf=" + config, "--enable_small_channel=1"]
     modes = (("--precision_mode", precision_mode), ("--precision_mode_v2", precision_mode_v2))
     return words + ["%s=%s" % mode for mode in modes if mode[1]]
+
+
+def toolkits(bases: List[str]) -> List[str]:
+    """The set_env.sh of every CANN in these folders and in this interpreter's packages, where pip puts it, the newest first."""
+    found: Dict[str, str] = {}
+    for base in bases + [os.path.join(place, "ascend") for place in sys.path if place.endswith("-packages")]:
+        for name in ("ascend-toolkit", "cann", "cann-*"):
+            for path in sorted(glob.glob(os.path.join(glob.escape(base), name, "set_env.sh"))):
+                found.setdefault(os.path.realpath(path), path)
+
+    def version(item: Tuple[str, str]) -> Tuple[List[int], bool]:
+        name = (re.findall(r"/cann-([^/]+)/", item[0]) or [""])[-1]
+        return [int(number) for number in re.findall(r"\d+", name.split("RC")[0])], "RC" not in name
+
+    return [path for _, path in sorted(found.items(), key=version, reverse=True)]
+
+
+def cann_version() -> str:
+    """The version of the CANN whose atc is on the PATH, as its files say it; unknown where they do not."""
+    folder = os.path.dirname(os.path.realpath(shutil.which("atc") or "/"))
+    for _ in range(4):
+        for name in ("version.info", "ascend_toolkit_install.info", "version.cfg"):
+            with contextlib.suppress(OSError), open(os.path.join(folder, name), encoding="utf-8", errors="replace") as file:
+                match = re.search(r"version\s*=\s*\[?([\w.]+)", file.read(), re.IGNORECASE)
+                if match:
+                    return match.group(1)
+        folder = os.path.dirname(folder)
+    return "unknown"
+
+
+def without_kernels(said: str) -> str:
+    """What to do where atc says that it has no kernels; empty where it does not."""
+    if not re.search(r"\bEZ3003\b|No supported Ops kernel", said):
+        return ""
+    return ("; from CANN 8.5 on, a chip's kernels are a package of their own, for a 310P3 Ascend-cann-310p-ops: install the one of your "
+            "chip and CANN")
 
 
 def check_path(folder: str) -> None:

@@ -41,7 +41,6 @@ ABOUT = """usage: ./run_all.sh BATCH_SIZE [options]
   ./run_all.sh 1                                the bundled demo, in work/
   ./run_all.sh 1 --checkpoint official --data_root VIDEOS --ann_file LIST
   ./run_all.sh --model_only --checkpoint my.pth            no dataset needed
-  ./run_all.sh --clean                          delete the tensors; all: all
 
 Running it again does what is missing. Each option: docs/datasets.md, atlas.md."""
 AFTER = "exit status: 0 done; 1 a stage failed; 2 wrong usage; 130, 143 stopped"
@@ -64,6 +63,7 @@ def get_args(words: Optional[List[str]] = None) -> argparse.Namespace:
     cli.add_argument("--start_index", type=non_negative, metavar="N", help="number of the first frame (1)")
     cli.add_argument("--on_error", choices=("fail", "skip"), default="fail", metavar="DO", help="of unreadable videos: fail, or skip")
     cli.add_argument("--dtype", choices=("float32", "uint8"), default="float32", metavar="T", help="of tensors: float32, or uint8")
+    cli.add_argument("--tune", action="store_true", help="npu: try forms of the model on the chip, use the best")
     cli.add_argument("--aipp", action="store_true", help=argparse.SUPPRESS)
     cli.add_argument("--precision_mode", type=some, metavar="M", help=argparse.SUPPRESS)
     cli.add_argument("--precision_mode_v2", type=some, metavar="M", help=argparse.SUPPRESS)
@@ -89,7 +89,8 @@ def get_args(words: Optional[List[str]] = None) -> argparse.Namespace:
     cli.add_argument("--agreement", type=non_negative, metavar="N", default=8, help="videos compared with fp32 here (8); 0: none")
     cli.add_argument("--gallery", type=non_negative, metavar="N", default=12, help="videos a kind that the page shows (12)")
     cli.add_argument("--work_dir", type=some, metavar="DIR", help="where all goes (work/ beside this)")
-    cli.add_argument("--clean", nargs="?", const="tensors", choices=("tensors", "all"), metavar="all", help="delete what runs made there")
+    cli.add_argument("--clean", nargs="?", const="tensors", choices=("tensors", "all"), metavar="all",
+                     help="delete the tensors there; all: all that runs made")
     args = cli.parse_args(words)
     args.work_dir = args.work_dir or os.path.join(SUITE, "work/online" if args.online else "work")
     args.batch = args.batch or (1 if args.model_only or args.clean else cli.error("BATCH_SIZE is missing, as in ./run_all.sh 1"))
@@ -161,17 +162,18 @@ def find_device(args: argparse.Namespace) -> Tuple[str, str]:
     """(CANN's set_env.sh, how the device was chosen); sets the device where it is auto. CANN's tools decide, and the hardware
     has a say. Tests put ASCEND_SYSROOT before the system's folders."""
     root, home = os.environ.get("ASCEND_SYSROOT", ""), os.environ.get("HOME", "")
-    places = ["%s/Ascend/%s/set_env.sh" % (base, name) for base in (root + "/usr/local", home) for name in ("ascend-toolkit", "cann")]
-    set_env = absolute(os.environ.get("ASCEND_SET_ENV", "")) or next(filter(os.path.isfile, places), "")
+    found = npu.toolkits([root + "/usr/local/Ascend", home + "/Ascend"])
+    set_env = absolute(os.environ.get("ASCEND_SET_ENV", "")) or (found or [""])[0]
     cann = shutil.which("atc") or (set_env if os.path.isfile(set_env) else "")
+    newest = "; of %d versions of CANN the newest, %s" % (len(found), set_env) if len(found) > 1 and cann == found[0] else ""
     if args.device != "auto":
-        return set_env, "by --device"
+        return set_env, "by --device" + (newest if args.device == "npu" else "")
     args.device = "npu" if cann else "cpu"
     signs = glob.glob(root + "/dev/davinci*") + glob.glob(root + "/usr/local/Ascend/driver") + list(filter(None, [shutil.which("npu-smi")]))
     if signs and not cann:
         warn("this host has an NPU (%s) but no CANN toolkit: no atc on the PATH, no set_env.sh in %s/usr/local/Ascend or ~/Ascend; so the "
              "CPU is used; name its set_env.sh with ASCEND_SET_ENV" % (" ".join(signs), root))
-    return set_env, "%s found here" % (cann or "no Ascend toolkit")
+    return set_env, "%s found here%s" % (cann or "no Ascend toolkit", newest)
 
 
 def check_usage(args: argparse.Namespace) -> None:
@@ -189,6 +191,8 @@ def check_usage(args: argparse.Namespace) -> None:
         (spread and args.chunk == "0", "--chunk 0 is all at once here; leave it out with --devices and --ray"),
         (on_npu and args.precision != "fp32", "--precision is for the CPU; atc decides it on an NPU"),
         (on_npu and args.backend, "--backend is for the CPU; ais_bench runs the model on an NPU"),
+        (args.tune and (args.online or args.model_only or not on_npu), "--tune measures clips on an NPU's chip; leave it out, or "
+         + ("--online and --model_only" if on_npu else "run it where CANN is installed")),
         (args.aipp and (args.online or not on_npu), "--aipp is for clips on an NPU; leave it out, or --online"),
         (args.aipp and args.dtype != "float32", "--aipp takes uint8 as it is; leave out --dtype"),
         (not on_npu and (args.precision_mode or args.precision_mode_v2), "--precision_mode and --precision_mode_v2 are for atc, on an NPU"),
@@ -258,6 +262,7 @@ def stages(args: argparse.Namespace) -> Dict[str, Any]:
         args.labels = args.labels or args.suite + DEMO[3]
     if not args.data_root and not args.model_only:
         args.data_root, args.ann_file, args.labels = args.suite + DEMO[1], DEMO[2], args.labels or args.suite + DEMO[3]
+    form = fastest_form(args, facts["checkpoint"]) if args.device == "npu" and not args.online and not args.tune else "guide"
     dtype = "uint8_nhwc" if args.aipp else args.dtype
     if args.model_only:
         args.chunk = "0"
@@ -275,8 +280,9 @@ def stages(args: argparse.Namespace) -> Dict[str, Any]:
         sorted({int(size) for size in (args.perf_batches or str(args.batch)).split(",")}),
         dict(args.chosen, form="no tensors on disk" if streamed else "tensors on disk"))
     workfolder.write_run(told)
-    args.modified = told.modified
-    return dict({name: value for name, value in told._asdict().items() if isinstance(value, (str, list))}, **options_of(args, told),
+    args.modified, options = told.modified, options_of(args, told, form)
+    args.tune = False  # the next time by what it found
+    return dict({name: value for name, value in told._asdict().items() if isinstance(value, (str, list))}, **options,
                 export=export, shape=(1,) + protocol.video_shape, streamed="yes" if streamed else "")
 
 
@@ -296,7 +302,22 @@ def exporting(args: argparse.Namespace, facts: Dict[str, Any], stated: str) -> L
         {"--segments": args.segments, "--protocol": stated})
 
 
-def options_of(args: argparse.Namespace, told: workfolder.Run) -> Dict[str, Any]:
+def fastest_form(args: argparse.Namespace, checkpoint: str) -> str:
+    """The form that tune.json says is the fastest; its input is set, unless the user chose one."""
+    from tsm.chain import tune
+
+    chosen = "aipp" if args.aipp else unless("float32", args.dtype)
+    found = tune.tuned(args.chip, checkpoint, [chosen] if chosen else list(tune.INPUTS))
+    if not found:
+        return "guide"
+    args.aipp, args.dtype = found.input == "aipp", "uint8" if found.input == "uint8" else "float32"
+    args.chosen["tuned"] = "form %s, input %s: %.2f videos/s with their transfer (%s)" % (
+        found.form, found.input, found.with_transfer or 0, workfolder.TUNE)
+    print("run_all.sh: the fastest on this chip is " + args.chosen["tuned"], file=sys.stderr)
+    return found.form
+
+
+def options_of(args: argparse.Namespace, told: workfolder.Run, form: str) -> Dict[str, Any]:
     """The options of the stages, as far as a run's differ from those of the guide."""
     on_npu, int8 = told.device == "npu", workfolder.INT8 if told.precision == "int8" else ""
     videos = flags({"--data_root": told.data_root, "--ann_file": told.ann_file, "--on_error": unless("fail", args.on_error),
@@ -313,7 +334,12 @@ def options_of(args: argparse.Namespace, told: workfolder.Run) -> Dict[str, Any]
         videos=videos, preprocess=videos + flags({"--batch_size": told.batch, "--dtype": dtype, "--protocol": told.protocol}),
         modify=flags({"--target": "online" if args.online else "ascend" if on_npu else "cpu",
                       "--fusion": "" if args.online else unless("score", told.fusion), "--protocol": told.protocol,
-                      "--input_dtype": "aipp" if args.aipp else dtype, "--labels": told.labels}),
+                      "--input_dtype": "aipp" if args.aipp else dtype, "--form": unless("guide", form),
+                      "--labels": told.labels}),
+        tune=flags({"--model": workfolder.EXPORTED, "--checkpoint": told.checkpoint, "--batch_size": told.batch, "--chip": args.chip,
+                    "--data_root": told.data_root, "--ann_file": told.ann_file, "--loop": args.loop, "--protocol": told.protocol,
+                    "--fusion": unless("score", told.fusion), "--filename_tmpl": told.filename_tmpl, "--start_index": told.start_index,
+                    "--precision_mode": args.precision_mode, "--precision_mode_v2": args.precision_mode_v2}) if args.tune else [],
         atc=npu.atc_options(config, args.precision_mode, args.precision_mode_v2), aipp=config,
         bench=["-m", "ais_bench"] if on_npu else [args.suite + "TSM_infer.py"] + engine,
         stream=[args.suite + "TSM_stream.py"] + engine + spread + ["--curve"] * args.online,

@@ -1,0 +1,202 @@
+#!/usr/bin/env python3
+"""Which form of the graph, and which input, is the fastest on the chip of this host: run_all.sh --tune, of which this is a stage.
+
+    python3 tsm/chain/tune.py --model tsm_bs1.onnx --checkpoint tsm_demo.pth --batch_size 8 --chip 310P3 --data_root demo/videos \\
+        --ann_file sthv2_val_list_videos.txt
+
+First the three forms with float32, then the fastest of them with uint8 and with AIPP. Each is made, compiled, asked for the answers to
+some videos, which have to be the guide's form's, and timed by ais_bench --loop. What any tool refuses is a row with that tool's words.
+tune.json keeps the rows; run_all.sh uses its choice on the same chip, CANN and checkpoint.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+
+SUITE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, SUITE)
+
+from tsm.chain.npu import atc_options, cann_version, without_kernels  # noqa: E402
+from tsm.cli import UserError, parser, positive, run, warn  # noqa: E402
+from tsm.files import read_json, sha256, write_json  # noqa: E402
+from tsm.results import read_npy  # noqa: E402
+from tsm.workfolder import BINS, TUNE, TUNING  # noqa: E402
+
+FORMS, INPUTS = ("guide", "parts", "mask"), {"float32": "float32", "uint8": "uint8", "aipp": "uint8_nhwc"}  # with their tensors
+VIDEOS = 8  # whose answers are compared
+TOLERANCE = 0.02  # largest difference of a probability from the guide's form with float32, which the chip computes in fp16 as well
+
+
+class Candidate(NamedTuple):
+    """A form and an input, and what came of it; figures are None as far as it did not come."""
+
+    form: str
+    input: str
+    commands: List[str]
+    refused: str = ""  # by which tool, and its words
+    videos_per_second: Optional[float] = None  # of computing alone, which is the guide's figure
+    with_transfer: Optional[float] = None  # of computing, and of what goes to the chip and comes back
+    largest_difference: Optional[float] = None
+    top1_agreement: Optional[int] = None
+
+    @property
+    def usable(self) -> bool:
+        return not self.refused and self.largest_difference is not None and self.largest_difference <= TOLERANCE
+
+
+class Refused(Exception):
+    """A tool failed; the text says which, and its words."""
+
+
+def get_args() -> argparse.Namespace:
+    cli = parser(__doc__)
+    for name in ("model", "checkpoint", "chip", "data_root", "ann_file"):
+        cli.add_argument("--" + name, required=True)
+    cli.add_argument("--batch_size", type=positive, default=1)
+    cli.add_argument("--loop", type=positive, default=20)
+    for name in ("protocol", "fusion", "filename_tmpl", "start_index", "precision_mode", "precision_mode_v2"):
+        cli.add_argument("--" + name)
+    return cli.parse_args()
+
+
+def given(args: argparse.Namespace, *names: str) -> List[str]:
+    """These options again, as far as they were given."""
+    return [word for name in names if getattr(args, name) for word in ("--" + name, getattr(args, name))]
+
+
+def call(tool: str, words: List[str], commands: List[str]) -> str:
+    """What a command prints; it is added to `commands`. Raises Refused."""
+    commands.append(" ".join(map(shlex.quote, words)))
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said = done.stdout.decode("utf-8", "replace")
+    if done.returncode:
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        own = [line for line in lines if re.match(r"E[A-Z]?\d{4,}|.*(\[ERROR\]|\berror:)", line)] or lines[-1:] or ["nothing"]
+        ended = "" if done.returncode > 0 else "ended by signal %d; " % -done.returncode
+        raise Refused(("%s: %s%s%s" % (tool, ended, own[-1], without_kernels(said) if tool == "atc" else ""))[:400])
+    return said
+
+
+def tensors(args: argparse.Namespace, kind: str, commands: List[str]) -> str:
+    """The folder of the tensors of the first videos, made."""
+    folder = os.path.join(TUNING, kind)
+    call("TSM_preprocess.py", [sys.executable, os.path.join(SUITE, "TSM_preprocess.py"), "--data_root", args.data_root, "--ann_file",
+                               args.ann_file, "--range", "0:%d" % VIDEOS, "--on_error", "skip", "--dtype", kind, "--output_dir", folder]
+         + given(args, "protocol", "filename_tmpl", "start_index"), commands)
+    return os.path.join(folder, BINS)
+
+
+def answers_in(folder: str) -> Dict[str, np.ndarray]:
+    """The probabilities that ais_bench wrote, by the names of its files."""
+    found = {name: read_npy(os.path.join(folder, name)).astype(np.float64).reshape(-1) for name in sorted(os.listdir(folder))}
+    if not found:
+        raise Refused("ais_bench: wrote no answers")
+    return found
+
+
+def measure(args: argparse.Namespace, form: str, kind: str, source: str, commands: List[str]) -> Tuple[Dict[str, np.ndarray], List[float]]:
+    """(a candidate's answers, its milliseconds a batch: computing, to the chip, from it). Raises Refused."""
+    base, bench = os.path.join(TUNING, "%s_%s" % (form, kind)), [sys.executable, "-m", "ais_bench", "--model"]
+    call("modify_onnx.py", [sys.executable, os.path.join(SUITE, "modify_onnx.py"), "-m1", source, "-m2", base + ".onnx", "-bs",
+                            str(args.batch_size), "--target", "ascend", "--form", form, "--input_dtype", kind]
+         + given(args, "protocol", "fusion"), commands)
+    options = atc_options(base + ".cfg" if kind == "aipp" else "", args.precision_mode, args.precision_mode_v2)
+    call("atc", ["atc", "--model=%s.onnx" % base, "--framework=5", "--output=" + base] + options
+         + ["--log=error", "--soc_version=Ascend" + re.sub("^Ascend", "", args.chip)], commands)
+    shutil.rmtree(base, ignore_errors=True)
+    call("ais_bench", bench + [base + ".om", "--input", tensors(args, INPUTS[kind], commands), "--output", TUNING, "--output_dirname",
+                               os.path.basename(base), "--outfmt", "NPY"], commands)
+    said = call("ais_bench", bench + [base + ".om", "--loop", str(args.loop), "--batchsize", str(args.batch_size)], commands)
+    times = [re.search(r"%s \(ms\):.*?mean = ([0-9.eE+-]+)" % name, said) for name in ("NPU_compute_time", "H2D_latency", "D2H_latency")]
+    if not times[0]:
+        raise Refused("ais_bench: told no NPU_compute_time")
+    return answers_in(base), [float(time.group(1)) if time else 0.0 for time in times]
+
+
+def candidate(args: argparse.Namespace, form: str, kind: str, source: str, reference: Dict[str, np.ndarray]) -> Candidate:
+    """Try one; what is the first to answer becomes the `reference`."""
+    commands: List[str] = []
+    try:
+        answers, times = measure(args, form, kind, source, commands)
+    except Refused as error:
+        return Candidate(form, kind, commands, str(error))
+    reference.update(answers if not reference else {})
+    pairs = [(answers[name], wanted) for name, wanted in reference.items() if name in answers and len(answers[name]) == len(wanted)]
+    if len(pairs) < len(reference):
+        return Candidate(form, kind, commands, "its answers are not of the same videos and classes as the first candidate's")
+    apart = max(float(np.abs(one - wanted).max()) for one, wanted in pairs)
+    same = sum(int(one.argmax() == wanted.argmax()) for one, wanted in pairs)
+    rates = [1000 * args.batch_size / max(1e-9, of) for of in (times[0], sum(times))]
+    return Candidate(form, kind, commands, "", round(rates[0], 3), round(rates[1], 3), apart if np.isfinite(apart) else 1.0, same)
+
+
+def line_of(row: Candidate, videos: int) -> str:
+    """A row of the table."""
+    start = "%-6s %-8s " % (row.form, row.input)
+    if row.refused:
+        return start + "refused by " + row.refused
+    return start + "%8.2f %13.2f   top-1 the same on %d of %d, largest difference %.1e%s" % (
+        row.videos_per_second or 0, row.with_transfer or 0, row.top1_agreement or 0, videos, row.largest_difference or 0,
+        "" if row.usable else ", which is too large")
+
+
+def fastest(rows: List[Candidate]) -> Optional[Candidate]:
+    """The usable one with the most videos per second, their transfer included."""
+    return max((row for row in rows if row.usable), key=lambda row: row.with_transfer or 0, default=None)
+
+
+def tuned(chip: str, checkpoint: str, inputs: List[str]) -> Optional[Candidate]:
+    """What tune.json of this folder says is the fastest of these inputs on this chip; None where it is not of this chip, CANN and
+    checkpoint, which is said, or there is none."""
+    try:
+        found = read_json(TUNE, "tune")
+    except FileNotFoundError:
+        return None
+    here = {"chip": chip, "cann": cann_version(), "checkpoint_sha256": sha256(checkpoint)}
+    differs = ["%s %s, not %s" % (name, str(found.get(name))[:20], value[:20]) for name, value in here.items() if found.get(name) != value]
+    if differs:
+        warn("%s: is of another %s; the guide's form is used, and --tune measures again" % (TUNE, "; ".join(differs)))
+        return None
+    return fastest([row for row in (Candidate(**row) for row in found["candidates"]) if row.input in inputs])
+
+
+def main() -> None:
+    args = get_args()
+    os.makedirs(TUNING, 0o750, exist_ok=True)
+    reference: Dict[str, np.ndarray] = {}
+    rows: List[Candidate] = []
+    sources: Dict[str, str] = {}  # a modified model of each input, whose proof is of every form
+
+    def attempt(form: str, kind: str) -> None:
+        row = candidate(args, form, kind, sources.get(kind, args.model), reference)
+        if os.path.exists(os.path.join(TUNING, "%s_%s.onnx" % (form, kind))):
+            sources.setdefault(kind, os.path.join(TUNING, "%s_%s.onnx" % (form, kind)))
+        rows.append(row)
+        print(line_of(row, len(reference)), flush=True)
+
+    print("form   input    videos/s  with transfer   answers", flush=True)
+    for form in FORMS:
+        attempt(form, "float32")
+    best = fastest(rows)
+    for kind in ("uint8", "aipp"):
+        attempt(best.form if best else "guide", kind)
+    best = fastest(rows)
+    write_json(TUNE, {
+        "chip": args.chip, "cann": cann_version(), "checkpoint_sha256": sha256(args.checkpoint), "batch_size": args.batch_size,
+        "videos": len(reference), "tolerance": TOLERANCE, "candidates": [row._asdict() for row in rows],
+        "chosen": {"form": best.form, "input": best.input} if best else None}, "tune")
+    shutil.rmtree(TUNING, ignore_errors=True)
+    if not best:
+        raise UserError("%s: no candidate ran; the rows above say why" % TUNE)
+    print("kept: form %s, input %s; wrote %s" % (best.form, best.input, TUNE))
+
+
+if __name__ == "__main__":
+    run(main)
