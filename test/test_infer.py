@@ -336,3 +336,12 @@ def test_quantising_names_what_it_cannot_use(fails, tensors, tiny, tmp_path):
                         (["--data_root", ".", "--output", "nodir/x.xml"], "--output nodir/x.xml: " + name)):
         assert says in fails("TSM_quantise.py", "-m", "tiny.onnx", "--ann_file", "list.txt", *words, cwd=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.onnx"]
+
+
+def test_a_summary_of_the_same_work_stays_as_it_is(tmp_path):
+    """Whose process is another; so run_all.sh finds what came of it as it was."""
+    from tsm.results import write_summary
+
+    for pid, times, kept in ((1, 2.0, 1), (2, 2.0, 1), (3, 4.0, 3)):
+        write_summary(str(tmp_path / "out"), {"filesinfo": {}, "pid": pid, "throughput": times, "tsm": {"engine": "x"}})
+        assert json.loads((tmp_path / "out_summary.json").read_text())["pid"] == kept

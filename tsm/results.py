@@ -4,6 +4,7 @@ OUTPUT/OUTPUT_DIRNAME/<input's name>_0.<txt|npy|bin> holds one row of class scor
 OUTPUT/OUTPUT_DIRNAME_summary.json says which input file gave which result file, and how long each batch took.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -77,9 +78,16 @@ def summarise(
 
 
 def write_summary(folder: str, summary: Dict[str, Any]) -> None:
-    """Write the summary beside its folder of results, on one line as ais_bench does; what is our own in it (OWN) is sealed."""
+    """Write the summary beside its folder of results, on one line as ais_bench does; what is our own in it (OWN) is sealed.
+
+    One that differs in nothing but the process's number stays as it is: nothing was computed.
+    """
     own = {OWN: sealed(summary[OWN], "inference")} if OWN in summary else {}
-    write_text(summary_path(folder), json.dumps(dict(summary, **own)) + "\n")
+    text, path = json.dumps(dict(summary, **own)), summary_path(folder)
+    with contextlib.suppress(UserError, FileNotFoundError):
+        if dict(read_json(path), pid=summary["pid"]) == json.loads(text):
+            return
+    write_text(path, text + "\n")
 
 
 def read_summary(path: str) -> Dict[str, Any]:
