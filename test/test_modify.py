@@ -707,7 +707,7 @@ def test_a_full_or_missing_folder_is_named(specimens, fails, tmp_path):
 def test_usage(fails, specimens, modified, tmp_path):
     assert "-m1" in fails("modify_onnx.py", "-m2", "new.onnx", cwd=tmp_path, status=2)
     model = specimens["builtin"]
-    assert "uint8" in fails("modify_onnx.py", "-m1", model, "-m2", "b", "--input_dtype", "uint8", cwd=tmp_path, status=2)
+    assert "aipp" in fails("modify_onnx.py", "-m1", model, "-m2", "b", "--target", "cpu", "--input_dtype", "aipp", cwd=tmp_path, status=2)
     for options in (("-m1", model, "--target", "cpu"), ("-m1", model.parent / "builtin_new.onnx")):  # asked for, or the model's own
         assert "--target ascend" in fails("modify_onnx.py", "-m2", "b", "--auto_optimizer", *options, cwd=tmp_path, status=2)
     assert os.listdir(str(tmp_path)) == []
