@@ -352,7 +352,12 @@ def hunt_of(folder, videos=200, **facts):
 def test_labels_are_suspected_without_computing_anything(works, work):
     """Videos that are gone leave the labels, over the results that are there; the other changes are not tried."""
     info = work / "sthv2/sthv2.info"
-    info.write_text("".join("%d %d\n" % (index, label + 1) for index, label in read_info(str(info), SSV2.classes).items()))
+    labels = read_info(str(info), SSV2.classes)
+    as_text = sorted(range(SSV2.classes), key=str)
+    info.write_text("".join("%d %d\n" % (index, as_text.index(label)) for index, label in labels.items()))
+    out = works("TSM_compare.py", "--suspects", ".", "--data_root", "sthv2", cwd=work)
+    assert "with labels, the numbers of the classes sorted as text (1, 10, 100, 2), top-1 is 1.0000" in out  # of four such orders one
+    info.write_text("".join("%d %d\n" % (index, label + 1) for index, label in labels.items()))
     out = works("TSM_compare.py", "--suspects", ".", "--data_root", "sthv2", "--json", "s.json", "--html", "s.html", cwd=work)
     assert "note: 12 videos are few" in out and "the videos are missing; --data_root names their folder" in out
     found = json.loads((work / "s.json").read_text())

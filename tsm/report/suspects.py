@@ -300,8 +300,11 @@ def _corrected(rows: Sequence[Trial]) -> List[Trial]:
         least = max(least, min(1.0, row.p * (len(tried) - place)))
         made.append(row._replace(corrected=least))
     made.sort(key=lambda row: (row.p if row.gained > row.lost else 2 - row.p, row.before - row.after))
-    best = list({row.change: row for row in reversed(made)}.values())[::-1]
-    return [row for row in rows if row.problem and not row.because] + best + [row for row in rows if row.problem and row.because]
+    best: Dict[str, Trial] = {}
+    for row in made:
+        best.setdefault(row.change, row)
+    missing = [row for row in rows if row.problem]
+    return [row for row in missing if not row.because] + list(best.values()) + [row for row in missing if row.because]
 
 
 def weights_of(trunk: Trunk, checkpoint: str) -> str:
