@@ -377,7 +377,7 @@ def test_other_scripts_follow_the_model(chained, works):
 
 def test_run_all_says_what_is_wrong_before_any_work(run, own, repo):
     for args, words in ((["--config", "none.py", "--checkpoint", "own.pth"], "none.py: no such file"),
-                        (["--segments", "16"], "--config and --segments are for --checkpoint"),
+                        (["--segments", "16"], "--segments and --shift are for --checkpoint"),
                         (["--segments", "x", "--checkpoint", "own.pth"], "'x' is not a whole number")):
         done = run("run_all.sh", 1, "--work_dir", "w", *args, cwd=own, env={"PYTHON": sys.executable})
         assert done.returncode in (1, 2) and words in done.stderr and not Path(own / "w").exists()
