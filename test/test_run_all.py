@@ -492,7 +492,8 @@ def test_commands_name_the_suite_from_the_work_folder(begun, monkeypatch, tmp_pa
 
 
 def test_cleaning_deletes_what_a_run_made_and_nothing_else(begun, capsys, tmp_path):
-    for name in ("jester/preprocess_bin/0.bin", "jester/sthv2.json", "other/preprocess_bin/0.bin", "tsm_new_bs1.onnx", "own.onnx"):
+    for name in ("jester/preprocess_bin/0.bin", "jester/sthv2.json", "jester/.journal", "other/preprocess_bin/0.bin",
+                 "tsm_new_bs1.onnx", "own.onnx"):
         made(tmp_path / "w" / name)
     others = ["own.onnx", "other/preprocess_bin/0.bin"]
     for words, left in (((), [*others, "jester/sthv2.json"]), (("all",), others), ((), others)):

@@ -10,7 +10,7 @@ import shutil
 from typing import Dict, List, NamedTuple, Optional
 
 from tsm.cli import UserError
-from tsm.files import locked, read_json, write_json
+from tsm.files import LOCK, locked, read_json, write_json
 
 RUN = "run.json"  # what run_all.sh was told and found out
 STAGES, LOG = "stages.json", "run.log"  # per stage: the command, seconds, peak of memory; all that the stages print
@@ -79,7 +79,8 @@ def clean(folder: str, everything: bool) -> List[str]:
         return []
     with locked(folder):
         folders = [os.path.dirname(path) for path in glob.glob(os.path.join(glob.escape(folder), "*", MANIFEST))]
-        found = [os.path.join(place, name) for place in folders for name in ((BINS, INFO, MANIFEST) if everything else (BINS,))]
+        names = (BINS, INFO, MANIFEST, ".journal", LOCK) if everything else (BINS,)
+        found = [os.path.join(place, name) for place in folders for name in names]
         if everything:
             found += [path for name in MADE for path in glob.glob(os.path.join(glob.escape(folder), name))]
         found = list(filter(os.path.exists, found))
