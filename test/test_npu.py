@@ -213,6 +213,7 @@ def test_tuning_keeps_the_fastest_that_agrees(works, run, atlas, demo, tmp_path)
     dtype = {"float32": "", "uint8": " --input_dtype uint8", "aipp": " --input_dtype aipp"}[best["input"]]
     form = "" if best["form"] == "guide" else " --form " + best["form"]
     assert "--target ascend%s%s --labels" % (dtype, form) in said or "--target ascend%s%s\n" % (dtype, form) in said
+    assert json.loads((tmp_path / "report.json").read_text())["tune"]["candidates"] == rows
     again = run(*flags, cwd=tmp_path, env=atlas)
     assert again.returncode == 0 and "the fastest on this chip is form %s, input %s" % (best["form"], best["input"]) in again.stderr
 

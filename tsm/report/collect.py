@@ -18,7 +18,7 @@ from tsm.model.onnxfile import metadata, protocol_of, read_onnx
 from tsm.protocol import FUSIONS, PIPELINES, SSV2, Protocol, differences, protocol_from
 from tsm.report.findings import another_order
 from tsm.results import OWN, TIMES, Accuracy, is_time, own_entry, throughput_in
-from tsm.workfolder import STAGES
+from tsm.workfolder import STAGES, TUNE
 
 LATENCY_BINS = 40
 BACKWARDS = 0.2  # of the wrong answers, from which on those that are the action played backwards are what stands out
@@ -137,6 +137,7 @@ def collect(
         "stages": read_stages(STAGES),
         "names": names,
         "findings": found,
+        "tune": read_json(TUNE, "tune") if device == "npu" and os.path.exists(TUNE) else None,
         "agreement": read_json(arguments["agreement"], "agreement") if arguments["agreement"] else None,
     }
     return dict(report, checks=checks_of(report, model, counted, state))
