@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Does TSM_compare.py --suspects name a mistake? Seeded mistakes, each alone, on networks that depend on order, and one on colour.
 
-    python3 bench/suspects.py --work_dir /tmp/suspects      # the table of docs/reading-a-run.md
+    python3 bench/suspects.py --work_dir /tmp/suspects      # a table of what was named
 
 The networks are the demo's thin ResNet-50 with 8 and with 16 segments, and the same with another classifier, of 20 classes: the demo's
 ten actions, each on a reddish and on a bluish clip. That classifier is trained here, on rendered clips. The videos are rendered from
