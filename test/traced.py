@@ -43,8 +43,8 @@ def changed(log, cwd):
     return paths
 
 
-def outside(log, folder):
-    """Those of changed() that are neither in the folder, where the command ran, nor a device or shared memory."""
+def outside(log, folder, cwd=None):
+    """Those of changed() that are neither in the folder, where the command ran if not in `cwd`, nor a device or shared memory."""
     allowed = (str(folder), "/dev/null", "/dev/tty", "/dev/shm")
-    return sorted(path for path in changed(log, folder)
+    return sorted(path for path in changed(log, cwd or folder)
                   if not any(path == place or path.startswith(place + os.sep) for place in allowed))
