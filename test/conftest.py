@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,9 @@ with contextlib.suppress(ImportError):
     import cv2  # noqa: F401  which prepends to LD_LIBRARY_PATH, as if what is started later were to be started otherwise (forked.serves)
 os.environ.clear()
 os.environ.update(ENVIRONMENT)
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):  # which nohup and a shell's & leave ignored, in all that is started
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))

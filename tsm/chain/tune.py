@@ -18,8 +18,6 @@ import subprocess
 import sys
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
-import numpy as np
-
 SUITE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, SUITE)
 
@@ -28,6 +26,9 @@ from tsm.cli import UserError, parser, positive, run, warn  # noqa: E402
 from tsm.files import read_json, sha256, write_json  # noqa: E402
 from tsm.results import read_npy  # noqa: E402
 from tsm.workfolder import BINS, TUNE, TUNING  # noqa: E402
+
+# isort: split
+import numpy as np  # noqa: E402
 
 FORMS, INPUTS = ("guide", "parts", "mask"), {"float32": "float32", "uint8": "uint8", "aipp": "uint8_nhwc"}  # with their tensors
 VIDEOS = 8  # whose answers are compared
