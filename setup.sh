@@ -95,9 +95,11 @@ for list in requirements.txt "$@"; do
         fi
         mkdir -p .venv/wheels
         { run "${pip[@]}" wheel $quiet -w .venv/wheels --find-links .venv/wheels -r "$list" &&
+            echo "Fetched $(ls .venv/wheels | wc -l) packages, $(du -sh .venv/wheels | cut -f1); installing them" &&
             run "${isolated[@]}" --find-links .venv/wheels -r "$list"; } ||
             fail "$list could not be installed (pip's reason is above; it needs space here and in ${TMPDIR:-/tmp}, or in another TMPDIR)"
         rm -rf .venv/wheels
+        echo "Installed: .venv has $(du -sh .venv | cut -f1); trying it"
         works "$list" || fail "$list was installed, but cannot be used (the reason is above)"
     fi
     made_from "$list" >"$(stamp "$list")"
