@@ -7,7 +7,7 @@ usage() {
     cat <<'HELP'
 usage: ./setup.sh [MORE_REQUIREMENTS ...]
 
-Makes .venv beside this file (1.7 GB): what requirements.txt lists, and the
+Makes .venv beside this file (1.8 GB): what requirements.txt lists, and the
 lists named as arguments on top. It returns at once where that is done, sets a
 moved or copied folder right, and leaves a .venv that was there in its place
 until the new one works. pip's own settings say where packages come from
