@@ -30,6 +30,7 @@ from tsm.model.offline import Offline, clip_of, one_frame, one_view
 from tsm.protocol import fuse
 
 FORMAT = 2  # to be raised with any change that changes a result, or what a journal says of it
+PERCENTILES = (50, 90, 99)
 SHARES = [part / 10 for part in range(1, 11)]  # of a clip's frames, after which the answers of an online model are kept
 LATEST = 10000  # frames whose times are kept
 Take = Callable[[np.ndarray], None]
@@ -356,11 +357,20 @@ def said_of(engine: Engine, model: Offline) -> str:
 
 def about(engine: Engine) -> Dict[str, Any]:
     """What computed, for the summary's `tsm` entry, to which the model's metadata belong too; of an online model also the ms of a frame."""
-    facts = {"version": __version__, "engine": engine.name, "precision": engine.precision, "streams": engine.streams,
-             "threads": cores(), "int8": engine.int8, "peak_memory_bytes": peak_memory()}
-    if engine.frame_ms:
-        facts["frame_ms"] = {"p%d" % part: round(float(np.percentile(engine.frame_ms, part)), 3) for part in (50, 90, 99)}
-    return facts
+    facts = computed_by(engine.name, engine.precision, engine.streams, engine.int8)
+    return dict(facts, frame_ms=percentiles(engine.frame_ms)) if engine.frame_ms else facts
+
+
+def computed_by(name: str, precision: str, streams: int, int8: Optional[Dict[str, str]]) -> Dict[str, Any]:
+    """What is told of any engine: its own facts, as Engine and Online have them, and this process's."""
+    return {"version": __version__, "engine": name, "precision": precision, "streams": streams,
+            "threads": cores(), "int8": int8, "peak_memory_bytes": peak_memory()}
+
+
+def percentiles(times: Sequence[float]) -> Dict[str, float]:
+    """{p50, p90, p99} of times in ms; empty of none."""
+    values = np.percentile(times, PERCENTILES) if len(times) else ()
+    return {"p%d" % share: round(float(value), 3) for share, value in zip(PERCENTILES, values)}
 
 
 Seen = Callable[[np.ndarray, Optional[np.ndarray]], None]

@@ -1,5 +1,6 @@
 """What is known of an input: its answers, what is printed of them, and the files that they are written to."""
 
+import abc
 import argparse
 import contextlib
 import json
@@ -39,7 +40,7 @@ class Segment(NamedTuple):
     probability: float
 
 
-class Viewer:
+class Viewer(abc.ABC):
     """One input and the answers about it: what is seen comes by take() or see(), and close() is the end.
 
     `prefix` begins each line about a live source, and is empty of a file. `lasting`: the last answer holds to the input's end.
@@ -51,17 +52,17 @@ class Viewer:
         self.name, self.log, self.prefix = name, log, prefix
         self.answers: List[Answer] = []
 
+    @abc.abstractmethod
     def take(self, result: Any) -> None:
         """What a file gives."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def see(self, recent: Recent) -> None:
         """What a camera or stream shows."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def close(self) -> List[Segment]:
         """Print what is known in the end, and give its segments, if it has any."""
-        raise NotImplementedError
 
     def facts(self) -> Dict[str, Any]:
         """What --json has beside the answers."""

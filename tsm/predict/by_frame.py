@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tsm.cli import printable, warn
-from tsm.infer.engine import BACKENDS, Computing, Engine, Online, about, open_online
+from tsm.infer.engine import BACKENDS, Computing, Engine, Online, computed_by, open_online, percentiles
 from tsm.labels import Ranked, name_of, top
 from tsm.model.offline import Offline, had_it_been
 from tsm.predict.answers import Answer, Log, Segment, Viewer, clock, in_a_line, in_figures, lines_of, segments_of, warn_if_few
@@ -24,7 +24,6 @@ from tsm.workers import each
 
 SCENE = 0.5  # the distance of two frames' colours (Bhattacharyya's, 0..1) from which they show another scene
 PASSED_OVER = 0.1  # the share of frames from which their loss costs accuracy
-PERCENTILES = (50, 90, 99)
 
 
 class ByFrame:
@@ -56,9 +55,9 @@ class ByFrame:
 
     def about(self) -> Dict[str, Any]:
         name, int8 = self.networks[0].name, self.networks[0].int8
-        engine = Engine(name, len(self.networks), lambda x, take: None, lambda: None, self.args.precision, int8)
+        facts = computed_by(name, self.args.precision, len(self.networks), int8)
         agreement = {"agreement_with_clip": {"same": sum(self.same), "videos": len(self.same)}} if self.clip else {}
-        return dict(about(engine), shift=self.model.tested_by.shift, approximates=self.approximates, **agreement)
+        return dict(facts, shift=self.model.tested_by.shift, approximates=self.approximates, **agreement)
 
     def in_all(self) -> str:
         """How many of the files' frames were answered, and how fast; how often as the clip would be."""
@@ -89,7 +88,7 @@ class FrameViewer(Viewer):
         self.kept: Deque[Tuple[float, np.ndarray]] = deque(maxlen=self.memory or None)  # moments and scores; their sum of all
         self.count, self.missed = 0, 0  # frames since the last reset, and those passed over
         self.resets: List[float] = []
-        self.waits, self.steps = array("d"), array("d")  # seconds from a frame's arrival to its answer, and of the network
+        self.waits, self.steps = array("d"), array("d")  # ms from a frame's arrival to its answer, and of the network
         self.image: Optional[np.ndarray] = None  # the last frame
         self.frames: List[np.ndarray] = []  # of a file that is compared with its clip, as the network is shown them
         self.moments: List[float] = []  # of a file's frames
@@ -122,10 +121,10 @@ class FrameViewer(Viewer):
         self.image, began = image, time.monotonic()
         frame = as_video([image], [0], self.protocol, self.dtype)
         mean = self._mean(moment, np.asarray(self.network.step(frame), np.float64))
-        self.steps.append(time.monotonic() - began)
+        self.steps.append(1000 * (time.monotonic() - began))
         self.best = int(mean.argmax())
         self._tell(moment, softmax(mean))
-        self.waits.append(time.monotonic() - recent.arrived)
+        self.waits.append(1000 * (time.monotonic() - recent.arrived))
 
     def _mean(self, moment: float, scores: np.ndarray) -> np.ndarray:
         """The mean of the scores that are kept, these included."""
@@ -231,9 +230,3 @@ def differ(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether two frames, RGB uint8 [height, width, 3], show different scenes, by how their colours are spread."""
     spread = [cv2.calcHist([image], [0, 1, 2], None, [8, 8, 8], [0, 256] * 3) for image in (one, other)]
     return bool(cv2.compareHist(spread[0], spread[1], cv2.HISTCMP_BHATTACHARYYA) > SCENE)
-
-
-def percentiles(times: Sequence[float]) -> Dict[str, float]:
-    """{p50, p90, p99} in ms of times in seconds; empty of none."""
-    values = np.percentile(times, PERCENTILES) if len(times) else ()
-    return {"p%d" % share: round(1000 * float(value), 3) for share, value in zip(PERCENTILES, values)}
