@@ -93,7 +93,7 @@ def compare_two(args: argparse.Namespace) -> None:
         from tsm.report.page import compare_page
 
         add_strips(found, args.data_root)
-        write_text(args.html, compare_page(found, args.html))
+        write_text(args.html, compare_page(found))
     tell_written(args.json, args.csv, args.html)
 
 
@@ -127,7 +127,7 @@ def hunt_suspects(args: argparse.Namespace) -> None:
     if args.html:
         from tsm.report.page import suspects_page
 
-        write_text(args.html, suspects_page(suspects_json(hunt), args.html))
+        write_text(args.html, suspects_page(suspects_json(hunt)))
     tell_written(args.json, args.html)
 
 

@@ -15,12 +15,13 @@ docs/reading-a-run.md explains the page.
 
 import argparse
 import os
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict
 
-from tsm.cli import UserError, check_outputs, non_negative, parser, positive, run, warn
+from tsm.cli import check_outputs, non_negative, parser, positive, run
 from tsm.files import read_json, write_json, write_text
 from tsm.labels import labels_in, read_labels
-from tsm.report.collect import Model, collect, read_model, report_text
+from tsm.model.offline import read_offline
+from tsm.report.collect import collect, report_text
 from tsm.report.findings import columns_of, confusion_rows, findings, gallery, prediction_rows, with_strips, write_csv
 from tsm.report.page import report_page
 from tsm.results import accuracy_from, read_accuracy, read_curve, read_results, read_summary, views_agree
@@ -68,27 +69,6 @@ def get_args() -> argparse.Namespace:
     return args
 
 
-def names_of(args: argparse.Namespace, model: Model) -> Optional[List[str]]:
-    """The classes' names, from --labels or from the model; None if there are none."""
-    classes = model.protocol.classes
-    if args.labels and not os.path.exists(args.labels):
-        warn("%s: no such file, so classes are shown by their numbers; --labels names it" % args.labels)
-    elif args.labels:
-        return read_labels(args.labels, classes)
-    return labels_in(model.facts, classes)
-
-
-def scores_of(args: argparse.Namespace, summary: Dict[str, Any], labels: Dict[int, int], classes: int) -> Optional[Dict[int, Any]]:
-    """The results' class scores by index; None, with a warning, if they are gone and --accuracy has the figures."""
-    try:
-        return read_results(args.result_path, labels, classes, summary)
-    except FileNotFoundError as error:
-        if not args.accuracy:
-            raise
-        warn("%s: no such file, so the report has no single videos" % error.filename)
-        return None
-
-
 def page_of(path: str) -> str:
     """The page of the report at `path`, beside it."""
     return os.path.splitext(path)[0] + ".html"
@@ -96,48 +76,36 @@ def page_of(path: str) -> str:
 
 def write_page(path: str, report: Dict[str, Any]) -> None:
     """Write the page of the report at `path`."""
-    write_text(page_of(path), report_page(report, path))
+    write_text(page_of(path), report_page(report))
     print("wrote " + page_of(path))
-
-
-def redraw(path: str, most: Optional[int]) -> None:
-    """Write the page of a report again, with at most `most` videos of each kind; None: all that it has."""
-    report = read_json(path, "report")
-    if report["findings"] and most is not None:
-        report["findings"]["gallery"] = {kind: entries[:most] for kind, entries in report["findings"]["gallery"].items()}
-    write_page(path, report)
 
 
 def main() -> None:
     args = get_args()
     if args.redraw:
-        return redraw(args.redraw, args.gallery)
-    model, manifest = read_model(args.model), read_manifest(manifest_path(args.info_path))
-    summary, classes = read_summary(args.result_path), model.protocol.classes
+        report = read_json(args.redraw, "report")
+        report["findings"]["gallery"] = {kind: entries[:args.gallery] for kind, entries in report["findings"]["gallery"].items()}
+        return write_page(args.redraw, report)
+    model, manifest = read_offline(args.model), read_manifest(manifest_path(args.info_path))
+    summary, classes = read_summary(args.result_path), model.tested_by.classes
     sources = {entry["id"]: entry["source"] for entry in manifest["samples"]}
-    if manifest["protocol"]["classes"] != classes:
-        raise UserError("%s: has %d classes, and %s has %d; are both of the same run?" % (
-            manifest_path(args.info_path), manifest["protocol"]["classes"], args.model, classes))
-    labels, names = read_info(args.info_path, classes), names_of(args, model)
-    given = read_accuracy(args.accuracy) if args.accuracy else None
-    scores, found, counted = scores_of(args, summary, labels, classes), None, None
-    if scores:
-        counted = accuracy_from(scores, labels, len(manifest["skipped"]))
-        found = findings(columns_of(scores, labels, sources, views_agree(summary)), classes, names)
-        most = GALLERY if args.gallery is None else args.gallery
-        found["curve"] = [point._asdict() for point in read_curve(args.result_path, labels)]
-        found["gallery"] = with_strips(gallery(found["videos"], most), scores, found["videos"], args.data_root)
-    accuracy = given or counted
-    assert accuracy  # or scores_of() would have raised
+    labels = read_info(args.info_path, classes)
+    names = read_labels(args.labels, classes) if args.labels else labels_in(model.metadata, classes)
+    scores = read_results(args.result_path, labels, classes, summary)
+    counted = accuracy_from(scores, labels, len(manifest["skipped"]))
+    accuracy = read_accuracy(args.accuracy) if args.accuracy else counted
+    found = findings(columns_of(scores, labels, sources, views_agree(summary)), classes, names)
+    found["curve"] = [point._asdict() for point in read_curve(args.result_path, labels)]
+    most = GALLERY if args.gallery is None else args.gallery
+    found["gallery"] = with_strips(gallery(found["videos"], most), scores, found["videos"], args.data_root)
     report = collect(vars(args), model, summary, manifest, accuracy, names, found, counted)
     print(report_text(report) + "\n")
     write_json(args.output, report, "report")
     print("wrote " + args.output)
-    if found:
-        for name, rows in zip(TABLES, (prediction_rows(found["videos"], names), confusion_rows(found["videos"], names, classes))):
-            path = os.path.join(os.path.dirname(args.output), name)
-            write_csv(path, rows)
-            print("wrote " + path)
+    for name, rows in zip(TABLES, (prediction_rows(found["videos"], names), confusion_rows(found["videos"], names, classes))):
+        path = os.path.join(os.path.dirname(args.output), name)
+        write_csv(path, rows)
+        print("wrote " + path)
     write_page(args.output, report)
 
 

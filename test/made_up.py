@@ -3,7 +3,7 @@
 import numpy as np
 
 from tsm.protocol import SSV2
-from tsm.report.collect import NOTE, Model, checks_of, latency
+from tsm.report.collect import NOTE, checks_of, latency
 from tsm.report.findings import columns_of, findings, gallery, with_strips
 from tsm.results import accuracy_from
 
@@ -28,6 +28,7 @@ def report(videos=60, classes=12, names=None, scores=None, labels=None, sources=
     sources = sources or {index: "%d.webm" % (70000 + index) for index in labels}
     accuracy = accuracy_from(scores, labels, 0)
     found = findings(columns_of(scores, labels, sources), classes, names)
+    found["curve"] = []
     found["gallery"] = with_strips(gallery(found["videos"], most), scores, found["videos"], None)
     facts = {"tsm.fusion": "score", "tsm.checkpoint": "made_up.pth",
              "tsm.proof": '{"file": {"largest_difference": 1e-7, "tolerance": 1e-5}}'}
@@ -38,10 +39,10 @@ def report(videos=60, classes=12, names=None, scores=None, labels=None, sources=
         "made": {"date": "2026-11-28 03:06", "host": "host", "folder": "/runs/one"}, "fusion": "score", "batch_size": 1,
         "device": {"kind": "cpu", "name": "A processor, 2 threads fp32", "precision": "fp32", "machine": "x86_64", "python": "3"},
         "checkpoint_sha256": "f" * 64, "accuracy": accuracy._asdict(), "comparison": "no published figure to compare with",
-        "published": None, "names": names, "findings": found, "agreement": None,
+        "published": None, "names": names, "findings": found, "agreement": None, "tune": None,
         "throughput": {"1": 3.5, "4": 3.75}, "latency": latency(times),
         "inference": {"NPU_compute_time": {"mean": 60.0}, "H2D_latency": {"mean": 0.5}, "tsm": {}}, "model": facts, "protocol": protocol,
         "preprocessing_versions": {"opencv": "5"}, "skipped": [],
         "stages": stages or {"infer": {"seconds": 9.0, "peak_mb": 70.0, "command": ["python3", "TSM_infer.py"]}},
     }
-    return dict(made, checks=checks_of(made, Model(facts, SSV2._replace(classes=classes)), accuracy, NOTE))
+    return dict(made, checks=checks_of(made, SSV2._replace(classes=classes), accuracy, NOTE))

@@ -1,6 +1,8 @@
 """Every network of the family, thin: its weights, its graph for both targets, view by view, in uint8, int8; and what is refused."""
 
 import json
+import os
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -128,6 +130,39 @@ def test_ascend_s_forms_in_four_dimensions_are_the_guide_s(form, network):
         actual = run_onnx(model, videos.reshape([dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]))
         assert np.abs(actual - expected).max() <= 1e-6 and expected.max() > 2 / protocol.classes
         assert build(trunk_of(model), "ascend", protocol, 2, fusion).graph == guide.graph
+
+
+GUIDES = (1, 4, 8, 16, 32)  # batches
+AT_BATCHES = {  # name: (structure, width, protocol, batches)
+    "ResNet-50": (RESNET50, 8, THIN, GUIDES), "ResNet-50, 16 segments": (RESNET50, 8, THIN._replace(segments=16), GUIDES),
+    "ResNet-101": (RESNET101, 8, THIN, GUIDES), "MobileNetV2": (MOBILENET, 16, THIN, GUIDES),
+    "ResNet-50, past1": (RESNET50, 8, THIN._replace(shift="past1"), GUIDES),
+    "ResNet-50, past1-zero": (RESNET50, 8, THIN._replace(shift="past1-zero"), GUIDES),
+    "MobileNetV2, past1-zero": (MOBILENET, 16, THIN._replace(shift="past1-zero"), GUIDES)}
+if os.environ.get("TSM_FORMS") == "full":  # minutes, and up to 10 GB of memory
+    AT_BATCHES.update({
+        "ResNet-50, full size": (RESNET50, 64, SSV2, (1, 4)), "ResNet-101, full size": (RESNET101, 64, SSV2, (1, 4)),
+        "ResNet-50, 16 segments, full size": (RESNET50, 64, SSV2._replace(segments=16), (1, 4)),
+        "MobileNetV2, full size": (network_module.MOBILENETV2, 32, SSV2, (1, 4))})
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("name", AT_BATCHES)
+def test_ascend_s_forms_at_every_batch_of_the_guide(name):
+    """Prints (pytest -s) the rows of the tables in docs/atlas.md: how far forms are from the guide's, and their nodes."""
+    structure, width, protocol, batches = AT_BATCHES[name]
+    trunk, forms = trunk_from(random_network(structure, width, protocol)), ("ascend",) + FLAT
+    apart = dict.fromkeys(FLAT, 0.0)
+    for batch in batches:
+        videos = random_videos(protocol, batch)
+        guide, *others = (run_onnx(build(trunk, form, protocol, batch, "score"), videos) for form in forms)
+        assert guide.max() > 2 / protocol.classes
+        apart = {form: max(apart[form], float(np.abs(other - guide).max())) for form, other in zip(FLAT, others)}
+    counts = [Counter(node.op_type for node in build(trunk, form, protocol, 1, "score").graph.node) for form in forms]
+    print("\n| %s | %s | %s |" % (name, ", ".join(map(str, batches)), " | ".join("%.1e" % apart[form] for form in FLAT)))
+    print("| %s, nodes | %s |" % (name, " | ".join("%s %s" % (op, " / ".join(str(count[op]) for count in counts)) for op in sorted(
+        set().union(*counts), key=lambda op: -counts[0][op]))))
+    assert max(apart.values()) <= 1e-6 and all(count["Reshape"] == 2 for count in counts[1:])
 
 
 def test_layers_are_called_as_in_the_checkpoint(network):

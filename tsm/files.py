@@ -16,7 +16,7 @@ from tsm.cli import UserError, first_line, warn
 CHUNK = 1 << 20  # bytes read at a time when a file is hashed
 LOCK = ".lock"  # in a folder that only one run may work in
 KINDS = {  # of sealed values: the format, to be raised when what a key means changes, and who writes them
-    "report": (4, "TSM_report.py"), "accuracy": (1, "TSM_postprocess.py --json"), "agreement": (1, "TSM_compare.py --agreement"),
+    "report": (5, "TSM_report.py"), "accuracy": (1, "TSM_postprocess.py --json"), "agreement": (1, "TSM_compare.py --agreement"),
     "manifest": (1, "TSM_preprocess.py"), "stages": (1, "run_all.sh"), "run": (2, "run_all.sh"), "inference": (1, "TSM_infer.py"),
     "curve": (1, "TSM_stream.py --curve"), "tune": (1, "run_all.sh --tune"),
 }

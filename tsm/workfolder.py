@@ -7,7 +7,7 @@ import glob
 import os
 import re
 import shutil
-from typing import Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 from tsm.cli import UserError
 from tsm.files import LOCK, locked, read_json, write_json
@@ -97,9 +97,15 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
 
 
-def worked_since(begun: str, folder: str = "") -> bool:
-    """Has a stage done work since then?"""
+def read_stages(folder: str = "") -> Dict[str, Any]:
+    """{stage: its entry} of stages.json; nothing if it is missing or damaged."""
     try:
-        return any(entry.get("ended", "") >= begun for entry in read_json(os.path.join(folder, STAGES), "stages").values())
+        return dict(read_json(os.path.join(folder, STAGES), "stages"))
     except (UserError, FileNotFoundError):
-        return True
+        return {}
+
+
+def worked_since(begun: str) -> bool:
+    """Has a stage done work since then?"""
+    entries = read_stages().values()
+    return not entries or any(entry.get("ended", "") >= begun for entry in entries)

@@ -33,9 +33,9 @@ SUITE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__
 sys.path.insert(0, SUITE)
 
 from tsm.cli import UserError, fail, parser, run  # noqa: E402
-from tsm.files import read_json, sha256, write_json  # noqa: E402
+from tsm.files import sha256, write_json  # noqa: E402
 from tsm.machine import die_with_parent, processor_name  # noqa: E402
-from tsm.workfolder import LOG, STAGES, now  # noqa: E402
+from tsm.workfolder import LOG, STAGES, now, read_stages  # noqa: E402
 
 KILLED = 128 + signal.SIGKILL  # as a shell gives it
 DETAILS = b"[INFO]", b"[DEBUG]"  # how lines for run.log alone begin
@@ -105,14 +105,6 @@ def code(command: List[str]) -> str:
     found = {os.path.basename(path) for place in sys.path for path in glob.glob(os.path.join(place, "*.dist-info"))}
     versions = sorted(name for name in found if name.split("-")[0].lower() in wanted)
     return hashlib.sha256(repr([[sha256(path) for path in files], versions, sys.version]).encode()).hexdigest()
-
-
-def read_state() -> Dict[str, Any]:
-    """What stages.json knows to be done; nothing if it is missing or damaged."""
-    try:
-        return dict(read_json(STAGES, "stages"))
-    except (UserError, FileNotFoundError):
-        return {}
 
 
 def execute(command: List[str], copies: List[str]) -> Tuple[int, str]:
@@ -186,7 +178,7 @@ def main() -> None:
         "code": code(args.command),
         "inputs": dict({path: digest(path) for path in args.inputs}, **({"machine": processor_name()} if args.measure else {})),
     }
-    before = read_state().get(args.name, {})
+    before = read_stages().get(args.name, {})
     if not args.check and is_done(before, known, outputs):
         print("up to date: %s (made in %.1f s)" % (", ".join(outputs), before["seconds"]) + ("\n" + before["said"] if args.say else ""))
         return
@@ -217,7 +209,7 @@ def main() -> None:
         ended=now(),
         said=said,
     )
-    write_json(STAGES, dict(read_state(), **{args.name: entry}), "stages")
+    write_json(STAGES, dict(read_stages(), **{args.name: entry}), "stages")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ from tsm.workfolder import BINS, TUNE, TUNING  # noqa: E402
 import numpy as np  # noqa: E402
 
 FORMS, INPUTS = ("guide", "parts", "mask"), {"float32": "float32", "uint8": "uint8", "aipp": "uint8_nhwc"}  # with their tensors
+HEADING, LINE = ("form", "input", "videos/s", "with transfer", "answers"), "%-6s %-8s %9s %14s   %s"
+BENCH = [sys.executable, "-m", "ais_bench", "--model"]
 VIDEOS = 8  # whose answers are compared
 TOLERANCE = 0.02  # largest difference of a probability from the guide's form with float32, which the chip computes in fp16 as well
 
@@ -52,7 +54,7 @@ class Candidate(NamedTuple):
         return not self.refused and self.largest_difference is not None and self.largest_difference <= TOLERANCE
 
 
-class Refused(Exception):
+class Refused(UserError):
     """A tool failed; the text says which, and its words."""
 
 
@@ -94,31 +96,34 @@ def tensors(args: argparse.Namespace, kind: str, commands: List[str]) -> str:
     return os.path.join(folder, BINS)
 
 
-def answers_in(folder: str) -> Dict[str, np.ndarray]:
-    """The probabilities that ais_bench wrote, by the names of its files."""
-    found = {name: read_npy(os.path.join(folder, name)).astype(np.float64).reshape(-1) for name in sorted(os.listdir(folder))}
-    if not found:
+def compiled_answers(base: str, options: List[str], chip: str, inputs: str, commands: List[str]) -> Dict[str, np.ndarray]:
+    """What ais_bench answers to the tensors `inputs`, probabilities by the names of its files, once atc has compiled `base`.onnx to
+    `base`.om by these options. Raises Refused."""
+    call("atc", ["atc", "--model=%s.onnx" % base, "--framework=5", "--output=" + base] + options
+         + ["--log=error", "--soc_version=Ascend" + re.sub("^Ascend", "", chip)], commands)
+    shutil.rmtree(base, ignore_errors=True)
+    call("ais_bench", BENCH + [base + ".om", "--input", inputs, "--output", os.path.dirname(base), "--output_dirname",
+                               os.path.basename(base), "--outfmt", "NPY"], commands)
+    names = sorted(os.listdir(base)) if os.path.isdir(base) else []
+    if not names:
         raise Refused("ais_bench: wrote no answers")
-    return found
+    return {name: read_npy(os.path.join(base, name)).astype(np.float64).reshape(-1) for name in names}
 
 
 def measure(args: argparse.Namespace, form: str, kind: str, source: str, commands: List[str]) -> Tuple[Dict[str, np.ndarray], List[float]]:
     """(a candidate's answers, its milliseconds a batch: computing, to the chip, from it). Raises Refused."""
-    base, bench = os.path.join(TUNING, "%s_%s" % (form, kind)), [sys.executable, "-m", "ais_bench", "--model"]
+    base = os.path.join(TUNING, "%s_%s" % (form, kind))
     call("modify_onnx.py", [sys.executable, os.path.join(SUITE, "modify_onnx.py"), "-m1", source, "-m2", base + ".onnx", "-bs",
                             str(args.batch_size), "--target", "ascend", "--form", form, "--input_dtype", kind]
          + given(args, "protocol", "fusion"), commands)
     options = atc_options(base + ".cfg" if kind == "aipp" else "", args.precision_mode, args.precision_mode_v2)
-    call("atc", ["atc", "--model=%s.onnx" % base, "--framework=5", "--output=" + base] + options
-         + ["--log=error", "--soc_version=Ascend" + re.sub("^Ascend", "", args.chip)], commands)
-    shutil.rmtree(base, ignore_errors=True)
-    call("ais_bench", bench + [base + ".om", "--input", tensors(args, INPUTS[kind], commands), "--output", TUNING, "--output_dirname",
-                               os.path.basename(base), "--outfmt", "NPY"], commands)
-    said = call("ais_bench", bench + [base + ".om", "--loop", str(args.loop), "--batchsize", str(args.batch_size)], commands)
+    answers = compiled_answers(base, options, args.chip, tensors(args, INPUTS[kind], commands), commands)
+    said = call("ais_bench", BENCH + [base + ".om", "--loop", str(args.loop), "--batchsize", str(args.batch_size),
+                                      "--display_all_summary", "1"], commands)  # else it does not tell the transfer
     times = [re.search(r"%s \(ms\):.*?mean = ([0-9.eE+-]+)" % name, said) for name in ("NPU_compute_time", "H2D_latency", "D2H_latency")]
-    if not times[0]:
-        raise Refused("ais_bench: told no NPU_compute_time")
-    return answers_in(base), [float(time.group(1)) if time else 0.0 for time in times]
+    if not all(times):
+        raise Refused("ais_bench: told no NPU_compute_time, H2D_latency, D2H_latency")
+    return answers, [float(time.group(1)) for time in times if time]
 
 
 def candidate(args: argparse.Namespace, form: str, kind: str, source: str, reference: Dict[str, np.ndarray]) -> Candidate:
@@ -126,7 +131,7 @@ def candidate(args: argparse.Namespace, form: str, kind: str, source: str, refer
     commands: List[str] = []
     try:
         answers, times = measure(args, form, kind, source, commands)
-    except Refused as error:
+    except UserError as error:
         return Candidate(form, kind, commands, str(error))
     reference.update(answers if not reference else {})
     pairs = [(answers[name], wanted) for name, wanted in reference.items() if name in answers and len(answers[name]) == len(wanted)]
@@ -138,14 +143,12 @@ def candidate(args: argparse.Namespace, form: str, kind: str, source: str, refer
     return Candidate(form, kind, commands, "", round(rates[0], 3), round(rates[1], 3), apart if np.isfinite(apart) else 1.0, same)
 
 
-def line_of(row: Candidate, videos: int) -> str:
-    """A row of the table."""
-    start = "%-6s %-8s " % (row.form, row.input)
-    if row.refused:
-        return start + "refused by " + row.refused
-    return start + "%8.2f %13.2f   top-1 the same on %d of %d, largest difference %.1e%s" % (
-        row.videos_per_second or 0, row.with_transfer or 0, row.top1_agreement or 0, videos, row.largest_difference or 0,
-        "" if row.usable else ", which is too large")
+def cells_of(row: Candidate, videos: int) -> List[str]:
+    """A row of the table: HEADING's."""
+    rates = ["" if rate is None else "%.2f" % rate for rate in (row.videos_per_second, row.with_transfer)]
+    answers = "top-1 the same on %d of %d, largest difference %.1e%s" % (
+        row.top1_agreement or 0, videos, row.largest_difference or 0, "" if row.usable else ", which is too large")
+    return [row.form, row.input, *rates, "refused: " + row.refused if row.refused else answers]
 
 
 def fastest(rows: List[Candidate]) -> Optional[Candidate]:
@@ -180,9 +183,9 @@ def main() -> None:
         if os.path.exists(os.path.join(TUNING, "%s_%s.onnx" % (form, kind))):
             sources.setdefault(kind, os.path.join(TUNING, "%s_%s.onnx" % (form, kind)))
         rows.append(row)
-        print(line_of(row, len(reference)), flush=True)
+        print(LINE % tuple(cells_of(row, len(reference))), flush=True)
 
-    print("form   input    videos/s  with transfer   answers", flush=True)
+    print(LINE % HEADING, flush=True)
     for form in FORMS:
         attempt(form, "float32")
     best = fastest(rows)

@@ -218,7 +218,7 @@ def write_files(args: argparse.Namespace, facts: Dict[str, Any], entries: List[D
             "precision": args.precision, "approximates": CAUSAL if facts.get("approximates") else "", "how": (
                 "%d view%s of a video" % (facts["views"], "s" if facts["views"] > 1 else "") if "views" in facts
                 else "frame by frame, shift %s" % facts["shift"]),
-            "inputs": list(map(as_cards, entries))}, args.html))
+            "inputs": list(map(as_cards, entries))}))
 
     def write_whole() -> None:
         if args.json == "-":

@@ -4,21 +4,21 @@ import json
 import os
 import platform
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from tsm import __version__
 from tsm.checkpoint import published
-from tsm.cli import UserError, printable
+from tsm.cli import printable
 from tsm.files import read_json, sha256
 from tsm.labels import name_of
 from tsm.machine import processor_name
-from tsm.model.onnxfile import metadata, protocol_of, read_onnx
-from tsm.protocol import FUSIONS, PIPELINES, SSV2, Protocol, differences, protocol_from
+from tsm.model.offline import Offline
+from tsm.protocol import PIPELINES, SSV2, Protocol, differences, protocol_from
 from tsm.report.findings import another_order
 from tsm.results import OWN, TIMES, Accuracy, is_time, own_entry, throughput_in
-from tsm.workfolder import STAGES, TUNE
+from tsm.workfolder import TUNE, read_stages
 
 LATENCY_BINS = 40
 BACKWARDS = 0.2  # of the wrong answers, from which on those that are the action played backwards are what stands out
@@ -28,40 +28,13 @@ PASS, FAIL, NOTE = "pass", "fail", "note"  # states of a check; a note is neithe
 ATLAS_THROUGHPUT = {1: 20.77, 4: 18.41, 8: 17.67, 16: 17.12, 32: 17.36}  # videos/s by batch, the Ascend guide, Atlas 310P3
 
 
-def read_throughput(batch: int) -> float:
-    """Videos per second from perf/bs<batch>.log, which holds what ais_bench or TSM_infer.py printed."""
-    path = os.path.join("perf", "bs%d.log" % batch)
-    with open(path, encoding="utf-8", errors="replace") as file:
-        throughput = throughput_in(file.read())
-    if throughput is None:
-        raise UserError("%s: no throughput line of ais_bench in it; measure batch %d again" % (path, batch))
-    return throughput
-
-
-class Model(NamedTuple):
-    """What modify_onnx.py wrote into a model: fusion, target, rules, proof, protocol, checkpoint; and its protocol."""
-
-    facts: Dict[str, str]
-    protocol: Protocol
-
-
-def read_model(path: str) -> Model:
-    """The metadata of the modified model at `path`."""
-    proto = read_onnx(path)
-    facts = {key: value for key, value in metadata(proto).items() if key.startswith("tsm.")}
-    if facts.get("tsm.target") == "online":
-        facts["tsm.fusion"] = "score"  # of its views, over a list
-    if facts.get("tsm.fusion") not in FUSIONS:
-        raise UserError("%s: does not say how it fuses the views; make it with modify_onnx.py" % path)
-    return Model(facts, protocol_of(proto, path))
-
-
-def read_stages(path: str) -> Dict[str, Any]:
-    """{stage: its entry} of stages.json; nothing where it cannot be read, as it is only for show."""
-    try:
-        return dict(read_json(path, "stages"))
-    except (UserError, FileNotFoundError):
-        return {}
+def read_throughput(batches: Sequence[int]) -> Dict[str, float]:
+    """{batch: videos per second} from perf/bs<batch>.log, as far as these hold what ais_bench or TSM_infer.py printed."""
+    found = {}
+    for batch in batches:
+        with open(os.path.join("perf", "bs%d.log" % batch), encoding="utf-8", errors="replace") as file:
+            found[str(batch)] = throughput_in(file.read())
+    return {batch: figure for batch, figure in found.items() if figure is not None}
 
 
 def published_of(fusion: str, protocol: Protocol, checkpoint_sha256: Optional[str]) -> Tuple[Optional[published.Published], str]:
@@ -100,20 +73,21 @@ def against_published(accuracy: Accuracy, published: Optional[published.Publishe
 
 
 def collect(
-    arguments: Dict[str, Any], model: Model, summary: Dict[str, Any], manifest: Dict[str, Any], accuracy: Accuracy,
-    names: Optional[List[str]], found: Optional[Dict[str, Any]], counted: Optional[Accuracy],
+    arguments: Dict[str, Any], model: Offline, summary: Dict[str, Any], manifest: Dict[str, Any], accuracy: Accuracy,
+    names: Optional[List[str]], found: Dict[str, Any], counted: Accuracy,
 ) -> Dict[str, Any]:
     """Everything that the table and the page show and what made it, as report.json holds it.
 
     Args:
         arguments: TSM_report.py's. summary: of the inference. manifest: of the preprocessing. accuracy: that is reported.
         names: of the classes, if known.
-        found: tsm.report.findings.findings(), and `counted`, the accuracy of the same results; None where the results are gone.
+        found: tsm.report.findings.findings(), and `counted`, the accuracy of the same results.
     """
-    fusion, device, precision = model.facts["tsm.fusion"], arguments["device"], arguments["precision"]
-    digest = model.facts.get("tsm.checkpoint_sha256", sha256(arguments["checkpoint"]) if arguments["checkpoint"] else None)
-    published, why = published_of(fusion, model.protocol, digest)
-    state, comparison = against_published(accuracy, published, why)
+    facts = {key: value for key, value in model.metadata.items() if key.startswith("tsm.")}
+    fusion, device, precision = model.fusion or "score", arguments["device"], arguments["precision"]  # score: an online model's, of views
+    digest = facts.get("tsm.checkpoint_sha256", sha256(arguments["checkpoint"]) if arguments["checkpoint"] else None)
+    published, why = published_of(fusion, model.tested_by, digest)
+    state, comparison = against_published(accuracy, published, why) if "tsm.about" not in facts else (NOTE, "")  # a toy
     report = {
         "version": __version__,
         "made": {"date": time.strftime("%Y-%m-%d %H:%M", time.localtime(os.path.getmtime(arguments["result_path"]))),
@@ -127,36 +101,28 @@ def collect(
         "accuracy": accuracy._asdict(),
         "comparison": comparison,
         "published": published._asdict() if published else None,
-        "throughput": {str(size): read_throughput(size) for size in arguments["perf_batches"]},
-        "inference": _without_lists(summary),
+        "throughput": read_throughput(arguments["perf_batches"]),
+        "inference": dict({name: summary[name] for name in TIMES if isinstance(summary.get(name), dict) and is_time(
+            summary[name].get("mean"))}, **{OWN: {key: value for key, value in own_entry(summary).items() if key != "views_agree"}}),
         "latency": latency(summary.get("npu_compute_time_list")),
-        "model": model.facts,
+        "model": facts,
         "protocol": manifest["protocol"],
         "preprocessing_versions": manifest["versions"],
         "skipped": manifest["skipped"],
-        "stages": read_stages(STAGES),
+        "stages": read_stages(),
         "names": names,
         "findings": found,
         "tune": read_json(TUNE, "tune") if device == "npu" and os.path.exists(TUNE) else None,
         "agreement": read_json(arguments["agreement"], "agreement") if arguments["agreement"] else None,
     }
-    return dict(report, checks=checks_of(report, model, counted, state))
+    return dict(report, checks=checks_of(report, model.tested_by, counted, state))
 
 
-def _without_lists(summary: Dict[str, Any]) -> Dict[str, Any]:
-    """The summary without its lists, which other parts of the report hold, and without figures that are none."""
-    known = [name for name in TIMES if isinstance(summary.get(name), dict) and is_time(summary[name].get("mean"))]
-    left_out = {"filesinfo", "npu_compute_time_list", OWN, *TIMES} - set(known)
-    kept = {key: value for key, value in summary.items() if key not in left_out}
-    own = {key: value for key, value in own_entry(summary).items() if key != "views_agree"}
-    return dict(kept, **{OWN: own})
-
-
-def checks_of(report: Dict[str, Any], model: Model, counted: Optional[Accuracy], state: str) -> List[Dict[str, str]]:
-    """The checks that a report allows; `state` is that of the published accuracy."""
-    found = (_joined(report, counted), _labels(report), _proved(model), _same_protocol(report, model), _nothing_skipped(report),
+def checks_of(report: Dict[str, Any], tested_by: Protocol, counted: Accuracy, state: str) -> List[Dict[str, str]]:
+    """The checks that a report allows; `tested_by` is the model's protocol, `state` that of the published accuracy."""
+    found = (_joined(report, counted), _labels(report), _proved(report), _same_protocol(report, tested_by), _nothing_skipped(report),
              _precision(report), check("published accuracy", state, report["comparison"]), _no_ties(report))
-    return [entry for entry in found if entry]
+    return [entry for entry in found if entry and entry["text"]]
 
 
 def latency(times: Any) -> Optional[Dict[str, Any]]:
@@ -179,27 +145,23 @@ def check(name: str, state: str, text: str) -> Dict[str, str]:
     return {"name": name, "state": state, "text": text}
 
 
-def _joined(report: Dict[str, Any], counted: Optional[Accuracy]) -> Dict[str, str]:
+def _joined(report: Dict[str, Any], counted: Accuracy) -> Dict[str, str]:
     videos = report["accuracy"]["videos"]
-    if counted is None:
-        return check("results", NOTE, "the result files are gone: the figures are those of accuracy.json, without single videos")
     differs = [(name, report["accuracy"][name], value) for name, value in counted._asdict().items() if report["accuracy"][name] != value]
     if differs:
         return check("results", FAIL, "accuracy.json says %s %s, the result files give %s; run TSM_postprocess.py again" % differs[0])
     return check("results", PASS, "%d results joined with %d labels by id, none missing, none twice" % (videos, videos))
 
 
-def _labels(report: Dict[str, Any]) -> Optional[Dict[str, str]]:
-    if not report["findings"]:
-        return None
+def _labels(report: Dict[str, Any]) -> Dict[str, str]:
     label, answer = (np.array(report["findings"]["videos"][name]) for name in ("label", "answer"))
     found, words = another_order(label, answer, report["protocol"]["classes"], report["names"])
     return check(ORDER, FAIL if found else PASS, words)
 
 
-def _proved(model: Model) -> Dict[str, str]:
+def _proved(report: Dict[str, Any]) -> Dict[str, str]:
     try:
-        proof = json.loads(model.facts["tsm.proof"])
+        proof = json.loads(report["model"]["tsm.proof"])
         worst = max(float(entry["largest_difference"]) for entry in proof.values())
         held = all(entry["largest_difference"] <= entry["tolerance"] for entry in proof.values())
     except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):
@@ -208,10 +170,9 @@ def _proved(model: Model) -> Dict[str, str]:
                  "largest difference of a probability to the exported network %.1e" % worst)
 
 
-def _same_protocol(report: Dict[str, Any], model: Model) -> Dict[str, str]:
+def _same_protocol(report: Dict[str, Any], tested_by: Protocol) -> Dict[str, str]:
     made = protocol_from(report["protocol"], "the manifest")
-    dtype = report["protocol"]["dtype"]
-    differs = differences(made.pixels(dtype), model.protocol.pixels(dtype))
+    differs = differences(*(one.pixels(report["protocol"]["dtype"])._replace(classes=one.classes) for one in (made, tested_by)))
     return check("protocol", FAIL if differs else PASS, "the tensors are not of the model's protocol: " + differs if differs
                  else "tensors and model: %d segments, %d views, %d pixels" % (made.segments, made.views, made.size))
 
@@ -255,7 +216,7 @@ def verdict(report: Dict[str, Any]) -> str:
 
 def _stands_out(report: Dict[str, Any], wrong: int) -> str:
     """The finding that explains most of `wrong` videos, after what comes before it in a sentence."""
-    if not report["findings"] or wrong < 2:
+    if wrong < 2:
         return "."
     pairs, names = report["findings"]["pairs"], report["names"]
     backwards = [pair for pair in pairs if pair["reversed"]]
@@ -312,7 +273,7 @@ def markdown(cells: List[List[str]]) -> str:
 def report_text(report: Dict[str, Any]) -> str:
     """The report for a terminal: the table, how the views were fused, the comparisons, the stages."""
     parts = [markdown(closing_rows(report)), "\n" + printable(verdict(report)),
-             "\nviews fused by %s; %s" % (report["fusion"], report["comparison"])]
+             "\nviews fused by %s%s" % (report["fusion"], "; " + report["comparison"] if report["comparison"] else "")]
     agreement = report["inference"][OWN].get("top1_agreement_with_fp32")
     if agreement:
         parts.append("top-1 in %s agrees with fp32 on %d of the %d videos that both were run on" % (

@@ -55,7 +55,7 @@ def load_run(path: str) -> Measured:
         labels = read_info(info_path, classes)
         scores = read_results(result_path, labels, classes)
     except FileNotFoundError as error:
-        if not report.get("findings"):
+        if not report:
             raise UserError("%s: holds no results of single videos (%s is missing); give the work folder of a run, or its "
                             "report.json" % (path, error.filename))
         return Measured(os.path.normpath(path), about, report["names"], report["protocol"]["classes"], report["findings"]["videos"], None)
@@ -69,13 +69,10 @@ def load_run(path: str) -> Measured:
                     np.stack([scores[index] for index in columns["id"]]))
 
 
-def _titles(a: Measured, b: Measured) -> Tuple[str, str]:
-    """What two runs are called: checkpoint, precision and date as far as these are known, and always the folder."""
-    def title(run: Measured) -> str:
-        folder = os.path.basename(os.path.abspath(run.name if os.path.isdir(run.name) else os.path.dirname(run.name)))
-        return ", ".join(filter(None, [run.about["checkpoint"], run.about["precision"], run.about["date"], "in " + folder]))
-
-    return title(a), title(b)
+def _title(run: Measured) -> str:
+    """What a run is called: checkpoint, precision and date as far as these are known, and always the folder."""
+    folder = os.path.basename(os.path.abspath(run.name if os.path.isdir(run.name) else os.path.dirname(run.name)))
+    return ", ".join(filter(None, [run.about["checkpoint"], run.about["precision"], run.about["date"], "in " + folder]))
 
 
 def _moved_with(folder: str, path: str) -> str:
@@ -155,14 +152,14 @@ def compare(a: Measured, b: Measured) -> Dict[str, Any]:
                         for side, run in enumerate((a, b)))
     lost, gained = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     top5 = [float(np.mean([run.columns["rank"][pair[side]] <= 5 for pair in pairs])) for side, run in enumerate((a, b))]
-    flips, titles = _flips(a.columns, b.columns, pairs), _titles(a, b)
     return {
-        "a": dict(a.about, name=a.name, title=titles[0]), "b": dict(b.about, name=b.name, title=titles[1]),
+        "a": dict(a.about, name=a.name, title=_title(a)), "b": dict(b.about, name=b.name, title=_title(b)),
         "names": a.names or b.names, "number_of_classes": a.classes, "videos": len(pairs),
         "renamed": renamed, "only_a": len(a.columns["video"]) - len(pairs), "only_b": len(b.columns["video"]) - len(pairs),
         "top1": [float(right_a.mean()), float(right_b.mean())], "top5": top5,
         "mcnemar": {"lost": lost, "gained": gained, "p": mcnemar(lost, gained)},
-        "probability": _differences(a, b, pairs), "classes": _classes(a.columns, pairs, right_a, right_b), "flips": flips,
+        "probability": _differences(a, b, pairs), "classes": _classes(a.columns, pairs, right_a, right_b),
+        "flips": _flips(a.columns, b.columns, pairs),
     }
 
 

@@ -6,10 +6,14 @@ import glob
 import json
 import os
 import re
+import shutil
+import tempfile
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
+from tsm.chain.npu import atc_options
+from tsm.chain.tune import compiled_answers
 from tsm.cli import Corrupt, UserError
 from tsm.files import natural
 from tsm.infer.tensors import read_tensor
@@ -22,7 +26,7 @@ from tsm.report.findings import another_order
 from tsm.results import read_results
 from tsm.samples import Clip, checksum, evenly, manifest_path, read_info, read_list, read_manifest
 from tsm.video import clips
-from tsm.workfolder import BINS, EXPORTED, INFO, MODIFIED, PREPROCESSED, RESULTS, RUN, SUMMARY, read_run
+from tsm.workfolder import BINS, EXPORTED, INFO, MODIFIED, PREPROCESSED, RESULTS, RUN, SUMMARY, read_run, read_stages
 
 SAME, DEPARTS, UNCHECKED = "same", "DEPARTS", "not checked"
 EXACT = 1e-4  # largest difference of a probability between two computations in fp32
@@ -307,7 +311,8 @@ def check_device(chain: Chain, indices: List[int], tensors: List[np.ndarray], re
             fusion = fusion._replace(state=DEPARTS, text=swapped.text)
         else:
             device = device._replace(text=device.text + explain_results(chain, indices, expected, results, tensors, most))
-    return [device, check_text(digits, expected), fusion]
+    on_npu = [check_precision(chain, indices, expected, device)] if chain.run and chain.run.device == "npu" else []
+    return [device, *on_npu, check_text(digits, expected), fusion]
 
 
 def decimals(chain: Chain) -> Optional[int]:
@@ -317,6 +322,29 @@ def decimals(chain: Chain) -> Optional[int]:
         return None
     with open(min(files), encoding="ascii", errors="replace") as file:
         return max([len(found) for found in re.findall(r"\.(\d+)", file.read(1 << 16))] + [0])
+
+
+def check_precision(chain: Chain, indices: List[int], expected: List[np.ndarray], device: Stage) -> Stage:
+    """The same model, compiled by atc in another precision mode than the run's and run on a chip of this host, against fp32."""
+    said = " ".join(word for entry in read_stages(chain.folder).values() for word in entry["command"])
+    chip, used = re.search(r"--soc_version=(\S+)", said), (re.findall(r"--precision_mode(?:_v2)?=(\S+)", said) or ["force_fp16"])[0]
+    files = [path for path in map(chain.tensor_file, indices) if os.path.exists(path)]
+    if not chip or not shutil.which("atc") or len(files) < len(indices):
+        return unchecked("precision", "another precision mode wants %s" % (
+            "the run's tensors" if len(files) < len(indices) else "the host of the run, with atc on the PATH"))
+    mode = "allow_fp32_to_fp16" if used in ("force_fp16", "fp16") else "force_fp16"
+    with tempfile.TemporaryDirectory(dir=chain.folder) as scratch:
+        base, config = os.path.join(scratch, "model"), os.path.splitext(chain.model.path)[0] + ".cfg"
+        os.symlink(os.path.abspath(chain.model.path), base + ".onnx")
+        options = atc_options(config if chain.model.takes == "uint8_nhwc" else "", mode)
+        try:
+            answers = compiled_answers(base, options, chip.group(1), ",".join(files), [])
+        except UserError as error:
+            return unchecked("precision", str(error))
+    row = compared("precision", [answers["%d_0.npy" % index] for index in indices], expected, float("inf"),
+                   "the same model by --precision_mode=%s" % mode)
+    blamed = device.state == DEPARTS and (row.largest or 0) <= ROUGHEST
+    return row._replace(text=row.text + " is right, so %s is to blame" % used) if blamed else row
 
 
 def check_text(digits: Optional[int], expected: List[np.ndarray]) -> Stage:

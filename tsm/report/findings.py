@@ -249,14 +249,12 @@ def with_strips(
 ) -> Dict[str, List[Dict[str, Any]]]:
     """The gallery as report.json has it: per video its `place` in the columns, its `top` [class, probability] and its
     `strip`, a data URI, or None without a data root; `problem` says why a video has none."""
-    return {kind: [_entry(place, scores[columns["id"][place]], columns["video"][place], data_root) for place in places]
-            for kind, places in chosen.items()}
+    def entry(place: int) -> Dict[str, Any]:
+        best = top(scores[columns["id"][place]], None, ANSWERS)
+        return dict(zip(("strip", "problem"), strip_of(data_root, columns["video"][place])), place=place,
+                    top=[[ranked.class_id, round(ranked.probability, DIGITS)] for ranked in best])
 
-
-def _entry(place: int, scores: np.ndarray, source: str, data_root: Optional[str]) -> Dict[str, Any]:
-    strip, problem = strip_of(data_root, source)
-    return {"place": place, "strip": strip, "problem": problem,
-            "top": [[ranked.class_id, round(ranked.probability, DIGITS)] for ranked in top(scores, None, ANSWERS)]}
+    return {kind: list(map(entry, places)) for kind, places in chosen.items()}
 
 
 def strip_of(data_root: Optional[str], source: str) -> Tuple[Optional[str], Optional[str]]:

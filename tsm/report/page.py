@@ -14,7 +14,7 @@ import shlex
 from collections import Counter
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from tsm.cli import UserError
+from tsm.chain import tune
 from tsm.labels import name_of
 from tsm.protocol import protocol_from
 from tsm.report.collect import closing_rows, time_split, verdict
@@ -63,12 +63,9 @@ def safe_json(value: Any) -> str:
     return re.sub("[<>&]", lambda found: "\\u%04x" % ord(found.group()), json.dumps(value, separators=(",", ":"), allow_nan=False))
 
 
-def rendered(template: str, title: str, where: str, values: Dict[str, Any]) -> str:
-    """The page of a template; UserError that names `where` without Jinja2."""
-    try:
-        import jinja2
-    except ImportError:
-        raise UserError("%s: the page needs Jinja2; python3 -m pip install jinja2" % where)
+def rendered(template: str, title: str, values: Dict[str, Any]) -> str:
+    """The page of a template."""
+    import jinja2
     from markupsafe import Markup
 
     loader = jinja2.FileSystemLoader(TEMPLATES)
@@ -81,27 +78,27 @@ def rendered(template: str, title: str, where: str, values: Dict[str, Any]) -> s
     return page.encode("utf-8", "backslashreplace").decode()  # a file's name may hold bytes that are not UTF-8
 
 
-def report_page(report: Dict[str, Any], where: str) -> str:
-    """The page of a report, as report.json holds it; `where` names it in errors."""
-    return rendered("report.html.j2", "TSM accuracy report: " + subject(report), where, report_values(report))
+def report_page(report: Dict[str, Any]) -> str:
+    """The page of a report, as report.json holds it."""
+    return rendered("report.html.j2", "TSM accuracy report: " + subject(report), report_values(report))
 
 
-def compare_page(found: Dict[str, Any], where: str) -> str:
+def compare_page(found: Dict[str, Any]) -> str:
     """The page of a comparison, as tsm.compare.compare() gives it."""
-    return rendered("compare.html.j2", "TSM: two runs compared", where, {
+    return rendered("compare.html.j2", "TSM: two runs compared", {
         "r": found, "name": lambda number: name_of(number, found["names"]), "chance": chance(found["mcnemar"]["p"]),
         "difference": difference(found), "kinds": Counter(flip["kind"] for flip in found["flips"]),
         "strips": [flip for flip in found["flips"] if flip.get("strip")]})
 
 
-def suspects_page(found: Dict[str, Any], where: str) -> str:
+def suspects_page(found: Dict[str, Any]) -> str:
     """The page of what was suspected of a run, as tsm.report.suspects.suspects_json() gives it."""
-    return rendered("suspects.html.j2", "TSM: what explains the accuracy?", where, {"r": found})
+    return rendered("suspects.html.j2", "TSM: what explains the accuracy?", {"r": found})
 
 
-def predict_page(found: Dict[str, Any], where: str) -> str:
+def predict_page(found: Dict[str, Any]) -> str:
     """The page of the answers of TSM_predict.py: {model, engine, precision, views, inputs: of as_cards()}."""
-    return rendered("predict.html.j2", "TSM: " + found["model"], where, {"r": found})
+    return rendered("predict.html.j2", "TSM: " + found["model"], {"r": found})
 
 
 def subject(report: Dict[str, Any]) -> str:
@@ -122,17 +119,17 @@ def report_values(report: Dict[str, Any]) -> Dict[str, Any]:
         "about": [report["model"][key] if key == "tsm.about" else CAUSALLY for key in ("tsm.about", "tsm.approximates")
                   if key in report["model"]], "classes": report["protocol"]["classes"],
         "name": lambda number: name_of(number, names), "views": protocol_from(report["protocol"], "report.json").views,
-        "engine": report["inference"][OWN].get("engine"), "workers": report["inference"][OWN].get("workers") or [],
+        "engine": report["inference"][OWN].get("engine"), "workers": worker_rows(report["inference"][OWN].get("workers") or []),
         "published": published,
         "speeds": sorted((int(batch), speed) for batch, speed in report["throughput"].items()),
         "speed_rows": [row[:2] + row[4:] for row in closing_rows(report) if row[4]],
+        "tuned": tune_rows(report["tune"]) if report["tune"] else [],
         "split": [(what, ms, ms / total) for what, ms in split],
         "stages": [(stage_name(name), entry["seconds"], entry["seconds"] / longest, entry["peak_mb"])
                    for name, entry in report["stages"].items()],
-        "provenance": provenance(report), "commands": commands(report), "charts": {},
+        "provenance": provenance(report), "commands": [" ".join(map(shlex.quote, entry["command"])) for entry in report["stages"].values()],
+        **found_values(found, names),
     }
-    if found:
-        values.update(found_values(found, names))
     if report["latency"]:
         values["charts"]["latency"] = latency_chart(report["latency"])
     return values
@@ -156,8 +153,10 @@ def found_values(found: Dict[str, Any], names: Optional[Sequence[str]]) -> Dict[
         "wrong": sum(rank > 1 for rank in videos["rank"]), "seen": seen, "unseen": len(found["classes"]) - len(seen),
         "any_reversed": any(pair["reversed"] for pair in found["pairs"]), "matrix": matrix(found["matrix"]),
         "data": Markup(safe_json(data)),
-        "curve": found.get("curve") or [],  # of an online model alone
-        "charts": dict(confidence_charts(found["confidence"]), curve=share_chart(found.get("curve") or [])),
+        "curve": [["seen", "top-1", "95 % interval"]] + [
+            [percent(one["share"], 0), percent(one["top1_acc"]), " to ".join(map(percent, one["top1_interval_95"]))]
+            for one in found["curve"]],
+        "charts": dict(confidence_charts(found["confidence"]), curve=share_chart(found["curve"])),
     }
 
 
@@ -172,6 +171,20 @@ def _card(entry: Dict[str, Any], videos: Columns) -> Dict[str, Any]:
         mark = "\u2713 answer" if label == number == answer else {"good": "\u2713 truth", "wrong": "\u2717 answer"}.get(kind, "")
         rows.append({"number": number, "probability": probability, "kind": kind, "mark": mark})
     return dict(entry, rows=rows, video=videos["video"][place], views_agree=videos["views_agree"][place])
+
+
+def worker_rows(workers: Sequence[Dict[str, Any]]) -> List[List[str]]:
+    """The cells of the table of who computed what, after a heading."""
+    return [["host", "device", "chunks", "videos", "seconds", "videos per second"]] + [
+        [one["host"], one["device"], str(one["chunks"]), str(one["videos"]), "%.1f" % one["seconds"], "%.2f" % one["videos_per_second"]]
+        for one in workers]
+
+
+def tune_rows(found: Dict[str, Any]) -> List[List[str]]:
+    """The cells of the table of what run_all.sh --tune tried on the chip, after a heading."""
+    rows = [tune.cells_of(tune.Candidate(**row), found["videos"]) for row in found["candidates"]]
+    kept = list((found["chosen"] or {}).values())  # form and input
+    return [[*row[:2], "kept" * (row[:2] == kept), row[4], *row[2:4]] for row in [tune.HEADING] + rows]
 
 
 def matrix(small: Dict[str, Any]) -> List[Dict[str, Any]]:
@@ -200,12 +213,6 @@ def provenance(report: Dict[str, Any]) -> List[Tuple[str, str]]:
         ("tsm.input_dtype", "takes")) if key in model]
     known += [("graph surgery found", ", ".join("%s: %s" % one for one in rules))] if rules else []
     return known + [("preprocessing: " + name, str(version)) for name, version in report["preprocessing_versions"].items()]
-
-
-def commands(report: Dict[str, Any]) -> List[str]:
-    """The commands of the stages, as they can be typed."""
-    return [" ".join(shlex.quote(str(word)) for word in entry["command"]) for entry in report["stages"].values()
-            if isinstance(entry.get("command"), list)]
 
 
 def svg(width: int, height: int, label: str, *parts: str) -> Any:

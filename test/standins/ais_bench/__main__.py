@@ -24,6 +24,8 @@ SUFFIXES = (".npy", ".NPY", ".bin", ".BIN")
 
 def whole(low, high=None):
     def convert(text):
+        if GENERATION == "2025" and not text.isdigit():
+            raise argparse.ArgumentTypeError("%s contains special characters other than numbers." % text)
         value = int(text)
         if value < low or high is not None and value > high:
             raise argparse.ArgumentTypeError("%s is out of range" % text)
@@ -36,9 +38,9 @@ def devices(text):
 
 
 def yes_or_no(text):
-    if text.lower() not in ("yes", "no", "1", "0", "true", "false"):
-        raise argparse.ArgumentTypeError("Boolean value expected, not %s" % text)
-    return text.lower() in ("yes", "1", "true")
+    if text.lower() not in ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"):
+        raise argparse.ArgumentTypeError("Boolean value expected true, 1, false, 0 with case insensitive.")
+    return text.lower() in ("yes", "true", "t", "y", "1")
 
 
 def legal(path, refused, most):
@@ -80,7 +82,7 @@ def get_args():
     cli.add_argument("--output", "-o")
     cli.add_argument("--output_dirname")
     cli.add_argument("--outfmt", default="BIN", choices=["NPY", "BIN", "TXT"])
-    cli.add_argument("--loop", "-l", type=whole(1), default=1)
+    cli.add_argument("--loop", "-l", type=whole(1, 100000 if GENERATION == "2025" else None), default=1)
     cli.add_argument("--warmup_count", type=whole(0), default=1)
     cli.add_argument("--batchsize", type=whole(1))
     cli.add_argument("--device", "-d", type=devices, default=[0])
@@ -91,7 +93,9 @@ def get_args():
         cli.add_argument("--" + name, type=yes_or_no, default=False)
     args = cli.parse_args()
     if args.output_dirname and not args.output:
-        cli.error("when --output_dirname is given, --output is needed")
+        stop("parameter --output_dirname cann't be used alone. Please use it together with the parameter --output!")
+    if (args.profiler or args.dump) and not args.output:
+        stop("when dump or profiler, miss output path, please check them!")
     if GENERATION == "2025":
         check_security(args)
     return args
@@ -231,7 +235,7 @@ def main():
         "npu_compute_time_list": execute, "pid": os.getpid(),
     }
     print("[INFO] -----------------Performance Summary------------------")
-    for name in ("H2D_latency", "NPU_compute_time", "D2H_latency"):
+    for name in ("H2D_latency", "NPU_compute_time", "D2H_latency") if args.display_all_summary else ("NPU_compute_time",):
         figures = ", ".join("%s = %s" % item for item in summary[name].items() if item[0] != "count")
         print("[INFO] %s (ms): %s" % (name, figures))
     print("[INFO] throughput 1000*batchsize.mean(%d)/NPU_compute_time.mean(%s): %s"
