@@ -11,7 +11,8 @@ file k is video k * R + r, and rows past the last video are the batch's filler.
 A result that is missing, there twice or not finite ends it with one line.
 
 Of an online model with curve.json (TSM_stream.py --curve) it also prints top-1
-once 10 %, 20 %, … of each clip was seen.
+once 10 %, 20 %, … of each clip was seen; with --clip, beside what the clip's
+model reached.
 
 `%f` text rounds to six decimals, so scores may tie: of equal scores the lower
 class comes first, and how many verdicts hang on that is shown.
@@ -20,15 +21,16 @@ class comes first, and how many verdicts hang on that is shown.
 import argparse
 import json
 
-from tsm.cli import parser, run
+from tsm.cli import UserError, parser, run
 from tsm.files import write_json
-from tsm.results import accuracy_of
+from tsm.results import accuracy_of, read_accuracy
 
 
 def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
     cli.add_argument("--result_path", required=True, metavar="FILE", help="summary of the inference, as above")
     cli.add_argument("--info_path", required=True, metavar="FILE", help="labels, `<index> <label>` per line, as above")
+    cli.add_argument("--clip", metavar="FILE", help="online: accuracy.json of the clip's model over the same list, to stand beside")
     cli.add_argument("--json", metavar="FILE", help="also write the figures as JSON to FILE, for TSM_report.py; - prints "
                      "them as the last block on stdout")
     return cli.parse_args()
@@ -50,6 +52,12 @@ def main() -> None:
         shown = (100 * point.share, point.top1_acc) + point.top1_interval_95
         print("%4.0f %%               %.4f   (95 %% interval %.4f to %.4f)" % shown)
     figures = dict(accuracy._asdict(), **({"curve": [point._asdict() for point in curve]} if curve else {}))
+    if args.clip:
+        clip, _ = read_accuracy(args.clip)
+        if clip.videos != accuracy.videos:
+            raise UserError("%s: is of %d videos, these are %d; name a run over the same list" % (args.clip, clip.videos, accuracy.videos))
+        print("the clip's model     %.4f   (95 %% interval %.4f to %.4f)" % ((clip.top1_acc,) + clip.top1_interval_95))
+        figures["clip"] = clip._asdict()
     if args.json == "-":
         print(json.dumps(figures, indent=1))
     elif args.json:

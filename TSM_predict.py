@@ -18,20 +18,7 @@ import itertools
 import sys
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
-from tsm.cli import (
-    Corrupt,
-    Stopped,
-    camera_number,
-    fail,
-    non_negative,
-    parser,
-    positive,
-    positive_number,
-    printable,
-    run,
-    seconds,
-    status_of,
-)
+from tsm.cli import Corrupt, Stopped, above_zero, camera_number, fail, non_negative, parser, positive, printable, run, seconds, status_of
 from tsm.infer.engine import add_options, computing_of
 from tsm.machine import cores
 from tsm.model.offline import read_offline
@@ -57,7 +44,7 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--window", type=seconds, metavar="S", help="seconds per answer (default: all; %g of a camera)" % LIVE_WINDOW)
     cli.add_argument("--every", type=seconds, metavar="S", help="seconds to the next answer (default: half a window)")
     cli.add_argument("--memory", type=non_negative, metavar="N", help="online: mean of N frames, 0 of all (cameras: a clip's)")
-    cli.add_argument("--threshold", type=positive_number, metavar="P", help="online: events, from above P to below P/2")
+    cli.add_argument("--threshold", type=above_zero, metavar="P", help="online: events, from above P to below P/2")
     cli.add_argument("--reset", type=reset_rule, metavar="WHEN", help="online: forget at a new scene, or each S seconds")
     cli.add_argument("--json", metavar="FILE", help="write all answers, - prints them")
     cli.add_argument("--jsonl", metavar="FILE", help="add each answer as it comes, a line of JSON")
@@ -130,7 +117,8 @@ def main() -> None:
         model = model._replace(protocol=model.tested_by._replace(**CENTRE_VIEW))
     approximates = model.metadata.get("tsm.approximates")
     log = predict.Log(args.jsonl, {"approximates": approximates} if approximates else {})
-    entries = {number: predict.unread(one.path, one.error, log) for number, one in enumerate(inputs) if one.error}
+    entries = {number: {"input": one.path, "error": predict.say_failed(one.path, one.error, log), "windows": []}
+               for number, one in enumerate(inputs) if one.error}
     live = [number for number, one in enumerate(inputs) if one.is_live]
     files = [number for number, one in enumerate(inputs) if one.is_file]
     paths = [inputs[number].path for number in files]

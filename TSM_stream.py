@@ -17,26 +17,12 @@ import contextlib
 from functools import partial
 from typing import Any, Dict, Tuple
 
-from tsm.cli import UserError, parser, progress, run
+from tsm.cli import UserError, parser, progress, run, seconds
 from tsm.files import locked
-from tsm.infer import journal
+from tsm.infer import journal, lists
 from tsm.infer.ascend import check_scratch, chip_list, chips_here, on_chips
 from tsm.infer.engine import add_options, to_compile
 from tsm.infer.journal import Work
-from tsm.infer.lists import (
-    Job,
-    add_inputs,
-    check_list_places,
-    chunk_option,
-    finish,
-    in_turn,
-    job_of,
-    missing_shards,
-    rounds,
-    shard_of,
-    share,
-    so_far,
-)
 from tsm.model.offline import read_offline
 from tsm.protocol import TENSORS
 from tsm.samples import Clip, refuse, refuse_killed
@@ -45,25 +31,26 @@ from tsm.samples import Clip, refuse, refuse_killed
 def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
     cli.usage = "%(prog)s [options] --model M --ann_file A --data_root D --output O"
-    add_inputs(cli)
+    lists.add_inputs(cli)
     add_options(cli, agreement=True)
     cli.add_argument("--device", choices=("cpu", "npu"), help="default: npu for an .om file, else cpu")
     cli.add_argument("--protocol", default="", metavar="FILE", help="npu only: as TSM_checkpoint.py wrote it")
     cli.add_argument("--dtype", choices=TENSORS, default="float32", metavar="TYPE", help="npu only: of the tensors (default: "
                      "%(default)s)")
-    cli.add_argument("--chunk", type=chunk_option, default=0, metavar="N|auto", help="videos per chunk of a chip or host (default: "
+    cli.add_argument("--chunk", type=lists.chunk_option, default=0, metavar="N|auto", help="videos per chunk of a chip or host (default: "
                      "auto)")
     cli.add_argument("--devices", type=chip_list, metavar="LIST", help="npu only: chips, as in 0,1 (default: all here)")
     cli.add_argument("--curve", action="store_true", help="online: also the answers after 10 %%, 20 %%, … of a clip")
+    cli.add_argument("--every", type=seconds, metavar="S", help="online: a frame each S seconds, of the centre")
     cli.add_argument("--ray", metavar="ADDRESS", help="on a Ray cluster: auto, HOST:PORT, or local (here)")
-    cli.add_argument("--shard", type=share, metavar="I/N", help="do share I, from 0, of N; --merge makes the files")
+    cli.add_argument("--shard", type=lists.share, metavar="I/N", help="do share I, from 0, of N; --merge makes the files")
     cli.add_argument("--merge", action="store_true", help="make the result files of what shards did")
     cli.add_argument("--status", action="store_true", help="say what is done, and touch nothing")
     cli.add_argument("--scratch", metavar="DIR", help="npu only: for tensors (default: --output_dir)")
     args = cli.parse_args()
     args.device = args.device or ("npu" if args.model.endswith(".om") else "cpu")
-    if args.device == "npu" and args.curve:
-        cli.error("--curve is for an online model on a CPU")
+    if args.device == "npu" and (args.curve or args.every):
+        cli.error("--curve and --every are for online models; on an NPU give X.onnx, whose X.om is beside it, and --backend ascend")
     if args.device == "cpu" and (args.devices or args.scratch or args.protocol):
         cli.error("--devices, --scratch and --protocol are for an NPU; a CPU takes the protocol from the model")
     if args.device == "npu" and (args.precision != "fp32" or args.backend or args.streams or args.int8_model):
@@ -73,7 +60,7 @@ def get_args() -> argparse.Namespace:
     return args
 
 
-def carrier(args: argparse.Namespace, job: Job) -> Tuple[Any, int]:
+def carrier(args: argparse.Namespace, job: lists.Job) -> Tuple[Any, int]:
     """(who carries out the chunks, how many chunks a host has at a time; 0: it takes videos one after the other, whatever their
     chunks)."""
     if args.ray:
@@ -84,13 +71,13 @@ def carrier(args: argparse.Namespace, job: Job) -> Tuple[Any, int]:
 
         return partial(on_ray, address=args.ray), most_chips(args.ray) if args.device == "npu" else 1
     if args.device == "cpu":
-        return in_turn, 0
+        return lists.in_turn, 0
     chips = args.devices or chips_here()
     print("chips: %s" % ", ".join(map(str, chips)))
     return partial(on_chips, chips=chips), len(chips) + 1
 
 
-def carry_out(args: argparse.Namespace, job: Job, work: Work, listed: Dict[int, Clip], found: journal.Progress, folder: str) -> None:
+def carry_out(args: argparse.Namespace, job: lists.Job, work: Work, listed: Dict[int, Clip], found: journal.Progress, folder: str) -> None:
     """Do what is left in `found`; the journal is in `folder`."""
     if args.on_error == "fail":
         refuse(args.ann_file, listed, found.corrupt)
@@ -102,7 +89,7 @@ def carry_out(args: argparse.Namespace, job: Job, work: Work, listed: Dict[int, 
         def flight(under_way: Dict[str, int]) -> None:
             tick(0, ", ".join("%s: %d" % item for item in sorted(under_way.items())))
 
-        for chunks in rounds(args.chunk, listed, job, found, at_once):
+        for chunks in lists.rounds(args.chunk, listed, job, found, at_once):
             if job.device == "npu" and not args.ray:
                 check_scratch(job, chunks, at_once)
             print("to do: %d videos, chunks: %d" % (sum(len(chunk.keys) for chunk in chunks), len(chunks)), flush=True)
@@ -120,21 +107,21 @@ def show(found: journal.Progress, work: Work, videos: int) -> None:
           % (len(found.done), videos, len(found.corrupt), len(found.keys)))
     for worker in journal.workers_of(found.pieces):
         print("  %(host)s, %(device)s: %(videos)d videos in %(chunks)d pieces, %(videos_per_second).2f videos per second" % worker)
-    for line in missing_shards(work, found, videos):
+    for line in lists.missing_shards(work, found, videos):
         print("  " + line)
 
 
 def conclude(
-    args: argparse.Namespace, job: Job, work: Work, listed: Dict[int, Clip], found: journal.Progress, model: Any, kept: int
+    args: argparse.Namespace, job: lists.Job, work: Work, listed: Dict[int, Clip], found: journal.Progress, model: Any, kept: int
 ) -> None:
     """Make the result files of the whole list."""
     refuse_killed(args.ann_file, listed, found.corrupt)
     if found.keys:
-        left = missing_shards(work, found, len(listed)) or ["no shard has done them"]
+        left = lists.missing_shards(work, found, len(listed)) or ["no shard has done them"]
         raise UserError("%s: %d of %d videos are not done: %s" % (args.ann_file, len(found.keys), len(listed), "; ".join(left)))
     if args.on_error == "fail":
         refuse(args.ann_file, listed, found.corrupt)
-    finish(args, job, work, listed, found, model)
+    lists.finish(args, job, work, listed, found, model)
     show(found, work, len(listed))
     print("%d results in %s: %d made, %d already right, %d skipped"
           % (len(found.done), work.folder, len(found.done) - kept, kept, len(found.corrupt)))
@@ -142,22 +129,21 @@ def conclude(
 
 def main() -> None:
     args = get_args()
-    check_list_places(args)
-    job, work, listed, model = job_of(args)
-    mine = {index: listed[index] for index in shard_of(len(listed), *args.shard or (0, 1))}
+    job, work, listed, model = lists.job_of(args)
+    mine = {index: listed[index] for index in lists.shard_of(len(listed), *args.shard or (0, 1))}
     if args.status:
-        show(so_far(job, work, mine, closing=True), work, len(mine))
+        show(lists.so_far(job, work, mine, closing=True), work, len(mine))
         return
     if args.shard:
         with journal.held(args.output_dir, work.folder, shared=True):
             folder = journal.shard_folder(work, args.shard)
             with locked(folder):
-                found = so_far(job, work, mine)
+                found = lists.so_far(job, work, mine)
                 carry_out(args, job, work, listed, found, folder)
         show(found, work, len(mine))
     if args.merge or not args.shard:
         with journal.held(args.output_dir, work.folder):
-            found = so_far(job, work, listed, closing=args.merge)
+            found = lists.so_far(job, work, listed, closing=args.merge)
             kept = len(found.done)
             if not args.merge:
                 carry_out(args, job, work, listed, found, work.folder)

@@ -86,8 +86,9 @@ source=tsm_bs1.onnx
 if [ -n "$online" ]; then
     stage surgery "Graph surgery, frame by frame" --in "$source" --in protocol.json ${labels:+--in "$labels"} --out "$modified" -- \
         "$python" "${s}modify_onnx.py" -m1 "$source" -m2 "$modified" "${modify[@]}"
-    [ "$device" = cpu ] || stage atc "ATC" --in "$modified" --out "$model" -- \
-        atc --model="$modified" --framework=5 --output="${model%.om}" "${atc[@]}" --log=error --soc_version="Ascend${chip#Ascend}"
+    om=${modified%.onnx}.om
+    [ "$device" = cpu ] || stage atc "ATC" --in "$modified" --out "$om" -- \
+        atc --model="$modified" --framework=5 --output="${om%.om}" "${atc[@]}" --log=error --soc_version="Ascend${chip#Ascend}"
     batches=()
 fi
 for bs in "${batches[@]}"; do
@@ -100,13 +101,9 @@ for bs in "${batches[@]}"; do
         --soc_version="Ascend${chip#Ascend}"
 done
 [ -z "$model_only" ] || { plan end "$plan"; exit; }
-if [ "$device$online" = npuyes ]; then  # ais_bench feeds no states back, so it tells the speed alone
-    mkdir -p perf
-    stage throughput_bs1 "Speed of a frame" ${again:+--check} --in "$model" --measure perf/bs1.log -- \
-        "$python" "${bench[@]}" "--model=$model" "--loop=$loop"
-    plan end "$plan"
-    exit
-fi
+mkdir -p perf
+[ "$device$online" != npuyes ] || stage frame "A frame without its states" ${again:+--check} --in "$om" --measure perf/frame.log -- \
+    "$python" -m ais_bench "--model=$om" "--loop=$loop"
 [ -z "$int8" ] || stage quantise "Quantisation to int8" --in "$ann_file" --in "$modified" --out "$int8" --out "${int8%.xml}.bin" -- \
     "$python" "${s}TSM_quantise.py" --model "$modified" "${videos[@]}" --output "$int8"
 
@@ -122,9 +119,8 @@ else
 fi
 results=(--result_path=inference_result/out_summary.json "--info_path=$tensors/sthv2.info")
 made=(--in inference_result/out --in inference_result/out_summary.json --in "$tensors/sthv2.json")
-stage accuracy "Accuracy" "${made[@]}" --out accuracy.json -- \
-    "$python" "${s}TSM_postprocess.py" --json accuracy.json "${results[@]}"
-mkdir -p perf
+stage accuracy "Accuracy" "${made[@]}" ${clip:+--in "$clip"} --out accuracy.json -- \
+    "$python" "${s}TSM_postprocess.py" --json accuracy.json ${clip:+--clip "$clip"} "${results[@]}"
 for bs in "${perf_batches[@]}"; do
     stage "throughput_bs$bs" "Throughput, batch $bs" ${again:+--check} --in "${models/\*/$bs}" ${int8:+--in "$int8"} \
         --measure "perf/bs$bs.log" -- "$python" "${bench[@]}" "--model=${models/\*/$bs}" ${loop:+"--loop=$loop"} ${aipp:+"--batchsize=$bs"}

@@ -2,6 +2,7 @@
 """A frame of an online model over an eighth of a view of the same network, in every precision; its latency; its rivals.
 
     bench/run.sh online        # needs nothing but the suite
+    bench/online.py --soak 3600 --networks MobileNetV2     # an hour of frames at a camera's pace: memory, and states that do not drift
 
 ResNet-50 at 256 pixels and MobileNetV2 at MIT's 224, of random weights, on which no speed depends, shifted from the past alone. Every
 way lives in a process of its own, uses all cores for one call at a time, and takes its turn in every round. A ratio is the median of
@@ -16,17 +17,20 @@ import os
 import sys
 import tempfile
 import time
+from array import array
+from collections import deque
 from functools import partial
 from statistics import median
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Deque, Dict, List, Tuple
 
 import numpy as np
 from turns import Way, take_turns  # sets up the path to the suite
 
 from tsm.cli import parser, positive, run
 from tsm.files import write_json
-from tsm.infer.engine import Computing, compiled, open_online
+from tsm.infer.engine import Computing, compiled, open_online, percentiles
 from tsm.machine import cores, has_bf16, processor_name
+from tsm.model.offline import read_offline
 from tsm.protocol import SSV2
 
 NETWORKS = {  # name: (structure in tsm.model.network, channels of the stem, protocol)
@@ -43,6 +47,7 @@ WAYS = {  # name: (what, precisions)
 }
 AIMS = {"fp32": 1.1, "bf16": 1.1, "int8": 1.2}  # of a frame over an eighth of a view
 FRAMES, VIEWS = 16, 2  # of one turn
+RATE, MARKS = 15, 12  # of --soak: frames a second; how often it says what the memory is
 CALIBRATION = 2  # views: for speed, not for accuracy
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "16000000000", "TORCHINDUCTOR_FREEZING": "1"}
 
@@ -55,6 +60,7 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), metavar="WAY", help="some of " + ", ".join(WAYS) +
                      " (default: all; view and online always)")
     cli.add_argument("--rounds", type=positive, default=9, metavar="N", help="default: %(default)s")
+    cli.add_argument("--soak", type=positive, metavar="SECONDS", help="instead, a stream of %d frames a second for so long, in fp32" % RATE)
     cli.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
     cli.add_argument("--way", nargs=4, help=argparse.SUPPRESS)  # what a process of its own is started with
     return cli.parse_args()
@@ -79,7 +85,7 @@ def make(name: str, precisions: List[str], folder: str) -> None:
     from tsm.infer.int8 import of_one_frame, quantise, write_int8
     from tsm.model.graph import build
     from tsm.model.network import trunk_from
-    from tsm.model.offline import clip_of, read_offline
+    from tsm.model.offline import clip_of
     from tsm.model.onnxfile import graph_digest, metadata, set_metadata
 
     trunk, protocol = trunk_from(network(name)), NETWORKS[name][2]
@@ -140,7 +146,7 @@ def torch_step(name: str, precision: str) -> Callable[[np.ndarray], Any]:
 
 def step_of(way: str, name: str, precision: str, folder: str) -> Callable[[np.ndarray], Any]:
     """What one call computes: a view, or a frame."""
-    from tsm.model.offline import one_frame, read_offline
+    from tsm.model.offline import one_frame
 
     if way == "torch":
         return torch_step(name, precision)
@@ -245,10 +251,61 @@ def table(name: str, found: Dict[str, Dict[str, Any]]) -> Dict[str, float]:
     return ratios
 
 
+def resident() -> float:
+    """MB of memory that this process holds."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def soak(name: str, seconds: int, folder: str) -> Dict[str, Any]:
+    """Frames at a steady pace, through states that nothing resets. AssertionError unless they end as those of a fresh start that is shown
+    the last frames alone, as many as there are shifted blocks and one: bit for bit, and so do the scores of frames after."""
+    make(name, [], folder)
+    model = read_offline(os.path.join(folder, "online.onnx"))
+    online = open_online(model, Computing("openvino", "fp32", None, ""))
+    some = np.random.RandomState(0).standard_normal((5,) + (1,) + NETWORKS[name][2].frame_shape).astype(np.float32)
+    last: Deque[np.ndarray] = deque(maxlen=len(model.states) + 1)
+    marks: List[Dict[str, Any]] = []
+    taken, began, count = array("d"), time.monotonic(), 0
+
+    def states(of: Any) -> List[np.ndarray]:
+        return [state.state.data.copy() for state in sorted(of.reset.__self__.query_state(), key=lambda state: state.name)]
+
+    def frame() -> np.ndarray:  # of a stream that never repeats within the memory
+        return np.roll(some[count % 5], count, 3)
+
+    while time.monotonic() - began < seconds:
+        last.append(frame())
+        at = time.perf_counter()
+        online.step(last[-1])
+        taken.append(1000 * (time.perf_counter() - at))
+        count += 1
+        if time.monotonic() - began >= (len(marks) + 1) * seconds / MARKS:
+            marks.append({"seconds": round(time.monotonic() - began), "frames": count, "memory_mb": round(resident(), 1),
+                          "frame_ms": percentiles(taken)})
+            print(marks[-1], flush=True)
+            del taken[:]
+        time.sleep(max(0.0, began + count / RATE - time.monotonic()))
+    fresh = online.another()
+    for one in last:
+        fresh.step(one)
+    assert all(map(np.array_equal, states(online), states(fresh))), "the states drifted"
+    for one in last:
+        assert np.array_equal(online.step(one), fresh.step(one)), "the scores drifted"
+    print("%s: %d frames; %d states equal those of the last %d frames alone, bit for bit" % (name, count, len(model.states), len(last)))
+    return {"network": name, "frames": count, "states": len(model.states), "marks": marks}
+
+
 def main() -> None:
     args = get_args()
     if args.way:
         return one_way(*args.way)
+    if args.soak:
+        with tempfile.TemporaryDirectory() as folder:
+            soaked = [soak(name, args.soak, folder) for name in args.networks]
+        if args.json:
+            write_json(args.json, {"machine": processor_name(), "date": time.strftime("%Y-%m-%d"), "soak": soaked})
+        return None
     precisions = [precision for precision in args.precisions if precision != "bf16" or has_bf16()]
     print("%s, %d cores, %s, %d rounds" % (processor_name(), cores(), time.strftime("%Y-%m-%d"), args.rounds))
     found = {name: measure(args, name, precisions) for name in args.networks}

@@ -25,7 +25,7 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 from turns import REPO, link_clips  # sets up the path to the suite
 
 from tsm.checkpoint.published import VIDEOS
-from tsm.cli import UserError, parser, positive, positive_number, run
+from tsm.cli import UserError, above_zero, parser, positive, run
 from tsm.files import write_json
 from tsm.infer.journal import read_pieces
 from tsm.infer.lists import WORK_SECONDS
@@ -44,11 +44,11 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--videos", type=positive, default=400, metavar="N", help="default: %(default)s")
     cli.add_argument("--chunk", type=positive, default=200, metavar="N", help="videos per chunk (default: %(default)s)")
     cli.add_argument("--rounds", type=positive, default=1, metavar="N", help="default: %(default)s")
-    cli.add_argument("--notice", type=positive_number, default=35.0, metavar="S", help="seconds until a dead host is noticed; Ray's "
+    cli.add_argument("--notice", type=above_zero, default=35.0, metavar="S", help="seconds until a dead host is noticed; Ray's "
                      "documents give 15 to 55 (default: %(default)s)")
-    cli.add_argument("--chip_start", type=positive_number, default=8.0, metavar="S", help="seconds that preprocessing and ais_bench "
+    cli.add_argument("--chip_start", type=above_zero, default=8.0, metavar="S", help="seconds that preprocessing and ais_bench "
                      "take to start, per chunk; an estimate (default: %(default)s)")
-    cli.add_argument("--feed", type=positive_number, default=0.0025, metavar="S", help="seconds of preprocessing per video on a host "
+    cli.add_argument("--feed", type=above_zero, default=0.0025, metavar="S", help="seconds of preprocessing per video on a host "
                      "of 10 cores; an estimate (default: %(default)s)")
     cli.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
     return cli.parse_args()

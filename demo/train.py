@@ -8,7 +8,8 @@
 All are functions of SEED. The clips come from a stream of random numbers that training never draws from. Training
 renders on the fly, at several resolutions, the eight frames of one view in one of the three crops, as the evaluation
 protocol takes them (tsm/protocol.py), with JPEG in place of the video codec; the last steps are at the protocol's 256
-pixels alone, so that batch normalisation ends with its statistics. At the end, top-1 on fresh clips is printed.
+pixels alone, so that batch normalisation ends with its statistics. Weights for online models are averaged over the steps, and
+batch normalisation is measured anew for the average. At the end, top-1 on fresh clips is printed.
 
 Weights of a shift from both sides are a start for one from the past alone: with the two folds of every residual stream
 exchanged, the fold that comes from the past is the first, and the other one stays where it is (bi-still, exactly).
@@ -40,8 +41,8 @@ SEED = 20261124
 CLIPS_PER_CLASS = 4
 FIRST_ID = 74225  # ids look like the dataset's: numbers, in no special order
 WIDTH = 8  # channels of the thin network's stem; ResNet-50 has 64
-STREAMS = {"clips": 1 << 31, "past1": 1 << 30, "fresh": 1 << 29}  # of random numbers, beside those of the weights
-FRESH = 200  # clips that tell the accuracy at the end
+STREAMS = {"clips": 1 << 31, "past1": 1 << 30, "fresh": 1 << 29, "settle": 1 << 28}  # of random numbers, beside those of the weights
+FRESH, SETTLE = 200, 300  # clips that tell the accuracy at the end; those of which averaged weights take their statistics
 
 
 class Recipe(NamedTuple):
@@ -50,13 +51,14 @@ class Recipe(NamedTuple):
     steps: int
     rate: float  # the highest
     phases: Tuple[Tuple[float, int, int], ...]  # (until this share of the steps, short side in pixels, clips of a batch)
+    average: float = 0.0  # of the weights over the steps: what stays of it at each step
 
 
 RECIPES = {
     "bi": Recipe(1250, 3e-3, ((0.48, 64, 20), (0.72, 96, 16), (0.88, 160, 10), (1.0, SSV2.size, 6))),
-    "past1": Recipe(200, 6e-4, ((0.4, 96, 16), (0.75, 160, 10), (1.0, SSV2.size, 6))),
+    "past1": Recipe(240, 8e-4, ((0.25, 96, 16), (0.5, 160, 10), (1.0, SSV2.size, 8)), 0.97),
 }
-FINAL = Recipe(0, 0, ((1.0, SSV2.size, 10),))  # not trained by: the fresh clips
+FINAL = Recipe(0, 0, ((1.0, SSV2.size, 10),))  # not trained by: the fresh clips, and those of SETTLE
 FILES = {"bi": "tsm_thin.pth", "past1": "tsm_thin_uni.pth"}
 SMALLEST = 64  # frames of this side are not compressed
 RESIDUAL_GAIN = 0.2  # of each block at the start: without it so thin and deep a network learns nothing
@@ -70,7 +72,7 @@ def get_args() -> argparse.Namespace:
                      "alone (default: bi)")
     cli.add_argument("--output_dir", default=HERE, help="where the weights, or videos/ and annotations/, go (default: "
                      "beside this script)")
-    cli.add_argument("--steps", type=positive, metavar="N", help="training steps (default: 1250, from the past alone 200)")
+    cli.add_argument("--steps", type=positive, metavar="N", help="training steps (default: 1250, from the past alone 240)")
     return cli.parse_args()
 
 
@@ -136,6 +138,7 @@ def top1(net: Any) -> float:
 def train(path: str, shift: str, steps: int) -> None:
     """Train the thin network and write its state dict, in half precision, to `path`."""
     import torch
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
     from tqdm import tqdm
 
     from tsm.checkpoint import reader
@@ -156,7 +159,7 @@ def train(path: str, shift: str, steps: int) -> None:
     optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
     loader = torch.utils.data.DataLoader(Batches(), batch_size=None, num_workers=1, prefetch_factor=4)
-    start, average = time.time(), None
+    start, average, averaged = time.time(), None, AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(RECIPES[shift].average))
     bar = tqdm(loader, total=steps, desc="training")
     for step, (images, labels) in enumerate(bar):
         loss = torch.nn.functional.cross_entropy(net(images), labels)
@@ -165,17 +168,17 @@ def train(path: str, shift: str, steps: int) -> None:
         torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         optimizer.step()
         schedule.step()
+        averaged.update_parameters(net)
         average = loss.item() if average is None else 0.97 * average + 0.03 * loss.item()
         bar.set_postfix(loss="%.3f" % average, refresh=False)
         if step % 100 == 99:
             print("step %d  loss %.3f  %.0f s" % (step + 1, average, time.time() - start), flush=True)
+    if RECIPES[shift].average:
+        net = averaged.module  # type: ignore[assignment]
+        update_bn((torch.from_numpy(images) for images, _ in batches("settle", SETTLE // FINAL.phases[0][2])), net)
     print("top-1 on %d fresh clips, one view each: %.3f" % (FRESH, top1(net)))
     state = {key: value.half() if value.is_floating_point() else value for key, value in net.state_dict().items()}
-    if shift == "bi":
-        with replacing(path) as part:
-            torch.save(state, part)
-    else:
-        reader.save(path, state, {"shift": shift, "about": ABOUT})
+    reader.save(path, state, {"shift": shift, **({"about": ABOUT} if shift != "bi" else {})})
 
 
 def write_clip(path: str, rng: RandomState, template: str) -> None:

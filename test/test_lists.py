@@ -216,7 +216,7 @@ def key_of(folder, args):
     before = os.getcwd()
     os.chdir(str(folder))
     try:
-        parsed.device, parsed.scratch, parsed.ray, parsed.shard, parsed.curve = "cpu", None, None, None, False
+        parsed.device, parsed.scratch, parsed.ray, parsed.shard, parsed.curve, parsed.every = "cpu", None, None, None, False, None
         job, work, listed, _ = lists.job_of(parsed)
         assert len(job.digests) == 3
         return lists.so_far(job, work, listed).keys[0]

@@ -165,13 +165,21 @@ def test_the_guide_s_published_rows_stand_beside_ours(on_npu):
     assert "0.6187 / 0.8721" not in said  # the accuracy belongs to the published checkpoint, and this is the demo's
 
 
-def test_an_online_model_is_compiled_and_a_frame_of_it_measured(works, atlas, demo, tmp_path):
+def test_an_online_model_is_compiled_measured_and_run_with_its_states_on_the_chip(works, atlas, demo, tmp_path):
     said = works("run_all.sh", 1, "--device", "npu", "--online", "--shift", "bi-still", "--loop", 2, *demo, "--work_dir", tmp_path,
                  cwd=tmp_path, env=atlas)
     assert ("$ atc --model=tsm_online.onnx --framework=5 --output=tsm_online --input_format=ND --log=error --soc_version=Ascend310P3\n"
             in said and "-m ais_bench --model=tsm_online.om --loop=2\n" in said and "\nDone." in said)
-    assert "[INFO] throughput 1000*batchsize.mean(1)" in (tmp_path / "perf/bs1.log").read_text()
-    assert not (tmp_path / "inference_result").exists()
+    assert "[INFO] throughput 1000*batchsize.mean(1)" in (tmp_path / "perf/frame.log").read_text()
+    assert "videos per second" in (tmp_path / "perf/bs1.log").read_text()
+    found, summary = probabilities_in(tmp_path), json.loads((tmp_path / "inference_result/out_summary.json").read_text())["tsm"]
+    assert summary["engine"] == "ais_bench" and summary["frame_ms"]["p50"] > 0 and summary["precision"] == "as atc chose"
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report["findings"]["curve"]) == 10 and report["device"]["name"] == "Ascend NPU"
+    works("TSM_stream.py", "--model", "tsm_online.onnx", *demo[:4], "--output", "cpu", "--output_dirname", "out", "--outfmt", "TXT",
+          "--backend", "onnxruntime", cwd=tmp_path)
+    rows = np.stack([np.loadtxt(str(tmp_path / "cpu/out" / ("%d_0.txt" % number))) for number in range(CLIPS)])
+    assert np.abs(rows - found).max() <= 2e-6
 
 
 @pytest.mark.parametrize("options, tensors, says", [

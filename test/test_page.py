@@ -18,6 +18,7 @@ from tsm.chain import tune
 from tsm.cli import UserError
 from tsm.files import read_json, sealed, unsealed, write_json
 from tsm.labels import name_of, read_labels
+from tsm.report.collect import closing_rows
 from tsm.report.compare import compare
 from tsm.report.findings import STRIP, confidence, reverses
 from tsm.report.page import compare_page, matrix, report_page, safe_json
@@ -409,6 +410,9 @@ def test_the_accuracy_while_a_clip_runs_is_a_part_where_it_is_known():
     made = report()
     assert "While a clip runs" not in report_page(made)
     made["findings"]["curve"] = [{"share": share, "top1_acc": share, "top1_interval_95": [share / 2, 1.0]} for share in (0.5, 1.0)]
+    made["findings"]["clip"] = dict(made["accuracy"], top1_acc=0.875)
     made["model"]["tsm.approximates"] = "bi"
     text = report_page(made)
     assert "25.0\u202f% to 100.0\u202f%" in text and "Top-1 by the share of a clip" in text and "run causally" in text
+    assert "the clip’s model: 87.5 %" in text
+    assert [row[3][:6] for row in closing_rows(made) if row[0] == "the clip's model"] == ["0.8750"]

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from tsm.files import write_json
 from tsm.protocol import SSV2
-from tsm.results import measure, rate_line, throughput_in, wilson
+from tsm.results import measure, rate_line, read_accuracy, throughput_in, wilson
 from tsm.samples import Clip, manifest_of, write_manifest
 
 RNG = np.random.RandomState(7)
@@ -49,6 +50,18 @@ ARGS = ("--result_path=inference_result/out_summary.json", "--info_path=sthv2/st
 
 def figures(works, folder):
     return json.loads(works("TSM_postprocess.py", *ARGS, "--json", "-", cwd=folder).split("\n", 4)[4])
+
+
+def test_what_the_clips_model_reached_stands_beside(works, fails, results):
+    folder, labels, scores = results
+    clip = dict(figures(works, folder), top1_acc=0.9, top1_interval_95=[0.6, 1.0])
+    write_json(str(folder / "clip.json"), clip, "accuracy")
+    said = works("TSM_postprocess.py", *ARGS, "--clip", "clip.json", "--json", "a.json", cwd=folder)
+    assert "the clip's model     0.9000   (95 % interval 0.6000 to 1.0000)" in said
+    assert read_accuracy(str(folder / "a.json"))[1] == clip
+    write_json(str(folder / "clip.json"), dict(clip, videos=12), "accuracy")
+    assert "clip.json: is of 12 videos, these are 11; name a run over the same list" in fails(
+        "TSM_postprocess.py", *ARGS, "--clip", "clip.json", cwd=folder)
 
 
 def test_accuracy_of_known_results(works, results):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,8 @@ from tsm.model import offline
 from tsm.model.onnxfile import session
 from tsm.protocol import SSV2, softmax
 from tsm.results import read_scores
+from tsm.video.clips import as_video
+from tsm.video.windows import paced
 
 CLIPS = 5
 TIMES = ("NPU_compute_time", "H2D_latency", "D2H_latency", "throughput", "npu_compute_time_list", "pid", "args")
@@ -243,7 +246,79 @@ def test_a_list_is_answered_frame_by_frame_and_the_curve_ends_where_the_clips_do
 
 
 def test_a_curve_is_of_an_online_model(fails, setting):
-    assert "--curve: new.onnx is no online model; make one" in fails("TSM_stream.py", *ARGS, "--curve", cwd=setting)
+    for words in (["--curve"], ["--every", "0.5"]):
+        assert words[0] + ": new.onnx is no online model; make one" in fails("TSM_stream.py", *ARGS, *words, cwd=setting)
+
+
+def test_a_list_at_a_spacing_is_answered_by_its_centre_and_the_curve_is_of_the_clips_own_time(works, run, setting, online_onnx):
+    model = offline.read_offline(str(online_onnx))
+    shutil.copy(str(online_onnx), str(setting / "new.onnx"))
+    (setting / "videos/frames").mkdir()
+    with open(str(setting / "list.txt"), "a") as file:
+        file.write("frames 5\n")
+    more = ("--every", 0.4, "--curve", "--on_error", "skip")
+    done = run("TSM_stream.py", *ARGS, *more, cwd=setting)
+    assert done.returncode == 0 and "5 made, 0 already right, 1 skipped" in done.stdout, done.stdout + done.stderr
+    curve, one = read_json(str(setting / "res/out/curve.json"), "curve"), SSV2._replace(segments=1, sampling="uniform", crops="centre")
+    lengths = set()
+    for index, path in enumerate(sorted((setting / "videos").glob("*.webm"))):
+        frames = np.concatenate([as_video([image], [0], one, "float32") for _, image in paced(str(path), 0.4, one)])
+        clip = session(offline.clip_of(model, "view", segments=len(frames)), "clip", threads=1)
+        scores = clip.run(None, {"input": frames})[0]
+        found = read_scores(str(setting / ("res/out/%d_0.txt" % index)), 174)[0]
+        assert np.abs(softmax(scores.mean(0)) - found).max() < 2e-6
+        counts = [-(-len(frames) * tenths // 10) for tenths in range(1, 11)]  # of frames that begin before that share
+        assert curve["answers"][index] == [scores[:count].mean(0).argmax() for count in counts]
+        lengths.add(len(frames))
+    assert len(lengths) > 2 and json.loads((setting / "res/out_summary.json").read_text())["tsm"]["model"]["tsm.every"] == "0.4"
+    assert "0 made, 5 already right" in works("TSM_stream.py", *ARGS, *more, cwd=setting)
+    assert "5 made, 0 already right" in works("TSM_stream.py", *ARGS, "--every", 0.5, *more[2:], cwd=setting)
+    told = ("--result_path=res/out_summary.json", "--info_path=sthv2/sthv2.info")
+    works("TSM_postprocess.py", *told, "--json", "a.json", cwd=setting)
+    said = works("TSM_report.py", *told, "--model", "new.onnx", "--batch_size", 1, "--accuracy", "a.json", cwd=setting)
+    assert "tensors are not of the model's protocol" not in said
+
+
+@pytest.fixture
+def on_a_chip(repo, tmp_path, online_onnx, monkeypatch):
+    """The online model, and beside it what the stand-in of atc would make of it; ais_bench is the stand-in."""
+    for suffix in (".onnx", ".om"):
+        shutil.copy(str(online_onnx), str(tmp_path / ("online" + suffix)))
+    monkeypatch.syspath_prepend(str(repo / "test/standins"))
+    yield tmp_path / "online.onnx"
+    for name in [name for name in sys.modules if name.split(".")[0] == "ais_bench"]:
+        del sys.modules[name]
+
+
+def test_on_a_chip_the_states_stay_there_and_the_scores_come_back(on_a_chip, monkeypatch):
+    from ais_bench.infer import interface
+
+    model, fetched = offline.read_offline(str(on_a_chip)), []
+    to_host = interface.Tensor.to_host
+    monkeypatch.setattr(interface.Tensor, "to_host", lambda tensor: (fetched.append(tensor.values.shape), to_host(tensor)))
+    frames = np.random.RandomState(0).standard_normal((5, 1, 3, 256, 256)).astype(np.float32)
+    scores = {}
+    for backend in ("onnxruntime", "ascend"):
+        online = open_online(model, Computing(backend, "fp32", None, ""))
+        scores[backend] = [online.step(frame) for frame in frames]
+        online.reset()
+        assert np.array_equal(online.step(frames[0]), scores[backend][0]) and not np.array_equal(online.step(frames[0]), scores[backend][0])
+    assert np.abs(np.subtract(*scores.values())).max() < 1e-5 * np.abs(scores["ascend"]).max()
+    assert fetched == [(1, 174)] * 7
+
+
+def test_what_a_chip_needs_is_named(fails, on_a_chip, thin_onnx, repo, tmp_path):
+    (tmp_path / "list.txt").write_text("74225.webm 0\n")
+    args = ("--data_root", repo / "demo/videos", "--ann_file", "list.txt", "--output", "res", "--backend", "ascend")
+    online = ("TSM_stream.py", "--model", "online.onnx") + args
+    assert "atc decided the precision" in fails(*online, "--precision", "bf16", cwd=tmp_path)
+    assert "--backend ascend: runs online models" in fails("TSM_stream.py", "--model", thin_onnx, *args, cwd=tmp_path)
+    assert "ais_bench: cannot be imported" in fails(*online, cwd=tmp_path)
+    (tmp_path / "online.om").write_bytes(thin_onnx.read_bytes())
+    with pytest.raises(UserError, match=r"online.om: the chip does not run it \(1 tensors on the device are needed\); look at npu-smi"):
+        open_online(offline.read_offline(str(on_a_chip)), Computing("ascend", "", None, "")).step(np.zeros((1, 3, 256, 256), np.float32))
+    (tmp_path / "online.om").unlink()
+    assert "online.om: not found; compile " in fails(*online, cwd=tmp_path)
 
 
 @pytest.mark.all

@@ -102,7 +102,7 @@ def seconds(text: str) -> float:
     return _between(text, 0, MOST_SECONDS)
 
 
-def positive_number(text: str) -> float:
+def above_zero(text: str) -> float:
     """argparse type: a finite number above 0."""
     return _between(text, 0, math.inf)
 

@@ -329,8 +329,9 @@ def read_curve(result_path: str, labels: Mapping[int, int]) -> List[Point]:
     return [Point(share, int(right) / len(labels), wilson(int(right), len(labels))) for share, right in zip(kept["shares"], hits)]
 
 
-def read_accuracy(path: str) -> Accuracy:
-    """The Accuracy that TSM_postprocess.py --json wrote to `path`."""
+def read_accuracy(path: str) -> Tuple[Accuracy, Optional[Dict[str, Any]]]:
+    """(the Accuracy that TSM_postprocess.py --json wrote to `path`, that of the clip's model beside it, if it has one)."""
     facts = read_json(path, "accuracy")
     facts.pop("curve", None)
-    return Accuracy(**dict(facts, top1_interval_95=tuple(facts["top1_interval_95"])))
+    clip = facts.pop("clip", None)
+    return Accuracy(**dict(facts, top1_interval_95=tuple(facts["top1_interval_95"]))), clip

@@ -58,6 +58,8 @@ def get_args(words: Optional[List[str]] = None) -> argparse.Namespace:
     cli.add_argument("--labels", type=some, metavar="FILE", help="names of the classes")
     cli.add_argument("--model_only", action="store_true", help="make the proved model, measure nothing")
     cli.add_argument("--online", action="store_true", help="a model that answers at every frame")
+    cli.add_argument("--clip", type=some, help=argparse.SUPPRESS)
+    cli.add_argument("--every", type=like(r"\d*\.?\d+", "seconds above 0"), help=argparse.SUPPRESS)
     cli.add_argument("--shift", type=some, metavar="KIND", help="of the checkpoint: bi, past1, bi-still, …")
     cli.add_argument("--filename_tmpl", type=some, metavar="TMPL", help="names of frames (img_%%05d.jpg)")
     cli.add_argument("--start_index", type=non_negative, metavar="N", help="number of the first frame (1)")
@@ -116,7 +118,7 @@ def begin(args: argparse.Namespace) -> Optional[Dict[str, Any]]:
     set_env, why = find_device(args)
     args.chosen = {"device": "%s, %s" % (args.device, why)}
     check_usage(args)
-    for name in ("data_root", "ann_file", "labels", "config", "checkpoint"):
+    for name in ("data_root", "ann_file", "labels", "config", "checkpoint", "clip"):
         path, is_there = getattr(args, name), os.path.isdir if name == "data_root" else os.path.isfile
         if path and is_there(path):
             setattr(args, name, absolute(path))
@@ -182,6 +184,7 @@ def check_usage(args: argparse.Namespace) -> None:
     for wrong, said in (
         (bool(args.data_root) != bool(args.ann_file), "--data_root and --ann_file go together"),
         ((args.config or args.segments or args.shift) and not args.checkpoint, "--config, --segments and --shift are for --checkpoint"),
+        ((args.clip or args.every) and not args.online, "--clip and --every are for --online"),
         (args.online and (args.batch != 1 or spread or args.perf_batches),
          "--online takes a frame at a time, on this host, so BATCH_SIZE is 1; leave out --perf_batches, --devices and --ray"),
         (args.backend == "onnxruntime" and args.precision != "fp32", "--precision %s needs --backend openvino" % args.precision),
@@ -320,13 +323,15 @@ def fastest_form(args: argparse.Namespace, checkpoint: str) -> str:
 def options_of(args: argparse.Namespace, told: workfolder.Run, form: str) -> Dict[str, Any]:
     """The options of the stages, as far as a run's differ from those of the guide."""
     on_npu, int8 = told.device == "npu", workfolder.INT8 if told.precision == "int8" else ""
+    by_ais_bench = on_npu and not args.online
     videos = flags({"--data_root": told.data_root, "--ann_file": told.ann_file, "--on_error": unless("fail", args.on_error),
                     "--num_worker": args.num_worker, "--filename_tmpl": told.filename_tmpl, "--start_index": told.start_index})
-    engine = [] if on_npu else flags({"--precision": unless("fp32", told.precision), "--agreement": unless(8, args.agreement),
-                                      "--backend": told.backend, "--int8_model": int8})
+    engine = ["--backend", "ascend"] * args.online if on_npu else flags({
+        "--precision": unless("fp32", told.precision), "--agreement": unless(8, args.agreement), "--backend": told.backend,
+        "--int8_model": int8})
     dtype = unless("float32", told.dtype)
     spread = flags({"--output_dir": unless(workfolder.PREPROCESSED, told.tensors), "--devices": args.devices, "--ray": args.ray,
-                    "--protocol": told.protocol if on_npu else "", "--dtype": dtype if on_npu else "",
+                    "--protocol": told.protocol if by_ais_bench else "", "--dtype": dtype if by_ais_bench else "",
                     "--chunk": unless("auto", unless("0", args.chunk))})
     batches = sorted({told.batch, *told.perf_batches})
     config = workfolder.MODIFIED.replace("*", str(batches[0])).replace(".onnx", ".cfg") if args.aipp else ""
@@ -341,15 +346,17 @@ def options_of(args: argparse.Namespace, told: workfolder.Run, form: str) -> Dic
                     "--fusion": unless("score", told.fusion), "--filename_tmpl": told.filename_tmpl, "--start_index": told.start_index,
                     "--precision_mode": args.precision_mode, "--precision_mode_v2": args.precision_mode_v2}) if args.tune else [],
         atc=npu.atc_options(config, args.precision_mode, args.precision_mode_v2), aipp=config,
-        bench=["-m", "ais_bench"] if on_npu else [args.suite + "TSM_infer.py"] + engine,
-        stream=[args.suite + "TSM_stream.py"] + engine + spread + ["--curve"] * args.online,
+        bench=["-m", "ais_bench"] if by_ais_bench else [args.suite + "TSM_infer.py"] + engine,
+        stream=[args.suite + "TSM_stream.py"] + engine + spread + ["--curve"] * args.online + flags({"--every": args.every}),
+        clip=args.clip or "",
         report=["--perf_batches", *told.perf_batches] + flags({
             "--checkpoint": told.checkpoint, "--device": told.device, "--precision": told.precision, "--batch_size": told.batch,
             "--model": told.modified, "--data_root": told.data_root, "--gallery": unless(12, args.gallery),
-            "--agreement": workfolder.AGREEMENT if on_npu and args.agreement else ""}),
+            "--agreement": workfolder.AGREEMENT if by_ais_bench and args.agreement else ""}),
         batches=batches, int8=int8,
-        models=told.model if args.online else workfolder.COMPILED if on_npu else workfolder.MODIFIED,
-        loop=args.loop or (20 if on_npu else ""), agreement=args.agreement if on_npu else 0)
+        models=told.modified if args.online else workfolder.COMPILED if on_npu else workfolder.MODIFIED,
+        loop=args.loop or (20 if on_npu else ""), agreement=args.agreement if by_ais_bench else 0,
+        **({"model": told.modified} if args.online else {}))
 
 
 def flags(values: Dict[str, Any]) -> List[str]:

@@ -27,7 +27,7 @@ from tsm.infer.int8 import int8_file, openvino_says, read_int8, weights_file
 from tsm.infer.tensors import reading_ahead
 from tsm.machine import cores, has_bf16, peak_memory
 from tsm.model.offline import Offline, clip_of, one_frame, one_view
-from tsm.protocol import fuse
+from tsm.protocol import CENTRE_VIEW, fuse
 
 FORMAT = 2  # to be raised with any change that changes a result, or what a journal says of it
 PERCENTILES = (50, 90, 99)
@@ -162,12 +162,13 @@ class Computing(NamedTuple):
     backend: str  # openvino or onnxruntime; for an NPU ais_bench
     precision: str
     streams: Optional[int]  # views at a time; None: as streams_for() says
-    int8_model: str  # TSM_quantise.py's file; empty unless the precision is int8
+    int8_model: str  # the file that is compiled in the model's place: TSM_quantise.py's for int8, atc's on an NPU; or empty
 
 
 def add_options(cli: argparse.ArgumentParser, agreement: bool = False) -> None:
     """The options that computing_of() reads; and on how many videos a precision below fp32 is held against fp32."""
-    cli.add_argument("--backend", choices=sorted(BACKENDS), metavar="NAME", help="openvino, the default where it is, or onnxruntime")
+    cli.add_argument("--backend", choices=sorted(BACKENDS) + ["ascend"], metavar="NAME", help="openvino (default), onnxruntime; "
+                     "online also ascend")
     cli.add_argument("--precision", choices=("fp32", "bf16", "int8"), default="fp32", metavar="P", help="%(default)s, or by OpenVINO bf16 "
                      "or int8")
     cli.add_argument("--int8_model", metavar="FILE", help="TSM_quantise.py's (default: tsm_int8.xml by the model)")
@@ -184,7 +185,11 @@ def agreement_facts(same: Sequence[bool]) -> Dict[str, Dict[str, int]]:
 
 
 def computing_of(args: argparse.Namespace, model_path: str) -> Computing:
-    """What the options of add_options() choose for a model."""
+    """What the options of add_options() choose for a model. Raises UserError where nothing can be chosen on an NPU."""
+    if args.backend == "ascend":
+        if args.precision != "fp32" or args.streams:
+            raise UserError("--precision and --streams are for a CPU; atc decided the precision of an NPU's model")
+        return Computing(args.backend, "as atc chose", 1, os.path.splitext(model_path)[0] + ".om")
     int8 = (args.int8_model or int8_file(model_path)) if args.precision == "int8" else ""
     return Computing(args.backend or default_backend(), args.precision, args.streams, int8)
 
@@ -215,6 +220,8 @@ def open_engine(model: Offline, computing: Computing, listed: bool = False) -> E
     streams = computing.streams or streams_for(model, listed)
     if model.target == "online":
         return online_engine(model, computing, streams)
+    if computing.backend == "ascend":
+        raise UserError("--backend ascend: runs online models; the .om of %s is for TSM_stream.py --device npu" % model.path)
     network, int8 = to_compile(model, computing)
     engine = BACKENDS[computing.backend](network, model.path, computing.precision, streams)
     return engine._replace(precision=computing.precision, int8=int8)
@@ -239,7 +246,7 @@ def open_online(model: Offline, computing: Computing) -> Online:
     if model.target != "online":
         raise UserError("%s: is no online model; make one with modify_onnx.py --target online" % model.path)
     network, int8 = to_compile(model, computing)
-    begin = {"openvino": _stateful, "onnxruntime": _fed_back}[computing.backend]
+    begin = {"openvino": _stateful, "onnxruntime": _fed_back, "ascend": _on_chip}[computing.backend]
     name, requests = begin(network, model, computing.precision, computing.streams or 1)
 
     def another() -> Online:
@@ -299,23 +306,59 @@ def _stateful(network: Any, model: Offline, precision: str, streams: int) -> Tup
 def _fed_back(network: Any, model: Offline, precision: str, streams: int) -> Tuple[str, Requests]:
     """By ONNX Runtime, which is given the states that it gave."""
     session = session_of(network, model.path, precision, max(1, cores() // streams))
-    names = ["output"] + [state.output for state in model.states]
+    taken, given = ["input"] + [state.input for state in model.states], ["output"] + [state.output for state in model.states]
+    return engine_name("onnxruntime"), _feeding_back(model, lambda: (
+        np.asarray, lambda feeds: session.run(given, dict(zip(taken, feeds)))))
 
-    def begin() -> Tuple[Callable[[], None], Callable[[np.ndarray], np.ndarray]]:
-        states: Dict[str, np.ndarray] = {}
 
-        def reset() -> None:
-            states.update((state.input, np.zeros(state.shape, np.float32)) for state in model.states)
+def _on_chip(network: Any, model: Offline, precision: str, streams: int) -> Tuple[str, Requests]:
+    """By ais_bench's InferSession, on the first NPU: what atc made of the model, X.om beside X.onnx. States stay on the chip and go by
+    their order, as an om may call them otherwise."""
+    om = os.path.splitext(model.path)[0] + ".om"
+    if not os.path.isfile(om):
+        raise UserError("%s: not found; compile %s with atc, as ./run_all.sh 1 --device npu --online does" % (om, model.path))
+    try:
+        from ais_bench.infer.interface import InferSession
+    except ImportError as error:
+        raise UserError("ais_bench: cannot be imported (%s); build its wheel from ascend/tools" % first_line(error))
+
+    def attempt(work: Callable[..., Any], *what: Any) -> Any:
+        try:
+            return work(*what)
+        except RuntimeError as error:
+            raise UserError("%s: the chip does not run it (%s); look at npu-smi info" % (om, first_line(error)))
+
+    def begin() -> Tuple[Any, Any]:
+        session = attempt(InferSession, 0, om)
+
+        def compute(feeds: List[Any]) -> List[Any]:
+            outputs: List[Any] = session.run(feeds, out_array=False)
+            outputs[0].to_host()
+            return outputs
+
+        return session.create_tensor_from_arrays_to_device, partial(attempt, compute)
+
+    return "ais_bench", _feeding_back(model, begin)
+
+
+def _feeding_back(model: Offline, begin: Callable[[], Tuple[Any, Any]]) -> Requests:
+    """Requests that are given back the states they gave. begin(), called by the thread that runs them, as a chip wants it, gives (from an
+    array to where it is computed, [frame, states] there -> [scores, states])."""
+    def requests() -> Tuple[Callable[[], None], Callable[[np.ndarray], np.ndarray]]:
+        ready: List[Any] = []
+        states: List[Any] = []
 
         def run(frame: np.ndarray) -> np.ndarray:
-            (scores,), *made = session.run(names, dict(states, input=frame))
-            states.update((state.input, value) for state, value in zip(model.states, made))
-            return np.asarray(scores)
+            put, compute = ready or begin()
+            ready[:] = put, compute
+            if not states:
+                states.extend(put(np.zeros(state.shape, np.float32)) for state in model.states)
+            scores, *states[:] = compute([put(frame)] + states)
+            return np.array(scores, np.float32).reshape(-1)
 
-        reset()
-        return reset, run
+        return states.clear, run
 
-    return engine_name("onnxruntime"), begin
+    return requests
 
 
 def online_engine(model: Offline, computing: Computing, streams: int) -> Engine:
@@ -342,10 +385,14 @@ def online_engine(model: Offline, computing: Computing, streams: int) -> Engine:
     return pooled(first.name, streams, compute)._replace(precision=computing.precision, int8=first.int8, frame_ms=frame_ms)
 
 
-def for_views(model: Offline) -> Offline:
-    """A model as TSM_infer.py and TSM_stream.py run it: an online one takes videos, and its views' scores are averaged."""
+def for_views(model: Offline, every: Optional[float] = None) -> Offline:
+    """A model as TSM_infer.py and TSM_stream.py run it: an online one takes videos, and its views' scores are averaged; or, where a frame
+    comes `every` so many seconds, the centre view alone, of as many frames as there are."""
     if model.target != "online":
         return model
+    if every:
+        paced = dict(model.metadata, **{"tsm.every": "%g" % every})
+        model = model._replace(protocol=model.tested_by._replace(**CENTRE_VIEW), metadata=paced)
     return model._replace(shape=(1,) + model.tested_by.video_shape, fusion="score")
 
 
@@ -386,7 +433,8 @@ def submit_views(engine: Engine, model: Offline, samples: np.ndarray, take: Take
         engine.submit(samples, take)
         return
     protocol, fusion = model.protocol, model.fusion
-    views = samples.reshape((len(samples) * protocol.views,) + protocol.view_shape)
+    views = samples.reshape((len(samples) * protocol.views, -1) + protocol.frame_shape)
+    middle = 1 - 1e-6 if "tsm.every" in model.metadata else 0.5  # a frame stands at the begin of its part of the clip, or in its middle
     outputs: List[Any] = [None] * len(views)
     left, lock = [len(views)], threading.Lock()
 
@@ -399,10 +447,10 @@ def submit_views(engine: Engine, model: Offline, samples: np.ndarray, take: Take
             left[0] -= 1
             last = not left[0]
         if last:
-            fused = fused_after(protocol.segments)
+            fused = fused_after(views.shape[1])
             if seen:
                 answers = np.stack(outputs).mean(1, dtype=np.float64).argmax(1)
-                counts = [max(1, int(share * protocol.segments + 0.5)) for share in SHARES]  # a frame is the middle of its segment
+                counts = [max(1, int(share * views.shape[1] + middle)) for share in SHARES]
                 seen((answers.reshape(len(fused), -1) == fused.argmax(1)[:, None]).sum(1),
                      np.stack([fused_after(count).argmax(1) for count in counts], 1) if model.target == "online" else None)
             take(fused.astype(np.float32))

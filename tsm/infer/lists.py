@@ -19,36 +19,9 @@ from typing import Any, Callable, Dict, Generator, Iterator, List, Mapping, Name
 from tsm import __version__
 from tsm.cli import Corrupt, UserError, folder_name, positive
 from tsm.files import check_place, write_json
-from tsm.infer.engine import (
-    SHARES,
-    Computing,
-    Engine,
-    about,
-    agreement_facts,
-    basis_of,
-    computing_of,
-    digests_of,
-    for_views,
-    open_engine,
-    run_stream,
-    said_of,
-)
-from tsm.infer.journal import (
-    Done,
-    Origin,
-    Piece,
-    Progress,
-    Skipped,
-    Work,
-    busy_seconds,
-    consolidate,
-    keys_of,
-    remove_others,
-    shard_folders,
-    summarise_found,
-    survey,
-    workers_of,
-)
+from tsm.infer import engine as engines
+from tsm.infer import journal
+from tsm.infer.journal import Done, Origin, Piece, Progress, Skipped, Work
 from tsm.machine import cores
 from tsm.model.offline import Offline, read_offline
 from tsm.protocol import read_protocol
@@ -56,6 +29,8 @@ from tsm.results import curve_path, rate_line, read_scores
 from tsm.samples import Clip, check_data_root, check_readable, checksum, chunk_size, print_skipped, publish, read_list
 from tsm.video import clips
 from tsm.video.frames import Naming, add_naming
+from tsm.video.windows import paced
+from tsm.workers import each
 from tsm.workfolder import BINS, INFO, MANIFEST, PREPROCESSED
 
 WORK_SECONDS = 60  # of a chunk whose size nobody gave: loading a model then costs under 5 %
@@ -71,11 +46,12 @@ class Job(NamedTuple):
     basis: str  # what all results depend on, beside their videos
     device: str  # cpu or npu
     model: str
-    computing: Computing
+    computing: engines.Computing
     num_worker: Optional[int]  # None: one per core of the host
     scratch: str  # where an NPU's tensors go; empty: the host's folder for temporary files
     tag: str  # of its folders there; no run has it that may be at work at the same time
     digests: Dict[str, str]  # {file: SHA-256} of what a host must have: the model, its int8 file
+    every: Optional[float] = None  # seconds from one frame to the next that an online model is shown; None: those of the test
 
 
 class Chunk(NamedTuple):
@@ -107,32 +83,31 @@ def add_inputs(cli: argparse.ArgumentParser) -> None:
     add_naming(cli)
 
 
-def check_list_places(args: argparse.Namespace) -> None:
-    """UserError where the videos are not there, or results cannot be, as the options of add_inputs() say it."""
-    check_data_root(args.data_root)
-    check_place(args.output_dir, os.path.join(args.output, args.output_dirname))
-
-
 def job_of(args: argparse.Namespace) -> Tuple[Job, Work, Dict[int, Clip], Optional[Offline]]:
-    """(the job that TSM_stream.py's options describe, the folder of its results, the list, on a CPU the model)."""
+    """(the job that TSM_stream.py's options describe, the folder of its results, the list, on a CPU the model). Raises UserError, also
+    where the videos are not there, or results cannot be."""
     model: Optional[Offline] = None
     path, folder = os.path.abspath(args.model), os.path.join(args.output, args.output_dirname)
+    check_data_root(args.data_root)
+    check_place(args.output_dir, folder)
     if args.device == "npu":
-        protocol, dtype, computing = read_protocol(args.protocol), args.dtype, Computing("ais_bench", "fp32", None, "")
+        protocol, dtype, computing = read_protocol(args.protocol), args.dtype, engines.Computing("ais_bench", "fp32", None, "")
     else:
-        model = for_views(read_offline(args.model))
-        if args.curve and model.target != "online":
-            raise UserError("--curve: %s is no online model; make one with modify_onnx.py --target online" % args.model)
-        protocol, dtype, computing = model.tested_by, model.dtype.name, computing_of(args, path)
+        model = engines.for_views(read_offline(args.model), args.every)
+        if (args.curve or args.every) and model.target != "online":
+            raise UserError("--%s: %s is no online model; make one with modify_onnx.py --target online" % (
+                "curve" if args.curve else "every", args.model))
+        protocol, dtype, computing = model.tested_by, model.dtype.name, engines.computing_of(args, path)
         computing = computing._replace(int8_model=computing.int8_model and os.path.abspath(computing.int8_model))
     naming = Naming(args.filename_tmpl, args.start_index)
     listed = dict(enumerate(read_list(args.ann_file, protocol, args.data_root)))
-    digests = digests_of(path, computing)
-    basis = basis_of(digests, computing, clips.basis(listed, protocol, dtype, naming))
+    digests = engines.digests_of(path, computing)
+    tensors = clips.basis(listed, protocol, dtype, naming) + (" every %g" % args.every if args.every else "")
+    basis = engines.basis_of(digests, computing, tensors)
     scratch = args.scratch or ("" if args.ray else args.output_dir)
     tag = hashlib.sha256(repr((basis, os.path.abspath(folder), args.shard)).encode()).hexdigest()[:12]
     job = Job(Origin(os.path.abspath(args.data_root), naming, protocol, dtype), basis, args.device, path, computing, args.num_worker,
-              scratch and os.path.abspath(scratch), tag, digests)
+              scratch and os.path.abspath(scratch), tag, digests, args.every)
     work = Work(folder, args.outfmt, {index: os.path.join(args.output_dir, BINS, "%d.bin" % index) for index in listed},
                 (curve_path(folder),) + tuple(os.path.join(args.output_dir, name) for name in (INFO, MANIFEST)))
     return job, work, listed, model
@@ -140,7 +115,7 @@ def job_of(args: argparse.Namespace) -> Tuple[Job, Work, Dict[int, Clip], Option
 
 def so_far(job: Job, work: Work, chosen: Mapping[int, Clip], closing: bool = False) -> Progress:
     """How far the `chosen` clips of a list are, as survey() finds it."""
-    return survey(work, *keys_of(job.source, chosen, job.basis), closing=closing)
+    return journal.survey(work, *journal.keys_of(job.source, chosen, job.basis), closing=closing)
 
 
 def rate_in(pieces: Sequence[Piece]) -> float:
@@ -193,16 +168,16 @@ def share(text: str) -> Tuple[int, int]:
     return int(match.group(1)), int(match.group(2))
 
 
-_open: Dict[str, Tuple[Engine, Offline]] = {}  # the last job's engine in this process, which opens it once for all its chunks
+_open: Dict[str, Tuple[engines.Engine, Offline]] = {}  # the last job's engine in this process, which opens it once for all its chunks
 
 
-def engine_of(job: Job) -> Tuple[Engine, Offline]:
+def engine_of(job: Job) -> Tuple[engines.Engine, Offline]:
     """The engine and the model of a CPU job."""
     key = repr((job.model, job.basis, job.computing.streams))
     if key not in _open:
         _open.clear()
-        model = for_views(read_offline(job.model))
-        _open[key] = open_engine(model, job.computing, listed=True), model
+        model = engines.for_views(read_offline(job.model), job.every)
+        _open[key] = engines.open_engine(model, job.computing, listed=True), model
     return _open[key]
 
 
@@ -211,12 +186,13 @@ def in_turn(job: Job, chunks: Sequence[Chunk], flight: Optional[Flight] = None) 
     are in, so that the engine is never idle. It uses all cores, so a second process would gain nothing."""
     began, checksums, seen = time.time(), {}, {}  # type: ignore[var-annotated]
     listed = {index: clip for chunk in chunks for index, clip in chunk.clips.items()}
-    videos = videos_of(job.source, listed, job.num_worker or cores(), checksums)
+    videos = videos_of(job.source, listed, job.num_worker or cores(), checksums, job.every)
     engine, model = engine_of(job)
     if flight:
-        print(said_of(engine, model), flush=True)
-    for number, output, compute_ms, wait_ms in run_stream(engine, model, videos, lambda key, *told: seen.update({key: told})):
-        piece = Piece(socket.gethostname(), "cpu", began, time.time(), [], [], [], about(engine), {})
+        print(engines.said_of(engine, model), flush=True)
+    for number, output, compute_ms, wait_ms in engines.run_stream(engine, model, videos, lambda key, *told: seen.update({key: told})):
+        device = "chip 0" if job.computing.backend == "ascend" else "cpu"
+        piece = Piece(socket.gethostname(), device, began, time.time(), [], [], [], engines.about(engine), {})
         if isinstance(output, Corrupt):
             piece.skipped.append(Skipped(number, output))
         else:
@@ -239,12 +215,17 @@ def run_in_memory(job: Job, chunk: Chunk) -> Piece:
 
 
 def videos_of(
-    source: Origin, chosen: Mapping[int, Clip], workers: int, checksums: Dict[int, str]
+    source: Origin, chosen: Mapping[int, Clip], workers: int, checksums: Dict[int, str], every: Optional[float] = None
 ) -> Generator[Tuple[int, Any], None, None]:
     """(index, tensor [1, frames, 3, size, size] or Corrupt) of some clips, in any order; their checksums go to `checksums`. What
-    decodes them is forked before this returns, so call it before an engine starts its threads."""
+    decodes them is forked before this returns, so call it before an engine starts its threads. `every` is Job's."""
+    def shown(index: int) -> Any:
+        frames = [frame for _, frame in paced(places[index][0], every, source.protocol)]
+        return clips.as_video(frames, range(len(frames)), source.protocol._replace(segments=len(frames)), source.dtype)
+
     places = {index: (os.path.join(source.data_root, clip.source), clip.frames) for index, clip in chosen.items()}
-    results = clips.decoded(places, source.protocol, source.dtype, workers, source.naming)
+    results = each(shown, places, min(workers, len(places))) if every else clips.decoded(
+        places, source.protocol, source.dtype, workers, source.naming)
 
     def videos() -> Generator[Tuple[int, Any], None, None]:
         with contextlib.closing(results):
@@ -266,7 +247,7 @@ def shard_of(videos: int, number: int, count: int) -> range:
 def missing_shards(work: Work, found: Progress, videos: int) -> List[str]:
     """Which shares of the list that were ever worked at, or are beside one that was, have videos left, in words."""
     words = []
-    for count in sorted({count for _, count in shard_folders(work.folder).values()}):
+    for count in sorted({count for _, count in journal.shard_folders(work.folder).values()}):
         for number in range(count):
             mine = shard_of(videos, number, count)
             left = sum(index in found.keys for index in mine)
@@ -279,33 +260,34 @@ def agreement_of_list(
     args: argparse.Namespace, job: Job, work: Work, found: Progress, chosen: Mapping[int, Clip], model: Offline
 ) -> Dict[str, Dict[str, int]]:
     """For the summary's `tsm` entry, at a precision below fp32: on how many of the `chosen` videos fp32 gives the same top-1."""
-    videos = videos_of(job.source, chosen, args.num_worker or cores(), {})
-    engine = open_engine(model, job.computing._replace(precision="fp32"), listed=True)
-    return agreement_facts([bool(output.argmax() == read_scores(work.result(index), job.source.protocol.classes).argmax())
-                            for index, output, _, _ in run_stream(engine, model, videos) if not isinstance(output, Exception)])
+    videos = videos_of(job.source, chosen, args.num_worker or cores(), {}, job.every)
+    engine = engines.open_engine(model, job.computing._replace(precision="fp32"), listed=True)
+    return engines.agreement_facts([bool(output.argmax() == read_scores(work.result(index), job.source.protocol.classes).argmax())
+                            for index, output, _, _ in engines.run_stream(engine, model, videos) if not isinstance(output, Exception)])
 
 
 def finish(args: argparse.Namespace, job: Job, work: Work, listed: Mapping[int, Clip], found: Progress, model: Optional[Offline]) -> None:
     """Once nothing is left to do: one journal, the info file, the manifest and the summary, written last; and the figures, printed."""
     check_readable(args.ann_file, listed, found.corrupt, len(found.done))
     facts: Dict[str, Any] = dict(
-        next((piece.facts for piece in reversed(found.pieces) if piece.facts), {}), version=__version__, workers=workers_of(found.pieces),
-        precision=args.precision if model else None, model=model.metadata if model else None)
+        next((piece.facts for piece in reversed(found.pieces) if piece.facts), {}), version=__version__,
+        workers=journal.workers_of(found.pieces), precision=job.computing.precision if model else None,
+        model=model.metadata if model else None)
     chosen = {index: listed[index] for index in sorted(found.done)[: args.agreement]}
     if model and args.precision != "fp32" and chosen:
         facts.update(agreement_of_list(args, job, work, found, chosen, model))
-    remove_others(work, found)
-    consolidate(work, found)
+    journal.remove_others(work, found)
+    journal.consolidate(work, found)
     checksums = {index: one.checksum for index, one in sorted(found.done.items())}
     publish(args.output_dir, args.ann_file, listed, job.source.protocol, job.source.dtype, clips.versions_of(listed), checksums,
             found.corrupt)
     if args.curve:
         answers = {index: one.curve[0] for index, one in sorted(found.done.items()) if one.curve}
-        write_json(curve_path(work.folder), {"shares": SHARES, "ids": list(answers), "answers": list(answers.values())}, "curve")
+        write_json(curve_path(work.folder), {"shares": engines.SHARES, "ids": list(answers), "answers": list(answers.values())}, "curve")
     pieces = [piece for piece in found.pieces if piece.done]
-    seconds = busy_seconds(pieces)
-    if {(piece.host, piece.device) for piece in pieces} == {(pieces[0].host, "cpu")}:  # as in a summary of TSM_infer.py
+    seconds = journal.busy_seconds(pieces)
+    if model and len({piece.host for piece in pieces}) == 1:  # as in a summary of TSM_infer.py
         seconds = min(seconds, sum(ms for piece in pieces for ms, _ in piece.times) / 1000)  # of shards, what overlaps counts once
-    summarise_found(work, found, len(found.done) / seconds, facts)
+    journal.summarise_found(work, found, len(found.done) / seconds, facts)
     print(rate_line(len(found.done) / seconds, facts))
     print_skipped(listed, found.corrupt)

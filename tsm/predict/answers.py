@@ -110,11 +110,6 @@ def entry_of(viewer: Viewer, segments: Sequence[Segment], error: str) -> Dict[st
     return dict(entry, **viewer.facts())
 
 
-def unread(name: str, error: str, log: "Log") -> Dict[str, Any]:
-    """The entry of an input that is none, which is told."""
-    return {"input": name, "error": say_failed(name, error, log), "windows": []}
-
-
 def as_cards(entry: Dict[str, Any]) -> Dict[str, Any]:
     """An entry of --json for the page: {name, place, length, error, problem, figures, curve, cards: [{when, strip, top}]}.
 
@@ -215,7 +210,7 @@ def write_files(args: argparse.Namespace, facts: Dict[str, Any], entries: List[D
 
         write_text(args.html, predict_page({
             "model": os.path.basename(args.model), "about": facts["model"].get("tsm.about", ""), "engine": facts["engine"],
-            "precision": args.precision, "approximates": CAUSAL if facts.get("approximates") else "", "how": (
+            "precision": facts["precision"], "approximates": CAUSAL if facts.get("approximates") else "", "how": (
                 "%d view%s of a video" % (facts["views"], "s" if facts["views"] > 1 else "") if "views" in facts
                 else "frame by frame, shift %s" % facts["shift"]),
             "inputs": list(map(as_cards, entries))}))

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tsm.cli import printable, warn
-from tsm.infer.engine import BACKENDS, Computing, Engine, Online, computed_by, open_online, percentiles
+from tsm.infer.engine import BACKENDS, Computing, Engine, Online, computed_by, default_backend, open_online, percentiles
 from tsm.labels import Ranked, name_of, top
 from tsm.model.offline import Offline, had_it_been
 from tsm.predict.answers import Answer, Log, Segment, Viewer, clock, in_a_line, in_figures, lines_of, segments_of, warn_if_few
@@ -35,6 +35,7 @@ class ByFrame:
     def __init__(self, args: argparse.Namespace, model: Offline, computing: Computing, names: Optional[List[str]], paths: Sequence[str],
                  live: int) -> None:
         self.args, self.model, self.names, self.approximates = args, model, names, model.metadata.get("tsm.approximates", "")
+        self.precision = computing.precision
         self.seconds, self.every = 0.0, args.every or LIVE_WINDOW / model.tested_by.segments  # of a live source
         self.results: Iterator[Tuple[int, Any]] = each(  # forked before the engine starts its threads
             lambda number: paced(paths[number], args.every, model.tested_by), range(len(paths)), 1, unrolled=True)
@@ -44,7 +45,7 @@ class ByFrame:
         self.clip: Optional[Engine] = None  # of the same weights as they were trained, where they are run otherwise
         if self.approximates and not args.every and paths:
             trained = had_it_been(model, shift=self.approximates)
-            self.clip = BACKENDS[computing.backend](trained, model.path, "fp32", 1)
+            self.clip = BACKENDS[default_backend()](trained, model.path, "fp32", 1)
         self.same: List[bool] = []  # per file, whether that answers the same
 
     def viewer(self, name: str, log: Log, prefix: str = "") -> Viewer:
@@ -54,8 +55,7 @@ class ByFrame:
         return self.viewers[-1]
 
     def about(self) -> Dict[str, Any]:
-        name, int8 = self.networks[0].name, self.networks[0].int8
-        facts = computed_by(name, self.args.precision, len(self.networks), int8)
+        facts = computed_by(self.networks[0].name, self.precision, len(self.networks), self.networks[0].int8)
         agreement = {"agreement_with_clip": {"same": sum(self.same), "videos": len(self.same)}} if self.clip else {}
         return dict(facts, shift=self.model.tested_by.shift, approximates=self.approximates, **agreement)
 
@@ -191,18 +191,21 @@ class FrameViewer(Viewer):
         for number in list(self.events):
             self.end_event(number)
         self.answers.sort(key=lambda answer: answer.window.start or 0.0)  # as events begin; frames are so already
-        if self.lasting:
-            segments = segments_of(self.answers, running=True)
-        else:
-            segments = [Segment(one.window.start or 0.0, one.window.end or 0.0, *one.ranked[0][1:]) for one in self.answers]
+        segments = segments_of(self.answers, running=True) if self.lasting else [
+            Segment(one.window.start or 0.0, one.window.end or 0.0, *one.ranked[0][1:]) for one in self.answers]
         if self.prefix:
             for line in lines_of(self.heading(), self.answers, segments) if len(self.answers) > 1 else ():
                 tqdm.write(line)
             if len(self.steps):
                 self.say(in_figures(len(self.waits), self.missed, percentiles(self.waits), percentiles(self.steps)))
-            self._warn_of_loss()
+            due = len(self.steps) + self.missed
+            if self.missed > PASSED_OVER * due:  # the answers suffer
+                taken = self.way.every * due / len(self.steps)
+                warn("%s: %d of %d frames were passed over: one took %.2g s, and --every is %.3g; pass --every %.2g or --precision int8"
+                     % (self.name, self.missed, due, taken, self.way.every, 1.1 * taken))
         elif len(self.steps):
-            self.say("in all  " + in_a_line(self.answers[-1].ranked) if self.lasting else "%d events" % len(self.answers))
+            events = "%d event%s" % (len(self.answers), "" if len(self.answers) == 1 else "s")
+            self.say("in all  " + in_a_line(self.answers[-1].ranked) if self.lasting else events)
             self.way.compare(self.frames, self.best)
             if not self.args.every:
                 warn_if_few(self.name, len(set(self.moments)), self.way.model.tested_by.segments)
@@ -210,14 +213,6 @@ class FrameViewer(Viewer):
             warn("%s: is shorter than --every %g s, so one frame is all that it is judged by" % (self.name, self.args.every))
         self.image, self.frames = None, []
         return segments
-
-    def _warn_of_loss(self) -> None:
-        """Say how to lose fewer frames where it were so many that the answers suffer."""
-        due = len(self.steps) + self.missed
-        if self.missed > PASSED_OVER * due:
-            taken = self.way.every * due / len(self.steps)
-            warn("%s: %d of %d frames were passed over: one took %.2g s, and --every is %.3g; pass --every %.2g or --precision int8"
-                 % (self.name, self.missed, due, taken, self.way.every, 1.1 * taken))
 
     def facts(self) -> Dict[str, Any]:
         """What --json has of an input of an online model, beside its answers."""

@@ -131,14 +131,10 @@ def _listed(given: str, within: Tuple[str, ...], lists: Optional[List[str]]) -> 
     lines = [os.fsdecode(line.strip()) for line in data.splitlines() if line.strip()]
     if not lines or b"\0" in data:
         return [Input(given, "no videos in it; it needs one path per line, as text in UTF-8")]
-    labelled = [line for line in lines if _has_label(line)]
+    labelled = [line for line in lines if " " in line and line.split()[-1].isdigit() and not is_address(line) and not os.path.exists(line)]
     if len(labelled) == len(lines):
         return [Input(given, "is a list with labels (%s); take them out, or pass it to TSM_stream.py --ann_file" % lines[0][:80])]
     return [new for line in lines for new in expand([line], within + (real,), lists)]
-
-
-def _has_label(line: str) -> bool:
-    return line.rpartition(" ")[2].isdigit() and " " in line and not is_address(line) and not os.path.exists(line)
 
 
 def _inside(folder: str) -> List[Input]:
@@ -202,17 +198,6 @@ def find_model(given: Optional[str]) -> str:
         "%s: there is no model in it" % given if given else "there is no model here or in work/"), status=2)
 
 
-def files_of(inputs: Iterable[Input]) -> List[str]:
-    """The files that inputs are read from, also in vain: videos, and the frames in folders of frames."""
-    found: List[str] = []
-    for one in inputs:
-        if one.is_file and os.path.isdir(one.path):
-            found += [entry.path for entry in os.scandir(one.path) if is_picture(entry.name)]
-        elif one.is_file:
-            found.append(one.path)
-    return found
-
-
 def annotated_names(folder: str, paths: Sequence[str], inputs: Iterable[str]) -> List[str]:
     """Where each video goes with its labels drawn in: FOLDER/<name>.mp4, no two to the same, and never onto another file than
     an earlier run's output; if that is one of the `inputs`, not onto it either."""
@@ -239,7 +224,9 @@ def check_paths(args: argparse.Namespace, inputs: Sequence[Input], lists: List[s
     if args.annotate is not None and live:
         fail("--annotate is for videos, not for %s (see --help)" % live[0], status=2)
     weights = weights_file(int8_model) if int8_model.endswith(".xml") else ""
-    read = list(filter(None, [args.model, args.labels, int8_model, weights] + lists)) + files_of(inputs)
+    read = list(filter(None, [args.model, args.labels, int8_model, weights] + lists))
+    read += [path for one in files for path in ([entry.path for entry in os.scandir(one) if is_picture(entry.name)] if os.path.isdir(one)
+                                                else [one])]
     annotated = annotated_names(args.annotate, files, read) if args.annotate else [""] * len(files)
     outputs = {"--json": None if args.json == "-" else args.json, "--jsonl": args.jsonl, "--csv": args.csv, "--html": args.html}
     check_outputs(outputs, read + list(filter(None, annotated)), args.annotate)

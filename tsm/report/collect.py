@@ -15,7 +15,7 @@ from tsm.files import read_json, sha256
 from tsm.labels import name_of
 from tsm.machine import processor_name
 from tsm.model.offline import Offline
-from tsm.protocol import PIPELINES, SSV2, Protocol, differences, protocol_from
+from tsm.protocol import CENTRE_VIEW, PIPELINES, SSV2, Protocol, differences, protocol_from
 from tsm.report.findings import another_order
 from tsm.results import OWN, TIMES, Accuracy, is_time, own_entry, throughput_in
 from tsm.workfolder import TUNE, read_stages
@@ -172,6 +172,8 @@ def _proved(report: Dict[str, Any]) -> Dict[str, str]:
 
 def _same_protocol(report: Dict[str, Any], tested_by: Protocol) -> Dict[str, str]:
     made = protocol_from(report["protocol"], "the manifest")
+    if "tsm.every" in (report["inference"][OWN].get("model") or {}):  # by TSM_stream.py --every, of the centre
+        tested_by = tested_by._replace(**CENTRE_VIEW)
     differs = differences(*(one.pixels(report["protocol"]["dtype"])._replace(classes=one.classes) for one in (made, tested_by)))
     return check("protocol", FAIL if differs else PASS, "the tensors are not of the model's protocol: " + differs if differs
                  else "tensors and model: %d segments, %d views, %d pixels" % (made.segments, made.views, made.size))
@@ -236,8 +238,8 @@ def _stands_out(report: Dict[str, Any], wrong: int) -> str:
 
 def time_split(report: Dict[str, Any]) -> List[List[Any]]:
     """[what, mean ms per batch] of the inference: computing, and copying to and from the device, or waiting for files."""
-    words = ("computing", "to the device", "from the device") if report["device"]["kind"] == "npu" else (
-        "computing", "waiting for input", "")
+    by_ais_bench = report["device"]["kind"] == "npu" and "frame_ms" not in report["inference"][OWN]
+    words = ("computing", "to the device", "from the device") if by_ais_bench else ("computing", "waiting for input", "")
     figures = [report["inference"].get(name) for name in TIMES]
     return [[word, figure["mean"]] for word, figure in zip(words, figures) if word and isinstance(figure, dict)]
 
@@ -252,6 +254,9 @@ def closing_rows(report: Dict[str, Any]) -> List[List[str]]:
         measured = "%.4f / %.4f" % (accuracy["top1_acc"], accuracy["top5_acc"]) if batch == report["batch_size"] else ""
         speed = report["throughput"].get(str(batch))
         cells.append([report["device"]["name"], str(batch), over + " videos", measured, "" if speed is None else "%.2f" % speed])
+    clip = report["findings"].get("clip")
+    if clip:
+        cells.append(["the clip's model", "", "%d videos" % clip["videos"], "%(top1_acc).4f / %(top5_acc).4f" % clip, ""])
     if figure:
         top5 = "" if figure["top5_acc"] is None else " / %.4f" % figure["top5_acc"]
         cells.append(["published: " + figure["source"], "", figure["data"], "%.4f%s" % (figure["top1_acc"], top5), ""])

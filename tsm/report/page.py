@@ -156,7 +156,7 @@ def found_values(found: Dict[str, Any], names: Optional[Sequence[str]]) -> Dict[
         "curve": [["seen", "top-1", "95 % interval"]] + [
             [percent(one["share"], 0), percent(one["top1_acc"]), " to ".join(map(percent, one["top1_interval_95"]))]
             for one in found["curve"]],
-        "charts": dict(confidence_charts(found["confidence"]), curve=share_chart(found["curve"])),
+        "charts": dict(confidence_charts(found["confidence"]), curve=share_chart(found["curve"], found.get("clip"))),
     }
 
 
@@ -292,11 +292,15 @@ def confidence_charts(facts: Dict[str, Any]) -> Dict[str, Any]:
     }
 
 
-def share_chart(points: Sequence[Dict[str, Any]]) -> Any:
-    """Top-1 with its 95 % interval by the share of a clip that was seen."""
+def share_chart(points: Sequence[Dict[str, Any]], clip: Optional[Dict[str, Any]]) -> Any:
+    """Top-1 with its 95 % interval by the share of a clip that was seen, below a line at that of the clip's model, where it is known."""
     lines = [path([(across(point["share"]), upwards(height(point))) for point in points], kind) for kind, height in (
         ("line", lambda point: point["top1_acc"]), ("dash", lambda point: point["top1_interval_95"][0]),
         ("dash", lambda point: point["top1_interval_95"][1]))] if points else []
+    if clip:
+        level = upwards(clip["top1_acc"])
+        lines += [path([(across(0), level), (across(1), level)], "mark"),
+                  words(across(0) + 4, level + 13, "the clip’s model: %.1f %%" % (100 * clip["top1_acc"]), "start")]
     return svg(WIDTH, HEIGHT, "Top-1 by the share of a clip that was seen", *(axes(PERCENTS, PERCENTS) + lines))
 
 

@@ -50,8 +50,8 @@ IMG = Naming()  # as TSM_dataset.py and mmaction2 name frames
 
 def add_naming(cli: argparse.ArgumentParser) -> None:
     """The options that say how extracted frames are called, for Naming(args.filename_tmpl, args.start_index)."""
-    cli.add_argument("--filename_tmpl", type=frame_template, default=IMG.template, metavar="NAME", help="of extracted frames, as "
-                     "in {:06}.png (default: img_%%05d.jpg)")
+    cli.add_argument("--filename_tmpl", type=frame_template, default=IMG.template, metavar="NAME", help="of extracted "
+                     "frames (default: img_%%05d.jpg)")
     cli.add_argument("--start_index", type=non_negative, default=IMG.start, metavar="N", help="the first frame's number "
                      "(default: %(default)s)")
 
