@@ -6,6 +6,9 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+from tsm.protocol import SSV2
+
+SMALL = SSV2._replace(short_side=64, size=64)  # a sixteenth of the pixels of Something-Something V2's test
 DATA = Path(__file__).resolve().parent / "data"
 VIDEOS = sorted(DATA.glob("*.webm"))
 sys.path.insert(0, str(DATA))

@@ -2,16 +2,17 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import forked
 import pytest
+from processes import ran
 
 ENVIRONMENT = dict(os.environ)
 with contextlib.suppress(ImportError):
@@ -77,8 +78,7 @@ def run(python):
             return forked.run(words, str(cwd), env, timeout)
         else:
             words = [sys.executable] + words
-        return subprocess.run(words, cwd=str(cwd), timeout=timeout, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, universal_newlines=True)
+        return ran(*words, cwd=cwd, env=env, timeout=timeout)
 
     return run
 
@@ -130,6 +130,16 @@ def once(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def thin():
+    """The state dict of a ResNet-50 of one eighth of the channels, with random weights."""
+    torch = pytest.importorskip("torch")
+    from tsm.model.network import TSM
+
+    torch.manual_seed(0)
+    return TSM(width=8).state_dict()
+
+
+@pytest.fixture(scope="session")
 def demo_checkpoint(works, once):
     """The demo's checkpoint of the full-size network."""
     return once("full", lambda folder: works("demo/expand.py", "--output", "tsm_demo.pth", cwd=folder)) / "tsm_demo.pth"
@@ -147,6 +157,30 @@ def thin_onnx(works, once):
 
 
 @pytest.fixture(scope="session")
+def small_onnx(works, once):
+    """The thin network tested on SMALL frames, for whatever needs no right answers; beside it small.onnx and protocol.json."""
+    from clips import SMALL
+
+    def make(folder):
+        (folder / "protocol.json").write_text(json.dumps(SMALL._asdict()))
+        works("pytorch2onnx.py", REPO / "demo/tsm_thin.pth", "--output-file", "small.onnx", "--protocol", "protocol.json", cwd=folder)
+        works("modify_onnx.py", "-m1", "small.onnx", "-m2", "small_new.onnx", "-bs", 1, "--target", "cpu", cwd=folder)
+
+    return once("small", make) / "small_new.onnx"
+
+
+@pytest.fixture(scope="session")
+def small_om(works, once, small_onnx):
+    """The same for an NPU, batch 4, as the stand-in for ATC would leave it."""
+
+    def make(folder):
+        works("modify_onnx.py", "-m1", small_onnx.parent / "small.onnx", "-m2", "small_bs4.onnx", "-bs", 4, cwd=folder)
+        (folder / "small_bs4.onnx").rename(folder / "small_bs4.om")
+
+    return once("om", make) / "small_bs4.om"
+
+
+@pytest.fixture(scope="session")
 def online_onnx(works, once, thin_onnx):
     """The thin network as an online model, its bi-directional weights run causally; it knows its classes' names."""
 
@@ -155,17 +189,6 @@ def online_onnx(works, once, thin_onnx):
               "--labels", REPO / "demo/annotations/something-something-v2-labels.json", cwd=folder)
 
     return once("online", make) / "online.onnx"
-
-
-@pytest.fixture(scope="session")
-def thin_om(works, once, thin_onnx):
-    """The thin network for an NPU, batch 4, as the stand-in for ATC would leave it."""
-
-    def make(folder):
-        works("modify_onnx.py", "-m1", thin_onnx.parent / "thin.onnx", "-m2", "thin_bs4.onnx", "-bs", 4, cwd=folder)
-        (folder / "thin_bs4.onnx").rename(folder / "thin_bs4.om")
-
-    return once("om", make) / "thin_bs4.om"
 
 
 @pytest.fixture(scope="session")

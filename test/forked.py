@@ -1,7 +1,8 @@
 """Processes of scripts, each forked from one that has imported every library: 20 ms in place of the second that a start takes.
 
-Each is a process of its own, with its arguments, folder, environment, streams, signals and exit status, and imports all that
-is the suite's anew. What Python and the loader read at their start (STARTUP) is that of the process that is forked.
+Each is a process of its own, with its arguments, folder, environment, streams, signals and exit status. A script of the suite
+finds the suite's modules imported as well, and has done nothing with them yet; one of a copy imports the copy's. What Python and
+the loader read at their start (STARTUP) is that of the process that is forked.
 
     python forked.py SOCKET    waits at a Unix socket; a connection is a process: {argv, cwd, env, memory} and its three streams
                                go in, its id and in the end its exit status come back
@@ -14,6 +15,8 @@ import array
 import atexit
 import contextlib
 import gc
+import glob
+import importlib
 import json
 import os
 import resource
@@ -31,7 +34,8 @@ import traceback
 
 LIBRARIES = ("numpy", "cv2", "onnx", "onnxruntime", "openvino", "torch", "decord", "av", "jinja2", "tqdm", "xxhash")
 ADDRESS, PYTHON, STARTED = "TSM_FORKED_SOCKET", "TSM_FORKED_PYTHON", "TSM_FORKED_STARTUP"  # of the environment
-STANDINS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "standins")
+SUITE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+STANDINS = os.path.join(SUITE, "test", "standins")
 STARTUP = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "MALLOC_", "TQDM_")  # beginnings of names; `PYTHON` itself is run_all.sh's
 
 
@@ -166,8 +170,11 @@ def become(request, streams):
     os.environ.update(request["env"])
     if request["memory"]:
         resource.setrlimit(resource.RLIMIT_AS, (request["memory"],) * 2)
-    for name in [name for name in sys.modules if name.split(".")[0] == "tsm"]:
-        del sys.modules[name]
+    if os.path.abspath(request["argv"][0]).startswith(SUITE + os.sep):
+        importlib.reload(sys.modules["tsm"])  # what it sets in the environment
+    else:  # it may have a tsm of its own
+        for name in [name for name in sys.modules if name.split(".")[0] == "tsm"]:
+            del sys.modules[name]
     try:
         start(*request["argv"])
     except SystemExit as end:
@@ -193,12 +200,13 @@ def start(first, *words):
 
 
 def main():
-    sys.path.insert(1, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    sys.path.insert(1, SUITE)
     import tsm  # noqa: F401  before the libraries that it keeps quiet
     from tsm.machine import die_with_parent
 
     die_with_parent()
-    for library in LIBRARIES:
+    ours = [os.path.relpath(path, SUITE)[:-3].replace(os.sep, ".") for path in glob.glob(SUITE + "/tsm/*/[a-z]*.py")]
+    for library in [*LIBRARIES, *ours]:
         with contextlib.suppress(ImportError):
             __import__(library)
     del sys.path[1]

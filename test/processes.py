@@ -1,10 +1,29 @@
 """What tests need of other processes: who is whose child, and that something happens in the end."""
 
 import contextlib
+import os
+import signal
+import subprocess
 import time
 from pathlib import Path
 
 LONGEST = 300  # seconds that anything may take on a machine that does much else; all of it takes seconds on one that does not
+
+
+def ran(*words, cwd, env=None, **options):
+    """A command's run to its end -> CompletedProcess with text; `env` holds what it has beside this process's environment."""
+    return subprocess.run(list(map(str, words)), **_as_started(cwd, env, **options))
+
+
+def started(*words, cwd, env=None, **options):
+    """A command at work, its output in pipes of text; SIGINT is as a terminal leaves it, not ignored as by a shell's &."""
+    return subprocess.Popen(list(map(str, words)), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+                            **_as_started(cwd, env, **options))
+
+
+def _as_started(cwd, env, **options):
+    return dict({"cwd": str(cwd), "env": dict(os.environ, **(env or {})), "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE,
+                 "stderr": subprocess.PIPE, "universal_newlines": True}, **options)
 
 
 def children_of(pid):

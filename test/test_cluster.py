@@ -13,7 +13,7 @@ import time
 
 import pytest
 from clips import arguments, listed, results
-from processes import LONGEST, children_of, command_of, wait_for
+from processes import LONGEST, children_of, command_of, ran, started, wait_for
 
 from tsm.files import sha256
 from tsm.infer.cluster import ENVIRONMENT, HostCannot, check_clips, check_host, versions_here
@@ -85,9 +85,8 @@ def add(cluster, cpus=1):
 
 def start(repo, folder, cluster, *more):
     """A driver in a process group of its own."""
-    command = [sys.executable, str(repo / "TSM_stream.py")] + arguments("--ray", cluster.address, "--chunk", CHUNK, *more)
-    return subprocess.Popen(command, cwd=str(folder), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            universal_newlines=True, start_new_session=True)
+    args = arguments("--ray", cluster.address, "--chunk", CHUNK, *more)
+    return started(sys.executable, repo / "TSM_stream.py", *args, cwd=folder, start_new_session=True)
 
 
 def records(folder):
@@ -209,19 +208,19 @@ def test_a_killed_driver_goes_on_where_it_was_in_any_way(repo, works, fresh, exp
 
 @pytest.mark.ray
 @NEEDS_RAY
-def test_chips_of_a_cluster_s_host_share_a_list(repo, works, thin_om, tmp_path, cluster):
+def test_chips_of_a_cluster_s_host_share_a_list(repo, works, small_om, small_onnx, tmp_path, cluster):
     """Over the stand-in for ais_bench, of which every second call on chip 1 fails, the first not."""
-    folder = listed(tmp_path / "run", thin_om, 7)
+    folder = listed(tmp_path / "run", small_om, 7)
     standins = {"PYTHONPATH": str(repo / "test/standins"), "STANDIN_CALLS": str(tmp_path / "calls"), "STANDIN_WITHOUT_WARMUP": "1",
                 "STANDIN_FLAKY": str(tmp_path / "flaky")}
     (tmp_path / "flaky").mkdir()
     (tmp_path / "flaky/1").write_text(".")
-    args = [word for word in arguments("--model", thin_om, "--chunk", 2) if word not in ("--backend", "onnxruntime")]
+    args = [word for word in arguments("--model", small_om, "--protocol", small_onnx.parent / "protocol.json", "--chunk", 2)
+            if word not in ("--backend", "onnxruntime")]
     node = cluster.add_node(num_cpus=1, resources={"NPU": 2}, object_store_memory=10**8, env_vars=standins)
     try:
-        done = subprocess.run([sys.executable, str(repo / "TSM_stream.py"), *args, "--ray", cluster.address], cwd=str(folder),
-                              env=dict(os.environ, PYTHONPATH=standins["PYTHONPATH"]), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              universal_newlines=True, timeout=LONGEST)
+        done = ran(sys.executable, repo / "TSM_stream.py", *args, "--ray", cluster.address, cwd=folder,
+                   env={"PYTHONPATH": standins["PYTHONPATH"]}, timeout=LONGEST)
     finally:
         cluster.remove_node(node)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
@@ -384,8 +383,7 @@ def test_where_ray_is_missing_one_line_says_what_to_install(repo, setting):
     program = ("import importlib.util, sys; find = importlib.util.find_spec\n"
                "importlib.util.find_spec = lambda name, *rest: None if name == 'ray' else find(name, *rest)\n"
                "del sys.argv[0]; sys.path.insert(0, %r); import runpy\nrunpy.run_path(sys.argv[0], run_name='__main__')" % str(repo))
-    done = subprocess.run([sys.executable, "-c", program, str(repo / "TSM_stream.py")] + arguments("--ray", "auto"),
-                          cwd=str(setting), stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    done = ran(sys.executable, "-c", program, repo / "TSM_stream.py", *arguments("--ray", "auto"), cwd=setting)
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert "requirements-cluster.txt" in done.stderr and "Python 3.10 or newer" in done.stderr
 

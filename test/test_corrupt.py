@@ -275,8 +275,8 @@ def test_values_come_in_order_and_an_end_with_an_error_costs_no_value_before_it(
 
 
 @pytest.mark.parametrize("on_error", ["fail", "skip"])
-def test_a_killed_decoder_is_its_clip_s_line_and_no_list_leaves_that_out(fails, works, repo, thin_onnx, tmp_path, on_error):
-    listed(tmp_path / "work", thin_onnx, 4)
+def test_a_killed_decoder_is_its_clip_s_line_and_no_list_leaves_that_out(fails, works, repo, small_onnx, tmp_path, on_error):
+    listed(tmp_path / "work", small_onnx, 4)
     given = {"TSM_preprocess.py": ("--data_root", "videos", "--ann_file", "list.txt", "--dtype", "uint8"), "TSM_stream.py": arguments()}
     for script, args in given.items():
         more = ("--num_worker", 1, "--on_error", on_error)

@@ -10,7 +10,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tsm.checkpoint import reader  # noqa: E402
-from tsm.cli import UserError  # noqa: E402
 from tsm.model.network import TSM, load_network  # noqa: E402
 from tsm.protocol import CENTRE_VIEW, MOVES, SSV2, fuse, shifted  # noqa: E402
 
@@ -29,28 +28,12 @@ class Code:
         return (os.mkdir, (self.path,))
 
 
-@pytest.fixture(scope="module")
-def thin():
-    torch.manual_seed(0)
-    return TSM(width=8).state_dict()
-
-
-@pytest.mark.parametrize("zip_format", [True, False])
-def test_both_checkpoint_formats_load(thin, tmp_path, zip_format):
-    path = str(tmp_path / "a.pth")
-    held = {"state_dict": {"module." + key: value for key, value in thin.items()}, "meta": {"epoch": 50, "lr": [0.1]}}
-    torch.save(held, path, _use_new_zipfile_serialization=zip_format)
-    net, facts = load_network(path)
-    assert (facts.width, facts.protocol, facts.network) == (8, SSV2, "TSM ResNet-50")
-    assert torch.equal(net.state_dict()["cls_head.fc_cls.weight"], thin["cls_head.fc_cls.weight"]) and not net.training
-
-
 @pytest.mark.parametrize("zip_format", [True, False])
 def test_code_beside_the_weights_does_not_run_and_in_them_is_refused(works, fails, thin, tmp_path, zip_format):
     made = tmp_path / "made by the checkpoint"
     torch.save({"state_dict": dict(thin), "meta": Code(made)}, str(tmp_path / "a.pth"), _use_new_zipfile_serialization=zip_format)
-    works("pytorch2onnx.py", "a.pth", "--output-file", "a.onnx", cwd=tmp_path)
-    assert not made.exists()
+    said = works("pytorch2onnx.py", "a.pth", "--output-file", "a.onnx", cwd=tmp_path)
+    assert "note: nothing says how many segments a.pth has; taken as 8" in said and not made.exists()
     torch.save(dict(thin, **{"cls_head.fc_cls.bias": Code(made)}), str(tmp_path / "b.pth"),
                _use_new_zipfile_serialization=zip_format)
     line = fails("pytorch2onnx.py", "b.pth", "--output-file", "b.onnx", cwd=tmp_path)
@@ -79,29 +62,6 @@ def test_the_onnx_names_its_checkpoint_its_protocol_and_its_layers(works, thin, 
     assert {"conv1", "layer2.0.conv2", "layer1.0.downsample"} <= {node.output[0] for node in trunk.nodes}
 
 
-def test_what_nothing_says_is_said(works, thin, tmp_path):
-    torch.save(thin, str(tmp_path / "a.pth"))
-    assert "note: nothing says how many segments a.pth has; taken as 8" in works(
-        "pytorch2onnx.py", "a.pth", "--output-file", "a.onnx", cwd=tmp_path)
-
-
-@pytest.mark.parametrize("config, says", [
-    (None, "config.py: no such config"),
-    (CONFIG.replace("TSMHead',", "TSMHead', num_segments=16,") % 174, "averages 16 of 8 segments"),
-    (CONFIG % 10, "config.py says 10 classes"), (CONFIG.replace("depth=50", "depth=101") % 174, "config.py says TSM ResNet-101"),
-    (CONFIG.replace("shift_div=8", "shift_div=1") % 174, "shift_div = 1; a whole number from 2"), ("model = (", "config.py: not a config"),
-    ("model = dict(backbone=get())", "config.py, line 1"),
-])
-def test_a_config_that_does_not_fit_is_refused(thin, tmp_path, monkeypatch, config, says):
-    monkeypatch.chdir(tmp_path)
-    torch.save(thin, "a.pth")
-    if config:
-        (tmp_path / "config.py").write_text(config)
-    with pytest.raises(UserError) as raised:
-        load_network("a.pth", "config.py")
-    assert says in str(raised.value) and "\n" not in str(raised.value)
-
-
 def test_a_config_that_does_not_fit_is_one_line_and_no_file(fails, thin, tmp_path):
     torch.save(thin, str(tmp_path / "a.pth"))
     (tmp_path / "config.py").write_text(CONFIG.replace("num_segments=8", "num_segments=16") % 174)
@@ -111,17 +71,13 @@ def test_a_config_that_does_not_fit_is_one_line_and_no_file(fails, thin, tmp_pat
     assert not (tmp_path / "a.onnx").exists()
 
 
-def test_damage_is_one_line_and_no_file(fails, thin, tmp_path):
-    torch.save(thin, str(tmp_path / "a.pth"))
-    (tmp_path / "a.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:-1000])
-    assert "a.pth: not a PyTorch checkpoint" in fails("pytorch2onnx.py", "a.pth", "--output-file", "a.onnx", cwd=tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["a.pth"]
-
-
 def test_usage(fails, thin, tmp_path):
     torch.save(thin, str(tmp_path / "b.pth"))
     assert "--shape" in fails("pytorch2onnx.py", "b.pth", "--segments", 8, "--shape", 1, 3, 224, 224, cwd=tmp_path, status=2)
     assert "a.pth" in fails("pytorch2onnx.py", "a.pth", cwd=tmp_path)
+    (tmp_path / "b.pth").write_bytes((tmp_path / "b.pth").read_bytes()[:-1000])
+    assert "b.pth: not a PyTorch checkpoint" in fails("pytorch2onnx.py", "b.pth", "--output-file", "b.onnx", cwd=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["b.pth"]
 
 
 WRITTEN = {"bi": "+-", "past1": "-=", "past2": "--", "past1-zero": "-0", "bi-still": "=-", "bi-zero": "0-",

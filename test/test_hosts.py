@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import traced
 from clips import linked
+from processes import ran
 
 from tsm.cli import UserError, first_line, one_line, parser
 from tsm.files import locked
@@ -34,10 +35,8 @@ def without_locks(error):
 @pytest.mark.parametrize("error", ["EBADF", "ENOLCK", "ENOSYS", "EOPNOTSUPP"])
 def test_a_file_system_without_locks_is_a_warning(error, repo, tmp_path):
     root, ann_file = linked(tmp_path, 1)
-    done = subprocess.run(
-        without_locks(error) + [sys.executable, str(repo / "TSM_preprocess.py"), "--data_root", str(root), "--ann_file",
-                                str(ann_file), "--num_worker", "1"],
-        cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    done = ran(*without_locks(error), sys.executable, repo / "TSM_preprocess.py", "--data_root", root, "--ann_file", ann_file,
+               "--num_worker", 1, cwd=tmp_path)
     warnings = [line for line in done.stderr.splitlines() if "warning: " in line]
     assert done.returncode == 0 and len(warnings) == 1 and "sthv2: cannot be locked" in warnings[0], done.stderr
     assert (tmp_path / "sthv2/preprocess_bin/0.bin").exists()
@@ -52,15 +51,12 @@ def test_the_shell_scripts_go_on_without_locks(repo, tmp_path):
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\n[ "$1" != -m ] && exec %s "$@"\nexit 1\n' % sys.executable)
     python.chmod(0o755)
-    done = subprocess.run(without_locks("EBADF") + [str(tmp_path / "setup.sh")], env=dict(os.environ, BASE_PYTHON=str(python)),
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    done = ran(*without_locks("EBADF"), tmp_path / "setup.sh", cwd=tmp_path, env={"BASE_PYTHON": str(python)})
     assert "warning: %s: cannot be locked" % tmp_path in done.stderr and "cannot make a virtual environment" in done.stderr
     work, checkpoint = tmp_path / "work", tmp_path / "a.pth"
     checkpoint.write_text("not a checkpoint")
-    done = subprocess.run(
-        without_locks("EBADF") + [str(repo / "run_all.sh"), "1", "--device", "cpu", "--checkpoint", str(checkpoint),
-                                  "--exporter", "builtin", "--work_dir", str(work)],
-        env=dict(os.environ, PYTHON=sys.executable), stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    done = ran(*without_locks("EBADF"), repo / "run_all.sh", 1, "--device", "cpu", "--checkpoint", checkpoint, "--exporter", "builtin",
+               "--work_dir", work, cwd=tmp_path, env={"PYTHON": sys.executable})
     assert "warning: %s: cannot be locked" % work in done.stderr and "== 1. The checkpoint" in done.stdout, done.stderr
 
 
@@ -93,8 +89,7 @@ def test_setup_says_what_it_cannot_use(repo, tmp_path):
     """A TMPDIR that pip could not use is named before pip is started, and no .venv is begun."""
     shutil.copy(str(repo / "setup.sh"), str(tmp_path))
     shutil.copy(str(repo / "requirements.txt"), str(tmp_path))
-    done = subprocess.run([str(tmp_path / "setup.sh")], env=dict(os.environ, BASE_PYTHON=sys.executable, TMPDIR="/nowhere"),
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    done = ran(tmp_path / "setup.sh", cwd=tmp_path, env={"BASE_PYTHON": sys.executable, "TMPDIR": "/nowhere"})
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and not (tmp_path / ".venv").exists()
     assert "setup.sh: error: TMPDIR, /nowhere: no folder that can be written to" in done.stderr
 
@@ -185,8 +180,7 @@ def in_locale(name, locales, *command):
 
 
 def scripts(repo):
-    names = subprocess.run(["git", "ls-files", "*.py", "demo/*.py", "tsm/chain/stage.py", "tsm/chain/plan.py"], cwd=str(repo),
-                           stdout=subprocess.PIPE, universal_newlines=True).stdout.split()
+    names = ran("git", "ls-files", "*.py", "demo/*.py", "tsm/chain/stage.py", "tsm/chain/plan.py", cwd=repo).stdout.split()
     return [name for name in names if not name.startswith(("test/", "bench/"))
             and 'if __name__ == "__main__"' in (repo / name).read_text(encoding="utf-8")]
 
@@ -264,13 +258,13 @@ def test_the_libraries_are_told_before_they_are_imported(quiet, repo):
             "    try: __import__(name)\n"
             "    except ImportError: pass\n"
             "print(os.environ['ORT_DISABLE_TELEMETRY'], sys.modules['openvino_telemetry'])")
-    done = subprocess.run([sys.executable, "-c", code], cwd=str(repo), env=quiet, stdout=subprocess.PIPE, universal_newlines=True)
+    done = ran(sys.executable, "-c", code, cwd=repo, env=quiet)
     assert done.stdout == "1 None\n"
 
 
 def test_a_closed_standard_output_is_no_fault(repo, tmp_path):
     command = "'%s' '%s' --list >&-" % (sys.executable, repo / "TSM_checkpoint.py")
-    done = subprocess.run(["sh", "-c", command], cwd=str(tmp_path), stderr=subprocess.PIPE, universal_newlines=True)
+    done = ran("sh", "-c", command, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -280,7 +274,7 @@ def test_a_closed_standard_output_is_no_fault(repo, tmp_path):
     ("raise ImportError('libGL.so.1: cannot open\\nmore')", "-c: error: %s lacks a package of the suite (libGL.so.1: " % sys.executable),
     ("from tsm.cli import nothing", "Traceback"), ("import tsm.nothing", "Traceback")])
 def test_what_goes_wrong_while_libraries_are_imported_is_one_line_unless_it_is_our_fault(repo, code, says):
-    done = subprocess.run([sys.executable, "-c", "import tsm; " + code], cwd=str(repo), stderr=subprocess.PIPE, universal_newlines=True)
+    done = ran(sys.executable, "-c", "import tsm; " + code, cwd=repo)
     assert done.returncode and done.stderr.startswith(says), done.stderr
     assert (says == "Traceback") == (done.stderr.count("\n") > 1)
 
@@ -288,8 +282,7 @@ def test_what_goes_wrong_while_libraries_are_imported_is_one_line_unless_it_is_o
 def test_an_interpreter_without_the_packages_is_told_of_setup(repo, tmp_path):
     """Of every script: without site, Python finds none of them."""
     def helped(script):
-        return subprocess.run([sys.executable, "-S", "-B", str(repo / script), "--help"], cwd=str(tmp_path), stdout=subprocess.DEVNULL,
-                              stderr=subprocess.PIPE, universal_newlines=True)
+        return ran(sys.executable, "-S", "-B", repo / script, "--help", cwd=tmp_path)
 
     for script, done in side_by_side(helped, [name for name in scripts(repo) if not name.startswith("tsm/chain/")]):
         assert done.returncode == 1 and done.stderr.count("\n") == 1, (script, done.stderr)
@@ -340,8 +333,7 @@ def test_what_the_demo_does_not_run_keeps_to_itself_too(quiet, repo, thin_onnx, 
         ("modify_onnx.py", ["-m1", str(thin_onnx.parent / "thin.onnx"), "-m2", "ascend.onnx"]),
     ]):
         log = tmp_path / ("log%d" % number)
-        done = subprocess.run(traced.strace(log) + [sys.executable, str(repo / script)] + arguments, cwd=str(work), env=quiet,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+        done = ran(*traced.strace(log), sys.executable, repo / script, *arguments, cwd=work, env=quiet)
         assert done.returncode == 0, (script, done.stdout + done.stderr)
         assert traced.connections(log) == [] and traced.outside(log, work) == [], script
         assert traced.changed(log, work)  # the trace sees something
@@ -352,8 +344,7 @@ def test_what_the_demo_does_not_run_keeps_to_itself_too(quiet, repo, thin_onnx, 
 def test_no_call_that_newer_pythons_warn_of(repo):
     """re.split, re.sub and re.subn want maxsplit, count and flags as keywords."""
     most = {"split": 2, "sub": 3, "subn": 3}
-    names = subprocess.run(["git", "ls-files", "*.py"], cwd=str(repo), stdout=subprocess.PIPE, universal_newlines=True).stdout
-    for name in names.split():
+    for name in ran("git", "ls-files", "*.py", cwd=repo).stdout.split():
         for node in ast.walk(ast.parse((repo / name).read_text(encoding="utf-8"))):
             call = node.func if isinstance(node, ast.Call) else None
             if isinstance(call, ast.Attribute) and isinstance(call.value, ast.Name) and call.value.id == "re":

@@ -3,14 +3,15 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 onnx = pytest.importorskip("onnx")
+from clips import SMALL  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from processes import ran  # noqa: E402
 
 BATCH, WIDTH = 4, 6
 
@@ -135,10 +136,10 @@ def test_what_is_wrong_is_named_and_no_summary_is_left(fails, works, tmp_path, t
     ("thin", ("--precision", "int8", "--int8_model", "none.xml")), ("tiny.onnx", ("--precision", "int8")),
     ("tiny.onnx", ("--precision", "bf16", "--backend", "onnxruntime")), ("x.onnx", ()), ("tiny.onnx", ("--input", "in/0.bin,in/99.bin")),
 ])
-def test_a_run_that_cannot_begin_leaves_a_finished_one_finished(fails, works, thin_onnx, tmp_path, tiny, rows, model, more):
+def test_a_run_that_cannot_begin_leaves_a_finished_one_finished(fails, works, small_onnx, tmp_path, tiny, rows, model, more):
     works("TSM_infer.py", *ARGS, cwd=tmp_path)
     before = {path: path.read_bytes() for path in (tmp_path / "res").rglob("*") if path.is_file()}
-    fails("TSM_infer.py", *ARGS, "--model", thin_onnx if model == "thin" else model, *more, cwd=tmp_path)
+    fails("TSM_infer.py", *ARGS, "--model", small_onnx if model == "thin" else model, *more, cwd=tmp_path)
     assert len(before) == 14 and before == {path: path.read_bytes() for path in (tmp_path / "res").rglob("*") if path.is_file()}
 
 
@@ -167,12 +168,13 @@ def test_an_openvino_error_of_any_form_says_something(text, says):
 
 
 @pytest.fixture(scope="module")
-def tensors(works, repo, tmp_path_factory):
+def tensors(works, repo, small_onnx, tmp_path_factory):
     """Three demo clips, preprocessed, with their manifest."""
     folder = tmp_path_factory.mktemp("tensors")
     clips = sorted(path.name for path in (repo / "demo/videos").iterdir())[:3]
     (folder / "list.txt").write_text("".join("%s %d\n" % (name, index) for index, name in enumerate(clips)))
-    works("TSM_preprocess.py", "--data_root", repo / "demo/videos", "--ann_file", "list.txt", cwd=folder)
+    works("TSM_preprocess.py", "--data_root", repo / "demo/videos", "--ann_file", "list.txt", "--protocol",
+          small_onnx.parent / "protocol.json", cwd=folder)
     return folder
 
 
@@ -182,21 +184,20 @@ def probabilities(works, tensors, name, *args):
     return np.stack([np.load(str(tensors / "res" / name / ("%d_0.npy" % index)))[0] for index in range(3)])
 
 
-def test_tsm_view_by_view_equals_the_whole_model(works, tensors, thin_onnx, tmp_path):
+def test_tsm_view_by_view_equals_the_whole_model(works, tensors, small_onnx, tmp_path):
     """Both backends, batch 1 and a batch that three clips do not fill, against ONNX Runtime on the graph as it is."""
     import onnxruntime
 
     from tsm.model.graph import build, trunk_of
     from tsm.model.onnxfile import metadata, read_onnx, set_metadata
-    from tsm.protocol import SSV2
 
-    session = onnxruntime.InferenceSession(str(thin_onnx), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(small_onnx), providers=["CPUExecutionProvider"])
     videos = [np.fromfile(str(tensors / "sthv2/preprocess_bin" / ("%d.bin" % i)), np.float32) for i in range(3)]
-    whole = np.concatenate([session.run(None, {"input": video.reshape(1, 48, 3, 256, 256)})[0] for video in videos])
-    four = build(trunk_of(read_onnx(str(thin_onnx))), "cpu", SSV2, 4, "score")
-    set_metadata(four, metadata(read_onnx(str(thin_onnx))))
+    whole = np.concatenate([session.run(None, {"input": video.reshape(1, 48, 3, 64, 64)})[0] for video in videos])
+    four = build(trunk_of(read_onnx(str(small_onnx))), "cpu", SMALL, 4, "score")
+    set_metadata(four, metadata(read_onnx(str(small_onnx))))
     onnx.save(four, str(tmp_path / "four.onnx"))
-    for name, args in {"ov": ("-m", thin_onnx, "--backend", "openvino"), "ort": ("-m", thin_onnx, "--backend", "onnxruntime"),
+    for name, args in {"ov": ("-m", small_onnx, "--backend", "openvino"), "ort": ("-m", small_onnx, "--backend", "onnxruntime"),
                        "four": ("-m", tmp_path / "four.onnx")}.items():
         assert np.abs(probabilities(works, tensors, name, *args) - whole).max() <= 1e-5, name
     assert json.loads((tensors / "res/four_summary.json").read_text())["NPU_compute_time"]["count"] == 1
@@ -204,11 +205,11 @@ def test_tsm_view_by_view_equals_the_whole_model(works, tensors, thin_onnx, tmp_
 
 def test_a_model_of_another_dtype_is_not_fed_with_the_tensors(fails, tensors, tmp_path):
     """A float16 input of two videos would take a float32 file as two samples."""
-    shape = [2, 48, 3, 256, 256]
+    shape = [2, 48, 3, 64, 64]
     graph = helper.make_graph(
         [helper.make_node("ReduceMean", ["x"], ["y"], axes=[1, 2, 3], keepdims=0)], "halved",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT16, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT16, [2, 256])])
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT16, [2, 64])])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)])
     onnx.save(model, str(tmp_path / "half.onnx"))
     line = fails("TSM_infer.py", "-m", tmp_path / "half.onnx", "-i", "sthv2/preprocess_bin", cwd=tensors)
@@ -229,16 +230,16 @@ def _flip(path):
     (lambda bins: _flip(bins / "1.bin"), "1.bin"),
     (lambda bins: (bins.parent / "sthv2.json").write_text("{}"), "sthv2.json"),
 ])
-def test_tampered_tensors_are_named(fails, tensors, thin_onnx, tmp_path, damage, named):
+def test_tampered_tensors_are_named(fails, tensors, small_onnx, tmp_path, damage, named):
     shutil.copytree(str(tensors / "sthv2"), str(tmp_path / "sthv2"))
     damage(tmp_path / "sthv2/preprocess_bin")
-    assert named in fails("TSM_infer.py", "-m", thin_onnx, "-i", "sthv2/preprocess_bin", "-o", "res", "--output_dirname",
+    assert named in fails("TSM_infer.py", "-m", small_onnx, "-i", "sthv2/preprocess_bin", "-o", "res", "--output_dirname",
                           "out", cwd=tmp_path)
     assert not (tmp_path / "res/out_summary.json").exists()
 
 
-def test_bf16_reports_its_agreement_or_says_why_not(run, tensors, thin_onnx):
-    done = run("TSM_infer.py", "-m", thin_onnx, "-i", "sthv2/preprocess_bin", "--precision", "bf16", "--agreement", 2,
+def test_bf16_reports_its_agreement_or_says_why_not(run, tensors, small_onnx):
+    done = run("TSM_infer.py", "-m", small_onnx, "-i", "sthv2/preprocess_bin", "--precision", "bf16", "--agreement", 2,
                "--backend", "openvino", cwd=tensors)
     if done.returncode:
         assert "bfloat16" in done.stderr and done.stderr.count("\n") == 1
@@ -247,10 +248,10 @@ def test_bf16_reports_its_agreement_or_says_why_not(run, tensors, thin_onnx):
 
 
 @pytest.fixture(scope="module")
-def int8(works, tensors, thin_onnx):
+def int8(works, tensors, small_onnx):
     """TSM_quantise.py's file for the demo's model, calibrated on two clips."""
     pytest.importorskip("nncf")
-    out = works("TSM_quantise.py", "--model", thin_onnx, "--input", "sthv2/preprocess_bin", "--clips", 2, "--output",
+    out = works("TSM_quantise.py", "--model", small_onnx, "--input", "sthv2/preprocess_bin", "--clips", 2, "--output",
                 "tsm_int8.xml", cwd=tensors)
     assert "calibrated on 2 clips" in out and not list(tensors.glob(".*"))
     return tensors / "tsm_int8.xml"
@@ -260,33 +261,32 @@ def saved_again(model, path, proved=True, **changes):
     """A model as modify_onnx.py writes it, for batch 4, with another classifier's bias or input dtype; or one without its proof."""
     from tsm.model.graph import build, trunk_of
     from tsm.model.onnxfile import graph_digest, metadata, read_onnx, set_metadata
-    from tsm.protocol import SSV2
 
     source = read_onnx(str(model))
     trunk, dtype = trunk_of(source), changes.pop("dtype", "float32")
     trunk = trunk._replace(**{key: change(getattr(trunk, key)) for key, change in changes.items()})
-    made = build(trunk, "cpu", SSV2, 4, "score", dtype=dtype)
+    made = build(trunk, "cpu", SMALL, 4, "score", dtype=dtype)
     known = dict(metadata(source), **metadata(made))
     if proved:
         proof = json.loads(known["tsm.proof"])
-        proof["one_view"]["sha256"] = graph_digest(build(trunk, "view", SSV2, dtype=dtype))
+        proof["one_view"]["sha256"] = graph_digest(build(trunk, "view", SMALL, dtype=dtype))
         known["tsm.proof"] = json.dumps(proof)
     set_metadata(made, known)
     onnx.save(made, str(path))
     return path
 
 
-def test_what_runs_is_what_was_proved(fails, thin_onnx, tmp_path):
-    other = saved_again(thin_onnx, tmp_path / "other.onnx", proved=False, fc_bias=lambda bias: bias + 1)
+def test_what_runs_is_what_was_proved(fails, small_onnx, tmp_path):
+    other = saved_again(small_onnx, tmp_path / "other.onnx", proved=False, fc_bias=lambda bias: bias + 1)
     assert "its proof is of another graph" in fails("TSM_infer.py", "-m", other, cwd=tmp_path)
 
 
 @pytest.mark.all
-def test_int8_agrees_with_fp32_at_any_batch_size(works, tensors, thin_onnx, int8, tmp_path):
-    exact = probabilities(works, tensors, "fp32", "-m", thin_onnx, "--backend", "openvino")
+def test_int8_agrees_with_fp32_at_any_batch_size(works, tensors, small_onnx, int8, tmp_path):
+    exact = probabilities(works, tensors, "fp32", "-m", small_onnx, "--backend", "openvino")
     small = ("--precision", "int8", "--int8_model", int8)
-    one = probabilities(works, tensors, "int8", "-m", thin_onnx, *small)
-    four = probabilities(works, tensors, "int8_4", "-m", saved_again(thin_onnx, tmp_path / "four.onnx"), *small)
+    one = probabilities(works, tensors, "int8", "-m", small_onnx, *small)
+    four = probabilities(works, tensors, "int8_4", "-m", saved_again(small_onnx, tmp_path / "four.onnx"), *small)
     assert np.array_equal(one, four) and 0 < np.abs(one - exact).max() < 0.2
     assert (one.argmax(1) == exact.argmax(1)).all()
     kept = json.loads((tensors / "res/int8_summary.json").read_text())["tsm"]
@@ -301,29 +301,28 @@ def test_int8_agrees_with_fp32_at_any_batch_size(works, tensors, thin_onnx, int8
     (lambda folder: (folder / "q.xml").write_bytes((folder / "q.xml").read_bytes()[:5000]), "q.xml"),
     (lambda folder: (folder / "q.xml").write_text("<net/>"), "q.xml"),
 ])
-def test_a_damaged_int8_file_is_named(fails, tensors, thin_onnx, int8, tmp_path, damage, says):
+def test_a_damaged_int8_file_is_named(fails, tensors, small_onnx, int8, tmp_path, damage, says):
     for suffix in (".xml", ".bin"):
         shutil.copy(str(int8.with_suffix(suffix)), str(tmp_path / ("q" + suffix)))
     damage(tmp_path)
-    assert says in fails("TSM_infer.py", "-m", thin_onnx, "--precision", "int8", "--int8_model", "q.xml", cwd=tmp_path)
+    assert says in fails("TSM_infer.py", "-m", small_onnx, "--precision", "int8", "--int8_model", "q.xml", cwd=tmp_path)
 
 
 @pytest.mark.all
 @pytest.mark.parametrize("changes", [{"fc_bias": lambda bias: bias + 1}, {"dtype": "uint8"}])
-def test_int8_of_another_network_is_refused(fails, thin_onnx, int8, tmp_path, changes):
-    other = saved_again(thin_onnx, tmp_path / "other.onnx", **changes)
+def test_int8_of_another_network_is_refused(fails, small_onnx, int8, tmp_path, changes):
+    other = saved_again(small_onnx, tmp_path / "other.onnx", **changes)
     assert "not made from the network" in fails("TSM_infer.py", "-m", other, "--precision", "int8", "--int8_model", int8, cwd=tmp_path)
 
 
-def test_decoders_are_forked_before_what_starts_threads(thin_onnx, repo, tmp_path):
+def test_decoders_are_forked_before_what_starts_threads(small_onnx, repo, tmp_path):
     """TSM_quantise.py makes tensors of a list before NNCF, PyTorch or OpenVINO are there."""
     pytest.importorskip("nncf")
     (tmp_path / "list.txt").write_text("a.mp4 0\n")
     code = ("import sys; sys.path.insert(0, %r); import TSM_quantise, tsm.video.clips as clips\n"
             "def decoded(*args): print(sorted({'nncf', 'openvino', 'torch', 'onnxruntime'} & set(sys.modules))); sys.exit()\n"
             "clips.decoded = decoded\nTSM_quantise.main()" % str(repo))
-    done = subprocess.run([sys.executable, "-c", code, "-m", str(thin_onnx), "--ann_file", "list.txt", "--data_root", "."],
-                          cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    done = ran(sys.executable, "-c", code, "-m", small_onnx, "--ann_file", "list.txt", "--data_root", ".", cwd=tmp_path)
     assert done.stdout == "[]\n", done.stderr
 
 

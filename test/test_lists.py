@@ -1,12 +1,10 @@
 """TSM_stream.py in shards, what it records, and what it refuses: the same files as of one run, and nothing done twice."""
 
-import contextlib
 import json
 import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import zlib
@@ -14,7 +12,7 @@ import zlib
 import numpy as np
 import pytest
 from clips import arguments, listed, results
-from processes import children_of
+from processes import ran, started
 
 pytest.importorskip("onnx")
 from tsm.cli import Corrupt, Killed, UserError
@@ -35,7 +33,7 @@ from tsm.infer.journal import (
     workers_of,
 )
 from tsm.infer.lists import Chunk, Job, missing_shards, plan, rate_in, rounds, shard_of
-from tsm.protocol import SSV2
+from tsm.protocol import PIPELINES, SSV2
 from tsm.samples import Clip, chunk_size, refuse_killed
 
 CLIPS, CHUNK = 5, 2
@@ -43,14 +41,14 @@ POST = ("--result_path", "res/out_summary.json", "--info_path", "sthv2/sthv2.inf
 
 
 @pytest.fixture
-def setting(thin_onnx, tmp_path):
-    return listed(tmp_path / "run", thin_onnx, CLIPS)
+def setting(small_onnx, tmp_path):
+    return listed(tmp_path / "run", small_onnx, CLIPS)
 
 
 @pytest.fixture(scope="module")
-def expected(thin_onnx, works, tmp_path_factory):
+def expected(small_onnx, works, tmp_path_factory):
     """What TSM_stream.py leaves."""
-    folder = listed(tmp_path_factory.mktemp("stream"), thin_onnx, CLIPS)
+    folder = listed(tmp_path_factory.mktemp("stream"), small_onnx, CLIPS)
     works("TSM_stream.py", *arguments(), cwd=folder)
     return {name: data for name, data in results(folder).items() if name.startswith("res")}
 
@@ -84,6 +82,9 @@ def test_what_a_run_records(works, setting, expected):
     shutil.copy(str(setting / "videos/3.webm"), str(setting / "videos/2.webm"))
     assert "1 made, 4 already right" in works("TSM_stream.py", *arguments("--chunk", CHUNK), cwd=setting)
     assert not list(setting.rglob("*.part"))
+    (setting / "list.txt").write_text("".join((setting / "list.txt").read_text().splitlines(True)[:3]))
+    works("TSM_stream.py", *arguments(), cwd=setting)
+    assert len(list((setting / "res/out").glob("*.txt"))) == 3  # none of the longer list is left
 
 
 def test_the_automatic_size_is_measured_on_a_sample_that_counts():
@@ -101,14 +102,13 @@ def test_the_automatic_size_is_measured_on_a_sample_that_counts():
 
 
 def test_killed_at_any_moment_it_goes_on(repo, works, setting, expected):
-    command = [sys.executable, str(repo / "TSM_stream.py")] + arguments()
     for wanted in (1, 3):
-        process = subprocess.Popen(command, cwd=str(setting), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = started(sys.executable, repo / "TSM_stream.py", *arguments(), cwd=setting, start_new_session=True)
         while process.poll() is None and len(records(setting)) < wanted:
             time.sleep(0.01)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
         if process.returncode:
             assert not (setting / "res/out_summary.json").exists() and not (setting / "sthv2/sthv2.json").exists()
     before = len(records(setting))
@@ -135,6 +135,8 @@ def test_what_is_damaged_is_done_again_and_nothing_else(works, setting, expected
 
 
 def test_shards_are_merged_and_a_missing_one_is_named(works, fails, setting, expected):
+    assert "0 of 5 videos are done, 0 cannot be read, 5 are to do" in works("TSM_stream.py", *arguments("--status"), cwd=setting)
+    assert not (setting / "res").exists() and not (setting / "sthv2").exists()
     for number in (0, 2):
         out = works("TSM_stream.py", *arguments("--shard", "%d/3" % number, "--chunk", CHUNK), cwd=setting)
         assert "%d of %d videos are done" % (len(shard_of(CLIPS, number, 3)), len(shard_of(CLIPS, number, 3))) in out
@@ -144,6 +146,8 @@ def test_shards_are_merged_and_a_missing_one_is_named(works, fails, setting, exp
     assert "list.txt: %d of 5 videos are not done: --shard 1/3 has %d of its %d videos to do" % (left, left, left) in line
     before = sorted(path.name for path in setting.rglob("*"))
     assert "--shard 1/3 has" in works("TSM_stream.py", *arguments("--status"), cwd=setting)
+    assert "0 of %d videos are done, 0 cannot be read, %d are to do" % (left, left) in works(
+        "TSM_stream.py", *arguments("--shard", "1/3", "--status"), cwd=setting)
     assert sorted(path.name for path in setting.rglob("*")) == before
     works("TSM_stream.py", *arguments("--shard", "1/3", "--merge"), cwd=setting)
     with (setting / "new.onnx").open("ab") as file:
@@ -154,11 +158,6 @@ def test_shards_are_merged_and_a_missing_one_is_named(works, fails, setting, exp
     assert (setting / "res/out_summary.json").exists()
     assert same(setting, expected) and not list((setting / "res/out").glob(".shard_*"))
     assert "0 made, 5 already right" in works("TSM_stream.py", *arguments("--chunk", CHUNK), cwd=setting)
-
-
-def test_status_of_what_was_never_begun_makes_nothing(works, setting):
-    assert "0 of 5 videos are done, 0 cannot be read, 5 are to do" in works("TSM_stream.py", *arguments("--status"), cwd=setting)
-    assert not (setting / "res").exists() and not (setting / "sthv2").exists()
 
 
 def test_an_unreadable_video_ends_the_run_and_loses_nothing_or_is_left_out(works, fails, setting):
@@ -228,6 +227,7 @@ def key_of(folder, args):
     (("--shard", "3/3"), 2, "--shard"), (("--shard", "x"), 2, "--shard"), (("--devices", "0,0"), 2, "--devices"),
     (("--devices", "0"), 2, "for an NPU"), (("--ray", "auto", "--shard", "0/2"), 2, "--ray goes with"), (("--chunk", "0"), 2, "--chunk"),
     (("--model", "none.onnx"), 1, "none.onnx"), (("--model", "none.om"), 2, "for a CPU"), (("--data_root", "none"), 1, "none"),
+    (("--ann_file", "none.txt"), 1, "none.txt"), (("--output", "list.txt"), 1, "list.txt: is not a folder"),
     (("--merge",), 1, "5 of 5 videos are not done: no shard has done them"), (("--devices", "0,00"), 2, "'0,00' is no list of chips"),
     (("--protocol", "p.json"), 2, "a CPU takes the protocol from the model"),
     (("--ray", "a..b:6379"), 1, "--ray"), (("--ray", "a:²"), 1, "--ray"),
@@ -282,9 +282,7 @@ def test_a_disk_that_fills_up_is_said_and_what_is_recorded_counts(works, repo, s
     def small():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # a result in binary, and a few lines of the journal
 
-    command = [sys.executable, str(repo / "TSM_stream.py")] + arguments("--outfmt", "BIN")
-    done = subprocess.run(command, cwd=str(setting), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, universal_newlines=True,
-                          preexec_fn=small)
+    done = ran(sys.executable, repo / "TSM_stream.py", *arguments("--outfmt", "BIN"), cwd=setting, preexec_fn=small)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1 and JOURNAL in line
     kept = sum(len(record.done) for record in records(setting))
@@ -320,19 +318,6 @@ def test_a_clip_whose_decoder_was_killed_is_named_and_tried_again(tmp_path):
         refuse_killed("list.txt", clips, found.corrupt)
 
 
-def test_a_list_names_the_clip_whose_decoder_was_killed(repo, setting):
-    command = [sys.executable, str(repo / "TSM_stream.py")] + arguments("--on_error", "skip", "--num_worker", 1)
-    process = subprocess.Popen(command, cwd=str(setting), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, universal_newlines=True)
-    while process.poll() is None:
-        for worker in children_of(process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker, signal.SIGKILL)
-        time.sleep(0.01)
-    last = process.communicate()[1].splitlines()[-1]
-    assert process.returncode == 1 and "list.txt, line 1: 0.webm: its decoder was killed" in last and "--on_error" not in last
-    assert not (setting / "res/out_summary.json").exists()
-
-
 def test_what_a_command_says_may_be_in_any_encoding():
     words = [sys.executable, "-c", r"import sys; sys.stdout.buffer.write(b'\xd0\xbe \xff\n'); sys.exit(3)"]
     assert run_command(words, []) == (3, "\u043e \\xff")
@@ -351,17 +336,12 @@ def test_a_run_waits_for_no_shard_and_no_shard_for_a_run(works, fails, setting):
     assert "0 made, %d already right" % CLIPS in works("TSM_stream.py", *arguments("--merge"), cwd=setting)
 
 
-def test_the_status_of_a_shard_is_its_own(works, setting):
-    works("TSM_stream.py", *arguments("--shard", "0/2"), cwd=setting)
-    out = works("TSM_stream.py", *arguments("--shard", "1/2", "--status"), cwd=setting)
-    assert "0 of %d videos are done, 0 cannot be read, %d are to do" % ((len(shard_of(CLIPS, 1, 2)),) * 2) in out
-
-
 @pytest.mark.parametrize("videos, dtype, size", [
     (529, "float32", 0), (530, "float32", 264), (2119, "uint8", 0), (2120, "uint8", 1059)])
 def test_the_size_of_a_chunk_keeps_two_of_them_under_20_gb(videos, dtype, size):
     assert chunk_size(videos, dtype, 2, SSV2) == size
     assert chunk_size(videos, dtype, 3, SSV2) in (0, size * 2 // 3)
+    assert chunk_size(42, "float32", 2, SSV2._replace(**PIPELINES["dense-ten"])) == 20  # each video takes 482 MB
 
 
 def record(host, began, ended, numbers, ms=100.0, device="cpu"):

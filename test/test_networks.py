@@ -17,7 +17,7 @@ from tsm.model import proof, surgery  # noqa: E402
 from tsm.model.graph import FLAT, RELU6, SHIFT, build, in_parts, layers, trunk_of  # noqa: E402
 from tsm.model.network import RESNET50, RESNET101, TSM, Structure, load_network, network_of, scores, structure_of, trunk_from  # noqa: E402
 from tsm.model.offline import one_frame, one_view, read_offline  # noqa: E402
-from tsm.model.onnxfile import metadata, session, set_metadata, states_in  # noqa: E402
+from tsm.model.onnxfile import session, set_metadata, states_in  # noqa: E402
 from tsm.protocol import MOVES, SHIFTS, SSV2, fuse  # noqa: E402
 
 MOBILENET = Structure((1, 2, 3, 4, 3, 3, 1), (8, 16, 24, 32, 48, 56, 64, 80))  # MobileNetV2, thin
@@ -105,17 +105,6 @@ def test_every_form_is_the_network(network, works):
         assert np.abs(np.stack(by_view) - views).max() <= 1e-5 * np.abs(views).max()
 
 
-@pytest.mark.parametrize("network", ["ResNet-101", "MobileNetV2", "ResNet-50, one view"], indirect=True)
-def test_its_proof_is_carried_to_another_batch(network, works):
-    _, protocol, shifts, folder = network
-    works("modify_onnx.py", "-m1", "source.onnx", "-m2", "one.onnx", "--target", "cpu", cwd=folder)
-    assert "its proof is carried over" in works("modify_onnx.py", "-m1", "one.onnx", "-m2", "three.onnx", "-bs", 3, "--target",
-                                                "cpu", cwd=folder)
-    one, three = (metadata(onnx.load(str(folder / name))) for name in ("one.onnx", "three.onnx"))
-    assert one["tsm.proof"] == three["tsm.proof"] and json.loads(one["tsm.rules"])["shift"] == shifts
-    assert json.loads(three["tsm.protocol"]) == json.loads(json.dumps(protocol._asdict()))
-
-
 @pytest.mark.parametrize("form", FLAT)
 def test_ascend_s_forms_in_four_dimensions_are_the_guide_s(form, network):
     """Of two videos; with no Reshape but the input's and the head's; and read back as the same network."""
@@ -172,6 +161,9 @@ def test_layers_are_called_as_in_the_checkpoint(network):
     wanted = {key[len("backbone.") : -len(".running_mean")].replace(".net", "").replace(".bn", "")
               for key in net.state_dict() if key.endswith("running_mean")}
     assert found == wanted
+    if protocol.classes == 10:
+        view = {node.name for node in build(trunk, "view", protocol).graph.node}
+        assert {"layer2.0.conv1", "layer2.0.conv1/moved", "layer1.0.downsample/still", "fc"} <= view
 
 
 ONE_VIEW = THIN._replace(sampling="uniform", crops="centre", classes=12, size=32)
@@ -690,6 +682,7 @@ def test_a_hundred_views_fill_a_file_of_zeros_early():
     trunk = trunk_from(TSM(protocol, 8).eval())
     with pytest.raises(UserError) as raised:
         build(trunk, "ascend", protocol, 10 ** 6)
+    assert "more than an ONNX file holds" in str(raised.value)
     most = int(str(raised.value).split()[-1])
     zeros = sum(tensor.ByteSize() for tensor in build(trunk, "ascend", protocol, 1).graph.initializer
                 if tensor.name.startswith("zeros"))

@@ -70,26 +70,54 @@ def test_it_shows_and_keeps_what_the_run_left(works, left):
 def test_accuracy_comes_from_the_file_that_postprocessing_wrote(works, fails, left):
     works("TSM_postprocess.py", *ARGS[:2], "--json", "accuracy.json", cwd=left)
     assert "0.5000 / 1.0000" in works("TSM_report.py", *ARGS, "--accuracy", "accuracy.json", cwd=left)
-    for wrong in ("[]", "{}", '{"videos": 3}', "nonsense"):
+    text = (left / "accuracy.json").read_text()
+    figures = [text.replace("0.5", figure, 1) for figure in ("NaN", "Infinity", "1e999", "1" + "0" * 400)]
+    for wrong in ["[]", "{}", '{"videos": 3}', "nonsense"] + figures:
         (left / "accuracy.json").write_text(wrong)
         assert "accuracy.json" in fails("TSM_report.py", *ARGS, "--accuracy", "accuracy.json", cwd=left)
 
 
-@pytest.mark.parametrize("stages", ["{}", "[]", "nonsense", '{"infer": {"command": [], "seconds": 1, "peak_mb": 1}}'])
-def test_stages_that_cannot_be_read_are_left_out(works, left, stages):
-    (left / "stages.json").write_text(stages)
-    works("TSM_report.py", *ARGS, cwd=left)
-    assert json.loads((left / "report.json").read_text())["stages"] == {}
+def changed(path, **values):
+    """Other values in a JSON file's object; None: without them."""
+    held = dict(json.loads(path.read_text()), **values)
+    path.write_text(json.dumps({name: value for name, value in held.items() if value is not None}))
 
 
-@pytest.mark.parametrize("without", ["protocol", "versions", "samples", "skipped"])
-def test_a_manifest_without_its_parts_is_named(fails, left, without):
-    manifest = json.loads((left / "sthv2/sthv2.json").read_text())
-    del manifest[without]
-    (left / "sthv2/sthv2.json").write_text(json.dumps(manifest))
-    assert "sthv2.json" in fails("TSM_report.py", *ARGS, cwd=left)
-    (left / "sthv2/sthv2.json").unlink()
-    assert "sthv2.json" in fails("TSM_report.py", *ARGS, cwd=left)
+def test_what_another_program_left_is_passed_over(works, left):
+    """A throughput and stages that are none, a summary's own entry and times: nothing is said of them, and the rest is shown."""
+    def reported(name):
+        said = works("TSM_report.py", *ARGS, cwd=left)
+        assert name != "throughput" or said.splitlines()[2].endswith("|                   |")
+        return json.loads((left / "report.json").read_text())[name]
+
+    for rate in ("1.2.3", "9" * 400, "nan", ""):
+        (left / "perf/bs1.log").write_text("[INFO] throughput 1000*batchsize.mean(1)/NPU_compute_time.mean(250.0): %s\n" % rate)
+        assert reported("throughput") == {}
+    for text in ("{}", "[]", "nonsense", '{"infer": {"command": [], "seconds": 1, "peak_mb": 1}}'):
+        (left / "stages.json").write_text(text)
+        assert reported("stages") == {}
+    summary = left / "inference_result/out_summary.json"
+    for entry in ([], 3, {"views_agree": 3}, {"workers": [3], "kind": "inference"}):
+        changed(summary, tsm=entry)
+        assert reported("latency")["count"] == 2
+    for times in ([10 ** 30], ["1"], [True], [-1], [], 3):
+        changed(summary, npu_compute_time_list=times, NPU_compute_time={"mean": "1"}, H2D_latency=3)
+        assert reported("latency") is None
+
+
+@pytest.mark.parametrize("name, damages", [
+    ("sthv2/sthv2.json", [lambda path, part=part: changed(path, **{part: None}) for part in ("protocol", "versions", "samples", "skipped")]
+     + [lambda path: path.unlink()]),
+    ("inference_result/out_summary.json", [lambda path: changed(path, throughput=float("nan"))] + [
+        lambda path, name=name: path.write_text(path.read_text().replace('"sthv2/preprocess_bin/0.bin"', json.dumps(name)))
+        for name in ("\u00b2.bin", "\u0663.bin", "a\0.bin", "\ud800.bin")])])  # numbers of other digits, and names that are none
+def test_what_of_a_run_is_damaged_is_named_in_one_line(fails, left, name, damages):
+    whole = (left / name).read_bytes()
+    for damage in damages:
+        (left / name).write_bytes(whole)
+        damage(left / name)
+        assert name.split("/")[-1] in fails("TSM_report.py", *ARGS, cwd=left)
+        assert not (left / "report.json").exists()
 
 
 def test_published_figures_stand_beside_their_own_checkpoint_alone(works, left):
@@ -208,6 +236,17 @@ def test_the_page_is_drawn_from_the_report_alone_and_again_the_same(works, left,
     assert (apart / "report.html").read_bytes() == (left / "report.html").read_bytes()
 
 
+def test_a_report_of_another_version_or_half_of_one_is_one_line(works, fails, left, tmp_path):
+    works("TSM_report.py", *ARGS, cwd=left)
+    whole, apart = (left / "report.json").read_text(), tmp_path / "apart"
+    apart.mkdir()
+    halves = [whole[: int(len(whole) * part)] for part in (0.1, 0.5, 0.99)]
+    for text in ["", "{", "[]", "null", "3", "{}", '{"format": 2, "accuracy": {}, "checks": []}'] + halves:
+        (apart / "report.json").write_text(text)
+        assert "report.json" in fails("TSM_report.py", "--redraw", "report.json", cwd=apart)
+        assert os.listdir(str(apart)) == ["report.json"]
+
+
 def test_a_page_that_is_drawn_again_leaves_the_gallery_out_if_asked_to(works, fails, left):
     works("TSM_report.py", *ARGS, cwd=left)
     assert '<article class="card">' in (left / "report.html").read_text()
@@ -227,21 +266,6 @@ def test_without_names_classes_are_numbers(works, fails, left):
     model(left / "new.onnx", fusion="score", labels=json.dumps(NAMES))
     works("TSM_report.py", *ARGS, cwd=left)
     assert rows_of(left / "predictions.csv")[0]["true_name"] == "name 3"
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", "{}", '{"format": 2, "accuracy": {}, "checks": []}'])
-def test_a_report_of_another_version_or_half_of_one_is_one_line(fails, tmp_path, text):
-    (tmp_path / "report.json").write_text(text)
-    assert "report.json" in fails("TSM_report.py", "--redraw", "report.json", cwd=tmp_path)
-    assert os.listdir(str(tmp_path)) == ["report.json"]
-
-
-def test_half_of_a_written_report_is_one_line(works, fails, left):
-    works("TSM_report.py", *ARGS, cwd=left)
-    text = (left / "report.json").read_text()
-    for part in (0.1, 0.5, 0.99):
-        (left / "report.json").write_text(text[: int(len(text) * part)])
-        assert "report.json" in fails("TSM_report.py", "--redraw", "report.json", cwd=left)
 
 
 def test_results_that_were_deleted(works, fails, left):
@@ -355,54 +379,6 @@ def test_votes_of_views_are_counted():
     own = sealed({"views_agree": {"0": [0, 6], "1": [1, 6]}}, "inference")
     summary = summarise([("0.bin", "x"), ("1.bin", "y")], [1.0], [0.0], 1.0, [], tsm=own)
     assert views_agree(summary) == {0: 0, 1: 6, 2: 1, 3: 6} and views_agree({}) == {}
-
-
-@pytest.mark.parametrize("entry", [[], 3, {"views_agree": 3}, {"workers": [3], "kind": "inference"}])
-def test_a_foreign_entry_in_the_summary_is_left_alone(works, left, entry):
-    path = left / "inference_result/out_summary.json"
-    path.write_text(json.dumps(dict(json.loads(path.read_text()), tsm=entry)))
-    works("TSM_report.py", *ARGS, cwd=left)
-    assert (left / "report.html").exists()
-
-
-@pytest.mark.parametrize("times", [[10 ** 30], ["1"], [True], [-1], [], 3])
-def test_times_that_are_none_are_left_out(works, left, times):
-    path = left / "inference_result/out_summary.json"
-    figures = {"NPU_compute_time": {"mean": "1"}, "H2D_latency": 3}
-    path.write_text(json.dumps(dict(json.loads(path.read_text()), npu_compute_time_list=times, **figures)))
-    works("TSM_report.py", *ARGS, cwd=left)
-    assert json.loads((left / "report.json").read_text())["latency"] is None
-
-
-@pytest.mark.parametrize("text", ["1.2.3", "9" * 400, "nan", ""])
-def test_a_throughput_that_is_no_number_is_left_out(works, left, text):
-    (left / "perf/bs1.log").write_text("[INFO] throughput 1000*batchsize.mean(1)/NPU_compute_time.mean(250.0): %s\n" % text)
-    row = works("TSM_report.py", *ARGS, cwd=left).splitlines()[2]
-    assert row.endswith("|                   |") and json.loads((left / "report.json").read_text())["throughput"] == {}
-
-
-def test_an_input_file_whose_number_has_other_digits_is_named(fails, left):
-    path = left / "inference_result/out_summary.json"
-    for name in ("\u00b2.bin", "\u0663.bin", "a\0.bin", "\ud800.bin"):
-        summary = json.loads(path.read_text())
-        summary["filesinfo"]["0"]["infiles"] = [name]
-        path.write_text(json.dumps(summary))
-        assert "out_summary.json" in fails("TSM_report.py", *ARGS, cwd=left)
-
-
-def test_the_file_with_a_figure_that_is_not_finite_is_named(works, fails, left):
-    works("TSM_postprocess.py", *ARGS[:2], "--json", "accuracy.json", cwd=left)
-    text = (left / "accuracy.json").read_text()
-    for figure in ("NaN", "Infinity", "1e999", "1" + "0" * 400):
-        (left / "accuracy.json").write_text(text.replace("0.5", figure, 1))
-        assert "accuracy.json" in fails("TSM_report.py", *ARGS, "--accuracy", "accuracy.json", cwd=left)
-
-
-def test_a_figure_that_is_not_finite_is_one_line(fails, left):
-    path = left / "inference_result/out_summary.json"
-    path.write_text(json.dumps(dict(json.loads(path.read_text()), throughput=float("nan"))))
-    assert "out_summary.json" in fails("TSM_report.py", *ARGS, cwd=left)
-    assert not (left / "report.json").exists()
 
 
 @pytest.mark.parametrize("args, status, says", [

@@ -3,7 +3,6 @@
 TSM_KILLS=100 and TSM_MEMORY=2000 (./test/run.sh --full) run the kill and the memory test in full size.
 """
 
-import contextlib
 import json
 import os
 import random
@@ -16,7 +15,7 @@ import time
 
 import pytest
 from clips import VIDEOS, clip_of, contents, linked, times
-from processes import LONGEST, children_of, wait_for
+from processes import LONGEST, children_of, ran, started, wait_for
 
 from tsm.files import locked
 from tsm.infer.preprocess import Tensors, read_made, state_of
@@ -34,10 +33,7 @@ def start(repo, tmp_path):
     """start(*arguments) -> a running TSM_preprocess.py."""
 
     def start(*args, **options):
-        command = [sys.executable, str(repo / "TSM_preprocess.py")] + [str(arg) for arg in args]
-        return subprocess.Popen(  # with SIGINT as a terminal leaves it: a shell's background jobs ignore it, and pass that on
-            command, cwd=str(tmp_path), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            universal_newlines=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options)
+        return started(sys.executable, repo / "TSM_preprocess.py", *args, cwd=tmp_path, **options)
 
     return start
 
@@ -180,9 +176,7 @@ def test_other_versions_make_everything_anew(works, repo, tmp_path):
     works("TSM_preprocess.py", *arguments(root, ann_file), cwd=tmp_path)
     program = ("import sys; sys.path.insert(0, %r); import cv2; cv2.__version__ = '0'; import TSM_preprocess; "
                "TSM_preprocess.main()" % str(repo))
-    done = subprocess.run([sys.executable, "-c", program] + [str(arg) for arg in arguments(root, ann_file)],
-                          cwd=str(tmp_path), check=True, stdout=subprocess.PIPE, universal_newlines=True)
-    assert counts(done.stdout) == (2, 0, 0)
+    assert counts(ran(sys.executable, "-c", program, *arguments(root, ann_file), cwd=tmp_path, check=True).stdout) == (2, 0, 0)
 
 
 def test_the_second_of_two_runs_stops_at_once(fails, tmp_path):
@@ -209,20 +203,6 @@ def test_interrupted_it_leaves_no_worker_and_goes_on(works, start, tmp_path, num
     assert kept > 3 and made + kept == 120
 
 
-def test_a_killed_worker_ends_the_run_in_one_line(start, tmp_path):
-    root, ann_file = linked(tmp_path, 200)
-    process = start(*arguments(root, ann_file))
-    wait_for(lambda: (tmp_path / "out/preprocess_bin").exists() and len(times(tmp_path / "out")) > 3,
-             "four tensors", process)
-    while process.poll() is None:  # until one dies at work: who dies between two clips is replaced
-        for worker in children_of(process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker, signal.SIGKILL)
-        time.sleep(0.01)
-    lines = process.communicate(timeout=LONGEST)[1].splitlines()
-    assert process.returncode == 1 and len(lines) == 1 and "its decoder was killed" in lines[0]
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 24 MB, room for two tensors."""
@@ -246,11 +226,8 @@ def test_a_disk_that_fills_up_ends_in_one_line_and_the_next_run_goes_on(works, r
     ballast.write_bytes(bytes(10 << 20))
     blind = ("import runpy, shutil, sys, types; shutil.disk_usage = lambda path: types.SimpleNamespace(free=1 << 60); "
              "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')")  # as if the disk had been filled since
-    done = subprocess.run(
-        [sys.executable, "-c", blind, str(repo / "TSM_preprocess.py")]
-        + [str(arg) for arg in arguments(root, ann_file, small_disk) + ["--num_worker", 1]],  # two could fill it with two halves
-        cwd=str(tmp_path), env=dict(os.environ, PYTHONPATH=str(repo)),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=60)
+    done = ran(sys.executable, "-c", blind, repo / "TSM_preprocess.py", *arguments(root, ann_file, small_disk),
+               "--num_worker", 1, cwd=tmp_path, env={"PYTHONPATH": str(repo)}, timeout=60)  # two could fill it with two halves
     lines = done.stderr.splitlines()
     assert done.returncode == 1 and len(lines) == 1 and "No space left" in lines[0] and "free some space" in lines[0]
     assert len(times(small_disk)) == 1 and not list((small_disk / "preprocess_bin").glob(".*"))
@@ -282,10 +259,8 @@ def test_memory_does_not_grow_with_the_number_of_videos(repo, tmp_path):
         thread = threading.Thread(target=take_away)
         thread.start()
         try:
-            done = subprocess.run(
-                [sys.executable, "-c", program, sys.executable, str(repo / "TSM_preprocess.py")]
-                + [str(arg) for arg in arguments(root, "list.txt", str(count))], cwd=str(tmp_path), check=True,
-                stdout=subprocess.PIPE, universal_newlines=True)
+            done = ran(sys.executable, "-c", program, sys.executable, repo / "TSM_preprocess.py",
+                       *arguments(root, "list.txt", count), cwd=tmp_path, check=True)
         finally:
             stop.set()
             thread.join()

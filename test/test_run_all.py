@@ -14,7 +14,7 @@ import forked
 import numpy as np
 import pytest
 import traced
-from processes import command_of, wait_for
+from processes import command_of, ran, started, wait_for
 
 from tsm import workfolder
 from tsm.chain import plan
@@ -27,8 +27,7 @@ BY_HAND = 3  # clips that the README's commands are run on
 
 def clone(repo, copy, clips):
     """A copy of the suite's files, as a clone has them, whose demo has the first clips alone; the folder."""
-    names = subprocess.run(["git", "ls-files"], cwd=str(repo), stdout=subprocess.PIPE, universal_newlines=True, check=True)
-    for name in names.stdout.splitlines():
+    for name in ran("git", "ls-files", cwd=repo, check=True).stdout.splitlines():
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(str(repo / name), str(copy / name))
     annotations = copy / "demo/annotations/something-something-v2-validation.json"
@@ -44,10 +43,8 @@ def suite(repo, tmp_path_factory):
 
 def chain(suite, *args, **options):
     """run_all.sh of a suite, its Pythons forked."""
-    return subprocess.run(
-        [str(suite / "run_all.sh")] + [str(arg) for arg in args], cwd=str(options.pop("cwd", suite)), stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
-        env=dict(dict(os.environ, PYTHON=os.environ[forked.PYTHON]), **options.pop("env", {})), **options)
+    env = dict({"PYTHON": os.environ[forked.PYTHON]}, **options.pop("env", {}))
+    return ran(suite / "run_all.sh", *args, cwd=options.pop("cwd", suite), env=env, **options)
 
 
 def report(suite):
@@ -66,10 +63,8 @@ def home(tmp_path_factory):
 def demo(suite, home):
     """What ./run_all.sh 1 printed, at full size, run once for all tests here: without a TMPDIR, and under strace if that works."""
     tracer = traced.strace(home.parent / "log") if traced.works() else []
-    done = subprocess.run(
-        tracer + ["./run_all.sh", "1"], cwd=str(suite), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        universal_newlines=True, env=dict(os.environ, PYTHON=sys.executable, HOME=str(home), TMPDIR=str(home.parent / "missing"),
-                                          PYTHONDONTWRITEBYTECODE="1"))
+    done = ran(*tracer, "./run_all.sh", 1, cwd=suite, env={
+        "PYTHON": sys.executable, "HOME": str(home), "TMPDIR": str(home.parent / "missing"), "PYTHONDONTWRITEBYTECODE": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -84,12 +79,8 @@ def test_no_stage_opens_a_connection_or_writes_outside_its_folder(suite, demo, h
 
 
 @pytest.mark.all
-def test_the_demo_leaves_nothing_at_home(demo, home):
+def test_the_demo_reaches_its_accuracy_ends_with_the_table_and_leaves_nothing_at_home(suite, demo, home):
     assert os.listdir(str(home)) == []
-
-
-@pytest.mark.all
-def test_the_demo_reaches_its_accuracy_and_ends_with_the_table(suite, demo):
     found = report(suite)
     assert found["accuracy"]["videos"] == CLIPS and found["accuracy"]["top1_acc"] >= 0.95
     assert "| device" in demo and "top-1 / top-5" in demo and "%.4f / %.4f" % (
@@ -150,8 +141,7 @@ def test_the_readme_commands_by_hand_give_the_same_numbers(repo, suite, demo, tm
     """On the first clips of the demo, from nothing: the probabilities that run_all.sh left for them."""
     folder = clone(repo, tmp_path / "by hand", BY_HAND)
     commands = blocks(repo, "by hand").replace(".venv/bin/python ", shlex.quote(sys.executable) + " ").replace("--loop=8", "--loop=1")
-    done = subprocess.run(["bash", "-euo", "pipefail", "-c", commands], cwd=str(folder), stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    done = ran("bash", "-euo", "pipefail", "-c", commands, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "accuracy over %d videos" % BY_HAND in done.stdout and "throughput: " in done.stdout
     for name in ("%d_0.txt" % index for index in range(BY_HAND)):
@@ -164,8 +154,7 @@ def test_the_readme_s_prediction_is_what_the_command_prints(repo, suite, demo):
     text = (repo / "README.md").read_text(encoding="utf-8")
     shown = re.search(r"<!-- predict -->\n```bash\n.*?```\n\n```\n(.*?)```", text, re.DOTALL).group(1)
     command = blocks(repo, "predict").replace(".venv/bin/python ", shlex.quote(sys.executable) + " ")
-    done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], cwd=str(suite), stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    done = ran("bash", "-euo", "pipefail", "-c", command, cwd=suite)
     assert done.returncode == 0, done.stderr
     lines = [line.split(None, 1) for line in done.stdout.splitlines()]
     wanted = [line.split(None, 1) for line in shown.splitlines()]
@@ -173,7 +162,7 @@ def test_the_readme_s_prediction_is_what_the_command_prints(repo, suite, demo):
     for line, words, others in zip(done.stdout.splitlines(), lines, wanted):
         assert not line.startswith("  ") or abs(float(words[0]) - float(others[0])) < 2e-4
     code = re.search(r"<!-- code -->\n```python\n(.*?)```", text, re.DOTALL).group(1)
-    said = subprocess.run([sys.executable, "-c", code], cwd=str(suite), stdout=subprocess.PIPE, universal_newlines=True, check=True).stdout
+    said = ran(sys.executable, "-c", code, cwd=suite, check=True).stdout
     labels = json.loads((repo / "demo/annotations/something-something-v2-labels.json").read_text())
     assert labels[wanted[2][1]] == said.strip()  # the best class of the first video
 
@@ -239,9 +228,6 @@ def test_run_all_says_what_plan_says_with_its_status(repo, tmp_path):
         assert (done.returncode, done.stdout) == (status, "") and done.stderr.startswith(says) and done.stderr.count("\n") == 1
     done = chain(repo, 1, env={"PYTHON": "/nowhere/python"})
     assert done.returncode == 1 and done.stderr == "run_all.sh: error: /nowhere/python: not found; PYTHON names the interpreter\n"
-
-
-def test_help_teaches(repo):
     done = chain(repo, "--help")
     assert done.returncode == 0 and "--checkpoint" in done.stdout and "exit status" in done.stdout
 
@@ -415,10 +401,8 @@ def test_names_that_changed_are_put_into_the_model_again(wired, tmp_path):
 
 def test_paths_are_the_caller_s_whatever_they_look_like(wired, tmp_path):
     (tmp_path / "link to it").symlink_to(tmp_path / "suite/run_all.sh")
-    done = subprocess.run(
-        ["./link to it", "1", *OWN, "--device", "cpu", "--exporter", "builtin", "--work_dir", "-"], cwd=str(tmp_path),
-        env=dict(os.environ, PYTHON=os.path.relpath(sys.executable, str(tmp_path)), OLDPWD=str(tmp_path / "root")),
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    done = ran("./link to it", 1, *OWN, "--device", "cpu", "--exporter", "builtin", "--work_dir", "-", cwd=tmp_path,
+               env={"PYTHON": os.path.relpath(sys.executable, str(tmp_path)), "OLDPWD": str(tmp_path / "root")})
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "-/stages.json").exists() and not os.listdir(str(tmp_path / "root"))
 
@@ -637,10 +621,8 @@ def test_a_chain_that_is_ended_ends_its_stage_first(number, whom, status, wired,
     """The signal of a scheduler, a container or a terminal that goes reaches run_all.sh alone, or all at once, as Ctrl-C does."""
     (tmp_path / "suite/pytorch2onnx.py").write_text(HANGS)
     work = tmp_path / "work"
-    process = subprocess.Popen(
-        [str(tmp_path / "suite/run_all.sh"), "1", *OWN, "--device", "cpu", "--exporter", "builtin", "--work_dir", str(work)],
-        cwd=str(tmp_path), env=dict(os.environ, PYTHON=sys.executable), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, universal_newlines=True, start_new_session=True)
+    process = started(tmp_path / "suite/run_all.sh", 1, *OWN, "--device", "cpu", "--exporter", "builtin", "--work_dir", work,
+                    cwd=tmp_path, env={"PYTHON": sys.executable}, start_new_session=True)
     wait_for(lambda: (work / "pid").exists() and (work / "pid").read_text(), "the stage is at work")
     (os.killpg if whom == "all" else os.kill)(process.pid, number)
     said = process.communicate()[1]  # ends when nobody holds its output any more

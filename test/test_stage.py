@@ -37,12 +37,9 @@ def test_runs_once_and_again_when_something_changed(stage, tmp_path):
     assert "working" in stage(*COPY + ("another", "argument")).stdout
     (tmp_path / "b").unlink()
     assert "working" in stage(*COPY + ("another", "argument")).stdout
-
-
-def test_a_folder_is_known_by_its_contents(stage, tmp_path):
+    assert "working" in stage(outputs=()).stdout and "working" in stage(outputs=()).stdout  # nothing tells that it is done
     make = (sys.executable, "-c", "import os; os.makedirs('d', exist_ok=True); open('d/x', 'w').write('1'); print('working')")
-    assert "working" in stage(*make, outputs=("d",)).stdout
-    assert "up to date" in stage(*make, outputs=("d",)).stdout
+    assert "working" in stage(*make, outputs=("d",)).stdout and "up to date" in stage(*make, outputs=("d",)).stdout
     (tmp_path / "d/x").write_text("2")
     assert "working" in stage(*make, outputs=("d",)).stdout
 
@@ -73,30 +70,17 @@ def test_a_reader_that_leaves_ends_the_stage(repo, tmp_path):
     assert done.stdout.endswith(b"\n1\n") and done.stderr == b""
 
 
-def test_without_outputs_it_always_runs(stage):
-    assert "working" in stage(outputs=()).stdout and "working" in stage(outputs=()).stdout
-
-
-def test_the_command_is_shown_so_that_it_can_be_copied(stage):
-    assert "$ %s -c 'import sys; sys.exit(0)' 'a b'" % shlex.quote(sys.executable) in stage(
-        sys.executable, "-c", "import sys; sys.exit(0)", "a b", outputs=()).stdout
-
-
-def test_a_failing_command_keeps_its_status_and_is_not_remembered(stage, tmp_path):
-    done = stage(sys.executable, "-c", "import sys; sys.exit('its own message')")
+def test_a_failing_command_is_shown_keeps_its_status_and_is_not_remembered(run, stage, tmp_path):
+    done = stage(sys.executable, "-c", "import sys; sys.exit('its own message')", "a b")
     assert (done.returncode, done.stderr) == (1, "its own message\n")
+    assert "$ %s -c 'import sys; sys.exit('\"'\"'its own message'\"'\"')' 'a b'" % shlex.quote(sys.executable) in done.stdout
     assert stage(sys.executable, "-c", "raise SystemExit(7)").returncode == 7
+    for command, says in ((("no-such-command",), "no-such-command"), ((sys.executable, "-c", "pass"), "b: not made")):
+        done = stage(*command)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1 and says in done.stderr
+    done = run("tsm/chain/stage.py", "copy", "--measure", "missing/log", "--", sys.executable, "-c", "print(1)", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "missing/log: No such file" in done.stderr
     assert not (tmp_path / "stages.json").exists()
-
-
-def test_success_without_the_result_is_a_failure(stage):
-    done = stage(sys.executable, "-c", "pass")
-    assert done.returncode == 1 and "b: not made" in done.stderr
-
-
-def test_an_unknown_command_is_one_line(stage):
-    done = stage("no-such-command")
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "no-such-command" in done.stderr
 
 
 def test_seconds_and_memory_are_kept(stage, tmp_path):
@@ -105,17 +89,11 @@ def test_seconds_and_memory_are_kept(stage, tmp_path):
     assert entry["seconds"] >= 0.2 and entry["peak_mb"] > 60
 
 
-def test_damaged_state_means_nothing_is_done(stage, tmp_path):
-    stage()
-    (tmp_path / "stages.json").write_text("{")
-    assert "working" in stage().stdout
-
-
 def test_state_of_another_shape_is_passed_over(stage, tmp_path):
-    """Valid JSON, but not what stage.py writes."""
+    """Damaged, or valid JSON that stage.py does not write."""
     stage()
     good = (tmp_path / "stages.json").read_text()
-    for text in ('[]', '{"copy": 3}', '{"copy": null, "other": []}', good.replace('"peak_mb"', '"peak"')):
+    for text in ('{', '[]', '{"copy": 3}', '{"copy": null, "other": []}', good.replace('"peak_mb"', '"peak"')):
         (tmp_path / "stages.json").write_text(text)
         assert "working" in stage().stdout
     assert "up to date: b (made in " in stage().stdout
@@ -142,11 +120,6 @@ def test_it_ends_with_the_shell_that_started_it_and_so_does_its_command(repo, tm
     shell.terminate()
     shell.wait()
     wait_for(lambda: b"sleep" not in command_of(int((tmp_path / "pid").read_text())), "the command's end")
-
-
-def test_a_measurement_that_cannot_be_written_is_named(run, tmp_path):
-    done = run("tsm/chain/stage.py", "copy", "--measure", "missing/log", "--", sys.executable, "-c", "print(1)", cwd=tmp_path)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "missing/log: No such file" in done.stderr
 
 
 def test_a_stage_follows_what_its_script_imports_and_nothing_else(run, repo, tmp_path):

@@ -1,7 +1,6 @@
 """TSM_stream.py: the files of TSM_preprocess.py + TSM_infer.py with no tensor on disk, restartable, in bounded memory."""
 
 import json
-import os
 import shutil
 import sys
 import threading
@@ -11,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from clips import clip_of
+from clips import arguments, clip_of, listed
 
 pytest.importorskip("onnx")
 from tsm.cli import Corrupt, UserError
@@ -28,21 +27,13 @@ from tsm.video.windows import paced
 CLIPS = 5
 TIMES = ("NPU_compute_time", "H2D_latency", "D2H_latency", "throughput", "npu_compute_time_list", "pid", "args")
 
+ARGS = arguments()
+
 
 @pytest.fixture
-def setting(repo, tmp_path, thin_onnx):
-    """Five demo clips, their list, and the thin network's model."""
-    (tmp_path / "videos").mkdir()
-    for path in sorted((repo / "demo/videos").iterdir())[:CLIPS]:
-        shutil.copy(str(path), str(tmp_path / "videos"))
-    names = sorted(path.name for path in (tmp_path / "videos").iterdir())
-    (tmp_path / "list.txt").write_text("".join("%s %d\n" % (name, index) for index, name in enumerate(names)))
-    shutil.copy(str(thin_onnx), str(tmp_path / "new.onnx"))
-    return tmp_path
-
-
-ARGS = ("--model", "new.onnx", "--data_root", "videos", "--ann_file", "list.txt", "--output", "res", "--outfmt", "TXT",
-        "--backend", "onnxruntime")
+def setting(tmp_path, small_onnx):
+    """Five demo clips, their list, and a network's model."""
+    return listed(tmp_path / "run", small_onnx, CLIPS)
 
 
 def files(folder):
@@ -108,8 +99,9 @@ def test_an_error_comes_after_the_results_that_were_begun_before_it(error):
     assert found == [0, 1]
 
 
-def test_it_leaves_what_the_two_scripts_leave_but_the_tensors(works, setting):
-    works("TSM_preprocess.py", "--data_root", "videos", "--ann_file", "list.txt", cwd=setting)
+def test_it_leaves_what_the_two_scripts_leave_but_the_tensors(works, setting, small_onnx):
+    works("TSM_preprocess.py", "--data_root", "videos", "--ann_file", "list.txt", "--protocol", small_onnx.parent / "protocol.json",
+          cwd=setting)
     works("TSM_infer.py", "-m", "new.onnx", "-i", "sthv2/preprocess_bin", "-o", "res", "--output_dirname", "out", "--outfmt",
           "TXT", "--backend", "onnxruntime", cwd=setting)
     expected = files(setting)
@@ -119,22 +111,6 @@ def test_it_leaves_what_the_two_scripts_leave_but_the_tensors(works, setting):
     assert files(setting) == expected and not list(setting.rglob("*.bin"))
     out = works("TSM_postprocess.py", "--result_path=res/out_summary.json", "--info_path=sthv2/sthv2.info", cwd=setting)
     assert "accuracy over %d videos" % CLIPS in out
-
-
-def test_a_second_run_does_nothing_again_and_a_changed_video_alone_is_redone(works, setting):
-    assert "%d made, 0 already right" % CLIPS in works("TSM_stream.py", *ARGS, cwd=setting)
-    before = files(setting)
-    assert "0 made, %d already right" % CLIPS in works("TSM_stream.py", *ARGS, cwd=setting)
-    os.utime(str(sorted((setting / "videos").iterdir())[2]), (1, 1))
-    assert "1 made, %d already right" % (CLIPS - 1) in works("TSM_stream.py", *ARGS, cwd=setting)
-    assert files(setting) == before
-    shutil.copy(str(setting / "new.onnx"), str(setting / "other.onnx"))
-    with (setting / "other.onnx").open("ab") as file:
-        file.write(b"\x72\x00")  # an empty metadata entry: another file
-    assert "%d made, 0 already right" % CLIPS in works("TSM_stream.py", *(("--model", "other.onnx") + ARGS[2:]), cwd=setting)
-    (setting / "list.txt").write_text("".join((setting / "list.txt").read_text().splitlines(True)[:3]))
-    works("TSM_stream.py", *ARGS, cwd=setting)
-    assert len(list((setting / "res/out").glob("*.txt"))) == 3  # none of the longer list is left
 
 
 def test_nothing_is_removed_but_what_the_run_made(fails, works, setting):
@@ -156,29 +132,6 @@ def test_a_clip_that_was_mended_is_read_again(fails, works, setting):
     assert "img_00002.jpg is missing" in fails("TSM_stream.py", *ARGS, cwd=setting)
     (setting / "kept.jpg").rename(second)
     assert "1 made, 0 already right, 0 skipped" in works("TSM_stream.py", *ARGS, cwd=setting)
-
-
-def test_unreadable_videos_end_the_run_or_are_left_out(fails, works, setting):
-    (sorted((setting / "videos").iterdir())[1]).write_bytes(b"")
-    assert "list.txt, line 2" in fails("TSM_stream.py", *ARGS, cwd=setting)
-    assert not (setting / "res/out_summary.json").exists()
-    works("TSM_stream.py", *ARGS, "--on_error", "skip", cwd=setting)
-    out = works("TSM_postprocess.py", "--result_path=res/out_summary.json", "--info_path=sthv2/sthv2.info", cwd=setting)
-    assert "accuracy over 4 of 5 (1 skipped)" in out
-    for path in (setting / "videos").iterdir():
-        path.write_bytes(b"")
-    assert "none of its 5 clips" in fails("TSM_stream.py", *ARGS, "--on_error", "skip", cwd=setting)
-
-
-@pytest.mark.parametrize("args, says", [
-    (("--model", "none.onnx"), "none.onnx"), (("--ann_file", "none.txt"), "none.txt"), (("--data_root", "none"), "none"),
-    (("--output_dir", "list.txt"), "list.txt: is not a folder, and one is needed there; move it away or choose another"),
-    (("--output_dirname", "../list.txt"), "list.txt: is not a folder"), (("--output", "list.txt"), "list.txt: is not a folder"),
-])
-def test_what_is_missing_is_named(fails, setting, args, says):
-    given = dict(zip(ARGS[::2], ARGS[1::2]))
-    given.update([args])
-    assert says in fails("TSM_stream.py", *[word for pair in given.items() for word in pair], cwd=setting)
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
