@@ -26,7 +26,8 @@ for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):  # which nohup and
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 CHAIN = 12  # clips
-LONG = ["test_%s.py" % name for name in ("cluster", "predict", "blame", "npu", "modify", "run_all", "networks", "lists", "scripts")]
+LONG = ["test_%s.py" % name for name in ("npu", "predict", "blame", "networks", "run_all", "modify", "setup", "protocols",
+                                          "cluster", "scripts", "stream", "lists")]
 
 
 @pytest.fixture(scope="session")
