@@ -98,7 +98,7 @@ def compare_two(args: argparse.Namespace) -> None:
 
 
 def walk_stages(args: argparse.Namespace) -> None:
-    from tsm.report.diagnose import Chain, first_departure, row_line, rows_as_json, stages_of
+    from tsm.report.diagnose import Chain, first_departure, row_line, stages_of
 
     rows: List[Any] = []
     for row in stages_of(Chain(args.runs[0], paths_of(args)), args.videos or 4):
@@ -108,19 +108,18 @@ def walk_stages(args: argparse.Namespace) -> None:
         print(row_line(row), flush=True)
     print("\n" + first_departure(rows))
     if args.json:
-        write_text(args.json, rows_as_json(rows))
+        write_json(args.json, {"stages": [row._asdict() for row in rows], "verdict": first_departure(rows)})
 
 
 def hunt_suspects(args: argparse.Namespace) -> None:
     from tsm.report.diagnose import Chain
     from tsm.report.suspects import ROUNDS, Hunt, suspects_json, suspects_text
 
-    hunt = Hunt(Chain(args.runs[0], paths_of(args)), args.videos or ROUNDS[-1])
+    hunt, stopped = Hunt(Chain(args.runs[0], paths_of(args)), args.videos or ROUNDS[-1]), None
     try:
         hunt.race()
-    except KeyboardInterrupt:
-        print(suspects_text(hunt))
-        raise
+    except KeyboardInterrupt as interrupt:  # what is known is told
+        stopped = interrupt
     print(suspects_text(hunt))
     if args.json:
         write_json(args.json, suspects_json(hunt))
@@ -129,6 +128,8 @@ def hunt_suspects(args: argparse.Namespace) -> None:
 
         write_text(args.html, suspects_page(suspects_json(hunt)))
     tell_written(args.json, args.html)
+    if stopped:
+        raise stopped
 
 
 def agree(args: argparse.Namespace) -> None:

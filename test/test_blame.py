@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper  # noqa: E402
 from tsm.checkpoint.reader import load, save  # noqa: E402
 from tsm.protocol import SSV2, frame_indices, fuse  # noqa: E402
 from tsm.report.diagnose import DEPARTS, SAME, UNCHECKED, Chain, first_departure, stages_of  # noqa: E402
-from tsm.report.suspects import AS_IT_WAS, Hunt, dense, spread, starts, suspects_of, weights_of  # noqa: E402
+from tsm.report.suspects import AS_IT_WAS, Hunt, _folders, dense, spread, starts, suspects_of, weights_of  # noqa: E402
 from tsm.results import write_result  # noqa: E402
 from tsm.samples import read_info  # noqa: E402
 from tsm.video import clips  # noqa: E402
@@ -281,8 +281,8 @@ def test_files_of_two_runs_are_one_line(works, fails, work, demo_variants):
     for option in ("--stages", "--agreement=1"):
         assert "segments" in fails("TSM_compare.py", option, ".", "--model", other, cwd=work)
         assert "float32, not uint8" in fails("TSM_compare.py", option, ".", "--model", bytes_of, cwd=work)
-    line = fails("TSM_compare.py", "--stages", ".", "--exported", "tsm_new_bs1.onnx", cwd=work)
-    assert "tsm_new_bs1.onnx" in line and "--exported" in line
+    line = works("TSM_compare.py", "--stages", ".", "--exported", "tsm_new_bs1.onnx", cwd=work)
+    assert "tsm_new_bs1.onnx does not give 6 rows" in line and "by --exported" in line and "not checked: export, surgery" in line
     info = (work / "sthv2/sthv2.info").read_text()
     for text, words in ((info + "99 3\n", "sample 99 is not both in it"), (info.split("\n", 1)[1], "sample 0 is not both in it")):
         (work / "sthv2/sthv2.info").write_text(text)
@@ -363,6 +363,7 @@ def test_labels_are_suspected_without_computing_anything(works, work):
     found = json.loads((work / "s.json").read_text())
     assert found["rows"][0]["change"] == "labels, each lowered by one" and found["rows"][0]["gained"] == VIDEOS
     assert "labels, each lowered by one, top-1 is 1.0000 instead of 0.0000 on 12 videos" in out and "counted from 1" in out
+    assert found["precision"] in ("fp32", "bf16")
     assert "What was tried" in (work / "s.html").read_text()
 
 
@@ -395,7 +396,8 @@ def test_what_a_change_does_to_a_view():
                          ("mean and std of 127.5", (raw - 127.5) / 127.5), ("frames backwards, or the shift in the other direction",
                                                                             ((raw - mean) / std)[::-1]),
                          ("Caffe's BGR and mean", raw[:, ::-1] - np.array([103.53, 116.28, 123.675]).reshape(1, 3, 1, 1))):
-        assert np.allclose(by_name[name].view(raw), wanted, atol=1e-4), name
+        one = by_name[name]
+        assert np.allclose(one._replace(protocol=one.protocol._replace(size=4)).views(raw)[0], wanted, atol=1e-4), name
     assert by_name["shift past1"].protocol.shift == "past1" and "--shift past1" in by_name["shift past1"].remedy
     assert starts(40, SSV2) == [0, 5, 10, 15, 20, 25, 30, 35] and dense(640, SSV2)[1] - dense(640, SSV2)[0] == 8
 
@@ -413,6 +415,42 @@ def test_videos_are_spread_and_p_is_corrected(work):
     assert (first.change, second.change) == (names[1], names[0])
     assert first.corrected == pytest.approx(2 * 2 / 2 ** 20) and second.corrected == pytest.approx(2 / 2 ** 12)
     assert "instead of 0.0000 on 40 videos (p = 3.8e-06)" in hunt.verdict([first, second]) and "To make it right" in hunt.verdict([first])
+
+
+def test_of_equal_changes_the_simplest_stands_first_and_what_cannot_catch_up_is_dropped(work):
+    hunt = hunt_of(work)
+    hunt.given = {}
+    first, second, third = hunt.suspects[3:6]
+    for name, gained in ((AS_IT_WAS, 0), (third.name, 40), (second.name, 39.5), (first.name, 10)):
+        hunt.right[name] = {index: index < gained for index in range(40)}
+    del hunt.right[second.name][39]  # a video that only the others have
+    rows = hunt.rows()
+    assert [row.change for row in rows[:3]] == [second.name, third.name, first.name]
+    assert hunt.verdict(rows).endswith("As good, but not as simple: " + third.name)
+    assert [one.name for one in hunt.hopeful(hunt.suspects)] == [second.name, third.name]
+
+
+def test_fusion_is_suspected_over_all_views_and_a_video_that_cannot_be_read_is_told(work):
+    hunt = hunt_of(work, 4)
+    hunt.suspects = [one for one in hunt.suspects if one.name.startswith("fusion")]
+    assert [one.name for one in hunt.suspects] == ["fusion prob"] and "--fusion prob" in hunt.suspects[0].remedy
+    gone = hunt.order[1]
+    hunt.chain.sources[gone] = "gone.webm"
+    hunt.race()
+    row = next(row for row in hunt.rows() if row.change == "fusion prob")
+    assert row.videos == 3 and hunt.right["fusion score"] == {
+        index: hunt.given[index] == hunt.chain.labels[index] for index in hunt.order if index != gone}
+    assert hunt.notes[-1].startswith("1 of the videos cannot be read, and are left out, such as gone.webm: ")
+
+
+def test_a_folder_whose_videos_are_answered_as_another_class_is_a_hint(work):
+    chain = Chain(str(work), {})
+    answers = {index: (np.eye(SSV2.classes)[7] if index < 6 else np.eye(SSV2.classes)[chain.labels[index]]) for index in chain.labels}
+    chain.sources = {index: "%s/%d.webm" % ("left" if index < 6 else "right", index) for index in answers}
+    chain.labels = {index: 8 if index < 6 else label for index, label in chain.labels.items()}
+    (note,) = _folders(chain, answers)
+    assert note.startswith("6 of the 6 videos in left are surely answered as ") and note.endswith(", which is not their label")
+    assert _folders(chain, {index: one * 0.4 for index, one in answers.items()}) == []
 
 
 def test_weights_that_nobody_trained(works, repo, work):

@@ -3,7 +3,6 @@ compared with what it should have given. The reference is the suite's own: PyTor
 """
 
 import glob
-import json
 import os
 import re
 import shutil
@@ -36,13 +35,11 @@ LEVELS = 1.0  # mean difference of pixels, of 0..255, above which tensors are no
 ROUNDING = 0.05  # the same where the decoders are those that made the tensors: only the processor may be another
 DECODED = 4.0  # the same between two decoders, which convert colours in their own ways
 FP16_MOST = 65504.0
-
-
 Results = Union[Dict[int, np.ndarray], UserError, FileNotFoundError]  # class scores by index, or why there are none
 
 
 class Stage(NamedTuple):
-    """What one stage changes. The largest difference is of a probability; flips are answers that differ, of `videos`."""
+    """What one stage changes. The largest difference, None if not finite, is of a probability; flips are other answers, of `videos`."""
 
     stage: str
     state: str
@@ -115,6 +112,13 @@ class Chain:
             raise UserError("%s: %s; --data_root names the folder of the videos" % (self.sources[index], error))
         return out
 
+    def results(self) -> Results:
+        """What the run's result files hold."""
+        try:
+            return read_results(self.result_path, self.labels, self.protocol.classes)
+        except (UserError, FileNotFoundError) as error:
+            return error
+
     def tensor_file(self, index: int) -> str:
         """Where the tensor of a sample is, if it was kept."""
         return os.path.join(self.folder_of_tensors, BINS, "%d.bin" % index)
@@ -133,7 +137,7 @@ class Chain:
             stored[:] = np.fromfile(path, np.uint8).reshape(stored.shape)
         else:
             out = self.made_again(index)
-        return np.stack([values[out[:, channel]] for channel, values in enumerate(table)], axis=1)
+        return looked_up(table, out)
 
     def views(self, tensor: np.ndarray) -> np.ndarray:
         """Class scores of a tensor's views, [views, classes], by the one-view form."""
@@ -153,6 +157,11 @@ class Chain:
         return fuse(view_scores, self.protocol.views, fusion or str(self.model.fusion))[0]
 
 
+def looked_up(table: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """What the network takes, float32, of uint8 pixels [frames, 3, H, W], by a table [3, 256] of the values of each channel's bytes."""
+    return np.stack([values[pixels[:, channel]] for channel, values in enumerate(table)], axis=1)
+
+
 def as_pixels(tensor: np.ndarray, protocol: Protocol) -> np.ndarray:
     """A tensor's pixels 0..255, float32 [crops, samples, segments, 3, size, size] with the crops of a view in their order."""
     pixels = tensor.astype(np.float32)
@@ -162,20 +171,12 @@ def as_pixels(tensor: np.ndarray, protocol: Protocol) -> np.ndarray:
     return pixels.reshape((clips.CROPS[protocol.crops], -1, protocol.segments) + protocol.frame_shape)
 
 
-def normalised(tensor: np.ndarray, protocol: Protocol) -> np.ndarray:
-    """A tensor as float32, as the exported network takes it."""
-    if tensor.dtype.kind == "f":
-        return tensor
-    table = clips.normalisation(protocol)
-    return np.stack([table[channel][tensor[:, channel]] for channel in range(len(table))], 1)
-
-
 def compared(stage: str, given: Sequence[np.ndarray], wanted: Sequence[np.ndarray], most: float, text: str = "") -> Stage:
     """A row of two lists of probabilities [classes]; it departs if one of them is more than `most` apart."""
     apart = [float(np.abs(a - b).max()) for a, b in zip(given, wanted)]
-    largest = max(apart) if np.isfinite(apart).all() else float("inf")
+    largest = max(apart) if np.isfinite(apart).all() else None
     flips = sum(int(a.argmax() != b.argmax()) for a, b in zip(given, wanted))
-    return Stage(stage, SAME if largest <= most else DEPARTS, largest, flips, len(apart), text)
+    return Stage(stage, DEPARTS if largest is None or largest > most else SAME, largest, flips, len(apart), text)
 
 
 def check_decoding(chain: Chain, indices: List[int]) -> Stage:
@@ -186,10 +187,10 @@ def check_decoding(chain: Chain, indices: List[int]) -> Stage:
     if not clips.VIDEO_DECODER.startswith("decord"):
         return unchecked(stage, "decord is not installed")
     pairs = [(chain.made_again(index), chain.made_again(index, by_opencv=True)) for index in indices]
-    levels = max(float(np.abs(as_pixels(a, chain.protocol) - as_pixels(b, chain.protocol)).mean()) for a, b in pairs)
-    row = compared(stage, [chain.answer(a) for a, _ in pairs], [chain.answer(b) for _, b in pairs], float("inf"))
-    return row._replace(state=DEPARTS if levels > DECODED else SAME,
-                        text="decord and OpenCV differ by %.2f levels of 255 on average" % levels)
+    worst = max(levels(a, b, chain.protocol) for a, b in pairs)
+    text = "decord and OpenCV differ by %.2f levels of 255 on average" % worst
+    row = compared(stage, [chain.answer(a) for a, _ in pairs], [chain.answer(b) for _, b in pairs], float("inf"), text)
+    return row._replace(state=DEPARTS if worst > DECODED else SAME)
 
 
 def check_tensors(chain: Chain, indices: List[int]) -> Stage:
@@ -199,49 +200,46 @@ def check_tensors(chain: Chain, indices: List[int]) -> Stage:
         return unchecked("tensors", "the run kept no tensors of these videos")
     here, there = clips.versions(), chain.manifest["versions"]
     most = ROUNDING if all(here.get(name) == there[name] for name in set(there) - {"tsm"}) else LEVELS
-    worst, reason = 0.0, ""
     files, again = [chain.tensor(index) for index in kept], [chain.made_again(index) for index in kept]
-    for index, file, made in zip(kept, files, again):
-        pixels, wanted = as_pixels(file, chain.protocol), as_pixels(made, chain.protocol)
-        levels = float(np.nan_to_num(np.abs(pixels - wanted).mean(), nan=np.inf))
-        worst = max(worst, levels)
-        if levels > most and not reason:
-            reason = explain_pixels(chain, index, pixels, wanted)
-    row = compared("tensors", [chain.answer(file) for file in files], [chain.answer(made) for made in again], float("inf"))
-    text = "equal" if worst == 0 else "pixels differ by %.2f levels of 255 on average%s" % (worst, reason)
-    if len(kept) < len(indices):
-        text += "; the files of %d more are gone" % (len(indices) - len(kept))
+    apart = [levels(file, made, chain.protocol) for file, made in zip(files, again)]
+    row, worst = compared("tensors", list(map(chain.answer, files)), list(map(chain.answer, again)), float("inf")), max(apart)
+    text, place = "equal" if worst == 0 else "pixels differ by %.2f levels of 255 on average" % worst, apart.index(worst)
+    text += explain_pixels(chain, kept[place], files[place], again[place]) if worst > most else ""
+    text += "; the files of %d more are gone" % (len(indices) - len(kept)) if len(kept) < len(indices) else ""
     return row._replace(state=SAME if worst <= most else DEPARTS, text=text)
 
 
-def explain_pixels(chain: Chain, index: int, pixels: np.ndarray, wanted: np.ndarray) -> str:
-    """What turns the pixels that are wanted into those that are there, [crops, samples, segments, 3, H, W], in words."""
+def levels(one: np.ndarray, other: np.ndarray, protocol: Protocol) -> float:
+    """The mean difference of the pixels of two tensors, of 0..255; inf where one holds no numbers."""
+    return float(np.nan_to_num(np.abs(as_pixels(one, protocol) - as_pixels(other, protocol)).mean(), nan=np.inf))
+
+
+def explain_pixels(chain: Chain, index: int, file: np.ndarray, made: np.ndarray) -> str:
+    """What turns the pixels of a tensor made again into those of the file of sample `index`, in words."""
+    pixels, wanted = as_pixels(file, chain.protocol), as_pixels(made, chain.protocol)
+
     def near(other: np.ndarray) -> bool:
         return bool(np.abs(pixels - other).mean() <= LEVELS)
 
-    if near(wanted[:, :, :, ::-1]):
-        return ": the channels are in the order BGR, not RGB"
     order = [int(np.argmin([np.abs(crop - other).mean() for other in wanted])) for crop in pixels]
-    if order != sorted(order) and near(wanted[order]):
-        return ": the crops are in the order %s" % ", ".join(str(number + 1) for number in order)
-    if wanted.shape[1] > 1 and near(wanted[:, ::-1]):
-        return ": the two samples of the frames have changed places"
-    if near(wanted[:, :, ::-1]):
-        return ": the frames run backwards"
+    for words, other in (("the channels are in the order BGR, not RGB", wanted[:, :, :, ::-1]),
+                         ("the crops are in the order %s" % ", ".join(str(number + 1) for number in order), wanted[order]),
+                         ("the two samples of the frames have changed places", wanted[:, ::-1]),
+                         ("the frames run backwards", wanted[:, :, ::-1])):
+        if near(other) and not np.array_equal(other, wanted):
+            return ": " + words
     for step in (1, -1):
         def stepped(count: int, protocol: Protocol, step: int = step) -> List[int]:
             return [min(max(number + step, 0), count - 1) for number in frame_indices(count, protocol)]
 
         if near(as_pixels(chain.made_again(index, stepped), chain.protocol)):
             return ": the frames are those %s by one" % ("after" if step > 0 else "before")
-    for other in sorted(set(chain.labels) - {index})[:20]:
-        if near(as_pixels(chain.made_again(other), chain.protocol)):
-            return ": file %d.bin holds the video of sample %d" % (index, other)
-    return ""
+    others = (other for other in sorted(set(chain.labels) - {index})[:20] if near(as_pixels(chain.made_again(other), chain.protocol)))
+    return "".join(": file %d.bin holds the video of sample %d" % (index, other) for other in list(others)[:1])
 
 
-def by_export(chain: Chain, tensors: List[np.ndarray]) -> List[np.ndarray]:
-    """Class scores of the views, [views, classes], of each tensor, by the exported graph."""
+def by_export(chain: Chain, normalised: List[np.ndarray]) -> List[np.ndarray]:
+    """Class scores of the views, [views, classes], of each tensor float32, by the exported graph; none if it gives no such."""
     from tsm.model.proof import take_scores
 
     model, wanted = read_onnx(chain.exported), (chain.protocol.views, chain.protocol.classes)
@@ -249,27 +247,25 @@ def by_export(chain: Chain, tensors: List[np.ndarray]) -> List[np.ndarray]:
         take_scores(model, 1, chain.protocol.frames)
         runner = session(model, chain.exported, arena=False)
         name = runner.get_inputs()[0].name
-        found = [runner.run(None, {name: normalised(tensor, chain.protocol)[None]})[0] for tensor in tensors]
-    except UserError:
-        raise
+        found = [runner.run(None, {name: tensor[None]})[0] for tensor in normalised]
     except Exception:  # a foreign graph can fail anywhere, and the runtime's errors have no common base
-        found = []
-    if [np.shape(one) for one in found] != [wanted] * len(tensors):
-        raise UserError("%s: does not give %d rows of %d class scores for one video of this run; name the run's exported model by "
-                        "--exported" % ((chain.exported,) + wanted))
-    return found
+        return []
+    return found if {np.shape(one) for one in found} == {wanted} else []
 
 
-def check_export(chain: Chain, tensors: List[np.ndarray], exported: List[np.ndarray]) -> Stage:
-    """PyTorch against the exported graph."""
+def check_export(chain: Chain, normalised: List[np.ndarray], exported: List[np.ndarray]) -> Stage:
+    """PyTorch against the exported graph, on tensors float32."""
     from tsm.model.network import load_network, scores
 
+    if not exported:
+        return unchecked("export", "%s does not give %d rows of %d class scores for one video of this run; name the run's exported model "
+                         "by --exported" % (chain.exported, chain.protocol.views, chain.protocol.classes))
     net, facts = load_network(chain.checkpoint, chain.config)
     differs = differences(facts.protocol, chain.protocol)
     if differs:
         return Stage("export", DEPARTS, None, None, 0, "the checkpoint's protocol is not the run's: " + differs)
     by_view = (chain.protocol.views,) + chain.protocol.view_shape
-    ours = [np.concatenate([scores(net, view[None]) for view in normalised(tensor, chain.protocol).reshape(by_view)]) for tensor in tensors]
+    ours = [np.concatenate([scores(net, view[None]) for view in tensor.reshape(by_view)]) for tensor in normalised]
     return compared("export", [chain.fused(one) for one in exported], [chain.fused(one) for one in ours], EXACT,
                     "the exported graph against PyTorch")
 
@@ -280,9 +276,9 @@ def check_surgery(chain: Chain, tensors: List[np.ndarray], exported: List[np.nda
     runner = session(model.proto, model.path, arena=False)
     name = runner.get_inputs()[0].name
     answers = [runner.run(None, {name: np.repeat(tensor[None], model.batch, 0)})[0][0] for tensor in tensors]
-    wanted = [chain.fused(one) for one in exported]
     if not exported:
-        return unchecked("surgery", "no exported graph"), answers
+        return unchecked("surgery", "no exported graph of this run"), answers
+    wanted = list(map(chain.fused, exported))
     return compared("surgery", answers, wanted, EXACT, "the modified graph against the exported one"), answers
 
 
@@ -294,12 +290,10 @@ def check_device(chain: Chain, indices: List[int], tensors: List[np.ndarray], re
     most = ROUGH.get(chain.precision, ROUGHEST) if chain.device_model.endswith(".onnx") else ROUGHEST
     fusion = compared("fusion", other, expected, float("inf"), "%s against %s, as the model has it" % (
         other_fusion, chain.model.fusion))
-    if isinstance(results, FileNotFoundError):
-        gone = "%s is missing" % results.filename
-        return [unchecked("device", gone), unchecked("text", gone), fusion]
-    if isinstance(results, UserError):
-        return [Stage("device", DEPARTS, None, None, 0, "%s%s" % (results, overflow(chain, tensors))),
-                unchecked("text", "the results cannot be read"), fusion]
+    if isinstance(results, Exception):
+        device = unchecked("device", "%s is missing" % results.filename) if isinstance(results, FileNotFoundError) else Stage(
+            "device", DEPARTS, None, None, 0, "%s%s" % (results, overflow(chain, tensors)))
+        return [device, unchecked("text", "the results cannot be read"), fusion]
     given, digits = [results[index] for index in indices], decimals(chain)
     most += 0 if digits is None else 0.5 * 10**-digits  # what the text may add is told by the next row
     device = compared("device", given, expected, most, "the results against fp32 in ONNX Runtime")
@@ -352,7 +346,7 @@ def check_text(digits: Optional[int], expected: List[np.ndarray]) -> Stage:
     if digits is None:
         return Stage("text", SAME, 0.0, 0, len(expected), "the results are kept in binary")
     row = compared("text", [answer.round(digits) for answer in expected], expected, 1e-6, "decimals: %d" % digits)
-    return row if row.flips else row._replace(text=row.text + ", no answer hangs on them")
+    return row._replace(text=row.text + ("" if row.flips else ", no answer hangs on them"))
 
 
 def explain_results(chain: Chain, indices: List[int], expected: List[np.ndarray], results: Dict[int, np.ndarray],
@@ -365,12 +359,10 @@ def explain_results(chain: Chain, indices: List[int], expected: List[np.ndarray]
     if all(near) and found != indices:
         pairs = ", ".join("video %d's is that of %d" % pair for pair in zip(found, indices) if pair[0] != pair[1])
         return ": the results are shuffled (the result under %s)" % pairs
-    device = chain.device_model
+    device, model = chain.device_model, os.path.basename(chain.model.path)
     if os.path.exists(device) and os.path.getmtime(device) < os.path.getmtime(chain.model.path) - 1:
-        return ": %s is older than %s, from which it has to be made; make it again" % (
-            os.path.basename(device), os.path.basename(chain.model.path))
-    spilt = overflow(chain, tensors)
-    return spilt or ": as if of another model; was it made from %s?" % os.path.basename(chain.model.path)
+        return ": %s is older than %s, from which it has to be made; make it again" % (os.path.basename(device), model)
+    return overflow(chain, tensors) or ": as if of another model; was it made from %s?" % model
 
 
 def overflow(chain: Chain, tensors: List[np.ndarray]) -> str:
@@ -421,9 +413,7 @@ def check_labels(chain: Chain, listed: Sequence[Clip], results: Results) -> Stag
 
 def missing_row(stage: str, path: str, what: str) -> Optional[Stage]:
     """The row of a stage that cannot be checked, as a file is missing; None if it is there."""
-    if path and os.path.exists(path):
-        return None
-    return unchecked(stage, "%s is missing%s" % (path or what, "; name it" if not path else ""))
+    return None if path and os.path.exists(path) else unchecked(stage, "%s is missing%s" % (path or what, "" if path else "; name it"))
 
 
 def stages_of(chain: Chain, videos: int) -> Iterator[Stage]:
@@ -436,18 +426,16 @@ def stages_of(chain: Chain, videos: int) -> Iterator[Stage]:
         yield missing_row(stage, chain.source(indices[0]), "the folder of the videos (--data_root)") or check(chain, indices)
     tensors, exported = [chain.tensor(index) for index in indices], []
     missing = missing_row("export", chain.exported, "the exported graph (--exported)")
+    table = clips.normalisation(chain.protocol)
+    normalised = [tensor if tensor.dtype.kind == "f" else looked_up(table, tensor) for tensor in tensors]
     if missing is None:
-        exported = by_export(chain, tensors)
-        missing = missing_row("export", chain.checkpoint, "the checkpoint (--checkpoint)")
-    yield missing or check_export(chain, tensors, exported)
+        exported = by_export(chain, normalised)
+        missing = missing_row("export", chain.checkpoint, "the checkpoint (--checkpoint)") if exported else None
+    yield missing or check_export(chain, normalised, exported)
     row, answers = check_surgery(chain, tensors, exported)
     yield row
     yield compared("one view", [chain.answer(tensor) for tensor in tensors], answers, EXACT, "view by view against the modified graph")
-    results: Results
-    try:
-        results = read_results(chain.result_path, chain.labels, chain.protocol.classes)
-    except (UserError, FileNotFoundError) as error:
-        results = error
+    results = chain.results()
     yield from check_device(chain, indices, tensors, results)
     yield check_labels(chain, listed, results)
 
@@ -464,27 +452,17 @@ def first_departure(rows: Sequence[Stage]) -> str:
 def agreement_with_fp32(chain: Chain, videos: int) -> Dict[str, Any]:
     """What the results hold of `videos` of the run's videos, against fp32 in ONNX Runtime on this CPU, for JSON."""
     results = read_results(chain.result_path, chain.labels, chain.protocol.classes)
-    flipped, largest = [], 0.0
     indices = evenly(sorted(chain.labels), videos)
-    for index in indices:
-        exact = chain.answer(chain.tensor(index))
-        largest = max(largest, float(np.abs(exact - results[index]).max()))
-        if exact.argmax() != results[index].argmax():
-            flipped.append({"id": index, "device": int(results[index].argmax()), "fp32": int(exact.argmax()),
-                            "fp32_probability": float(exact.max())})
+    exact = {index: chain.answer(chain.tensor(index)) for index in indices}
+    flipped = [{"id": index, "device": int(results[index].argmax()), "fp32": int(one.argmax()), "fp32_probability": float(one.max())}
+               for index, one in exact.items() if one.argmax() != results[index].argmax()]
+    largest = max(float(np.abs(one - results[index]).max()) for index, one in exact.items())
     found = {"videos": len(indices), "flips": len(flipped), "largest_difference": largest, "flipped": flipped}
-    return dict(found, aipp=aipp_alone(chain, indices)) if chain.model.takes == "uint8_nhwc" else found
-
-
-def aipp_alone(chain: Chain, indices: Sequence[int]) -> List[Dict[str, Any]]:
-    """What AIPP's half precision changes by itself, by both of tsm.model.aipp.tables(): the rest is in fp32 here."""
-    rows = []
-    exact = np.stack([chain.answer(chain.tensor(index)) for index in indices])
-    for rounded, table in zip(("at every step", "at the end"), aipp.tables(chain.model.tested_by)):
-        found = np.stack([chain.answer(chain.normalised(index, table)) for index in indices])
-        rows.append({"rounded": rounded, "flips": int((found.argmax(1) != exact.argmax(1)).sum()),
-                     "largest_difference": float(np.abs(found - exact).max())})
-    return rows
+    if chain.model.takes == "uint8_nhwc":  # what AIPP's half precision changes by itself, by both of tables(): the rest is in fp32 here
+        rows = [compared(rounded, [chain.answer(chain.normalised(index, table)) for index in indices], list(exact.values()), 0)
+                for rounded, table in zip(("at every step", "at the end"), aipp.tables(chain.model.tested_by))]
+        found["aipp"] = [{"rounded": row.stage, "flips": row.flips, "largest_difference": row.largest} for row in rows]
+    return found
 
 
 def row_line(row: Optional[Stage]) -> str:
@@ -494,9 +472,3 @@ def row_line(row: Optional[Stage]) -> str:
     flips = "" if row.flips is None else "%d of %d" % (row.flips, row.videos)
     largest = "" if row.largest is None else "%.1e" % row.largest
     return ("%-10s %-12s %-10s %-8s %s" % (row.stage, row.state, largest, flips, row.text)).rstrip()
-
-
-def rows_as_json(rows: Sequence[Stage]) -> str:
-    """The rows and the verdict as JSON."""
-    listed = [dict(row._asdict(), largest=row.largest if row.largest is None or np.isfinite(row.largest) else None) for row in rows]
-    return json.dumps({"stages": listed, "verdict": first_departure(rows)}, indent=1) + "\n"

@@ -1,41 +1,46 @@
 """Why an accuracy is low where no stage departs: a run's videos under one change at a time of what its weights may have been made for.
 
-One view of a video is computed per change, for more views never explain more than a few points. The changes race: all of them run on
-the first of ROUNDS videos, the better half goes on, then the best three. Each is held against the run as it was on the same videos by
-McNemar's exact test, Holm's correction (Scand. J. Stat. 6, 1979) being made for the number of changes that were tried.
+One view of a video is computed per change, but for fusion, as more views never explain more than a few points. The changes race: all of
+them run on the first of ROUNDS videos, the better half goes on, then the best three, and none that cannot catch up. Each is held against
+the run as it was on the same videos by McNemar's exact test, Holm's correction (Scand. J. Stat. 6, 1979) being made for the number of
+changes that were tried.
 """
 
 import os
 import re
 from collections import Counter
 from functools import partial
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
-from tsm.cli import Corrupt, UserError, printable, progress
+from tsm.cli import Corrupt, printable, progress
 from tsm.infer.engine import BACKENDS, default_backend
 from tsm.infer.tensors import reading_ahead
+from tsm.labels import name_of
 from tsm.machine import cores, has_bf16
 from tsm.model.graph import Trunk, build, trunk_of
-from tsm.protocol import MOVES, SAMPLINGS, SHIFTS, SSV2, Protocol, frame_indices
+from tsm.model.offline import clip_of
+from tsm.protocol import CENTRE_VIEW, FUSIONS, MOVES, SAMPLINGS, SHIFTS, SSV2, Protocol, frame_indices, fuse
 from tsm.report.compare import chance
-from tsm.report.diagnose import Chain
+from tsm.report.diagnose import Chain, looked_up
 from tsm.report.findings import other_orders
-from tsm.results import mcnemar, read_results
+from tsm.results import mcnemar
 from tsm.video import clips
 
 ROUNDS = (30, 100, 200)  # videos at the end of each
 BEST = 3  # changes that the last round is for; that before it is for the better half
 CERTAIN = 0.01  # a corrected p below which a change explains something
 FEW = 20  # videos below which hardly any p is that small
+NEAR = 0.02  # of top-1: of changes that explain as much but for this, the one that is listed first, the simplest, stands first
+SURE, MOSTLY, INSIDE = 0.5, 0.8, 5  # a folder with a wrong label: probability of the other answer, share and least number of its videos
 AS_IT_WAS = "as it was"
-AGAIN = "make the lists again with the network's labels file"
 Sample = Callable[[int, Protocol], List[int]]
 
 
 class Suspect(NamedTuple):
-    """A change. `protocol` is of one view; `table` float32 [3, 256] has the network's value of each byte of its three channels."""
+    """A change. `protocol` is of one view, but for fusion; `table` float32 [3, 256] has the network's value of each byte of its three
+    channels."""
 
     name: str
     because: str  # what follows if it is the one
@@ -43,14 +48,17 @@ class Suspect(NamedTuple):
     protocol: Protocol
     table: np.ndarray
     sample: Sample
+    precision: str
     bgr: bool = False
     backwards: bool = False
+    fusion: str = FUSIONS[0]  # of FUSIONS
+    before: str = AS_IT_WAS  # what it is held against
 
-    def view(self, raw: np.ndarray) -> np.ndarray:
-        """What the network takes, float32, of a view's pixels RGB uint8 [segments, 3, size, size]."""
+    def views(self, raw: np.ndarray) -> np.ndarray:
+        """What the network takes, float32 [views, segments, 3, size, size], of a video's pixels RGB uint8 [frames, 3, size, size]."""
         raw = raw[:, ::-1] if self.bgr else raw
         raw = raw[::-1] if self.backwards else raw
-        return np.stack([values[raw[:, channel]] for channel, values in enumerate(self.table)], 1)
+        return looked_up(self.table, raw).reshape((-1,) + self.protocol.view_shape)
 
 
 class Trial(NamedTuple):
@@ -68,6 +76,11 @@ class Trial(NamedTuple):
     remedy: str
     problem: str  # why it was not computed; empty if it was
 
+    @property
+    def explains(self) -> bool:
+        """Whether the change is better, and that is no chance."""
+        return not self.problem and self.gained > self.lost and self.corrected < CERTAIN
+
 
 def middles(frames: int, protocol: Protocol) -> List[int]:
     return frame_indices(frames, protocol._replace(sampling="uniform"))
@@ -83,27 +96,37 @@ def dense(frames: int, protocol: Protocol) -> List[int]:
     return frame_indices(frames, protocol._replace(sampling="dense"))[first : first + protocol.segments]
 
 
-def suspects_of(protocol: Protocol) -> Tuple[Suspect, List[Suspect]]:
-    """(a run as it was, what may have been otherwise when its weights were trained), of a run of this protocol."""
-    one = protocol._replace(sampling="uniform", crops="centre")
-    base = Suspect(AS_IT_WAS, "", "", one, clips.normalisation(one), dense if protocol.sampling == "dense" else middles)
-    return base, [*_of_pixels(base), *_of_frames(base, protocol), *_of_shift(base)]
+def suspects_of(protocol: Protocol, precision: str = "fp32", fusion: str = "score") -> Tuple[Suspect, List[Suspect]]:
+    """(a run as it was, what may have been otherwise when its weights were trained, the simplest first), of a run of this protocol."""
+    one = protocol._replace(**CENTRE_VIEW)
+    base = Suspect(AS_IT_WAS, "", "", one, clips.normalisation(one), dense if protocol.sampling == "dense" else middles, precision)
+    others = [*_of_pixels(base), *_of_frames(base, protocol), *_of_shift(base)]
+    if protocol.views > 1:
+        other = next(name for name in FUSIONS if name != fusion)
+        others.append(base._replace(
+            name="fusion " + other, because="the views are fused so where the accuracy is from", remedy="--fusion %s of run_all.sh" % other,
+            protocol=protocol, sample=frame_indices, fusion=other, before="fusion " + fusion))
+    if precision != "fp32":
+        others.append(base._replace(name="computed in fp32, all else in " + precision, precision="fp32", because="%s is too rough for the "
+                                    "weights" % precision, remedy="--precision fp32 of run_all.sh"))
+    return base, others
 
 
 def _of_pixels(base: Suspect) -> Iterator[Suspect]:
     """Order of the colours, scaling, mean and standard deviation."""
     protocol, byte = base.protocol, np.arange(256)
-    yield base._replace(name="BGR frames", because="the weights were trained on BGR", bgr=True, remedy="in the checkpoint, exchange the "
-                        "inputs of the first convolution, weight = weight.flip(1), and export it again")
-    norm = "img_norm_cfg = dict(mean=[%s], std=[%s]) in the --config that TSM_checkpoint.py is given"
+    flip = "in the checkpoint, exchange the inputs of the first convolution, weight = weight.flip(1)"
+    yield base._replace(name="BGR frames", because="the weights were trained on BGR", bgr=True, remedy=flip)
+    norm = "img_norm_cfg = dict(mean=[%s], std=[%s]) in --config, or the like of its Normalize or data_preprocessor"
     for name, mean, std, bgr in (
             ("ImageNet's mean and std", SSV2.mean, SSV2.std, False), ("Caffe's BGR and mean", (103.53, 116.28, 123.675), (1, 1, 1), True),
             ("mean and std of 127.5", (127.5,) * 3, (127.5,) * 3, False), ("pixels divided by 255 alone", (0,) * 3, (255,) * 3, False),
             ("pixels as they are, 0 to 255", (0,) * 3, (1,) * 3, False)):
         table = clips.normalisation(protocol._replace(mean=tuple(map(float, mean)), std=tuple(map(float, std))))
         if not np.array_equal(table, base.table):
-            yield base._replace(name=name, because="the weights were trained on %s" % name, table=table, bgr=bgr, remedy=norm % (
-                ", ".join("%g" % value for value in mean), ", ".join("%g" % value for value in std)))
+            order = -1 if bgr else 1  # a config has them in RGB
+            yield base._replace(name=name, because="the weights were trained on %s" % name, table=table, bgr=bgr, remedy=norm % tuple(
+                ", ".join("%g" % value for value in values[::order]) for values in (mean, std)) + ("; and " + flip if bgr else ""))
     table = np.stack([(byte / 255 - mean) / std for mean, std in zip(protocol.mean, protocol.std)]).astype(np.float32)
     yield base._replace(name="pixels divided by 255, then mean and std", table=table, because="the weights were trained on pixels that "
                         "were divided by 255 before a mean and std of 0 to 255", remedy=norm % tuple(
@@ -112,32 +135,34 @@ def _of_pixels(base: Suspect) -> Iterator[Suspect]:
 
 def _of_frames(base: Suspect, protocol: Protocol) -> Iterator[Suspect]:
     """Crops and sizes, sampling, segments, order in time."""
-    for side, size in ((256, 224), (256, 256), (224, 224), (320, 256)):
-        if (side, size) != (protocol.short_side, protocol.size):
+    own = protocol.size
+    for side, size in dict.fromkeys(((256, 224), (256, 256), (224, 224), (own, own), (own * 5 // 4, own))):
+        if (side, size) != (protocol.short_side, own):
             yield base._replace(name="crops of %d of a short side of %d" % (size, side), because="the weights want objects of that size",
                                 protocol=base.protocol._replace(short_side=side, size=size), remedy="Resize(scale=(-1, %d)) and a "
                                 "crop_size of %d in the test_pipeline of --config" % (side, size))
-    frames = "SampleFrames(%s) in the test_pipeline of --config"
-    for name, sample, config in (("frames at the middles of segments", middles, "clip_len=1, num_clips=%d, test_mode=True"),
-                                 ("frames at the starts of segments", starts, "clip_len=1, num_clips=%d, twice_sample=True"),
-                                 ("dense sampling", dense, "clip_len=%d, num_clips=10, as DenseSampleFrames")):
+    for name, sample, kind, more in (("frames at the middles of segments", middles, "SampleFrames", ""),
+                                     ("frames at the starts of segments", starts, "SampleFrames", ", twice_sample=True"),
+                                     ("dense sampling", dense, "DenseSampleFrames", "")):
         if sample is not base.sample:
-            yield base._replace(name=name, because="the weights were trained on other frames of a video", sample=sample,
-                                remedy=frames % (config % protocol.segments))
+            yield base._replace(name=name, because="the weights were trained on other frames of a video", sample=sample, remedy="%s("
+                                "clip_len=1, num_clips=%d%s, test_mode=True) in the test_pipeline of --config" % (
+                                    kind, protocol.segments, more))
     for segments in (8, 16):
         if segments != protocol.segments:
             yield base._replace(name="%d segments" % segments, because="the weights were trained on %d frames of a video" % segments,
-                                protocol=base.protocol._replace(segments=segments), remedy="--segments %d of TSM_checkpoint.py" % segments)
+                                protocol=base.protocol._replace(segments=segments), remedy="--segments %d of run_all.sh, "
+                                "or num_segments and num_clips of --config" % segments)
     yield base._replace(name="frames backwards, or the shift in the other direction", backwards=True, because="time runs the other way "
                         "in the weights or in the frames", remedy="look at how frames were numbered when they were extracted; if the "
-                        "weights have it, exchange the inputs [0:C/8] and [C/8:C/4] of each shifted convolution")
+                        "weights have it, exchange the first two folds of every residual stream, as exchanged() in demo/train.py")
 
 
 def _of_shift(base: Suspect) -> Iterator[Suspect]:
     """Kinds of shift, and how many channels are shifted."""
     for kind in MOVES:
         if kind not in (base.protocol.shift, "reversed"):
-            remedy = "--shift %s of TSM_checkpoint.py and pytorch2onnx.py" % kind if kind in SHIFTS else (
+            remedy = "--shift %s of run_all.sh or TSM_checkpoint.py" % kind if kind in SHIFTS else (
                 "this suite does not run such weights; train them with one of " + ", ".join(SHIFTS))
             yield base._replace(name="shift %s" % kind, because="the weights were trained with that shift", remedy=remedy,
                                 protocol=base.protocol._replace(shift=kind))
@@ -149,14 +174,11 @@ def _of_shift(base: Suspect) -> Iterator[Suspect]:
 
 def spread(labels: Dict[int, int]) -> List[int]:
     """The videos in an order whose every beginning is spread over the labels, by a fixed seed."""
-    order = sorted(labels)
+    order, seen, turns = sorted(labels), Counter(), {}  # type: ignore[var-annotated]
     np.random.RandomState(0).shuffle(order)
-    seen: Counter = Counter()
-    turns = []
     for index in order:
-        seen[labels[index]] += 1
-        turns.append(seen[labels[index]])
-    return [index for _, index in sorted(zip(turns, order), key=lambda pair: pair[0])]
+        turns[index] = seen[labels[index]] = seen[labels[index]] + 1
+    return sorted(order, key=lambda index: turns[index])
 
 
 class Hunt:
@@ -164,25 +186,23 @@ class Hunt:
 
     def __init__(self, chain: Chain, videos: int) -> None:
         self.chain, self.order = chain, spread(chain.labels)[:videos]
-        self.base, self.suspects = suspects_of(chain.protocol)
-        self.right: Dict[str, Dict[int, bool]] = {one.name: {} for one in [self.base] + self.suspects}
+        self.backend = default_backend()
+        precision = "bf16" if self.backend == "openvino" and has_bf16() else "fp32"
+        self.base, self.suspects = suspects_of(chain.protocol, precision, chain.model.fusion or FUSIONS[0])
+        self.right: Dict[str, Dict[int, bool]] = {name: {} for one in [self.base] + self.suspects for name in (one.name, one.before)}
         self.problems: Dict[str, str] = {}
-        self.notes: List[str] = []
-        try:
-            self.trunk = trunk_of(chain.model.proto)
-        except ValueError as error:
-            raise UserError("%s: %s; make it again with modify_onnx.py" % (chain.model.path, error))
+        self.unread: Dict[int, str] = {}  # videos, and why
+        clip_of(chain.model, "view")  # says what is wrong with a model that was changed
+        self.trunk = trunk_of(chain.model.proto)
         self.weights = weights_of(self.trunk, chain.checkpoint)
-        self.given: Dict[int, int] = {}  # the answers of the run's results
-        try:
-            results = read_results(chain.result_path, chain.labels, chain.protocol.classes)
-            self.given = {index: int(results[index].argmax()) for index in sorted(results)}
-        except (UserError, FileNotFoundError):
-            self.notes.append("the results cannot be read, so nothing is said of the labels")
-        if len(self.order) < FEW:
-            self.notes.append("%d videos are few: p cannot be small" % len(self.order))
-        if len(set(chain.labels.values())) == 1:
-            self.notes.append("all videos are of one class: a change that favours it looks right")
+        results = chain.results()
+        there = results if isinstance(results, dict) else {}
+        self.given = {index: int(there[index].argmax()) for index in sorted(there)}  # the answers of the run's results
+        self.notes = [note for note, so in (
+            ("the results cannot be read, so nothing is said of the labels", not there),
+            ("%d videos are few: p cannot be small" % len(self.order), len(self.order) < FEW),
+            ("all videos are of one class: a change that favours it looks right", len(set(chain.labels.values())) == 1)) if so]
+        self.notes += _folders(chain, there)
 
     def race(self) -> None:
         """Compute the suspects, in rounds."""
@@ -194,54 +214,77 @@ class Hunt:
         ends = sorted({min(end, len(self.order)) for end in ROUNDS})
         counts = [len(alive), len(alive) // 2, BEST]
         views = sum((count + 1) * (end - start) for count, end, start in zip(counts, ends, [0] + ends))
+        views += ends[0] * sum(one.protocol.views - 1 for one in alive)
         with progress(views, "suspects", "view") as tick:
             for end, keep in zip(ends, counts[1:] + [0]):
                 self.compute([self.base] + alive, self.order[first:end], tick)
-                ranked = {row.change: place for place, row in enumerate(self.rows()) if not row.problem}
-                alive = sorted((one for one in alive if one.name in ranked), key=lambda one: ranked[one.name])[:keep]
-                first = end
+                alive, first = self.hopeful(alive)[:keep], end
+                if not alive:
+                    break
+        if self.unread:
+            self.notes.append("%d of the videos cannot be read, and are left out, such as %s: %s" % (
+                (len(self.unread), self.chain.sources[min(self.unread)], self.unread[min(self.unread)])))
+
+    def hopeful(self, alive: Sequence[Suspect]) -> List[Suspect]:
+        """The suspects that may still explain the most, the best first."""
+        rows = [row for row in self.rows() if not row.problem]
+        least = max([_gain(row, -2) for row in rows] + [-1.0])
+        names = [row.change for row in rows if _gain(row, 2) >= least and (row.gained > row.lost or not row.change.startswith("fusion"))]
+        return sorted((one for one in alive if one.name in names), key=lambda one: names.index(one.name))
 
     def compute(self, suspects: Sequence[Suspect], videos: Sequence[int], tick: Callable[..., None]) -> None:
-        """Whether each suspect is right on each video: one network after the other, and each of these over all videos."""
-        backend = default_backend()
+        """Whether each suspect, the base being the first, is right on each video: one network after the other, and each of these over
+        all videos. The pixels that the base takes are kept for the networks that take the same: 1.5 MB a video."""
         groups: Dict[Any, List[Suspect]] = {}
         for one in suspects:
-            groups.setdefault((one.protocol, one.sample), []).append(one)
-        for (protocol, sample), group in groups.items():
+            groups.setdefault((one.protocol, one.sample, one.precision), []).append(one)
+        kept: Dict[int, np.ndarray] = {}
+        for (protocol, sample, precision), group in groups.items():
             try:
-                precision = "bf16" if backend == "openvino" and has_bf16() else "fp32"
-                engine = BACKENDS[backend](build(self.trunk, "view", protocol), self.chain.model.path, precision, cores())
+                engine = BACKENDS[self.backend](build(self.trunk, "view", protocol), self.chain.model.path, precision, cores())
             except Exception:  # a network can be too narrow for a shift, or too small for its input, in many ways
                 self.problems.update({one.name: "cannot be built for this network" for one in group})
+                tick(len(group) * len(videos) * protocol.views)
                 continue
+            same = sample is self.base.sample and protocol.pixels("uint8") == self.base.protocol.pixels("uint8")
+            source: Iterable[Any] = kept.items() if same and kept else reading_ahead(self.decoded(videos, protocol, sample))
             try:
-                for index, raw in reading_ahead(self.decoded(videos, protocol, sample)):
+                for index, raw in source:
+                    if same:
+                        kept[index] = raw
                     for one in group:
-                        engine.submit(one.view(raw), partial(self.take, one.name, index))
-                        tick(1)
+                        scores: List[np.ndarray] = []
+                        for view in one.views(raw):
+                            engine.submit(view, partial(self.take, one, index, scores))
+                        tick(protocol.views)
             finally:
                 engine.wait()
 
     def decoded(self, videos: Sequence[int], protocol: Protocol, sample: Sample) -> Any:
-        """(index, pixels uint8 [segments, 3, size, size]) of the videos that can be read."""
+        """(index, pixels uint8 [frames, 3, size, size]) of the videos that can be read."""
         for index in videos:
             raw = np.empty(protocol.video_shape, np.uint8)
             try:
                 clips.fill(self.chain.source(index), None, protocol, None, raw, None, sample)
-            except Corrupt:
-                continue
-            yield index, raw
+                yield index, raw
+            except Corrupt as error:
+                self.unread[index] = str(error)
 
-    def take(self, name: str, index: int, scores: np.ndarray) -> None:
-        """Keep whether frame scores [segments, classes] are right; called by the engine's threads."""
-        self.right[name][index] = bool(scores.mean(0).argmax() == self.chain.labels[index])
+    def take(self, one: Suspect, index: int, views: List[np.ndarray], scores: np.ndarray) -> None:
+        """Add frame scores [segments, classes] to those of a video's views, and keep whether all of them are right, fused as it was and
+        as it is suspected; called by the engine's threads."""
+        views.append(scores.mean(0))
+        if len(views) == one.protocol.views:
+            for fusion in [one.fusion] if one.before == AS_IT_WAS else FUSIONS:
+                answer = fuse(np.stack(views), len(views), fusion)[0].argmax()
+                self.right[one.name if fusion == one.fusion else one.before][index] = bool(answer == self.chain.labels[index])
 
     def rows(self) -> List[Trial]:
         """What is known of each suspect, the one that explains most first."""
         rows = [_trial("BatchNorm and classifier", np.zeros(0, bool), np.zeros(0, bool), "", "", self.weights)] if self.weights else []
         for one in self.suspects:
-            both = sorted(set(self.right[one.name]) & set(self.right[AS_IT_WAS]))
-            after, before = (np.array([self.right[name][index] for index in both], bool) for name in (one.name, AS_IT_WAS))
+            both = sorted(set(self.right[one.name]) & set(self.right[one.before]))
+            after, before = (np.array([self.right[name][index] for index in both], bool) for name in (one.name, one.before))
             problem = self.problems.get(one.name, "" if both else "not reached")
             rows.append(_trial(one.name, before, after, one.because, one.remedy, problem))
         return _corrected(rows + self.of_labels())
@@ -253,9 +296,9 @@ class Hunt:
         rows, truth = [], np.array([self.chain.labels[index] for index in self.given])
         answers = np.array(list(self.given.values()))
         for found, before, words in other_orders(truth, answers, self.chain.protocol.classes, self.chain.names):
-            what, remedy = (re.split("[;:] ", words) + [AGAIN])[:2]
-            name, *more = re.split(", (?=as |learnt )", what)
-            because = ", ".join(["the labels are numbered otherwise than the network's classes"] + more)
+            what, remedy = (words.split("; ") + ["make the lists again with the network's labels file"])[:2]
+            name, *more = re.split(": |, (?=as |learnt )", what)
+            because = "the labels are numbered otherwise than the network's classes" + "".join(" (%s)" % part for part in more)
             rows.append(_trial(name.replace("with", "labels,", 1), before, found, because, remedy, "" if len(found) else
                                "no class has two videos"))
         return rows
@@ -267,14 +310,14 @@ class Hunt:
             return "the weights were loaded or trained in part: %s" % self.weights
         if not tried:
             return "nothing could be tried"
-        best = tried[0]
-        if best.gained <= best.lost or best.corrected >= CERTAIN:
+        best, as_good = tried[0], [row.change for row in tried[1:] if row.explains and _gain(row) > _gain(tried[0]) - NEAR]
+        if not best.explains:
             more = self.unlike_the_results() or ("; it is good already" if best.before >= 0.9 else "")
             return "no single change explains the accuracy (%d were tried, on up to %d videos)%s" % (
                 len(tried), max(row.videos for row in tried), more)
-        return "with %s, top-1 is %.4f instead of %.4f on %d videos (%s): %s.\nTo make it right: %s" % (
-            best.change, best.after, best.before, best.videos, chance(best.corrected), best.because, best.remedy)
-
+        return "with %s, top-1 is %.4f instead of %.4f on %d videos (%s): %s.\nTo make it right: %s%s" % (
+            best.change, best.after, best.before, best.videos, chance(best.corrected), best.because, best.remedy,
+            "\nAs good, but not as simple: " + "; ".join(as_good) if as_good else "")
 
     def unlike_the_results(self) -> str:
         """Whether the run's results are worse than the same videos computed again, in words; empty if not."""
@@ -299,19 +342,36 @@ def _corrected(rows: Sequence[Trial]) -> List[Trial]:
     for place, row in enumerate(tried):
         least = max(least, min(1.0, row.p * (len(tried) - place)))
         made.append(row._replace(corrected=least))
-    made.sort(key=lambda row: (row.p if row.gained > row.lost else 2 - row.p, row.before - row.after))
+    made.sort(key=lambda row: (not row.explains, -_gain(row, -2)))
+    near = [row.change for row in made if row.explains and _gain(row) >= _gain(made[0]) - NEAR]
+    simplest = next((row.change for row in rows if row.change in near), "")
     best: Dict[str, Trial] = {}
-    for row in made:
+    for row in sorted(made, key=lambda row: row.change != simplest):
         best.setdefault(row.change, row)
     missing = [row for row in rows if row.problem]
     return [row for row in missing if not row.because] + list(best.values()) + [row for row in missing if row.because]
 
 
+def _gain(row: Trial, errors: float = 0) -> float:
+    """What a change adds to top-1, plus so many standard errors."""
+    return (row.gained - row.lost + errors * (row.gained + row.lost) ** 0.5) / max(1, row.videos)
+
+
+def _folders(chain: Chain, results: Dict[int, np.ndarray]) -> List[str]:
+    """Notes of the folders most of whose videos are surely answered as one class that is not their label."""
+    inside: Counter = Counter(os.path.dirname(chain.sources[index]) for index in results)
+    sure = {index: int(one.argmax()) for index, one in results.items() if one.max() >= SURE}
+    wrong = Counter((os.path.dirname(chain.sources[index]), answer) for index, answer in sure.items() if answer != chain.labels[index])
+    told = ["%d of the %d videos in %s are surely answered as %s, which is not their label" % (
+        count, inside[folder], folder or "the folder of the videos", name_of(answer, chain.names))
+        for (folder, answer), count in sorted(wrong.items()) if count >= max(INSIDE, MOSTLY * inside[folder])]
+    return told[:3] + ["and so in %d more folders" % len(told[3:])] * bool(told[3:])
+
+
 def weights_of(trunk: Trunk, checkpoint: str) -> str:
     """What of the weights is as nobody trains it, in words; empty if nothing is, as far as the checkpoint is there."""
-    found = []
-    if (trunk.fc_weight == trunk.fc_weight[0]).all():
-        found.append("the classifier's rows are all equal, so every class has the same score but for its bias")
+    equal = (trunk.fc_weight == trunk.fc_weight[0]).all()
+    found = ["the classifier's rows are all equal, so every class has the same score but for its bias"] if equal else []
     if os.path.exists(checkpoint):
         from tsm.checkpoint.reader import load
 
@@ -329,9 +389,8 @@ def suspects_text(hunt: Hunt) -> str:
     rows = hunt.rows()
     wide = max(len(row.change) for row in rows)
     lines = ["%-*s  videos  as it was  changed  difference  p (Holm)" % (wide, "change")]
-    for row in rows:
-        told = "%6d  %9.4f  %7.4f  %+10.4f  %s" % (row.videos, row.before, row.after, row.after - row.before, "%.1e" % row.corrected)
-        lines.append("%-*s  %s" % (wide, row.change, row.problem or told))
+    lines += ["%-*s  %s" % (wide, row.change, row.problem or "%6d  %9.4f  %7.4f  %+10.4f  %.1e" % (
+        row.videos, row.before, row.after, row.after - row.before, row.corrected)) for row in rows]
     return "\n".join(map(printable, lines + [""] + ["note: " + note for note in hunt.notes] + hunt.verdict(rows).split("\n")))
 
 
@@ -339,4 +398,4 @@ def suspects_json(hunt: Hunt) -> Dict[str, Any]:
     """The same for JSON and the page."""
     rows = hunt.rows()
     return {"run": hunt.chain.folder, "rows": [row._asdict() for row in rows], "notes": hunt.notes, "verdict": hunt.verdict(rows),
-            "about": hunt.chain.model.metadata.get("tsm.about")}
+            "about": hunt.chain.model.metadata.get("tsm.about"), "precision": hunt.base.precision}
