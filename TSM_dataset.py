@@ -31,7 +31,7 @@ import shlex
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from tsm.cli import Corrupt, Killed, UserError, parser, positive, progress, run
-from tsm.files import check_place, write_json, write_text
+from tsm.files import write_json, write_text
 from tsm.machine import cores
 from tsm.video.datasets import Entry, each_once, labels_file, read_annotations
 from tsm.video.decode import VIDEO_SUFFIXES, count_frames, extract, reencode
@@ -86,15 +86,11 @@ def is_video(name: str) -> bool:
 def files_by_name(folder: str) -> Dict[str, str]:
     """{name, with and without suffix: name} of a folder's videos and folders; of several videos with one name, the first in the
     order of VIDEO_SUFFIXES."""
-    if not os.path.isdir(folder):
-        return {}
-    names = sorted(os.listdir(folder))
-    files = {name: name for name in names if is_video(name)}
-    for suffix in VIDEO_SUFFIXES:
-        for name in filter(is_video, names):
-            stem, ending = os.path.splitext(name)
-            if ending.lower() == suffix:
-                files.setdefault(stem, name)
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    videos = sorted(filter(is_video, names), key=lambda name: VIDEO_SUFFIXES.index(os.path.splitext(name)[1].lower()))
+    files = {name: name for name in videos}
+    for name in videos:
+        files.setdefault(os.path.splitext(name)[0], name)
     for name in names:
         if name not in files and os.path.isdir(os.path.join(folder, name)):
             files[name] = name
@@ -160,15 +156,13 @@ def main() -> None:
     args = get_args()
     if not os.path.isdir(args.videos):
         raise UserError("%s: no such folder; --videos is where <id>%s are" % (args.videos, VIDEO_SUFFIXES[0]))
-    folders = list(filter(None, (args.output_dir, args.rawframes)))
-    check_place(*folders)
     listings: Dict[str, Dict[str, str]] = {}
     found = read_annotations(args.annotations, args.labels, lambda name: is_video(name) or found_in(
         args.videos, Entry((os.path.normpath(name),), 0, ""), listings).file is not None)
     videos = [found_in(args.videos, entry, listings) for entry in found.entries]
     each_once(found.entries, [video.file and (video.id if args.rawframes else video.file) for video in videos])
     path_of_labels = labels_file(found, args.output_dir)
-    for folder in folders:
+    for folder in filter(None, (args.output_dir, args.rawframes)):
         os.makedirs(folder, exist_ok=True)
     good = examined(args, videos)
     lists, naming = lists_of(args, good)

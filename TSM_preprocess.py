@@ -32,27 +32,22 @@ from tsm.machine import cores, workers_that_fit
 from tsm.protocol import TENSORS, Protocol, read_protocol
 from tsm.samples import check_data_root, check_readable, print_skipped, publish, read_list, refuse, refuse_killed
 from tsm.video.clips import versions_of
-from tsm.video.frames import Naming, add_naming
+from tsm.video.frames import Naming, add_list
 from tsm.workfolder import BINS, PREPROCESSED
 
 
 def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
-    cli.add_argument("--data_root", required=True, metavar="DIR", help="the folder that the list's paths start from")
-    cli.add_argument("--ann_file", required=True, metavar="FILE", help="the list, as TSM_dataset.py makes it")
+    add_list(cli)
     cli.add_argument("--output_dir", default=PREPROCESSED, metavar="OUT", help="default: %(default)s")
     cli.add_argument("--batch_size", type=positive, default=1, metavar="B", help="accepted as in the guide: one file per "
                      "clip serves every batch size")
-    cli.add_argument("--num_worker", type=positive, default=cores(), metavar="N", help="processes (default: one per core)")
     cli.add_argument("--protocol", default="", metavar="FILE", help="how the network is tested, as TSM_checkpoint.py wrote it "
                      "(default: as on Something-Something V2)")
     cli.add_argument("--dtype", choices=TENSORS, default="float32", help="uint8: RGB 0..255; uint8_nhwc: colours last, for a "
                      "chip's AIPP (default: %(default)s)")
-    cli.add_argument("--on_error", choices=("fail", "skip"), default="fail", help="what an unreadable clip does (default: "
-                     "%(default)s)")
     cli.add_argument("--range", type=span, metavar="START:STOP", help="only clips START to STOP-1 of the list; they keep "
                      "their numbers")
-    add_naming(cli)
     return cli.parse_args()
 
 
@@ -83,10 +78,11 @@ def preprocess(args: argparse.Namespace, protocol: Protocol) -> None:
     invalidate(job, done, unfinished=bool(keys))
     check_space(job.file(BINS), len(keys) * job.nbytes, "%d clips" % len(keys),
                 "use --dtype uint8 or --range, or choose another --output_dir")
-    workers = workers_that_fit(args.num_worker, job.nbytes)
-    if workers < args.num_worker and len(keys) > workers:
+    wanted = args.num_worker or cores()
+    workers = workers_that_fit(wanted, job.nbytes)
+    if workers < wanted and len(keys) > workers:
         print("note: %d processes at a time instead of %d, which is what the memory holds of tensors of %.0f MB"
-              % (workers, args.num_worker, job.nbytes / 1e6))
+              % (workers, wanted, job.nbytes / 1e6))
     seconds = [0.0, 0.0, 0.0]
     with contextlib.closing(make(job, keys, done, workers)) as steps, progress(len(keys), "preprocess", "clip") as tick:
         for taken in steps:

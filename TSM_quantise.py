@@ -34,7 +34,7 @@ from tsm.infer.tensors import list_inputs
 from tsm.machine import cores
 from tsm.model.offline import Offline, clip_of, one_view, read_offline
 from tsm.samples import check_data_root, evenly, read_list, refuse
-from tsm.video.frames import Naming, add_naming
+from tsm.video.frames import Naming, add_list
 
 COMPARED = 4  # views on which an online model's int8 file is held against its clip
 
@@ -43,15 +43,9 @@ def get_args() -> argparse.Namespace:
     cli = parser(__doc__)
     cli.add_argument("--model", "-m", required=True, metavar="FILE", help="a model of modify_onnx.py, of any batch size")
     cli.add_argument("--input", "-i", metavar="PATHS", help="calibration clips: tensor files (comma-separated) or one folder")
-    cli.add_argument("--ann_file", metavar="FILE", help="calibration clips: a list, as TSM_dataset.py makes it")
-    cli.add_argument("--data_root", metavar="DIR", help="the folder that the list's paths start from")
+    add_list(cli, required=False)
     cli.add_argument("--clips", type=positive, default=32, metavar="N", help="at most so many of them are used "
                      "(default: %(default)s)")
-    cli.add_argument("--num_worker", type=positive, default=cores(), metavar="N", help="processes that decode a list's "
-                     "videos (default: one per core)")
-    cli.add_argument("--on_error", choices=("fail", "skip"), default="fail", help="what an unreadable clip of a list does "
-                     "(default: %(default)s)")
-    add_naming(cli)
     cli.add_argument("--output", "-o", metavar="FILE", help="an .xml file (default: tsm_int8.xml beside the model)")
     args = cli.parse_args()
     args.output = args.output or int8_file(args.model)
@@ -69,7 +63,7 @@ def views_from_list(args: argparse.Namespace, model: Offline) -> List[np.ndarray
     naming = Naming(args.filename_tmpl, args.start_index)
     views: Dict[int, np.ndarray] = {}
     places = {number: (os.path.join(args.data_root, clip.source), clip.frames) for number, clip in enumerate(chosen)}
-    for number, video in decoded(places, protocol, model.dtype.name, args.num_worker, naming):
+    for number, video in decoded(places, protocol, model.dtype.name, args.num_worker or cores(), naming):
         if not isinstance(video, Corrupt):
             views[number] = calibration_view(video, number, protocol)
         elif args.on_error == "fail":

@@ -7,6 +7,7 @@ import shutil
 import cv2
 import pytest
 
+from tsm.cli import UserError
 from tsm.video.decode import read_video
 
 
@@ -293,11 +294,26 @@ def test_hmdb51_s_numbers_are_no_classes(tmp_path, fails):
     classes, found = annotated(tmp_path, "brush_hair_test_split1.txt", "b1.avi 1 \nb2.avi 2 \nb3.avi 2 \n")
     assert classes == {"brush_hair/b2.avi": 0, "brush_hair/b3.avi": 0, "wave/w 1.avi": 1} and found.stem == "test_split1"
     assert found.labels == ["brush_hair", "wave"] and found.entries[2].names == ("wave/w 1.avi", "w 1.avi")
-    assert annotated(tmp_path, "my_test_split3.txt", "a.avi 1\nb.avi 2\nc.avi 0\n")[0] == {"a.avi": 1, "b.avi": 2, "c.avi": 0}  # a list
-    (tmp_path / "my_test_split3.txt").write_text("a.avi 17\n")
-    (tmp_path / "other_test_split3.txt").write_text("")
-    assert "my_test_split3.txt, line 1: expected '<video> <0, 1 or 2>' as in HMDB51's" in fails(
-        "TSM_dataset.py", "--annotations", "my_test_split3.txt", "--videos", ".", cwd=tmp_path)
+    assert list(annotated(tmp_path, "brush_hair_test_split3.txt", "b1.avi 1\nb2.avi 2\n")[0]) == ["brush_hair/b2.avi"]  # one file alone
+    (tmp_path / "wave_test_split1.txt").write_text("w 1.avi 2 \nw2.avi\n")
+    assert "wave_test_split1.txt, line 2: expected '<video>.avi <0, 1 or 2>' as in HMDB51's" in fails(
+        "TSM_dataset.py", "--annotations", "brush_hair_test_split1.txt", "--videos", ".", cwd=tmp_path)
+
+
+def test_lists_of_one_s_own_that_look_like_a_data_set_s_are_lists(tmp_path):
+    """By their names; by one folder for all; by the word template."""
+    (tmp_path / "my_test_split1.txt").write_text("x.avi 2\n")
+    (tmp_path / "run_test_split1.txt").write_text("x.avi 2\n")
+    for name, text, wanted in (("own_test_split1.txt", "a.avi 1\nb.avi 2\nc.avi 0\n", {"a.avi": 1, "b.avi": 2, "c.avi": 0}),
+                               ("walk_test_split1.txt", "a.mp4 1\nb.mp4 2\n", {"a.mp4": 1, "b.mp4": 2})):
+        classes, found = annotated(tmp_path, name, text)
+        assert classes == wanted and found.stem == name[:-4]
+    classes, found = annotated(tmp_path, "own.csv", "clip,template\na,greet\nb,bow\n")
+    assert (classes, found.stem) == ({"a": 1, "b": 0}, "own")
+    classes, _ = annotated(tmp_path, "test.txt", "Archery/v.avi\nArchery/w.avi\n", CLASS_IND)
+    assert classes == {"Archery/v.avi": 1, "Archery/w.avi": 1}
+    with pytest.raises(UserError, match="a test split has no labels"):
+        annotated(tmp_path, "test.txt", "clips/v.avi\nclips/w.avi\n")
 
 
 @pytest.mark.parametrize("text, wanted", [
@@ -393,7 +409,7 @@ def test_a_file_in_the_place_of_a_folder_is_named(fails, videos, tmp_path, optio
     (tmp_path / "own.csv").write_text("a b.mp4,zebra\n")
     for place in ("own.csv", "own.csv/deeper"):
         line = fails("TSM_dataset.py", "--annotations", "own.csv", "--videos", "videos", option, place, cwd=tmp_path)
-        assert "own.csv: is not a folder, and one is needed there; move it away or choose another" in line
+        assert "own.csv" in line and "a folder is needed there; choose another" in line
 
 
 def test_frames_and_videos_do_not_share_a_list(fails, videos, tmp_path, repo):

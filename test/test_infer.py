@@ -226,7 +226,6 @@ def _flip(path):
     (lambda bins: (bins / "1.bin").write_bytes((bins / "1.bin").read_bytes()[:-4]), "1.bin"),
     (lambda bins: shutil.copy(str(bins / "0.bin"), str(bins / "1.bin")), "1.bin"),
     (lambda bins: (bins / "1.bin").unlink(), "1.bin"),
-    (lambda bins: shutil.copy(str(bins / "0.bin"), str(bins / "9.bin")), "9.bin"),
     (lambda bins: _flip(bins / "1.bin"), "1.bin"),
     (lambda bins: (bins.parent / "sthv2.json").write_text("{}"), "sthv2.json"),
 ])

@@ -231,8 +231,8 @@ def key_of(folder, args):
     (("--merge",), 1, "5 of 5 videos are not done: no shard has done them"), (("--devices", "0,00"), 2, "'0,00' is no list of chips"),
     (("--protocol", "p.json"), 2, "a CPU takes the protocol from the model"),
     (("--ray", "a..b:6379"), 1, "--ray"), (("--ray", "a:²"), 1, "--ray"),
-    (("--output_dir", "list.txt"), 1, "list.txt: is not a folder, and one is needed there; move it away"),
-    (("--output_dirname", "../list.txt"), 1, "list.txt: is not a folder"), (("--output", "list.txt/x"), 1, "list.txt: is not a folder"),
+    (("--output_dir", "list.txt"), 1, "list.txt: File exists; a folder is needed there"),
+    (("--output_dirname", "../list.txt"), 1, "a folder is needed there"), (("--output", "list.txt/x"), 1, "a folder is needed there"),
 ])
 def test_bad_usage_is_one_line(fails, setting, args, status, says):
     assert says in fails("TSM_stream.py", *arguments(*args), cwd=setting, status=status)

@@ -8,7 +8,7 @@ import pytest
 from tsm.files import write_json
 from tsm.protocol import SSV2
 from tsm.results import measure, rate_line, read_accuracy, throughput_in, wilson
-from tsm.samples import Clip, manifest_of, write_manifest
+from tsm.samples import Clip, manifest_of
 
 RNG = np.random.RandomState(7)
 VIDEOS = 11
@@ -101,8 +101,8 @@ def test_skipped_videos_are_said(works, results):
     folder, _, _ = results
     (folder / "list.txt").write_text("x.webm 0\n")
     clips = {index: Clip(index + 1, "x.webm", None, 0) for index in range(VIDEOS + 1)}
-    write_manifest(str(folder / "sthv2/sthv2.json"), manifest_of(
-        str(folder / "list.txt"), clips, SSV2, "float32", {}, dict.fromkeys(range(VIDEOS), "0" * 32), {VIDEOS: "is empty"}))
+    write_json(str(folder / "sthv2/sthv2.json"), manifest_of(
+        str(folder / "list.txt"), clips, SSV2, "float32", {}, dict.fromkeys(range(VIDEOS), "0" * 32), {VIDEOS: "is empty"}), "manifest")
     assert "accuracy over 11 of 12 (1 skipped) videos" in works("TSM_postprocess.py", *ARGS, cwd=folder)
 
 

@@ -40,7 +40,7 @@ from tsm.video import windows as windows_module
 from tsm.video.clips import as_video, resized
 from tsm.video.decode import Timeline, read_video, timeline
 from tsm.video.frames import strict
-from tsm.video.windows import Window, strip, strips, windowed, windows_of
+from tsm.video.windows import WHOLE, Window, strips, windowed, windows_of
 
 QUICK = ("--backend", "onnxruntime")
 
@@ -111,7 +111,7 @@ def test_a_film_strip_is_of_its_window(tmp_path):
     filmed(path, greys(60), 10, "mjpeg", pix_fmt="yuvj420p")
     windows = [Window(0.0, 2.0), Window(2.0, 4.0), Window(4.0, 6.0)]
     pictures = [cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE) for jpeg in strips(path, windows)]
-    whole = cv2.imdecode(np.frombuffer(strip(path), np.uint8), cv2.IMREAD_GRAYSCALE)
+    whole = cv2.imdecode(np.frombuffer(next(strips(path, [WHOLE])), np.uint8), cv2.IMREAD_GRAYSCALE)
     assert all(picture.shape == whole.shape for picture in pictures)
     for number, picture in enumerate(pictures):
         assert abs(float(picture.mean()) - 4 * (20 * number + 10)) < 6

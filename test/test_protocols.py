@@ -118,7 +118,7 @@ def test_values_that_no_protocol_has_are_named(name, value, tmp_path):
     assert protocol_from(older, "p.json") == SSV2
     stated = json.dumps(dict(SSV2._asdict(), **{name: value}))
     (tmp_path / "p.json").write_text(stated)
-    with pytest.raises(UserError, match="p.json: its protocol has %s = " % name):
+    with pytest.raises(UserError, match="p.json: (its protocol has %s = |not JSON .* is not a finite number)" % name):
         read_protocol(str(tmp_path / "p.json"))
     model = onnx.ModelProto()
     model.metadata_props.add(key="tsm.protocol", value=stated)

@@ -18,11 +18,8 @@ from clips import VIDEOS, clip_of, contents, linked, times
 from processes import LONGEST, children_of, ran, started, wait_for
 
 from tsm.files import locked
-from tsm.infer.preprocess import Tensors, read_made, state_of
+from tsm.infer.preprocess import read_made
 from tsm.protocol import SSV2
-from tsm.samples import read_list
-from tsm.video.clips import basis, fingerprint
-from tsm.video.frames import IMG
 
 KILLS = int(os.environ.get("TSM_KILLS", 2))
 MEMORY = int(os.environ.get("TSM_MEMORY", 600))
@@ -143,32 +140,6 @@ def test_what_no_pixel_depends_on_makes_no_tensor_again(works, tmp_path):
     again(2, size=224, classes=10)
     again(0, size=224)
     again(2, size=224, mean=[1.0, 2.0, 3.0])
-
-
-def test_journals_of_versions_to_which_classes_counted_hold(works, tmp_path):
-    """In lines without a CRC; of this protocol, and of another of the same pixels where its manifest is there."""
-    root, ann_file = linked(tmp_path, 2)
-    works("TSM_preprocess.py", *arguments(root, ann_file), cwd=tmp_path)
-    out, clips = tmp_path / "out", dict(enumerate(read_list(str(ann_file), SSV2)))
-
-    def found(protocol, written_by):
-        common = basis(clips, written_by, "uint8", IMG)
-        keys = {index: fingerprint(str(root / clip.source), clip, written_by, common) for index, clip in clips.items()}
-        made = [entry._replace(key=keys[index]) for index, entry in read_made(str(out)).items()]
-        (out / ".journal").write_text("".join("%d %s %s %d\n" % entry for entry in made))
-        done, left = state_of(Tensors(clips, str(root), IMG, protocol, "uint8", str(out), None))
-        assert read_made(str(out)) == {entry.number: entry for entry in made}
-        return len(done), len(left)
-
-    ten, twelve = (SSV2._replace(classes=classes, shift_div=4) for classes in (10, 12))
-    assert found(ten, SSV2) == found(ten, ten) == (2, 0)
-    assert found(twelve, ten) == (0, 2)
-    manifest = json.loads((out / "sthv2.json").read_text())
-    manifest["protocol"].update(ten._asdict())
-    for name in ("kind", "format", "digest"):
-        manifest.pop(name)
-    (out / "sthv2.json").write_text(json.dumps(manifest))
-    assert found(twelve, ten) == (2, 0) and found(ten._replace(short_side=300), ten) == (0, 2)
 
 
 def test_other_versions_make_everything_anew(works, repo, tmp_path):

@@ -1,6 +1,9 @@
 """The whole chain as a user runs it: run_all.sh on the demo, restarted, misused; the README's commands by hand."""
 
 import fcntl
+import functools
+import hashlib
+import http.server
 import json
 import os
 import re
@@ -9,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import forked
 import numpy as np
@@ -18,6 +22,7 @@ from processes import command_of, ran, started, wait_for
 
 from tsm import workfolder
 from tsm.chain import plan
+from tsm.checkpoint import published
 from tsm.cli import UserError
 from tsm.protocol import SSV2
 
@@ -368,6 +373,49 @@ def test_a_real_file_that_is_no_checkpoint_is_refused_by_the_first_stage(repo, t
     assert set(os.listdir(str(tmp_path / "w"))) <= {".lock", "run.log"}
 
 
+@pytest.mark.all
+def test_a_published_checkpoint_becomes_a_model_by_its_name_alone(repo, tmp_path):
+    """Of a host on this machine, which has the demo's thin file for the guide's: without it, then with it, then from what was fetched."""
+    thin = repo / "demo/tsm_thin.pth"
+    digest, nowhere = hashlib.sha256(thin.read_bytes()).hexdigest()[:8], "http://127.0.0.1:9/"
+    suite = clone(repo, tmp_path / "suite", 1)
+    row = next(row for row in published.rows() if row.file == published.OFFICIAL)
+    name = row.file.replace(row.digest, digest)
+    place = tmp_path / "host" / published.address(row).replace(published._HOST, "").replace(row.digest, digest)
+    place.parent.mkdir(parents=True)
+    shutil.copy(str(thin), str(place))
+    table = (repo / "tsm/checkpoint/published.py").read_text().replace(row.digest, digest)
+    words = ("--model_only", "--labels", "demo/annotations/something-something-v2-labels.json", "--checkpoint")
+
+    def made(what, host):
+        (suite / "tsm/checkpoint/published.py").write_text(table.replace(published._HOST, host))
+        done = chain(suite, *words, what, env=dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"), ""))
+        return done, set(os.listdir(str(suite / "work")))
+
+    for what in ("official", name[: -len(".pth")]):
+        done, files = made(what, nowhere)
+        assert (done.returncode, files) == (1, {".lock", "run.log"}) and done.stderr.count("\n") == 1, done.stderr
+        assert re.match("TSM_checkpoint.py: error: %s.*%s: cannot be reached .*; run again, .* pass its path\n" % (nowhere, name),
+                        done.stderr)
+        assert done.stderr in (suite / "work/run.log").read_text()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(
+        http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "host")))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    host = "http://127.0.0.1:%d/" % server.server_port
+    done, files = made("official", host)
+    server.shutdown()
+    server.server_close()
+    assert done.returncode == 0 and "\nDone. The model is work/tsm_new_bs1.onnx\n" in done.stdout, done.stderr
+    assert {name, "protocol.json", "tsm_new_bs1.onnx"} < files and not [file for file in files if "part" in file]
+    assert "network: TSM ResNet-50 (its weights)" in done.stdout and "segments: 8 (the table of published files)" in done.stdout
+    stamp = os.stat(str(suite / "work/tsm_new_bs1.onnx")).st_mtime_ns
+    done, _ = made(name, host)  # which is gone
+    assert done.returncode == 0 and "is already here" in done.stdout, done.stdout + done.stderr
+    assert os.stat(str(suite / "work/tsm_new_bs1.onnx")).st_mtime_ns == stamp
+    done = chain(suite, *words, suite / "work" / name, "--work_dir", tmp_path / "other")  # as the refusal says
+    assert done.returncode == 0 and (tmp_path / "other/tsm_new_bs1.onnx").exists()
+
+
 @pytest.mark.parametrize("what, file", [
     ("official", "published.pth"),
     pytest.param("http://127.0.0.1:9/some/where/tsm-1.pth?raw=1#x", "tsm-1.pth", marks=pytest.mark.all)])
@@ -628,4 +676,7 @@ def test_a_chain_that_is_ended_ends_its_stage_first(number, whom, status, wired,
     said = process.communicate()[1]  # ends when nobody holds its output any more
     assert process.returncode == status and b"pytorch2onnx" not in command_of(int((work / "pid").read_text())), said
     assert (work / "kept").exists() == (number != signal.SIGINT)
+    log = (work / "run.log").read_text()
+    assert ("KeyboardInterrupt" in log) == (number == signal.SIGINT) and log.endswith("\nended with status %d\n" % (
+        130 if number == signal.SIGINT else 143))
     assert [json.loads(call)[0] for call in (work / "calls").read_text().splitlines()] == ["TSM_checkpoint.py", "TSM_preprocess.py"]

@@ -1,12 +1,15 @@
 """tsm/chain/stage.py: runs a command once, keeps its status, and knows when its result no longer holds."""
 
+import fcntl
 import json
 import os
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 from processes import command_of, wait_for
@@ -61,6 +64,40 @@ def test_details_are_for_the_log_and_a_measurement_has_all_and_is_said_again(run
     assert (tmp_path / "figures").read_text() == "[INFO] detail\nshown\n"
     log = (tmp_path / "run.log").read_text()
     assert log.startswith("\n== copy\n$ sh -c ") and log.endswith("\n[INFO] detail\nshown\n") and log.count("shown") == 2
+
+
+def test_stderr_is_shown_as_it_is_and_logged_to_its_last_line(run, tmp_path):
+    words = "echo one; echo two >&2; printf '\\rbar 1\\rbar 2\\n' >&2; printf last >&2; exit 3"
+    done = run("tsm/chain/stage.py", "it", "--", "sh", "-c", words, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (3, "two\n\rbar 1\rbar 2\nlast")
+    log = (tmp_path / "run.log").read_text().splitlines()[3:]
+    assert sorted(log[:-1]) == ["bar 2", "last", "one", "two"] and log[-1] == "ended with status 3"
+    done = run("tsm/chain/stage.py", "it", "--out", "none", "--", "true", cwd=tmp_path)
+    line = "none: not made by the command above, though it reported success"
+    assert done.stderr == "stage.py: error: %s\n" % line and (tmp_path / "run.log").read_text().endswith("\nerror: %s\n" % line)
+
+
+def test_on_a_terminal_the_command_has_one_and_its_bars_move(repo, tmp_path):
+    words = ("import os, sys; print(os.isatty(2), os.get_terminal_size(2).columns); sys.stderr.write('half\\rwhole\\nend'); "
+             "sys.stderr.flush(); sys.exit(5)")
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 30, 77, 0, 0))
+    done = subprocess.run([sys.executable, str(repo / "tsm/chain/stage.py"), "it", "--", sys.executable, "-c", words], cwd=str(tmp_path),
+                          stdout=subprocess.PIPE, stderr=theirs, universal_newlines=True)
+    os.close(theirs)
+    shown = os.read(ours, 1000)
+    os.close(ours)
+    assert done.returncode == 5 and done.stdout.endswith("\nTrue 77\n") and shown == b"half\rwhole\r\nend"
+    assert sorted((tmp_path / "run.log").read_text().splitlines()[3:]) == ["True 77", "end", "ended with status 5", "whole"]
+
+
+@pytest.mark.all
+def test_what_a_command_leaves_behind_does_not_hold_the_stage(run, tmp_path):
+    """A process that has its stderr."""
+    done = run("tsm/chain/stage.py", "it", "--", "sh", "-c", "echo said >&2; sleep 100 >/dev/null & echo $! >pid", cwd=tmp_path)
+    left = int((tmp_path / "pid").read_text())
+    assert done.returncode == 0 and b"sleep" in command_of(left) and "\nsaid\n" in (tmp_path / "run.log").read_text()
+    os.kill(left, 9)
 
 
 def test_a_reader_that_leaves_ends_the_stage(repo, tmp_path):

@@ -24,7 +24,7 @@ from tsm.video import decode
 from tsm.video.clips import fill
 from tsm.video.decode import count_frames, read_video, timeline
 from tsm.video.frames import strict
-from tsm.video.windows import strip, windowed
+from tsm.video.windows import WHOLE, strips, windowed
 
 KINDS = DATA / "kinds"
 LENGTH = 60  # frames
@@ -163,7 +163,7 @@ def test_a_video_of_one_frame_is_one(tmp_path, name, codec):
     filmed(tmp_path / name, shades(1), 25, codec, pix_fmt="gray" if codec == "gif" else "yuv420p")
     with strict():
         assert numbers(frame for _, frame in read_video(str(tmp_path / name), range)) == [0] and timeline(str(tmp_path / name)).frames == 1
-    assert len(list(windowed(str(tmp_path / name), 1, 1, SSV2, "uint8"))) == 1 and strip(str(tmp_path / name))
+    assert len(list(windowed(str(tmp_path / name), 1, 1, SSV2, "uint8"))) == 1 and next(strips(str(tmp_path / name), [WHOLE]))
 
 
 @pytest.mark.parametrize("gaps", [[0.2], [0.04] * 39 + [0.84], [0.04, 0.12]])
@@ -217,7 +217,7 @@ from tsm.predict.captions import Caption, write_captions
 from tsm.protocol import SSV2
 from tsm.video.clips import fill
 from tsm.video.decode import extract
-from tsm.video.windows import strip, windowed
+from tsm.video.windows import WHOLE, strips, windowed
 import numpy as np
 path, out = sys.argv[2], np.empty(SSV2.video_shape, np.uint8)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -226,7 +226,7 @@ if sys.argv[1] == "windows":
 elif sys.argv[1] == "whole":
     fill(path, None, SSV2, None, out)
 elif sys.argv[1] == "strip":
-    strip(path)
+    next(strips(path, [WHOLE]))
 elif sys.argv[1] == "frames":
     assert extract(path, path + ".frames") == 120
 else:

@@ -24,8 +24,7 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))
 _modules: Dict[str, Any] = sys.modules  # OpenVINO has no such variable; without this package it reports nothing
 _modules.setdefault("openvino_telemetry", None)  # importing it raises ImportError, as where it is not installed
 
-
-_SUITE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SUITE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def _end(kind: Any, error: Any, trace: Any) -> None:
@@ -35,7 +34,7 @@ def _end(kind: Any, error: Any, trace: Any) -> None:
         from shlex import quote
 
         said = "%s lacks a package of the suite (%s); run %s, and use %s" % (
-            sys.executable, str(error).split("\n")[0], quote(_SUITE + "/setup.sh"), quote(_SUITE + "/.venv/bin/python"))
+            sys.executable, str(error).split("\n")[0], quote(SUITE + "/setup.sh"), quote(SUITE + "/.venv/bin/python"))
     else:
         return sys.__excepthook__(kind, error, trace)
     sys.stderr.write("%s: error: %s\n" % (os.path.basename(sys.argv[0]), said))

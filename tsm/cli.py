@@ -17,7 +17,7 @@ import stat
 import sys
 import tempfile
 import unicodedata
-from typing import Callable, Dict, Iterable, Iterator, Mapping, NoReturn, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, NoReturn, Optional, Tuple
 
 from tsm import __version__
 
@@ -82,33 +82,8 @@ def parser(doc: Optional[str]) -> argparse.ArgumentParser:
     return made
 
 
-def positive(text: str) -> int:
-    """argparse type: an int of at least 1."""
-    return int(_between(text, 1, math.inf, whole=True))
-
-
-def non_negative(text: str) -> int:
-    """argparse type: an int of at least 0."""
-    return int(_between(text, 0, math.inf, whole=True))
-
-
-def camera_number(text: str) -> int:
-    """argparse type: the number of a camera, which OpenCV takes as a C int."""
-    return int(_between(text, 0, 2**31 - 1, whole=True))
-
-
-def seconds(text: str) -> float:
-    """argparse type: a time above 0, of at most MOST_SECONDS."""
-    return _between(text, 0, MOST_SECONDS)
-
-
-def above_zero(text: str) -> float:
-    """argparse type: a finite number above 0."""
-    return _between(text, 0, math.inf)
-
-
-def _between(text: str, low: int, high: float, whole: bool = False) -> float:
-    """The number in `text`: an int from `low` to `high`, or a finite number above `low`."""
+def _between(text: str, low: int, high: float = math.inf, whole: bool = False) -> Any:
+    """argparse type: the number in `text`, an int from `low` to `high`, or a finite number above `low`."""
     wrong, value = "%r is not a %snumber" % (text, "whole " if whole else ""), math.nan
     with contextlib.suppress(ValueError):
         value = int(text) if whole else float(text)
@@ -116,6 +91,11 @@ def _between(text: str, low: int, high: float, whole: bool = False) -> float:
     if not low <= value <= high or not whole and value in (low, math.inf):
         raise argparse.ArgumentTypeError(wrong)
     return value
+
+
+positive, non_negative = functools.partial(_between, low=1, whole=True), functools.partial(_between, low=0, whole=True)
+camera_number = functools.partial(_between, low=0, high=2**31 - 1, whole=True)  # which OpenCV takes as a C int
+above_zero, seconds = functools.partial(_between, low=0), functools.partial(_between, low=0, high=MOST_SECONDS)
 
 
 def folder_name(text: str) -> str:
@@ -250,15 +230,16 @@ def check_outputs(outputs: Mapping[str, Optional[str]], inputs: Iterable[str], f
     """
     given = {option: path for option, path in outputs.items() if path not in (None, "-")}
     taken: Dict[object, str] = {identity(path): path for path in inputs}
+    wrong = "'' is no name of a folder" if folder == "" else ""
     for option, path in given.items():
-        if not os.path.basename(path):
-            fail("%s %r is no name of a file (see --help)" % (option, path), status=2)
         shown = "%s %s" % (option, path)
         other = taken.setdefault(identity(path), shown)
-        if other != shown:
-            fail("%s would overwrite %s; choose another name (see --help)" % (shown, other), status=2)
-    if folder == "":
-        fail("'' is no name of a folder (see --help)", status=2)
+        if not os.path.basename(path):
+            wrong = "%s %r is no name of a file" % (option, path)
+        elif other != shown:
+            wrong = "%s would overwrite %s; choose another name" % (shown, other)
+    if wrong:
+        fail(wrong + " (see --help)", status=2)
     if folder is not None:
         os.makedirs(folder, exist_ok=True)
         _check_writable(os.path.join(folder, ""))

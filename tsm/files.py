@@ -32,16 +32,6 @@ def part_name(path: str) -> str:
     return os.path.join(folder, ".%s.part" % name)
 
 
-def check_place(*folders: str) -> None:
-    """UserError where one of these folders cannot be made because a file is in its place, or in that of one above it."""
-    for folder in folders:
-        place = folder if os.path.lexists(folder) else os.path.realpath(folder)
-        while not os.path.lexists(place):
-            place = os.path.dirname(place)
-        if not os.path.isdir(place):
-            raise UserError("%s: is not a folder, and one is needed there; move it away or choose another" % place)
-
-
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[str]:
     """Yield a temporary name beside `path`; move it to `path` when the block ends well, remove it when it does not."""
@@ -112,24 +102,18 @@ def write_json(path: str, value: Any, kind: str = "") -> None:
     write_text(path, "{\n%s\n}\n" % ",\n".join(lines))
 
 
-def read_json(path: str, kind: str = "", finite: bool = True, older: bool = False) -> Any:
+def read_json(path: str, kind: str = "") -> Any:
     """The JSON value in `path`; of a `kind`, what was sealed.
 
-    Args:
-        finite: refuse a number that is not finite as a float; a caller that says where in the file it is looks itself.
-        older: also take a dict without a seal, which the caller has to look at.
-    Raises: UserError where it is not JSON in UTF-8, or not as this version seals that kind.
+    Raises: UserError where it is not JSON in UTF-8, has a number that is not finite, or is not as this version seals that kind.
     """
     text = read_text(path)
-    hooks: Dict[str, Any] = dict(parse_constant=_finite, parse_float=_finite, parse_int=_finite_int) if finite else {}
     try:
-        value = json.loads(text, **hooks)
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_finite_int)
         rest = unsealed(value, kind) if kind else value
     except (ValueError, RecursionError) as error:
         raise UserError("%s: not JSON (%s); make it again" % (path, error))
     if rest is None and kind:
-        if older and isinstance(value, dict) and SEAL[-1] not in value:
-            return value
         raise UserError("%s: was not written by this version's %s, or was changed since; make it again" % (path, KINDS[kind][1]))
     return rest
 

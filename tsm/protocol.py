@@ -186,7 +186,7 @@ def read_protocol(path: str) -> Protocol:
 
 def read_stated(path: str) -> Dict[str, Any]:
     """All that such a file holds; of it, the protocol is not checked yet."""
-    facts = read_json(path, finite=False)  # protocol_from() names the fact that is not
+    facts = read_json(path)
     if not isinstance(facts, dict):
         raise UserError("%s: not a JSON object; make it with TSM_checkpoint.py" % path)
     return facts

@@ -141,29 +141,25 @@ def read_npy(path: str) -> np.ndarray:
 
 
 def read_scores(path: str, classes: int) -> np.ndarray:
-    """The class scores in a result file, float64 [rows, classes]; TXT, NPY or float32 BIN by its suffix."""
-    suffix = os.path.splitext(path)[1].lower()
+    """The class scores in a result file, float64 [rows, classes]; TXT, NPY or float32 BIN by its suffix. Raises UserError."""
+    suffix, wrong = os.path.splitext(path)[1].lower(), ""
     try:
         if suffix == ".txt":
             with open(path, encoding="ascii") as file:
                 scores = np.array([line.split() for line in file if line.strip()], np.float64)
         else:
-            scores = _as_float64(read_npy(path) if suffix == ".npy" else np.fromfile(path, np.float32))
+            with np.errstate(all="ignore"):  # of what is not finite, which is told below
+                scores = (read_npy(path) if suffix == ".npy" else np.fromfile(path, np.float32)).astype(np.float64)
+        width = scores.shape[-1] if suffix != ".bin" and scores.ndim else scores.size
+        if not scores.size or width != classes and (suffix != ".bin" or width % classes):
+            wrong = "%d values in a row instead of %d class scores; is the model's output [batch, %d]?" % (width, classes, classes)
+        elif not np.isfinite(scores).all() or np.abs(scores).max() > LARGEST_SCORE:
+            wrong = "a score is not finite in float32; look for NaN or infinity in the input or the model"
     except (ValueError, EOFError) as error:  # also of rows that differ in width
-        raise UserError("%s: cannot be read as class scores (%s); run the inference again" % (path, first_line(error)))
-    width = scores.shape[-1] if suffix != ".bin" and scores.ndim else scores.size
-    if not scores.size or width != classes and (suffix != ".bin" or width % classes):
-        raise UserError("%s: %d values in a row instead of %d class scores; is the model's output [batch, %d]?"
-                        % (path, width, classes, classes))
-    if not np.isfinite(scores).all() or np.abs(scores).max() > LARGEST_SCORE:
-        raise UserError("%s: a score is not finite in float32; look for NaN or infinity in the input or the model" % path)
+        wrong = "cannot be read as class scores (%s); run the inference again" % first_line(error)
+    if wrong:
+        raise UserError("%s: %s" % (path, wrong))
     return scores.reshape(-1, classes)
-
-
-def _as_float64(values: np.ndarray) -> np.ndarray:
-    """The values as float64; what is not finite is found later, so numpy need not warn of it here."""
-    with np.errstate(all="ignore"):
-        return values.astype(np.float64)
 
 
 def _results(path: str, summary: Mapping[str, Any]) -> Iterator[Tuple[int, str]]:
@@ -212,11 +208,10 @@ def read_results(path: str, labels: Dict[int, int], classes: int, summary: Optio
             index = number * len(rows) + row
             if row and index > last:
                 break  # the filler of the last batch
-            if index in scores:
-                raise UserError("%s: a second result for video %d, which %s has; remove one" % (file, index, origin[index]))
-            if index not in labels:
-                raise UserError("%s: a result for video %d, which has no label in the info file; are both of the same "
-                                "preprocessing?" % (file, index))
+            if index in scores or index not in labels:
+                raise UserError("%s: a second result for video %d, which %s has; remove one" % (file, index, origin[index])
+                                if index in scores else "%s: a result for video %d, which has no label in the info file; are both of the "
+                                "same preprocessing?" % (file, index))
             scores[index], origin[index] = values, file
     missing = sorted(set(labels) - set(scores))
     if missing:
@@ -323,8 +318,8 @@ def read_curve(result_path: str, labels: Mapping[int, int]) -> List[Point]:
     if not result_path.endswith("_summary.json") or not os.path.exists(path):
         return []
     kept = read_json(path, "curve")
-    if sorted(kept["ids"]) != sorted(labels):
-        raise UserError("%s: is of other videos than the labels; run TSM_stream.py --curve again" % path)
+    if sorted(kept["ids"]) != sorted(labels):  # it is of another list
+        return []
     hits = (np.array(kept["answers"]) == np.array([labels[index] for index in kept["ids"]])[:, None]).sum(0)
     return [Point(share, int(right) / len(labels), wilson(int(right), len(labels))) for share, right in zip(kept["shares"], hits)]
 

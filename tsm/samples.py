@@ -10,7 +10,7 @@ import xxhash
 from tsm import __version__
 from tsm.cli import Corrupt, Killed, UserError
 from tsm.files import read_json, sha256, write_json, write_text
-from tsm.protocol import TENSORS, Protocol, protocol_from
+from tsm.protocol import Protocol
 from tsm.workfolder import BINS, INFO, MANIFEST
 
 Item = TypeVar("Item")
@@ -46,21 +46,22 @@ def read_list(path: str, protocol: Protocol, data_root: str = "") -> List[Clip]:
             line = (raw[3:] if number == 1 and raw.startswith(b"\xef\xbb\xbf") else raw).strip()
             if not line:
                 continue
-            where = "%s, line %d" % (path, number)
             if of_folders is None:
                 of_folders = bool(_FOLDER_LINE.match(line))
             match = (_FOLDER_LINE if of_folders else _VIDEO_LINE).match(line)
-            if not match or of_folders and not int(match.group(2)):
-                raise UserError("%s: expected '%s'%s, found %r; mend the line"
-                                % (where, "<folder> <frames> <label>" if of_folders else "<file> <label>",
-                                   "" if clips else " or '<folder> <frames> <label>'", raw[:80]))
-            name, *counts = match.groups()
-            numbers = [int(count) for count in counts]
-            if numbers[-1] >= protocol.classes:
-                raise UserError("%s: label %d is not one of the %d classes; mend the line"
-                                % (where, numbers[-1], protocol.classes))
-            source = _under(roots, os.fsdecode(name), where)
-            clips.append(Clip(number, source, numbers[0] if of_folders else None, numbers[-1]))
+            name, *counts = match.groups() if match else (b"", b"0", b"0")
+            source, frames, label = _under(roots, os.fsdecode(name)), int(counts[0]) if of_folders else None, int(counts[-1])
+            wrong = ""
+            if not match or frames == 0:
+                wrong = "expected '%s'%s, found %r" % ("<folder> <frames> <label>" if of_folders else "<file> <label>",
+                                                       "" if clips else " or '<folder> <frames> <label>'", raw[:80])
+            elif label >= protocol.classes:
+                wrong = "label %d is not one of the %d classes" % (label, protocol.classes)
+            elif not source:
+                wrong = "%s does not lie under the folder that --data_root names" % os.fsdecode(name)
+            if wrong:
+                raise UserError("%s, line %d: %s; mend the line" % (path, number, wrong))
+            clips.append(Clip(number, source, frames, label))
     if not clips:
         raise UserError("%s: no videos in it; make it with TSM_dataset.py" % path)
     return clips
@@ -70,16 +71,12 @@ VIDEO_LINE, FOLDER_LINE = r"(.*\S)\s+(\d{1,6})$", r"(.*\S)\s+(\d{1,6})\s+(\d{1,6
 _VIDEO_LINE, _FOLDER_LINE = (re.compile(line.encode(), re.DOTALL) for line in (VIDEO_LINE, FOLDER_LINE))
 
 
-def _under(roots: Iterable[str], source: str, where: str) -> str:
-    """A list's name for a clip as a path relative to the data root; UserError where it leads outside."""
-    inside = "\0" not in source and ".." not in source.split(os.sep)
-    if inside and not os.path.isabs(source):
-        return source
-    for root in roots if inside else ():
-        if source.startswith(os.path.join(root, "")):
-            return os.path.relpath(source, root)
-    raise UserError("%s: %s does not lie under the data root; mend the line, or name the folder that it starts from by --data_root"
-                    % (where, source))
+def _under(roots: Iterable[str], source: str) -> str:
+    """A list's name for a clip as a path relative to the data root; empty where it leads outside."""
+    if "\0" in source or ".." in source.split(os.sep):
+        return ""
+    inside = [os.path.relpath(source, root) for root in roots if source.startswith(os.path.join(root, ""))]
+    return next(iter(inside), "") if os.path.isabs(source) else source
 
 
 TENSOR_BYTES = 20 * 10**9  # of a list's tensors on a disk at a time, unless the user says otherwise
@@ -122,9 +119,10 @@ def publish(
     folder: str, ann_file: str, clips: Mapping[int, Clip], protocol: Protocol, dtype: str, versions: Mapping[str, str],
     checksums: Mapping[int, str], skipped: Mapping[int, object],
 ) -> None:
-    """Write the info file and, last, the manifest of a list to a folder; the arguments are manifest_of()'s."""
-    write_info(os.path.join(folder, INFO), {index: clips[index].label for index in checksums})
-    write_manifest(os.path.join(folder, MANIFEST), manifest_of(ann_file, clips, protocol, dtype, versions, checksums, skipped))
+    """Write the info file and, last, the sealed manifest of a list to a folder, each whole or not at all; the arguments are
+    manifest_of()'s."""
+    write_text(os.path.join(folder, INFO), "".join("%d %d\n" % (index, clips[index].label) for index in sorted(checksums)))
+    write_json(os.path.join(folder, MANIFEST), manifest_of(ann_file, clips, protocol, dtype, versions, checksums, skipped), "manifest")
 
 
 def print_skipped(clips: Mapping[int, Clip], skipped: Mapping[int, object]) -> None:
@@ -153,19 +151,9 @@ def read_info(path: str, classes: int) -> Dict[int, int]:
     return labels
 
 
-def write_info(path: str, labels: Mapping[int, int]) -> None:
-    """sthv2.info of {index: label}, by index; whole or not at all."""
-    write_text(path, "".join("%d %d\n" % (index, labels[index]) for index in sorted(labels)))
-
-
 def manifest_path(info_path: str) -> str:
     """sthv2/sthv2.info -> sthv2/sthv2.json, the manifest beside it."""
     return os.path.splitext(info_path)[0] + ".json"
-
-
-def manifest_beside(folder: str) -> str:
-    """sthv2/preprocess_bin -> sthv2/sthv2.json, the manifest of a folder of tensors."""
-    return os.path.join(os.path.dirname(os.path.abspath(folder)), MANIFEST)
 
 
 def checksum(data: Any) -> str:
@@ -178,6 +166,7 @@ def manifest_of(
     checksums: Mapping[int, str], skipped: Mapping[int, object],
 ) -> Dict[str, Any]:
     """The manifest of a list: its protocol and form, what made it, one entry per tensor, and what was left out and why.
+    protocol_from(manifest["protocol"], path) is its protocol, manifest["protocol"]["dtype"] the tensors' type.
 
     Args:
         clips: all clips of the list, by index.
@@ -185,8 +174,10 @@ def manifest_of(
         checksums: of the tensors that exist, by index.
         skipped: why a clip has none, by index.
     """
+    last = dtype == "uint8_nhwc"
+    shape = [protocol.frames, protocol.size, protocol.size, 3] if last else list(protocol.video_shape)
     return {
-        "protocol": dict(protocol._asdict(), dtype=dtype, **_layout(dtype, protocol)),
+        "protocol": dict(protocol._asdict(), dtype=dtype, layout="NHWC" if last else "NCHW", shape=shape),
         "versions": dict(versions, tsm=__version__),
         "list": {"file": os.path.basename(ann_file), "sha256": sha256(ann_file), "videos": len(clips)},
         "samples": [
@@ -201,50 +192,9 @@ def manifest_of(
     }
 
 
-def _layout(dtype: str, protocol: Protocol) -> Dict[str, Any]:
-    """The order of a tensor's axes, and their sizes."""
-    last = dtype == "uint8_nhwc"
-    shape = [protocol.frames, protocol.size, protocol.size, 3] if last else list(protocol.video_shape)
-    return {"layout": "NHWC" if last else "NCHW", "shape": shape}
-
-
-def write_manifest(path: str, manifest: Dict[str, Any]) -> None:
-    """The manifest as JSON, sealed, whole or not at all."""
-    write_json(path, manifest, "manifest")
-
-
 def read_manifest(path: str) -> Dict[str, Any]:
-    """The manifest in `path`, as manifest_of() makes it; UserError where it is something else.
-
-    protocol_from(manifest["protocol"], path) is its protocol, manifest["protocol"]["dtype"] the tensors' type. Manifests of versions
-    that did not seal them are taken: days of decoding may stand behind one.
-    """
-    manifest = read_json(path, "manifest", older=True)
-    try:
-        facts = manifest["protocol"]
-        protocol, samples, skipped = protocol_from(facts, path), manifest["samples"], manifest["skipped"]
-        numbers = [entry[key] for entry in samples for key in ("id", "label", "bytes")] + [manifest["list"]["videos"]]
-        texts = [entry[key] for entry in samples for key in ("source", "file", "xxh3_128")]
-        texts += [entry[key] for entry in skipped for key in ("source", "reason")] + list(manifest["versions"].values())
-        right = (facts["dtype"] in TENSORS and _layout(facts["dtype"], protocol).items() <= facts.items()
-                 and type(samples) is type(skipped) is list and {type(number) for number in numbers} == {int}
-                 and {type(text) for text in texts} <= {str}
-                 and {entry["bytes"] for entry in samples} <= {protocol.nbytes(facts["dtype"])})
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
-        right = False
-    if not right:
-        raise UserError("%s: not a manifest of TSM_preprocess.py; run it again" % path)
-    return manifest
-
-
-def check_folder(manifest: Mapping[str, Any], folder: str, manifest_file: str) -> None:
-    """UserError that names the first .bin file that is in `folder` but not in the manifest, or the reverse."""
-    listed = {os.path.basename(entry["file"]) for entry in manifest["samples"]}
-    there = {name for name in os.listdir(folder) if name.endswith(".bin") and not name.startswith(".")}
-    for names, what in ((there - listed, "is not in"), (listed - there, "is missing, though it is in")):
-        if names:
-            raise UserError("%s %s %s; run TSM_preprocess.py again"
-                            % (os.path.join(folder, min(names)), what, manifest_file))
+    """The manifest in `path`, as manifest_of() makes it; UserError where it is something else."""
+    return dict(read_json(path, "manifest"))
 
 
 def check_tensor(entry: Mapping[str, Any], data: np.ndarray, path: str) -> None:

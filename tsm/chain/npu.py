@@ -107,11 +107,6 @@ def _given_to_ais_bench(folder: str) -> Iterator[str]:
         yield from glob.glob(os.path.join(base, pattern))
 
 
-def chips(listing: str) -> List[str]:
-    """The names of the chips in the output of `npu-smi info`, in its order."""
-    return [name for name, _ in rows(listing)]
-
-
 def devices(listing: str) -> List[int]:
     """The devices, as ais_bench counts them, of the chips in the output of `npu-smi info`, in its order."""
     found = [device for _, device in rows(listing)]
@@ -170,7 +165,7 @@ def own_words(text: str) -> str:
 
 def the_chip(text: str) -> str:
     """The one name that all chips of a listing have. Raises UserError if it has no chip, or chips of differing names."""
-    names = sorted(set(chips(text)))
+    names = sorted({name for name, _ in rows(text)})
     if len(names) == 1:
         return names[0]
     raise UserError("npu-smi info: lists " + (

@@ -22,19 +22,20 @@ import sys
 from importlib.util import find_spec
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-SUITE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, SUITE)
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # of a script in a folder of a package
 
-from tsm import workfolder  # noqa: E402
-from tsm.chain import npu  # noqa: E402
-from tsm.cli import UserError, fail, non_negative, parser, positive, run, warn  # noqa: E402
-from tsm.machine import has_bf16  # noqa: E402
+from tsm import SUITE, workfolder
+from tsm.chain import npu
+from tsm.cli import UserError, fail, non_negative, parser, positive, run, warn
+from tsm.machine import has_bf16
 
 PACKAGES = ("cv2", "jinja2", "numpy", "onnx", "onnxruntime", "torch", "tqdm", "xxhash")
 EXPORTER = "tools/deployment/pytorch2onnx.py"  # of mmaction2
 GUIDE_S = "configs/recognition/tsm/tsm_r50_1x1x8_50e_sthv2_rgb.py"  # its config of the guide's network:
 NETWORK = "TSM ResNet-50"
 DEMO = "tsm_demo.pth", "demo/videos", "sthv2_val_list_videos.txt", "demo/annotations/something-something-v2-labels.json"
+USUAL = {"on_error": "fail", "precision": "fp32", "agreement": 8, "dtype": "float32", "input_dtype": "float32", "fusion": "score",
+         "form": "guide", "output_dir": workfolder.PREPROCESSED, "chunk": "0", "gallery": 12}  # values that no command has to be told
 DEMO_ONLINE = "tsm_demo_uni.pth"  # whose shift is from the past alone
 ABOUT = """usage: ./run_all.sh BATCH_SIZE [options]
 
@@ -131,8 +132,7 @@ def begin(args: argparse.Namespace) -> Optional[Dict[str, Any]]:
     args.suite = from_folder(os.path.realpath(args.work_dir))
     args.given_exporter, args.mmaction2 = args.exporter, absolute(os.environ.get("MMACTION2", ""))
     own = "python3" if args.device == "npu" else args.suite + ".venv/bin/python"
-    examine = [args.checkpoint or (DEMO_ONLINE if args.online else "")] + flags({
-        "--config": args.config, "--segments": args.segments, "--shift": args.shift, "--labels": args.labels})
+    examine = [args.checkpoint or (DEMO_ONLINE if args.online else "")] + flags(vars(args), "config segments shift labels")
     return dict(python=(absolute(python) if "/" in python else python) or own, s=args.suite, device=args.device, work_dir=args.work_dir,
                 set_env=set_env, said="Running on the %s (%s), in %s" % (args.device.upper(), why, shown(args, args.work_dir)),
                 own_checkpoint=args.checkpoint or "", fetched="" if os.path.isabs(args.checkpoint or "/") else "yes",
@@ -211,23 +211,24 @@ def check_usage(args: argparse.Namespace) -> None:
 
 def tools(args: argparse.Namespace) -> Dict[str, Any]:
     """What the stages need of the host and of this interpreter; the work folder, which this is, is made ready for ais_bench."""
-    python = sys.executable
-    if args.device == "npu":
-        if not shutil.which("atc"):
-            raise UserError("atc: not found; it comes with the CANN toolkit; name its set_env.sh with ASCEND_SET_ENV, or use --device cpu")
+    python, on_npu = sys.executable, args.device == "npu"
+    missing = [name for name in PACKAGES if not find_spec(name)]
+    for wrong, said in (
+        (on_npu and not shutil.which("atc"),
+         "atc: not found; it comes with the CANN toolkit; name its set_env.sh with ASCEND_SET_ENV, or use --device cpu"),
+        (on_npu and not find_spec("ais_bench"),
+         "ais_bench: %s has no such package; build its wheel from ascend/tools (ais-bench_workload/tool/ais_bench)" % python),
+        (missing, "%s lacks packages of the suite (%s); run %s -m pip install -r %s/requirements.txt" % (
+            python, ", ".join(missing), python, SUITE)),
+        (args.ray and not find_spec("ray"), "--ray %s: %s has no Ray (Python 3.10 or newer); run %s -m pip install -r "
+         "%s/requirements-cluster.txt" % (args.ray, python, python, SUITE)),
+    ):
+        if wrong:
+            raise UserError(said)
+    if on_npu:
         npu.check_path(os.getcwd())
         npu.prepare(os.getcwd())
         args.chip = args.chip or npu.the_chip(npu.listing())
-        if not find_spec("ais_bench"):
-            raise UserError("ais_bench: %s has no such package; build its wheel from ascend/tools (ais-bench_workload/tool/ais_bench)"
-                            % python)
-    missing = [name for name in PACKAGES if not find_spec(name)]
-    if missing:
-        raise UserError("%s lacks packages of the suite (%s); run %s -m pip install -r %s/requirements.txt" % (
-            python, ", ".join(missing), python, SUITE))
-    if args.ray and not find_spec("ray"):
-        raise UserError("--ray %s: %s has no Ray (Python 3.10 or newer); run %s -m pip install -r %s/requirements-cluster.txt" % (
-            args.ray, python, python, SUITE))
     if args.exporter != "builtin":
         args.exporter = find_exporter(args)
     return dict(chip=args.chip or "")
@@ -302,15 +303,15 @@ def exporting(args: argparse.Namespace, facts: Dict[str, Any], stated: str) -> L
     if args.exporter != "builtin":
         return [os.path.join(args.exporter, EXPORTER), args.config or os.path.join(args.exporter, GUIDE_S), facts["checkpoint"]]
     return [args.suite + "pytorch2onnx.py"] + ([args.config] if args.config else []) + [facts["checkpoint"]] + flags(
-        {"--segments": args.segments, "--protocol": stated})
+        {"segments": args.segments, "protocol": stated}, "segments protocol")
 
 
 def fastest_form(args: argparse.Namespace, checkpoint: str) -> str:
     """The form that tune.json says is the fastest; its input is set, unless the user chose one."""
     from tsm.chain import tune
 
-    chosen = "aipp" if args.aipp else unless("float32", args.dtype)
-    found = tune.tuned(args.chip, checkpoint, [chosen] if chosen else list(tune.INPUTS))
+    chosen = "aipp" if args.aipp else args.dtype
+    found = tune.tuned(args.chip, checkpoint, list(tune.INPUTS) if chosen == "float32" else [chosen])
     if not found:
         return "guide"
     args.aipp, args.dtype = found.input == "aipp", "uint8" if found.input == "uint8" else "float32"
@@ -324,49 +325,38 @@ def options_of(args: argparse.Namespace, told: workfolder.Run, form: str) -> Dic
     """The options of the stages, as far as a run's differ from those of the guide."""
     on_npu, int8 = told.device == "npu", workfolder.INT8 if told.precision == "int8" else ""
     by_ais_bench = on_npu and not args.online
-    videos = flags({"--data_root": told.data_root, "--ann_file": told.ann_file, "--on_error": unless("fail", args.on_error),
-                    "--num_worker": args.num_worker, "--filename_tmpl": told.filename_tmpl, "--start_index": told.start_index})
-    engine = ["--backend", "ascend"] * args.online if on_npu else flags({
-        "--precision": unless("fp32", told.precision), "--agreement": unless(8, args.agreement), "--backend": told.backend,
-        "--int8_model": int8})
-    dtype = unless("float32", told.dtype)
-    spread = flags({"--output_dir": unless(workfolder.PREPROCESSED, told.tensors), "--devices": args.devices, "--ray": args.ray,
-                    "--protocol": told.protocol if by_ais_bench else "", "--dtype": dtype if by_ais_bench else "",
-                    "--chunk": unless("auto", unless("0", args.chunk))})
+    known = dict(vars(args), **told._asdict(), int8_model=int8, form=form)
+    made_by = dict(known, target="online" if args.online else "ascend" if on_npu else "cpu", fusion="score" if args.online else told.fusion,
+                   input_dtype="aipp" if args.aipp else told.dtype)
+    computed_by = dict(known, output_dir=told.tensors, chunk=args.chunk.replace("auto", "0"), **(
+        {} if by_ais_bench else {"protocol": "", "dtype": ""}))
+    reported = dict(known, model=told.modified, agreement=workfolder.AGREEMENT if by_ais_bench and args.agreement else "")
+    videos = flags(known, "data_root ann_file on_error num_worker filename_tmpl start_index")
+    engine = ["--backend", "ascend"] * args.online if on_npu else flags(known, "precision agreement backend int8_model")
     batches = sorted({told.batch, *told.perf_batches})
     config = workfolder.MODIFIED.replace("*", str(batches[0])).replace(".onnx", ".cfg") if args.aipp else ""
     return dict(
-        videos=videos, preprocess=videos + flags({"--batch_size": told.batch, "--dtype": dtype, "--protocol": told.protocol}),
-        modify=flags({"--target": "online" if args.online else "ascend" if on_npu else "cpu",
-                      "--fusion": "" if args.online else unless("score", told.fusion), "--protocol": told.protocol,
-                      "--input_dtype": "aipp" if args.aipp else dtype, "--form": unless("guide", form),
-                      "--labels": told.labels}),
-        tune=flags({"--model": workfolder.EXPORTED, "--checkpoint": told.checkpoint, "--batch_size": told.batch, "--chip": args.chip,
-                    "--data_root": told.data_root, "--ann_file": told.ann_file, "--loop": args.loop, "--protocol": told.protocol,
-                    "--fusion": unless("score", told.fusion), "--filename_tmpl": told.filename_tmpl, "--start_index": told.start_index,
-                    "--precision_mode": args.precision_mode, "--precision_mode_v2": args.precision_mode_v2}) if args.tune else [],
+        videos=videos, preprocess=videos + ["--batch_size", str(told.batch)] + flags(known, "dtype protocol"),
+        modify=flags(made_by, "target fusion protocol input_dtype form labels"),
+        tune=["--model", told.exported, "--batch_size", str(told.batch)] + flags(
+            known, "checkpoint chip data_root ann_file loop protocol fusion filename_tmpl start_index precision_mode precision_mode_v2"
+        ) if args.tune else [],
         atc=npu.atc_options(config, args.precision_mode, args.precision_mode_v2), aipp=config,
         bench=["-m", "ais_bench"] if by_ais_bench else [args.suite + "TSM_infer.py"] + engine,
-        stream=[args.suite + "TSM_stream.py"] + engine + spread + ["--curve"] * args.online + flags({"--every": args.every}),
+        stream=[args.suite + "TSM_stream.py"] + engine + flags(computed_by, "output_dir devices ray protocol dtype chunk")
+        + ["--curve"] * args.online + flags(known, "every"),
         clip=args.clip or "",
-        report=["--perf_batches", *told.perf_batches] + flags({
-            "--checkpoint": told.checkpoint, "--device": told.device, "--precision": told.precision, "--batch_size": told.batch,
-            "--model": told.modified, "--data_root": told.data_root, "--gallery": unless(12, args.gallery),
-            "--agreement": workfolder.AGREEMENT if by_ais_bench and args.agreement else ""}),
+        report=["--perf_batches", *told.perf_batches, "--batch_size", str(told.batch)] + flags(
+            reported, "checkpoint device precision model data_root gallery agreement"),
         batches=batches, int8=int8,
         models=told.modified if args.online else workfolder.COMPILED if on_npu else workfolder.MODIFIED,
         loop=args.loop or (20 if on_npu else ""), agreement=args.agreement if by_ais_bench else 0,
         **({"model": told.modified} if args.online else {}))
 
 
-def flags(values: Dict[str, Any]) -> List[str]:
-    """A command's words for the values that there are."""
-    return [word for flag, value in values.items() if value not in (None, "") for word in (flag, str(value))]
-
-
-def unless(usual: Any, value: Any) -> Any:
-    """A value that has to be given; the usual one has not."""
-    return None if value == usual else value
+def flags(values: Dict[str, Any], names: str) -> List[str]:
+    """A command's words for those of these options that have a value, and not their usual one."""
+    return [word for name in names.split() if values[name] not in (None, "", USUAL.get(name)) for word in ("--" + name, str(values[name]))]
 
 
 def in_shell(settings: Dict[str, Any]) -> str:

@@ -10,13 +10,14 @@ its seconds, its peak memory, when it ended and what it printed. A stage is skip
 seconds and the memory stay those of the run that did the work. The exit status is the command's own; `stages.json` learns of
 a stage only once it has succeeded.
 
-Lines that begin with [INFO] or [DEBUG], as ais_bench has them, are for `run.log`, which has everything that a stage printed
-on stdout; the others are shown too.
+`run.log` has all that a stage printed, on stdout and on stderr, and with what status it failed. Lines of stdout that begin with [INFO]
+or [DEBUG], as ais_bench has them, are for that alone; the others are shown too.
 """
 
 import argparse
 import ast
 import contextlib
+import fcntl
 import glob
 import hashlib
 import os
@@ -26,19 +27,22 @@ import shlex
 import signal
 import subprocess
 import sys
+import termios
+import threading
 import time
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, BinaryIO, Dict, List, NoReturn, Optional, Set, Tuple
 
-SUITE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, SUITE)
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # of a script in a folder of a package
 
-from tsm.cli import UserError, fail, parser, run  # noqa: E402
-from tsm.files import sha256, write_json  # noqa: E402
-from tsm.machine import die_with_parent, processor_name  # noqa: E402
-from tsm.workfolder import LOG, STAGES, now, read_stages  # noqa: E402
+from tsm import SUITE
+from tsm.cli import fail, parser, run
+from tsm.files import sha256, write_json
+from tsm.machine import die_with_parent, processor_name
+from tsm.workfolder import LOG, STAGES, now, read_stages
 
 KILLED = 128 + signal.SIGKILL  # as a shell gives it
 DETAILS = b"[INFO]", b"[DEBUG]"  # how lines for run.log alone begin
+LINGERS = 5  # seconds that the end of stderr is waited for where a process that the command left behind holds it
 
 
 def get_args() -> argparse.Namespace:
@@ -110,7 +114,8 @@ def code(command: List[str]) -> str:
 def execute(command: List[str], copies: List[str]) -> Tuple[int, str]:
     """Run the command; (its exit status, as a shell would give it, what was shown of its stdout).
 
-    All of its stdout is added to run.log and is what the `copies` hold. Signals meant for us reach the command too.
+    All of its stdout and stderr is added to run.log, all of its stdout is what the `copies` hold. Signals meant for us reach the
+    command too.
     """
     process: Optional["subprocess.Popen[bytes]"] = None
     told: List[int] = []
@@ -125,22 +130,61 @@ def execute(command: List[str], copies: List[str]) -> Tuple[int, str]:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, hand_on)
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(open(LOG, "ab"))] + [stack.enter_context(open(path, "wb")) for path in copies]
+        log = stack.enter_context(open(LOG, "ab", buffering=0))
+        files: List[Any] = [log] + [stack.enter_context(open(path, "wb")) for path in copies]
+        errors, theirs = _channel()
         try:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE)
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs)
         except OSError as error:
-            raise UserError("%s: %s; is it installed and on the PATH?" % (command[0], error.strerror))
+            give_up("%s: %s; is it installed and on the PATH?" % (command[0], error.strerror))
+        finally:
+            os.close(theirs)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command as well, which answers for both
         if told:  # while it was started
             process.terminate()
+        relay = threading.Thread(target=_relay, args=(errors, log), daemon=True)
+        relay.start()
         for line in process.stdout or ():
             for file in files:
                 file.write(line)
             if not line.startswith(DETAILS):
                 shown.append(line)
                 _show(line)
-    status = process.wait()
+        status = process.wait()
+        relay.join(LINGERS)
     return (status if status >= 0 else 128 - status), b"".join(shown).decode("utf-8", "replace")
+
+
+def _channel() -> Tuple[int, int]:
+    """(our end, the command's) of what carries its stderr: a terminal where ours is one, so that its bars are shown as ever."""
+    with contextlib.suppress(OSError):  # a container may have no terminal to give
+        if os.isatty(2):
+            ours, theirs = os.openpty()
+            mode = termios.tcgetattr(theirs)
+            mode[1] &= ~termios.OPOST  # the real one ends lines
+            termios.tcsetattr(theirs, termios.TCSANOW, mode)
+            fcntl.ioctl(theirs, termios.TIOCSWINSZ, fcntl.ioctl(2, termios.TIOCGWINSZ, bytes(8)))
+            return ours, theirs
+    return os.pipe()
+
+
+def _relay(errors: int, log: BinaryIO) -> None:
+    """Show what comes as it comes, and log it line by line, of a bar the last state."""
+    line = b""
+    while True:
+        try:
+            piece = os.read(errors, 1 << 16)
+        except OSError:  # of a terminal whose last writer has ended
+            piece = b""
+        *lines, line = (line + piece).split(b"\n")
+        with contextlib.suppress(OSError):  # the disk is full, which its work will tell
+            for one in lines + [line] * (not piece and line != b""):
+                log.write(one.rstrip(b"\r").rpartition(b"\r")[2] + b"\n")
+        if not piece:
+            return
+        with contextlib.suppress(OSError):  # our terminal, or its reader, is gone
+            while piece:
+                piece = piece[os.write(2, piece) :]
 
 
 def _show(line: bytes) -> None:
@@ -166,6 +210,18 @@ def is_done(before: Dict[str, Any], known: Dict[str, Any], outputs: List[str]) -
     return bool(before.get("outputs") == {path: digest(path) for path in outputs})
 
 
+def note(text: str) -> None:
+    """Add a line to run.log."""
+    with open(LOG, "a", encoding="utf-8", errors="surrogateescape") as log:
+        log.write("%s\n" % text)
+
+
+def give_up(said: str, status: int = 1) -> NoReturn:
+    """End with a line, which run.log has too."""
+    note("error: " + said)
+    fail(said, status)
+
+
 def main() -> None:
     args = get_args()
     die_with_parent(signal.SIGTERM)  # run_all.sh, killed, leaves nothing at work
@@ -182,33 +238,27 @@ def main() -> None:
     if not args.check and is_done(before, known, outputs):
         print("up to date: %s (made in %.1f s)" % (", ".join(outputs), before["seconds"]) + ("\n" + before["said"] if args.say else ""))
         return
-    with open(LOG, "a", encoding="utf-8", errors="surrogateescape") as log:
-        log.write("%s\n" % heading)
+    note(heading)
     start = time.time()
     status, said = execute(args.command, [args.measure] if args.measure else [])
     if status == KILLED:
-        fail("%s: its command was killed (SIGKILL), most likely because memory ran out: it had used up to %.0f MB; free some, "
-             "or allow the container more, and run the same command again" % (args.name, peak_mb()), status)
-    if status:
-        if args.command[0] == "atc":
-            from tsm.chain.npu import without_kernels
+        give_up("%s: its command was killed (SIGKILL), most likely because memory ran out: it had used up to %.0f MB; free some, "
+               "or allow the container more, and run the same command again" % (args.name, peak_mb()), status)
+    if status and args.command[0] == "atc":
+        from tsm.chain.npu import without_kernels
 
-            if without_kernels(said):
-                fail("atc: failed" + without_kernels(said), status)
+        if without_kernels(said):
+            give_up("atc: failed" + without_kernels(said), status)
+    if status:
+        note("ended with status %d" % status)
         sys.exit(status)
     missing = [path for path in outputs if not os.path.exists(path)]
     if missing:
-        raise UserError("%s: not made by the command above, though it reported success" % missing[0])
+        give_up("%s: not made by the command above, though it reported success" % missing[0])
     if not args.measure and is_done(before, known, outputs):  # it found all done
         return
-    entry = dict(
-        known,
-        outputs={path: digest(path) for path in outputs},
-        seconds=round(time.time() - start, 3),
-        peak_mb=peak_mb(),
-        ended=now(),
-        said=said,
-    )
+    entry = dict(known, outputs={path: digest(path) for path in outputs}, seconds=round(time.time() - start, 3), peak_mb=peak_mb(),
+                 ended=now(), said=said)
     write_json(STAGES, dict(read_stages(), **{args.name: entry}), "stages")
 
 

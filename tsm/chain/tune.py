@@ -18,17 +18,17 @@ import subprocess
 import sys
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
-SUITE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, SUITE)
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # of a script in a folder of a package
 
-from tsm.chain.npu import atc_options, cann_version, without_kernels  # noqa: E402
-from tsm.cli import UserError, parser, positive, run, warn  # noqa: E402
-from tsm.files import read_json, sha256, write_json  # noqa: E402
-from tsm.results import read_npy  # noqa: E402
-from tsm.workfolder import BINS, TUNE, TUNING  # noqa: E402
+from tsm import SUITE
+from tsm.chain.npu import atc_options, cann_version, without_kernels
+from tsm.cli import UserError, parser, positive, run, warn
+from tsm.files import read_json, sha256, write_json
+from tsm.results import read_npy
+from tsm.workfolder import BINS, TUNE, TUNING
 
 # isort: split
-import numpy as np  # noqa: E402
+import numpy as np
 
 FORMS, INPUTS = ("guide", "parts", "mask"), {"float32": "float32", "uint8": "uint8", "aipp": "uint8_nhwc"}  # with their tensors
 HEADING, LINE = ("form", "input", "videos/s", "with transfer", "answers"), "%-6s %-8s %9s %14s   %s"

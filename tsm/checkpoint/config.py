@@ -97,8 +97,9 @@ def facts(config: Dict[str, Any], where: str, network: str = "") -> Dict[str, An
     found["segments"] = own or silent or found["head_segments"]
     found["shift_div"] = _number("shift_div", config, where, "model", "backbone", "shift_div") or silent
     found["shift"] = get(config, "model", "backbone", "shift")  # no option of mmaction2's, whose shift is bi: for networks of one's own
-    found["average_clips"] = _first(config, ("model", "cls_head", "average_clips"), ("model", "test_cfg", "average_clips"),
-                                    ("test_cfg", "average_clips"))
+    places = ("model", "cls_head"), ("model", "test_cfg"), ("test_cfg",)
+    found["average_clips"] = next((get(config, *place, "average_clips") for place in places
+                                   if get(config, *place, "average_clips") is not None), None)
     _check_options(dict(average_clips=found["average_clips"]), dict(average_clips=(None, "prob", "score")), where, "its test")
     found.update(_test(config, datasets, pipeline, where))
     return {name: value for name, value in found.items() if value is not None}
@@ -319,11 +320,6 @@ def _triple(value: Any, where: str, name: str) -> Tuple[float, ...]:
     refuse_code(value)
     _refuse(not_colours(name, value), where, name)
     return tuple(map(float, value))
-
-
-def _first(config: Any, *places: Tuple[str, ...]) -> Any:
-    values = (get(config, *place) for place in places)
-    return next((value for value in values if value is not None), None)
 
 
 def _number(name: str, config: Any, where: str, *keys: str) -> Optional[int]:

@@ -17,7 +17,7 @@ from tsm.checkpoint import config as mmaction2_config
 from tsm.checkpoint import published, pyconfig
 from tsm.cli import UserError
 from tsm.files import sha256
-from tsm.protocol import FUSIONS, PIPELINES, SSV2, Protocol, misfit, not_whole
+from tsm.protocol import FUSIONS, PIPELINES, SSV2, Protocol, misfit
 
 _GUIDE = "TSM ResNet-50"  # the network of the Ascend guide
 _TAKEN = re.compile(r"TSM (ResNet-(50|101|152)|ResNet of [-\d]+ bottlenecks|MobileNetV2)")  # networks that this suite takes
@@ -85,7 +85,9 @@ def facts_of(
         origins[fact], chosen[fact] = next((where, facts[fact]) for where, facts in sources if fact in facts)
     for where, facts in sources[:-1]:
         for fact in _NETWORK:
-            if not _agree(fact, chosen[fact], facts.get(fact, chosen[fact])):
+            said_of_it = facts.get(fact, chosen[fact])
+            run_as = fact == "shift" and said_of_it == "bi" and str(chosen[fact]).startswith("bi-")  # which weights of bi may be
+            if said_of_it != chosen[fact] and not run_as:
                 words = "%s says %s" % (where, _words(fact, facts[fact]))
                 if where == _META and config:
                     notes.append("note: %s; %s by %s counts" % (words, _words(fact, chosen[fact]), origins[fact]))
@@ -113,11 +115,6 @@ def facts_of(
     protocol = Protocol(*(chosen[name] for name in Protocol._fields))
     return Facts(chosen["network"], chosen["width"], protocol, chosen["average_clips"], frames, origins, conflicts + unsure,
                  notes + more)
-
-
-def _agree(fact: str, chosen: Any, said: Any) -> bool:
-    """Whether a source's word on a network agrees with the one that counts; weights of bi may be run as bi-still or bi-zero."""
-    return chosen == said or fact == "shift" and said == "bi" and str(chosen).startswith("bi-")
 
 
 def _of_labels(path: str, mits: bool, classes: int) -> List[str]:
@@ -190,10 +187,6 @@ def _said(
 ) -> Tuple[List[Tuple[str, Dict[str, Any]]], List[str]]:
     """([(source, what it says)], notes) of all sources but the weights of `network`, the one that decides first."""
     said = [("--" + fact, {fact: value}) for fact, value in flags.items() if value is not None]
-    for flag, given in said:
-        for fact, value in given.items():
-            if misfit(fact, value):
-                raise UserError("%s %s" % (flag, misfit(fact, value)))
     if config:
         read = mmaction2_config.facts(pyconfig.read(config), config, network)
         if not read:
@@ -220,12 +213,9 @@ def _of_segments(path: str, said: List[Tuple[str, Dict[str, Any]]], mits: bool) 
     folder, name = os.path.split(os.path.abspath(path))
     found = re.search(r"(?:_segment|1x1x)(\d+)(?!\d)", name) or mits and re.match(r"TSM_.*_segment(\d+)(?!\d)", os.path.basename(folder))
     named = int(found.group(1)) if found else 0
-    wrong = not_whole("segments", named) if named else ""
     if known:
         note = "note: the name of %s says %d segments, but %s says %d; the latter counts"
         return [], [note % (path, named, *known[0])] if named not in (0, known[0][1]) else []
-    if wrong:
-        raise UserError("%s: its name says that its segments are %s; pass --segments N" % (path, wrong))
     sampled = [("the frames that %s samples" % where, {"segments": facts["sampled"]}) for where, facts in said if "sampled" in facts]
     return ([("its file's name", {"segments": named})] if named else sampled[:1]), []
 
@@ -244,19 +234,17 @@ def _row_of(path: str) -> Tuple[Optional[published.Row], List[str]]:
 
 def check_supported(facts: Facts, path: str) -> None:
     """Raise UserError, saying what the checkpoint at `path` is, where its sources disagree or give what no test has."""
-    p = facts.protocol
+    p, origins = facts.protocol, facts.origins
+    wrong = ["%s by %s is %s" % (name, origins[name], misfit(name, value)) for name, value in p._asdict().items() if misfit(name, value)]
     if facts.conflicts:
-        said = "".join(", %s by %s" % (_words(name, getattr(p, name)), facts.origins[name])
-                       for name in _NETWORK[1:] if facts.origins[name] != _DEFAULT)
-        raise UserError("%s: is %s%s, but %s; leave out what is wrong, or pass the config that it was trained with"
-                        % (path, facts.network, said, "; ".join(facts.conflicts)))
-    for name, value in p._asdict().items():
-        wrong = misfit(name, value)
-        if wrong:
-            raise UserError("%s: %s by %s is %s" % (path, name, facts.origins[name], wrong))
-    if p.size > p.short_side:
-        raise UserError("%s: is tested on crops of %d pixels (%s), more than the short side of %d that frames are resized to (%s)"
-                        % (path, p.size, facts.origins["size"], p.short_side, facts.origins["short_side"]))
+        said = "".join(", %s by %s" % (_words(name, getattr(p, name)), origins[name]) for name in _NETWORK[1:] if origins[name] != _DEFAULT)
+        wrong = ["is %s%s, but %s; leave out what is wrong, or pass the config that it was trained with"
+                 % (facts.network, said, "; ".join(facts.conflicts))]
+    elif not wrong and p.size > p.short_side:
+        wrong = ["is tested on crops of %d pixels (%s), more than the short side of %d that frames are resized to (%s)"
+                 % (p.size, origins["size"], p.short_side, origins["short_side"])]
+    if wrong:
+        raise UserError("%s: %s" % (path, wrong[0]))
 
 
 def fusion_of(facts: Facts) -> Tuple[str, str]:

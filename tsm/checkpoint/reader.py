@@ -93,8 +93,8 @@ class _Values(NamedTuple):
     stride: Any
 
 
-class _Other(Exception):
-    """The file is of another kind: (what it is, the remedy)."""
+class _Unfit(Exception):
+    """No checkpoint that can be taken; the text says why, and the remedy."""
 
 
 def load(path: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
@@ -114,30 +114,28 @@ def load(path: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
         file.seek(0)
         try:
             root, read = (_open_zip if start.startswith(_ZIP_MAGIC) else _open_legacy)(file)
-            whole, passed = _state_in(root, path)
+            whole, passed = _state_in(root)
             online = set(whole).issuperset(_ONLINE)
             whole = {_of_online_demo(key): value for key, value in whole.items()} if online else whole
             state = _translated(whole)
-            foreign = ["%s, made by %s" % (key, value.name) for key, value in state.items() if isinstance(value, Foreign)]
-            if foreign:
-                raise UserError("%s: holds weights that only other code can read (%s); save a state_dict of plain tensors"
-                                % (path, foreign[0][:200]))
+            for key, value in state.items():
+                if isinstance(value, Foreign):
+                    raise _Unfit("holds weights that only other code can read (%s, made by %s); save a state_dict of plain tensors"
+                                 % (key[:100], value.name[:100]))
             tensors = _read_all({key: value for key, value in state.items() if isinstance(value, _Values)}, read,
                                 os.fstat(file.fileno()).st_size)
             if not any(tensor.numel() for tensor in tensors.values()):
-                raise UserError("%s: %s" % (path, "its weights are empty, as in DeepSpeed's shards; join them (zero_to_fp32.py) and pass "
-                                            "what that writes" if tensors else "no state_dict in it; pass a checkpoint of TSM"))
-        except (UserError, MemoryError):
+                raise _Unfit("its weights are empty, as in DeepSpeed's shards; join them (zero_to_fp32.py) and pass what that writes"
+                             if tensors else "no state_dict in it; pass a checkpoint of TSM")
+        except MemoryError:
             raise
-        except _Other as error:
-            raise UserError("%s: not a PyTorch checkpoint, but %s; %s" % ((path,) + error.args))
         except Exception as error:  # zipfile, pickle and nonsense in a file raise almost anything
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a place before the file's start
                 error.filename = path
                 raise
-            if _kind(start):
-                raise UserError("%s: not a PyTorch checkpoint, but %s; %s" % ((path,) + _kind(start)))
-            raise UserError("%s: not a PyTorch checkpoint, or a damaged one; fetch it again" % path)
+            kind = next((words for pattern, *words in _STARTS if pattern.match(start)), None)
+            damaged = "not a PyTorch checkpoint, " + ("but %s; %s" % tuple(kind) if kind else "or a damaged one; fetch it again")
+            raise UserError("%s: %s" % (path, error if isinstance(error, _Unfit) else damaged))
     beside = root.get("meta") if isinstance(root, dict) else None
     said = {"naming": "MIT online" if online else "MIT"} if any(key.startswith("base_model.") for key in whole) else {}
     said.update({"passed": passed} if passed else {})
@@ -148,11 +146,6 @@ def save(path: str, state: Dict[str, Tensor], meta: Dict[str, Any]) -> None:
     """Write a checkpoint in mmaction2's form; equal bytes for equal weights and meta, whatever its name."""
     with replacing(path) as part, open(part, "wb") as file:  # a path would put its name into the file
         torch.save({"state_dict": state, "meta": meta}, file)
-
-
-def _kind(start: bytes) -> Any:
-    """(what a file is, the remedy) by its first bytes; None for one that they do not tell."""
-    return next(((what, remedy) for pattern, what, remedy in _STARTS if pattern.match(start)), None)
 
 
 Read = Callable[[_Storage], np.ndarray]  # a whole storage -> its values
@@ -168,11 +161,13 @@ def _open_zip(file: BinaryIO) -> Tuple[Any, Read]:
     pickles = [name for name in records if name.split("/")[1:] == ["data.pkl"]]
     parts = {name.split("/")[-1] for name in records}
     if "constants.pkl" in parts:
-        raise _Other("a model of TorchScript", "save the state_dict() of the model that it was made from and pass that")
+        raise _Unfit("not a PyTorch checkpoint, but a model of TorchScript; save the state_dict() of the model that it was made from and "
+                     "pass that")
     if len(pickles) != 1:
         numpy = any(part.endswith(".npy") for part in parts)
-        raise _Other("NumPy arrays (.npz)" if numpy else "an archive of other files (zip)",
-                     "make a dict of tensors of them and torch.save() that" if numpy else "unpack it and pass the checkpoint in it")
+        raise _Unfit("not a PyTorch checkpoint, but " + (
+            "NumPy arrays (.npz); make a dict of tensors of them and torch.save() that" if numpy else
+            "an archive of other files (zip); unpack it and pass the checkpoint in it"))
     folder = pickles[0][: -len("data.pkl")]
 
     def record(name: str) -> bytearray:
@@ -194,11 +189,11 @@ def _open_legacy(file: BinaryIO) -> Tuple[Any, Read]:
     stream = _Bounded(file)
     first = _Unpickler(stream, {}).load()
     if isinstance(first, dict) and any(str(key).endswith(("._mean", "@@")) for key in first):
-        raise _Other("weights of PaddlePaddle (.pdparams), as PaddleVideo's TSM, which shifts the other way round in time",
-                     "pass a checkpoint of mmaction2 or MIT, as weights that are only renamed give wrong answers")
+        raise _Unfit("not a PyTorch checkpoint, but weights of PaddlePaddle (.pdparams), as PaddleVideo's TSM, which shifts the other way "
+                     "round in time; pass a checkpoint of mmaction2 or MIT, as weights that are only renamed give wrong answers")
     if first != _LEGACY_MAGIC:
-        raise _Other("a pickle that torch.save() did not write (of NumPy arrays or the like)",
-                     "make a dict of tensors of it and torch.save() that")
+        raise _Unfit("not a PyTorch checkpoint, but a pickle that torch.save() did not write (of NumPy arrays or the like); make a dict of "
+                     "tensors of it and torch.save() that")
     _Unpickler(stream, {}).load()
     order = "<" if _Unpickler(stream, {}).load()["little_endian"] else ">"
     known: Dict[str, _Storage] = {}
@@ -379,12 +374,9 @@ def _dicts(value: Any, name: str, depth: int, seen: Set[int]) -> Iterator[Tuple[
             yield from _dicts(held, "%s%s/" % (name, key), depth - 1, seen)
 
 
-def _state_in(root: Any, path: str) -> Tuple[Dict[str, Any], str]:
+def _state_in(root: Any) -> Tuple[Dict[str, Any], str]:
     """(the weights of the network in what a checkpoint holds, without a prefix before all of them, as `module.`, the names of other
-    networks there).
-
-    Raises: UserError where there is none, or more than one that no name calls a copy (_COPY).
-    """
+    networks there); _Unfit where there is none, or more than one that no name calls a copy (_COPY)."""
     found = list(_dicts(root, "", 5, set()))
     networks = {name + prefix: part for name, state in found for prefix, part in _networks(state).items()}
     most = max(map(len, networks.values()), default=0)
@@ -393,8 +385,8 @@ def _state_in(root: Any, path: str) -> Tuple[Dict[str, Any], str]:
     own = {name: part for name, part in own.items() if not _COPY.search(name)} or own
     name, state = next(iter(own.items())) if own else ("", {})
     if any(part != state for part in own.values()):
-        raise UserError("%s: holds more than one network (%s); save the state_dict of the one to test, without that prefix, and pass that"
-                        % (path, ", ".join("%s…" % one for one in own)[:200]))
+        raise _Unfit("holds more than one network (%s); save the state_dict of the one to test, without that prefix, and pass that"
+                     % ", ".join("%s…" % one for one in own)[:200])
     if own:
         return state, ", ".join("%s…" % one for one, part in networks.items() if part != state)[:200]
     if found:
@@ -403,10 +395,10 @@ def _state_in(root: Any, path: str) -> Tuple[Dict[str, Any], str]:
     held = root if isinstance(root, dict) else {"": root}
     objects = [value.name for value in held.values() if isinstance(value, Foreign)]
     if objects:
-        raise UserError("%s: holds a pickled object (%s), which only its own code can read; save its state_dict() and pass that"
-                        % (path, objects[0][:200]))
-    raise UserError("%s: no state_dict in it%s; pass a checkpoint of TSM"
-                    % (path, " (but %s)" % ", ".join(map(str, held))[:200] if isinstance(root, dict) and root else ""))
+        raise _Unfit("holds a pickled object (%s), which only its own code can read; save its state_dict() and pass that"
+                     % objects[0][:200])
+    raise _Unfit("no state_dict in it%s; pass a checkpoint of TSM"
+                 % (" (but %s)" % ", ".join(map(str, held))[:200] if isinstance(root, dict) and root else ""))
 
 
 def _networks(state: Dict[str, Any]) -> Dict[str, Dict[str, Any]]:

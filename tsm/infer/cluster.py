@@ -22,7 +22,7 @@ from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Set, Tup
 
 import numpy as np
 
-from tsm import __version__
+from tsm import SUITE, __version__
 from tsm.cli import UserError, first_line, warn
 from tsm.files import sha256
 from tsm.infer import ascend
@@ -31,7 +31,6 @@ from tsm.infer.lists import Chunk, Flight, Job, run_in_memory
 from tsm.machine import cores
 from tsm.video import clips
 
-HOME_OF_SUITE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 WITHOUT_HOSTS = 30  # seconds without any host that could do something
 RETRIES = 3  # by Ray, of a chunk that fails on a host
 MEMORY = 10**8  # bytes of the object store of a Ray that is started here: pieces are small
@@ -61,7 +60,7 @@ def connect(address: str) -> Any:
     """
     if sys.version_info < (3, 10) or importlib.util.find_spec("ray") is None:
         raise UserError("--ray: Ray is not installed here, and needs Python 3.10 or newer; use --shard, which needs nothing, or run %s -m "
-                        "pip install -r %s" % (sys.executable, os.path.join(HOME_OF_SUITE, "requirements-cluster.txt")))
+                        "pip install -r %s" % (sys.executable, os.path.join(SUITE, "requirements-cluster.txt")))
     said, stated = "--ray %s" % address, os.environ.get("RAY_ADDRESS", "")
     if address == "auto" and stated:
         said, address = "--ray auto, which is RAY_ADDRESS=%s here" % stated, stated
@@ -99,7 +98,7 @@ def check_address(address: str, said: str) -> None:
 def versions_here(device: str, backend: str) -> Dict[str, str]:
     """What must be the same on every host for the results to be the same, as far as versions can tell."""
     digest = hashlib.sha256()
-    for path in sorted(glob.glob(os.path.join(glob.escape(HOME_OF_SUITE), "tsm", "**", "*.py"), recursive=True)):
+    for path in sorted(glob.glob(os.path.join(glob.escape(SUITE), "tsm", "**", "*.py"), recursive=True)):
         digest.update(sha256(path).encode())
     found = {"suite": "%s (%s)" % (__version__, digest.hexdigest()[:12]), "python": platform.python_version(), "numpy": np.__version__}
     found.update(clips.versions())
@@ -229,7 +228,7 @@ def reason_of(error: Exception, chunk: Optional[Chunk]) -> str:
         return reason
     if chunk:
         return "failed on %s (%s)" % (chunk.name, reason)
-    return "cannot be examined (%s); is the suite there under %s?" % (reason, HOME_OF_SUITE)
+    return "cannot be examined (%s); is the suite there under %s?" % (reason, SUITE)
 
 
 def _on(node: str) -> Any:

@@ -34,8 +34,7 @@ class Journal:
     def __init__(self, folder: str) -> None:
         self.path = os.path.join(folder, JOURNAL)
 
-    def read(self, older: str = "") -> Iterator[Any]:
-        """The values; of a line that matches `older`, as an earlier version of the suite wrote it, its groups."""
+    def read(self) -> Iterator[Any]:
         if not os.path.exists(self.path):
             return
         with open(self.path, encoding="ascii", errors="replace") as file:
@@ -43,8 +42,6 @@ class Journal:
                 crc, _, text = line.rstrip("\n").partition(" ")
                 if line.endswith("\n") and crc == "%08x" % zlib.crc32(text.encode()):
                     yield json.loads(text)
-                elif older and re.match(older, line):
-                    yield re.findall(older, line)[0]
 
     def write(self, values: Iterable[Any]) -> None:
         """Make it hold these values alone, whole or not at all."""

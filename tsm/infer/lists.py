@@ -18,7 +18,7 @@ from typing import Any, Callable, Dict, Generator, Iterator, List, Mapping, Name
 
 from tsm import __version__
 from tsm.cli import Corrupt, UserError, folder_name, positive
-from tsm.files import check_place, write_json
+from tsm.files import write_json
 from tsm.infer import engine as engines
 from tsm.infer import journal
 from tsm.infer.journal import Done, Origin, Piece, Progress, Skipped, Work
@@ -28,7 +28,7 @@ from tsm.protocol import read_protocol
 from tsm.results import curve_path, rate_line, read_scores
 from tsm.samples import Clip, check_data_root, check_readable, checksum, chunk_size, print_skipped, publish, read_list
 from tsm.video import clips
-from tsm.video.frames import Naming, add_naming
+from tsm.video.frames import Naming, add_list
 from tsm.video.windows import paced
 from tsm.workers import each
 from tsm.workfolder import BINS, INFO, MANIFEST, PREPROCESSED
@@ -70,26 +70,20 @@ class Chunk(NamedTuple):
 def add_inputs(cli: argparse.ArgumentParser) -> None:
     """The options that say what is computed and where its results go."""
     cli.add_argument("--model", "-m", required=True, metavar="FILE", help="a model of modify_onnx.py")
-    cli.add_argument("--ann_file", required=True, metavar="FILE", help="the list, as TSM_dataset.py makes it")
-    cli.add_argument("--data_root", required=True, metavar="DIR", help="the folder that the list's paths start from")
     cli.add_argument("--output", "-o", required=True, metavar="DIR", help="where results go")
     cli.add_argument("--output_dirname", type=folder_name, default="out", metavar="NAME", help="their folder inside --output "
                      "(default: %(default)s)")
     cli.add_argument("--outfmt", choices=("NPY", "BIN", "TXT"), default="BIN", help="default: %(default)s")
     cli.add_argument("--output_dir", default=PREPROCESSED, metavar="OUT", help="where info file and manifest go (default: %(default)s)")
-    cli.add_argument("--num_worker", type=positive, metavar="N", help="processes that decode (default: one per core)")
-    cli.add_argument("--on_error", choices=("fail", "skip"), default="fail", help="what an unreadable clip does (default: "
-                     "%(default)s)")
-    add_naming(cli)
+    add_list(cli)
 
 
 def job_of(args: argparse.Namespace) -> Tuple[Job, Work, Dict[int, Clip], Optional[Offline]]:
     """(the job that TSM_stream.py's options describe, the folder of its results, the list, on a CPU the model). Raises UserError, also
-    where the videos are not there, or results cannot be."""
+    where the videos are not there."""
     model: Optional[Offline] = None
     path, folder = os.path.abspath(args.model), os.path.join(args.output, args.output_dirname)
     check_data_root(args.data_root)
-    check_place(args.output_dir, folder)
     if args.device == "npu":
         protocol, dtype, computing = read_protocol(args.protocol), args.dtype, engines.Computing("ais_bench", "fp32", None, "")
     else:

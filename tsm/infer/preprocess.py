@@ -12,8 +12,8 @@ import numpy as np
 from tsm.cli import Corrupt, UserError
 from tsm.files import replacing
 from tsm.infer.journal import Journal
-from tsm.protocol import Protocol, protocol_from
-from tsm.samples import Clip, checksum, read_manifest
+from tsm.protocol import Protocol
+from tsm.samples import Clip, checksum
 from tsm.video.clips import basis, empty_for, fill, fingerprint, table_for
 from tsm.video.frames import Naming
 from tsm.workers import each
@@ -62,12 +62,7 @@ class Made(NamedTuple):
 
 def read_made(folder: str) -> Dict[int, Made]:
     """{index: what was made}, the last entry per index."""
-    made = {}
-    for value in Journal(folder).read(older=r"(\d+) ([0-9a-f]{64}) ([0-9a-f]{32}) (\d+)\n"):
-        with contextlib.suppress(ValueError, TypeError):
-            number, key, digest, mtime = value
-            made[int(number)] = Made(int(number), key, digest, int(mtime))
-    return made
+    return {value[0]: Made(*value) for value in Journal(folder).read() if len(value) == len(Made._fields)}
 
 
 def is_intact(path: str, made: Made, size: int) -> bool:
@@ -80,19 +75,9 @@ def is_intact(path: str, made: Made, size: int) -> bool:
                                        or checksum(np.fromfile(path, np.uint8)) == made.xxh3_128)
 
 
-def bases(job: Tensors) -> List[str]:
-    """What the tensors have in common; then what earlier versions of the suite, to which classes and shift counted too, said of the
-    same pixels: for this protocol, and for that of the manifest that is there."""
-    protocols = [job.protocol.pixels(job.dtype), job.protocol]
-    with contextlib.suppress(UserError, OSError):
-        protocols.append(protocol_from(read_manifest(job.file(MANIFEST))["protocol"], MANIFEST))
-    found = [basis(job.clips, one, job.dtype, job.naming) for one in protocols if one.pixels(job.dtype) == protocols[0]]
-    return list(dict.fromkeys(found))
-
-
 def state_of(job: Tensors) -> Tuple[Dict[int, Made], Dict[int, str]]:
     """(the tensors that are right already, {index: key} of those that are to be made)."""
-    (common, *older), journal = bases(job), read_made(job.folder)
+    common, journal = basis(job.clips, job.protocol.pixels(job.dtype), job.dtype, job.naming), read_made(job.folder)
     done: Dict[int, Made] = {}
     keys: Dict[int, str] = {}
     for index, clip in job.clips.items():
@@ -102,8 +87,6 @@ def state_of(job: Tensors) -> Tuple[Dict[int, Made], Dict[int, str]]:
             job.refuse(index, error)
             continue
         old = journal.get(index)
-        if old and old.key != key and old.key in [fingerprint(job.source(index), clip, job.protocol, one, job.naming) for one in older]:
-            old = old._replace(key=key)
         if old and old.key == key and is_intact(job.tensor(index), old, job.nbytes):
             done[index] = old
         else:

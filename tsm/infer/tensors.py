@@ -14,7 +14,8 @@ from tsm.files import natural
 from tsm.model.offline import Offline
 from tsm.protocol import Protocol, differences, protocol_from
 from tsm.results import read_npy, result_name
-from tsm.samples import check_folder, check_tensor, checksum, manifest_beside, read_manifest
+from tsm.samples import check_tensor, checksum, read_manifest
+from tsm.workfolder import MANIFEST
 
 AHEAD = 2  # videos read before they are needed
 SUFFIXES = (".npy", ".NPY", ".bin", ".BIN")
@@ -31,25 +32,23 @@ class Inputs(NamedTuple):
 
 
 def list_inputs(given: str) -> Inputs:
-    """The files of a comma-separated list in its own order, or of a folder in natural order (0, 1, 2, …, 10).
+    """The files of a comma-separated list in its own order; of a folder those of the manifest beside it, or all, in natural order (0, 1,
+    2, …, 10).
 
-    Raises UserError for an empty folder, for one whose files are not those of the manifest beside it, and for two files
-    whose results would have one name.
+    Raises UserError for an empty folder, and for two files whose results would have one name.
     """
-    if not os.path.isdir(given):
-        inputs = Inputs(given.split(","), {}, "", None, None)
-    else:
-        names = sorted((name for name in os.listdir(given) if name.endswith(SUFFIXES)), key=natural)
+    inputs = Inputs(given.split(","), {}, "", None, None)
+    if os.path.isdir(given):
+        manifest_file = os.path.join(os.path.dirname(os.path.abspath(given)), MANIFEST)
+        names = [name for name in os.listdir(given) if name.endswith(SUFFIXES)]
         if not names:
             raise UserError("%s: no .bin or .npy files in it; run TSM_preprocess.py first" % given)
-        inputs = Inputs([os.path.join(given, name) for name in names], {}, "", None, None)
-        manifest_file = manifest_beside(given)
         if os.path.exists(manifest_file):
             manifest = read_manifest(manifest_file)
-            check_folder(manifest, given, manifest_file)
-            inputs = inputs._replace(
-                entries={os.path.basename(entry["file"]): entry for entry in manifest["samples"]}, manifest=manifest_file,
-                protocol=protocol_from(manifest["protocol"], manifest_file), dtype=manifest["protocol"]["dtype"])
+            entries = {os.path.basename(entry["file"]): entry for entry in manifest["samples"]}
+            inputs, names = Inputs([], entries, manifest_file, protocol_from(manifest["protocol"], manifest_file),
+                                   manifest["protocol"]["dtype"]), list(entries)
+        inputs = inputs._replace(files=[os.path.join(given, name) for name in sorted(names, key=natural)])
     origin: Dict[str, str] = {}
     for path in inputs.files:
         first = origin.setdefault(result_name(path), path)
@@ -128,8 +127,8 @@ def reading_ahead(items: Generator[Any, None, None]) -> Iterator[Any]:
 
     The thread is a daemon, so that nobody who leaves has to wait for an item that is slow to come; an executor's would be joined.
     """
-    ready: "queue.Queue[Tuple[bool, Any]]" = queue.Queue()
-    room, ended = threading.Semaphore(AHEAD), threading.Event()
+    ready: "queue.Queue[Tuple[bool, Any]]" = queue.Queue(AHEAD)
+    ended = threading.Event()
 
     def work() -> None:
         failure: Optional[BaseException] = None
@@ -137,7 +136,6 @@ def reading_ahead(items: Generator[Any, None, None]) -> Iterator[Any]:
             with contextlib.closing(items):
                 for item in items:
                     ready.put((True, item))
-                    room.acquire()
                     if ended.is_set():
                         return
         except BaseException as error:  # handed to the reader, who raises it
@@ -146,14 +144,13 @@ def reading_ahead(items: Generator[Any, None, None]) -> Iterator[Any]:
 
     threading.Thread(target=work, daemon=True).start()
     try:
-        while True:
-            more, item = ready.get()
-            if not more:
-                if item is not None:
-                    raise item
-                return
-            room.release()
+        more, item = ready.get()
+        while more:
             yield item
+            more, item = ready.get()
+        if item is not None:
+            raise item
     finally:
         ended.set()
-        room.release()
+        with contextlib.suppress(queue.Empty):
+            ready.get_nowait()  # so that there is room, should it wait for some

@@ -19,7 +19,7 @@ from tsm.machine import workers_that_fit
 from tsm.protocol import CROPS, Protocol, crop_boxes, frame_indices
 from tsm.samples import Clip
 from tsm.video.decode import VIDEO_DECODER, read_video, reencode
-from tsm.video.frames import IMG, JPEG_DECODER, Naming, check_folder_of_frames, naming_in, read_frames, strict
+from tsm.video.frames import IMG, JPEG_DECODER, Naming, check_folder_of_frames, naming_in, read_frames, strict, unreadable
 from tsm.workers import each
 
 REVISION = 2  # to be raised with any change of frames.py, decode.py, clips.py or protocol.py that changes a tensor: they are made again
@@ -186,7 +186,6 @@ def fingerprint(path: str, clip: Clip, protocol: Protocol, basis: str, naming: N
         except OSError as error:
             if clip.frames is not None:
                 check_folder_of_frames(path, clip.frames, naming)  # says more
-            name = "" if file == path else os.path.basename(file) + ": "
-            raise Corrupt(name + (error.strerror or str(error)).lower())
+            raise unreadable(error, "" if file == path else os.path.basename(file))
         facts.append((status.st_size, status.st_mtime_ns))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

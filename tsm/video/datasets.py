@@ -9,7 +9,6 @@ numbered as the labels file has them, and without one by the alphabet.
 
 import contextlib
 import csv
-import glob
 import os
 import re
 from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
@@ -28,6 +27,11 @@ _LABELS = ("template", "label", "label_name", "class", "class_name", "class_labe
 _VIDEOS = ("path", "file_path", "filepath", "video_path", "file", "file_name", "filename", "video", "video_name", "clip", "clip_name",
            "vid", "vid_name", "name", "video_id", "clip_id", "id", "youtube_id")
 _TIMES = ("time_start", "time_end")  # of Kinetics, in seconds
+_HMDB51 = """
+    brush_hair cartwheel catch chew clap climb climb_stairs dive draw_sword dribble drink eat fall_floor fencing flic_flac golf
+    handstand hit hug jump kick kick_ball kiss laugh pick pour pullup punch push pushup ride_bike ride_horse run shake_hands
+    shoot_ball shoot_bow shoot_gun sit situp smile smoke somersault stand swing_baseball sword sword_exercise talk throw turn walk
+    wave"""  # its classes
 _NUMERIC = re.compile(r"[-+]?(\d[\d.,]*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)  # what somebody would call a number, a class or not
 
 IsThere = Callable[[str], bool]  # whether a name is that of a video: by its suffix, or as one is in the folder of videos
@@ -69,11 +73,11 @@ def read_annotations(path: str, labels_path: Optional[str], is_there: IsThere) -
     """
     names, first = read_classes(labels_path) if labels_path else (None, 0)
     stem, text = os.path.splitext(os.path.basename(path))[0], read_text(path)
-    split = _files_of_hmdb51(path)
+    split = _of_hmdb51(path, text)
     if path.lower().endswith((".json", ".jsonl")) or text.lstrip()[:1] in ("[", "{"):
         named = _of_json(text, path)
-    elif len(split) > 1:
-        stem, named = stem[-len("test_split1") :], [one for label, file in split.items() for one in _of_hmdb51(label, file)]
+    elif split:
+        stem, named = stem[-len("test_split1") :], split
     else:
         lines = [("%s, line %d" % (path, number), line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         named = _of_text(lines, is_there, names is None) if lines else []
@@ -105,10 +109,9 @@ def labels_file(found: Annotations, folder: str) -> str:
         return ""
     if not os.path.lexists(path):
         return path
-    try:
+    same = False
+    with contextlib.suppress(UserError, OSError):
         same = read_classes(path)[0] == found.labels
-    except (UserError, OSError):
-        same = False
     if not same:
         raise UserError("%s: is there already and does not name these %d classes in this order; move it away, or choose another folder "
                         "by --output_dir" % (path, len(found.labels)))
@@ -164,7 +167,8 @@ def _of_record(record: Mapping[str, Any], where: str) -> Named:
     if not all(isinstance(value, (str, int)) and str(value).strip() for value in values):
         raise UserError("%s: names no %s; a test split has no labels, and so no accuracy" % (where, "label" if values[0] else "video"))
     name, text = (str(value).strip() for value in values)
-    if label == "template":
+    template = label == "template" and "[" in text  # Closing [something]
+    if template:
         text = text.replace("[", "").replace("]", "")
     names = [name]
     if "youtube_id" in record and all(time in record for time in _TIMES):
@@ -172,26 +176,25 @@ def _of_record(record: Mapping[str, Any], where: str) -> Named:
             timed = "%s_%06d_%06d" % ((record["youtube_id"],) + tuple(int(float(record[time])) for time in _TIMES))
             names = [timed] + ["%s/%s" % (folder, timed) for folder in (text.replace('"', ""), _plain(text))] + names
     number = next((str(record[column]) for column in _NUMBERS if column != label and is_number(record.get(column))), "")
-    return Named(tuple(_inside(one, where) for one in names), text, where, number, label == "template")
+    return Named(tuple(_inside(one, where) for one in names), text, where, number, template)
 
 
-def _files_of_hmdb51(path: str) -> Dict[str, str]:
-    """{label: file} of a split of HMDB51, a file per class beside `path`, which is one of them; {} or one where its name is another."""
-    ending = re.search(r"_test_split\d(\.[^.]*)?$", os.path.basename(path))
-    files = glob.glob(os.path.join(glob.escape(os.path.dirname(path)), "*" + ending.group())) if ending else []
-    return {os.path.basename(file)[: -len(ending.group())]: file for file in sorted(files) if ending}
-
-
-def _of_hmdb51(label: str, file: str) -> List[Named]:
-    """The test videos of a class of HMDB51; of its numbers 2 is test, 1 train, 0 neither."""
+def _of_hmdb51(path: str, text: str) -> List[Named]:
+    """The test videos of a split of HMDB51, which has a file per class beside `path`, which is one of them; none where that is not one,
+    by its name and the first line of its text. Of the numbers 2 is test, 1 train, 0 neither."""
+    name, line = re.match(r"(.*)(_test_split\d(\.[^.]*)?)$", os.path.basename(path)), re.compile(r"(\S.*?\.avi)\s+([012])$")
+    if not name or name.group(1) not in _HMDB51.split() or not line.match(text.split("\n")[0].strip()):
+        return []
     named = []
-    for number, line in enumerate(read_text(file).split("\n"), 1):
-        where, match = "%s, line %d" % (file, number), re.match(r"(\S.*?)\s+([012])$", line.strip())
-        if line.strip() and not match:
-            raise UserError("%s: expected '<video> <0, 1 or 2>' as in HMDB51's split files, whose name this file has; rename it if it "
-                            "is none" % where)
-        if match and match.group(2) == "2":
-            named.append(Named(tuple(_inside(name, where) for name in (label + "/" + match.group(1), match.group(1))), label, where))
+    for label in _HMDB51.split():
+        file = os.path.join(os.path.dirname(path), label + name.group(2))
+        for number, given in enumerate(read_text(file).split("\n") if os.path.exists(file) else [], 1):
+            where, match = "%s, line %d" % (file, number), line.match(given.strip())
+            if given.strip() and not match:
+                raise UserError("%s: expected '<video>.avi <0, 1 or 2>' as in HMDB51's split files; mend it, or rename it if it is none"
+                                % where)
+            if match and match.group(2) == "2":
+                named.append(Named(tuple(_inside(one, where) for one in (label + "/" + match.group(1), match.group(1))), label, where))
     return named
 
 
@@ -210,7 +213,8 @@ def _of_text(lines: Sequence[Tuple[str, str]], is_there: IsThere, unlabelled: bo
     if _is_list(lines, is_there):
         return _of_list(lines)
     rows = [_cells(line, mark, where) for where, line in lines]
-    if all(len(row) == 1 and os.path.dirname(row[0]).strip("/") for row in rows):  # UCF101's test lists: a folder is a label
+    folders = {os.path.dirname(row[0]).strip("/") for row in rows if len(row) == 1}
+    if all(len(row) == 1 for row in rows) and "" not in folders and (len(folders) > 1 or not unlabelled):  # UCF101's test lists: labels
         return [Named((_inside(name, where),), os.path.basename(os.path.dirname(name)), where) for (where, _), (name,) in zip(lines, rows)]
     for row, (where, line) in zip(rows, lines):
         if len(row) != 2 or not all(row):

@@ -15,7 +15,7 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 import cv2
 import numpy as np
 
-from tsm.cli import Corrupt, non_negative
+from tsm.cli import Corrupt, non_negative, positive
 from tsm.files import natural
 from tsm.protocol import frame_template
 
@@ -48,8 +48,14 @@ class Naming(NamedTuple):
 IMG = Naming()  # as TSM_dataset.py and mmaction2 name frames
 
 
-def add_naming(cli: argparse.ArgumentParser) -> None:
-    """The options that say how extracted frames are called, for Naming(args.filename_tmpl, args.start_index)."""
+def add_list(cli: argparse.ArgumentParser, required: bool = True) -> None:
+    """The options that name a list of clips, for read_list(), and say how they are read: their frames by Naming(args.filename_tmpl,
+    args.start_index)."""
+    cli.add_argument("--ann_file", required=required, metavar="FILE", help="the list, as TSM_dataset.py makes it")
+    cli.add_argument("--data_root", required=required, metavar="DIR", help="the folder that the list's paths start from")
+    cli.add_argument("--num_worker", type=positive, metavar="N", help="processes that decode (default: one per core)")
+    cli.add_argument("--on_error", choices=("fail", "skip"), default="fail", help="what an unreadable clip does (default: "
+                     "%(default)s)")
     cli.add_argument("--filename_tmpl", type=frame_template, default=IMG.template, metavar="NAME", help="of extracted "
                      "frames (default: img_%%05d.jpg)")
     cli.add_argument("--start_index", type=non_negative, default=IMG.start, metavar="N", help="the first frame's number "
@@ -102,24 +108,29 @@ def check_folder_of_frames(folder: str, count: int, naming: Naming) -> None:
     pattern = re.compile(re.escape(before) + r"\d+" + re.escape(after) + "$")
     there = {name for name in files if pattern.match(name)}
     wanted = {naming.name(index) for index in range(count)}
+    missing, other = wanted - there, _naming_of(files)
     if there == wanted:
         return
-    other = _naming_of(files)
     if other is not None and other[0] != naming and (other[1] == count or not there):
         found, number = other
         flags = ["--filename_tmpl " + shlex.quote(found.template)] if found.template != naming.template else []
         flags += ["--start_index %d" % found.start] if found.start != naming.start else []
-        raise Corrupt("%s is missing; its %d frames are %s to %s: pass %s"
-                      % (naming.name(0) if not there else min(wanted - there, default=naming.name(0)), number, found.name(0),
-                         found.name(number - 1), " ".join(flags)))
-    if not there:
+        wrong = "%s is missing; its %d frames are %s to %s: pass %s" % (
+            naming.name(0) if not there else min(missing, default=naming.name(0)), number, found.name(0), found.name(number - 1),
+            " ".join(flags))
+    elif not there:
         pictures = sorted(filter(is_picture, files))
-        raise Corrupt("%s is missing; it holds %s; --filename_tmpl and --start_index say how frames are called"
-                      % (naming.name(0), "%d pictures, the first %s" % (len(pictures), pictures[0]) if pictures
-                         else "no pictures"))
-    for names, what in ((wanted - there, "is missing"), (there - wanted, "is one more than the list says")):
-        if names:
-            raise Corrupt("%s %s (the list says %d frames)" % (min(names), what, count))
+        wrong = "%s is missing; it holds %s; --filename_tmpl and --start_index say how frames are called" % (
+            naming.name(0), "%d pictures, the first %s" % (len(pictures), pictures[0]) if pictures else "no pictures")
+    else:
+        wrong = "%s is %s (the list says %d frames)" % (
+            min(missing or there - wanted), "missing" if missing else "one more than the list says", count)
+    raise Corrupt(wrong)
+
+
+def unreadable(error: OSError, name: str = "") -> Corrupt:
+    """What the system says of a clip, or of its file `name`."""
+    return Corrupt(name + (": " if name else "") + (error.strerror or str(error)).lower())
 
 
 def _inside(folder: str) -> List[str]:
@@ -127,7 +138,7 @@ def _inside(folder: str) -> List[str]:
     try:
         return os.listdir(folder)
     except OSError as error:
-        raise Corrupt((error.strerror or str(error)).lower())
+        raise unreadable(error)
 
 
 def naming_in(folder: str) -> Tuple[Naming, int]:
@@ -172,7 +183,7 @@ def read_frames(folder: str, indices: Sequence[int], naming: Naming) -> Iterator
             with open(os.path.join(folder, name), "rb") as file:
                 data = file.read()
         except OSError as error:
-            raise Corrupt("%s: %s" % (name, (error.strerror or str(error)).lower()))
+            raise unreadable(error, name)
         frame = decode_picture(data, name)
         shape = shape or frame.shape
         if frame.shape != shape:

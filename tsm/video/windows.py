@@ -69,13 +69,15 @@ def windowed(
 
 def _timed(path: str, every: Optional[float]) -> Timeline:
     """A video's times; Corrupt where it has none, or its frames are further apart than `every` seconds."""
-    if os.path.isdir(path):
-        raise Corrupt("is a folder of frames, which have no time; --window, --every and online models are for videos")
-    times = timeline(path)
-    if not times.rate:
-        raise Corrupt("does not say how many frames it has per second" + reencode(path))
-    if every is not None and every * times.rate < 0.99:
-        raise Corrupt("--every %g s is shorter than one of its frames, %.4f s; pass a longer one" % (every, 1 / times.rate))
+    times, wrong = None if os.path.isdir(path) else timeline(path), ""
+    if times is None:
+        wrong = "is a folder of frames, which have no time; --window, --every and online models are for videos"
+    elif not times.rate:
+        wrong = "does not say how many frames it has per second" + reencode(path)
+    elif every is not None and every * times.rate < 0.99:
+        wrong = "--every %g s is shorter than one of its frames, %.4f s; pass a longer one" % (every, 1 / times.rate)
+    if wrong or not times:
+        raise Corrupt(wrong)
     return times
 
 
@@ -121,11 +123,6 @@ def _collected(
                 del kept[passed]
 
 
-def strip(path: str) -> bytes:
-    """A film strip of all of the video, or the folder of frames, at `path`; raises Corrupt."""
-    return next(strips(path, [WHOLE]))
-
-
 def strips(path: str, windows: Sequence[Window]) -> Iterator[bytes]:
     """Film strips, JPEG, of windows of the video at `path`, which is decoded once, in their order in time; of a folder of frames of
     all of it. A strip has the middles of STRIP_FRAMES segments side by side. Raises Corrupt, also after strips were yielded."""
@@ -157,7 +154,4 @@ def _strip_frame(frame: np.ndarray) -> np.ndarray:
 
 
 def _strip_jpeg(frames: Sequence[np.ndarray]) -> bytes:
-    done, jpeg = cv2.imencode(".jpg", cv2.hconcat(frames), [cv2.IMWRITE_JPEG_QUALITY, STRIP_QUALITY])
-    if not done:
-        raise Corrupt("no picture can be made of it")
-    return jpeg.tobytes()
+    return cv2.imencode(".jpg", cv2.hconcat(frames), [cv2.IMWRITE_JPEG_QUALITY, STRIP_QUALITY])[1].tobytes()
