@@ -95,7 +95,7 @@ for bs in "${batches[@]}"; do
     stage "surgery_bs$bs" "Graph surgery, batch $bs" --in "$source" ${labels:+--in "$labels"} ${protocol:+--in "$protocol"} \
         --out "tsm_new_bs$bs.onnx" -- \
         "$python" "${s}modify_onnx.py" -m1 "$source" -m2 "tsm_new_bs$bs.onnx" -bs "$bs" "${modify[@]}"
-    [ "$source" != tsm_bs1.onnx ] || source=tsm_new_bs$bs.onnx
+    [[ $source != tsm_bs1.onnx || " ${modify[*]} " == *" --form "* ]] || source=tsm_new_bs$bs.onnx  # a form may drop weights of zeros
     [ "$device" = cpu ] || stage "atc_bs$bs" "ATC, batch $bs" --in "tsm_new_bs$bs.onnx" ${aipp:+--in "$aipp"} --out "tsm_bs$bs.om" -- \
         atc --model="tsm_new_bs$bs.onnx" --framework=5 --output="tsm_bs$bs" "${atc[@]}" --log=error \
         --soc_version="Ascend${chip#Ascend}"

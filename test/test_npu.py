@@ -146,6 +146,15 @@ def test_commands_are_the_guide_s(on_npu, python):
     assert post.endswith("--result_path=inference_result/out_summary.json --info_path=sthv2/sthv2.info")
 
 
+@ONCE
+def test_the_same_model_in_another_precision_mode_is_a_stage(on_npu, works, atlas, work):
+    flags = ("TSM_compare.py", "--stages", work, "--videos", 2)
+    row = next(line for line in works(*flags, cwd=work, env=atlas).splitlines() if line.startswith("precision"))
+    assert re.match(r"precision  same +\d\.\de-\d+ +0 of 2   the same model by --precision_mode=allow_fp32_to_fp16$", row), row
+    said = works(*flags, cwd=work, env=dict(atlas, STANDIN_ATC_REFUSES="allow_fp32"))
+    assert re.search("precision  not checked .*atc: E40021", said) and "no stage departs of those checked" in said
+
+
 def test_an_online_model_is_compiled_measured_and_run_with_its_states_on_the_chip(works, atlas, demo, tmp_path):
     said = works("run_all.sh", 1, "--device", "npu", "--online", "--shift", "bi-still", "--loop", 2, *demo, "--work_dir", tmp_path,
                  cwd=tmp_path, env=atlas)

@@ -151,7 +151,7 @@ def drawn_curve(windows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
             if here:
                 line.append((across(window["end"] / last), upwards(here[0])))
             elif line:  # it is not among the classes that were kept
-                parts.append(path(line + [(line[-1][0] + 1, line[-1][1])], kind))
+                parts.append(path(line + [(line[-1][0] + 3, line[-1][1])], kind))
                 line = []
     return {"svg": svg(320, 170, "Probability of the running answer over time", *parts), "labels": list(zip(labels, CURVES))}
 

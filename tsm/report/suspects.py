@@ -397,5 +397,5 @@ def suspects_text(hunt: Hunt) -> str:
 def suspects_json(hunt: Hunt) -> Dict[str, Any]:
     """The same for JSON and the page."""
     rows = hunt.rows()
-    return {"run": hunt.chain.folder, "rows": [row._asdict() for row in rows], "notes": hunt.notes, "verdict": hunt.verdict(rows),
-            "about": hunt.chain.model.metadata.get("tsm.about"), "precision": hunt.base.precision}
+    return {"run": os.path.abspath(hunt.chain.folder), "rows": [row._asdict() for row in rows], "notes": hunt.notes,
+            "verdict": hunt.verdict(rows), "about": hunt.chain.model.metadata.get("tsm.about"), "precision": hunt.base.precision}
