@@ -332,11 +332,11 @@ def test_film_strips_are_of_the_data(works, left, repo):
 
 def test_the_strip_of_a_folder_of_frames_is_that_of_its_frames(tmp_path):
     cv2 = pytest.importorskip("cv2")
-    from tsm.video.windows import strip
+    from tsm.video.windows import WHOLE, strips
 
     for number in range(1, 17):
         cv2.imwrite(str(tmp_path / ("img_%05d.jpg" % number)), np.full((56, 64, 3), 15 * number, np.uint8))
-    picture = cv2.imdecode(np.frombuffer(strip(str(tmp_path)), np.uint8), cv2.IMREAD_COLOR)
+    picture = cv2.imdecode(np.frombuffer(next(strips(str(tmp_path), [WHOLE])), np.uint8), cv2.IMREAD_COLOR)
     assert picture.shape == (112, 8 * 149, 3)  # every strip, whatever the shape of its frames
     shades = picture[56, 74::149, 0].astype(int)
     assert np.abs(shades - 15 * np.arange(2, 17, 2)).max() < 4
