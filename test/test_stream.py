@@ -70,7 +70,7 @@ def test_no_stream_is_idle_between_two_videos():
 
     engine = Engine("none", 2, submit, lambda: [one.result() for one in running])
     began = time.perf_counter()
-    found = list(run_stream(engine, SimpleNamespace(protocol=protocol, fusion="prob", target="cpu"), videos()))
+    found = list(run_stream(engine, SimpleNamespace(protocol=protocol, fusion="prob", target="cpu", metadata={}), videos()))
     seconds = time.perf_counter() - began
     assert [key for key, _, _, _ in found] == list(range(5)) and isinstance(found[2][1], Corrupt)
     assert all(np.allclose(result, 1 / 3) for key, result, _, _ in found if key != 2)
@@ -94,7 +94,7 @@ def test_an_error_comes_after_the_results_that_were_begun_before_it(error):
     found = []
     with pytest.raises(type(error)):
         for key, _, _, _ in run_stream(Engine("none", 1, submit, lambda: [one.result() for one in running]),
-                                  SimpleNamespace(protocol=protocol, fusion="prob", target="cpu"), videos()):
+                                  SimpleNamespace(protocol=protocol, fusion="prob", target="cpu", metadata={}), videos()):
             found.append(key)
     assert found == [0, 1]
 
