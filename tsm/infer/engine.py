@@ -312,8 +312,7 @@ def _fed_back(network: Any, model: Offline, precision: str, streams: int) -> Tup
 
 
 def _on_chip(network: Any, model: Offline, precision: str, streams: int) -> Tuple[str, Requests]:
-    """By ais_bench's InferSession, on the first NPU: what atc made of the model, X.om beside X.onnx. States stay on the chip and go by
-    their order, as an om may call them otherwise."""
+    """By ais_bench's InferSession on the first NPU, of X.om beside X.onnx. States stay there and go by order: an om may rename them."""
     om = os.path.splitext(model.path)[0] + ".om"
     if not os.path.isfile(om):
         raise UserError("%s: not found; compile %s with atc, as ./run_all.sh 1 --device npu --online does" % (om, model.path))

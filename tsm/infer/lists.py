@@ -79,8 +79,7 @@ def add_inputs(cli: argparse.ArgumentParser) -> None:
 
 
 def job_of(args: argparse.Namespace) -> Tuple[Job, Work, Dict[int, Clip], Optional[Offline]]:
-    """(the job that TSM_stream.py's options describe, the folder of its results, the list, on a CPU the model). Raises UserError, also
-    where the videos are not there."""
+    """(the job that TSM_stream.py's options describe, the folder of its results, the list, on a CPU the model)."""
     model: Optional[Offline] = None
     path, folder = os.path.abspath(args.model), os.path.join(args.output, args.output_dirname)
     check_data_root(args.data_root)

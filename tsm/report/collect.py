@@ -254,9 +254,8 @@ def closing_rows(report: Dict[str, Any]) -> List[List[str]]:
         measured = "%.4f / %.4f" % (accuracy["top1_acc"], accuracy["top5_acc"]) if batch == report["batch_size"] else ""
         speed = report["throughput"].get(str(batch))
         cells.append([report["device"]["name"], str(batch), over + " videos", measured, "" if speed is None else "%.2f" % speed])
-    clip = report["findings"].get("clip")
-    if clip:
-        cells.append(["the clip's model", "", "%d videos" % clip["videos"], "%(top1_acc).4f / %(top5_acc).4f" % clip, ""])
+    cells += [["the clip's model", "", "%d videos" % clip["videos"], "%(top1_acc).4f / %(top5_acc).4f" % clip, ""]
+              for clip in [report["findings"].get("clip")] if clip]
     if figure:
         top5 = "" if figure["top5_acc"] is None else " / %.4f" % figure["top5_acc"]
         cells.append(["published: " + figure["source"], "", figure["data"], "%.4f%s" % (figure["top1_acc"], top5), ""])
