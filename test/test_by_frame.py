@@ -108,7 +108,7 @@ def viewed(network, greys, prefix="", cuts=(), sizes=None, every=1.0, **given):
     way = argparse.Namespace(
         args=argparse.Namespace(**dict(dict(memory=None, every=every, threshold=None, reset=None, top=3), **given)),
         names=["a", "b", "count"], model=argparse.Namespace(tested_by=SSV2, dtype=np.dtype("uint8")), every=every, clip=None,
-        compare=lambda *args: None)
+        precision="fp32", compare=lambda *args: None)
     viewer = FrameViewer("x", Log(None), prefix, way, network)
     for number, grey in enumerate(greys):
         image = np.full((sizes[number] if sizes else (256, 300)) + (3,), grey, np.uint8)

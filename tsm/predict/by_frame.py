@@ -200,9 +200,9 @@ class FrameViewer(Viewer):
                 self.say(in_figures(len(self.waits), self.missed, percentiles(self.waits), percentiles(self.steps)))
             due = len(self.steps) + self.missed
             if self.missed > PASSED_OVER * due:  # the answers suffer
-                taken = self.way.every * due / len(self.steps)
-                warn("%s: %d of %d frames were passed over: one took %.2g s, and --every is %.3g; pass --every %.2g or --precision int8"
-                     % (self.name, self.missed, due, taken, self.way.every, 1.1 * taken))
+                taken, int8 = self.way.every * due / len(self.steps), " or --precision int8" * (self.way.precision == "fp32")
+                warn("%s: %d of %d frames were passed over: one took %.2g s, and --every is %.3g; pass --every %.2g%s" % (
+                    self.name, self.missed, due, taken, self.way.every, 1.1 * taken, int8))
         elif len(self.steps):
             events = "%d event%s" % (len(self.answers), "" if len(self.answers) == 1 else "s")
             self.say("in all  " + in_a_line(self.answers[-1].ranked) if self.lasting else events)
