@@ -2,6 +2,7 @@
 """The temporal shift in every form that was tried, on OpenVINO: what each costs over the same network without a shift.
 
     bench/run.sh forms        # makes what this needs, then runs it
+    .venv/bin/python bench/forms.py --work_dir bench/work --forms parts blocks uint8 ones map    # those of the first convolution alone
 
 Every form computes the same (checked here, on a random view, before it is timed). Each lives in a process of its own and
 takes its turn in every round; the cost is the median over rounds of its time over that of the shift-free network.
@@ -13,9 +14,10 @@ import sys
 import time
 from functools import partial
 from statistics import median
-from typing import Any, Dict, List, NamedTuple, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
+from onnx import helper, numpy_helper
 from turns import Way, answer, random_video, take_turns  # sets up the path to the suite
 
 from tsm.cli import parser, positive, run
@@ -24,11 +26,12 @@ from tsm.infer.engine import BACKENDS
 from tsm.infer.int8 import quantise, views_from_tensors
 from tsm.infer.tensors import list_inputs
 from tsm.machine import processor_name
-from tsm.model.graph import Graph, Shape, WriteShift, build, shift, trunk_of
+from tsm.model.graph import Graph, Shape, WriteShift, attributes, build, shift, trunk_of
 from tsm.model.offline import read_offline
 from tsm.protocol import SSV2
 
-CALIBRATION = 12  # clips: for speed, not for accuracy
+CALIBRATION = 4  # clips: for speed, not for accuracy
+MEAN, STD = (np.array(values, np.float32).astype(np.float64).reshape(3, 1, 1) for values in (SSV2.mean, SSV2.std))
 
 
 def split_for_shift(graph: Graph, x: str, name: str, channels: int) -> List[str]:
@@ -74,6 +77,52 @@ def masks(graph: Graph, x: str, name: str, shape: Shape) -> str:
     return graph.node("Concat", [ahead, behind, still], name, axis=1)
 
 
+def edit_conv1(
+    model: Any, weight: np.ndarray, before: Sequence[Any], x: str, constants: Sequence[Tuple[str, np.ndarray]] = (), **facts: Any
+) -> Any:
+    """conv1 of a one-view model with another weight and other attributes, on the value x that the nodes `before` make of `input`, which
+    take the place of whatever stood before it. Returns conv1."""
+    nodes = list(model.graph.node)
+    place = next(number for number, node in enumerate(nodes) if node.name == "conv1")
+    conv = helper.make_node("Conv", [x] + nodes[place].input[1:], nodes[place].output, "conv1", **dict(attributes(nodes[place]), **facts))
+    kept = [tensor for tensor in model.graph.initializer if tensor.name != conv.input[1]]
+    kept += [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in ((conv.input[1], weight), *constants)]
+    for field, values in ((model.graph.node, [*before, conv, *nodes[place + 1 :]]), (model.graph.initializer, kept)):
+        del field[:]
+        field.extend(values)
+    return model.graph.node[len(before)]
+
+
+def in_blocks(model: Any, weight: np.ndarray) -> None:
+    """conv1 (7x7, stride 2) as a 4x4 convolution of stride 1 over blocks of 2x2 pixels: the same products, and 64 with zero."""
+    blocks = np.pad(weight, ((0, 0), (0, 0), (1, 0), (1, 0))).reshape(len(weight), 3, 4, 2, 4, 2).transpose(0, 3, 5, 1, 2, 4)
+    edit_conv1(model, blocks.reshape(len(weight), 12, 4, 4), [helper.make_node("SpaceToDepth", ["input"], ["blocks"], blocksize=2)],
+               "blocks", kernel_shape=[4, 4], strides=[1, 1], pads=[2, 2, 1, 1])
+
+
+def with_ones(model: Any, weight: np.ndarray) -> None:
+    """uint8 pixels as they are: conv1 divides by std, and takes the mean from a fourth channel, which is 255 but where it is padded."""
+    weight = weight.astype(np.float64) / STD
+    fourth = -(weight * MEAN).sum(1, keepdims=True) / 255
+    whole = np.full((SSV2.segments, 1, SSV2.size, SSV2.size), 255, np.uint8)
+    edit_conv1(model, np.concatenate([weight, fourth], 1).astype(np.float32), [
+        helper.make_node("Concat", ["input", "whole"], ["four"], axis=1), helper.make_node("Cast", ["four"], ["pixels"], to=1)],
+        "pixels", [("whole", whole)])
+
+
+def with_map(model: Any, weight: np.ndarray) -> None:
+    """uint8 pixels as they are: conv1 divides by std, and its bias is a map with what it makes of the mean, less at the border."""
+    weight = weight.astype(np.float64) / STD
+    reads = np.array([[0 <= 2 * y + k - 3 < SSV2.size for k in range(7)] for y in range(SSV2.size // 2)], np.float64)
+    of_mean = np.einsum("yk,xl,okl->oyx", reads, reads, (weight * MEAN).sum(1))
+    bias = next(numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name == "conv1.bias")
+    conv = edit_conv1(model, weight.astype(np.float32), [helper.make_node("Cast", ["input"], ["pixels"], to=1)], "pixels", [
+        ("map", (bias[:, None, None] - of_mean).astype(np.float32)[None])])
+    del conv.input[2:]
+    conv.output[0] = "conv1/unbiased"
+    model.graph.node.insert(2, helper.make_node("Add", ["conv1/unbiased", "map"], ["conv1"], "conv1/map"))
+
+
 class Form(NamedTuple):
     """A row of the table: a form of tsm.model.graph.build() or a function that writes the shift; how it is run."""
 
@@ -81,6 +130,8 @@ class Form(NamedTuple):
     shift: Union[str, WriteShift]
     views: int  # a call
     streams: int
+    dtype: str = "float32"
+    stem: Optional[Callable[[Any, np.ndarray], None]] = None  # writes conv1 anew, given its weight
 
 
 FLOOR, CHOSEN = "no_shift", "parts"
@@ -97,6 +148,10 @@ FORMS = {
     "pad_2": Form("two views a call, Split, Pad, Concat on [views, segments, C, H * W]", pad_views, 2, 2),
     "pad_3": Form("three views a call, likewise", pad_views, 3, 2),
     "pad_6": Form("the whole video a call, likewise, 1 stream", pad_views, SSV2.views, 1),
+    "blocks": Form("the chosen form, conv1 over blocks of 2x2 pixels", CHOSEN_FORM, 1, 2, stem=in_blocks),
+    "uint8": Form("the chosen form on uint8, normalised before conv1", CHOSEN_FORM, 1, 2, "uint8"),
+    "ones": Form("the same, normalised by conv1, the mean from a fourth channel", CHOSEN_FORM, 1, 2, "uint8", with_ones),
+    "map": Form("the same, normalised by conv1, the mean by a map", CHOSEN_FORM, 1, 2, "uint8", with_map),
 }
 
 
@@ -127,17 +182,31 @@ def check_form(network: Any, name: str, views: np.ndarray, chosen: Any) -> None:
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()), "%s computes something else" % name
 
 
+def written(trunk: Any, form: Form) -> Any:
+    """The ONNX model of a form."""
+    model = build(trunk, form.shift, SSV2, form.views, dtype=form.dtype)
+    if form.stem:
+        form.stem(model, trunk.weights["conv1.weight"])
+    return model
+
+
+def pixels(views: np.ndarray) -> np.ndarray:
+    """The uint8 pixels that normalised views were made of."""
+    return np.rint(views * STD + MEAN).clip(0, 255).astype(np.uint8)
+
+
 def one_way(name: str, precision: str, folder: str) -> None:
     """The process of one form."""
     form, model = FORMS[name], read_offline(os.path.join(folder, "tsm_new_bs1.onnx"))
-    trunk = trunk_of(model.proto)
-    network = build(trunk, form.shift, SSV2, form.views)
-    calls = random_video().reshape((-1, SSV2.segments * form.views) + SSV2.frame_shape)
+    trunk, given = trunk_of(model.proto), pixels if FORMS[name].dtype == "uint8" else np.asarray
+    network = written(trunk, form)
+    calls = given(random_video()[0]).reshape((-1, SSV2.segments * form.views) + SSV2.frame_shape)
     if name not in (FLOOR, CHOSEN):
-        check_form(network, name, calls[0].reshape((form.views,) + SSV2.view_shape), build(trunk, CHOSEN_FORM, SSV2))
+        chosen = written(trunk, FORMS[CHOSEN]._replace(dtype=form.dtype))
+        check_form(network, name, calls[0].reshape((form.views,) + SSV2.view_shape), chosen)
     if precision == "int8":
         views = views_from_tensors(list_inputs(os.path.join(folder, "sthv2", "preprocess_bin")), model, CALIBRATION)
-        network = quantise(network, [np.concatenate([view] * form.views) for view in views])
+        network = quantise(network, [given(np.concatenate([view] * form.views)) for view in views])
     engine = BACKENDS["openvino"](network, name, precision, form.streams)
 
     def compute(videos: int) -> None:
@@ -154,7 +223,7 @@ def measure(args: argparse.Namespace, precision: str) -> Dict[str, List[float]]:
     try:
         for name in args.forms:
             ways[name] = Way([sys.executable, os.path.abspath(__file__), "--work_dir", args.work_dir, "--way",
-                              "%s %s" % (name, precision)], videos=1 if precision == "fp32" else 2)
+                              "%s %s" % (name, precision)], videos={"fp32": 1, "bf16": 3, "int8": 4}[precision])
         return take_turns(ways, args.rounds)
     finally:
         for way in ways.values():

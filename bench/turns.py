@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any, Callable, Dict, List, Optional
 
@@ -35,14 +36,17 @@ def link_clips(folder: str, videos: int) -> None:
             file.write("%d.webm 0\n" % number)
 
 
-def answer(name: str, compute: Callable[[int], None]) -> None:
-    """Say what `compute(videos)` runs on, then time it for every number on stdin."""
+def answer(name: str, compute: Callable[[int], Any], clips: Optional[Callable[[int], List[int]]] = None) -> None:
+    """Say what `compute(videos)` runs on, then time it for every number on stdin; of "clips N" say the classes clips(N)."""
     compute(1)
     print(json.dumps(name), flush=True)
     for line in sys.stdin:
-        start = time.perf_counter()
-        compute(int(line))
-        print(json.dumps((time.perf_counter() - start) / int(line)), flush=True)
+        count, start = int(line.split()[-1]), time.perf_counter()
+        if clips and line.startswith("clips"):
+            print(json.dumps(" ".join(map(str, clips(count)))), flush=True)
+            continue
+        compute(count)
+        print(json.dumps((time.perf_counter() - start) / count), flush=True)
 
 
 class Way:
@@ -50,7 +54,8 @@ class Way:
 
     def __init__(self, command: List[str], videos: int = 1, environment: Optional[Dict[str, str]] = None) -> None:
         self.command, self.videos = " ".join(command), videos
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        self.errors = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
                                         universal_newlines=True, env=dict(os.environ, **(environment or {})))
         self.about = self.read()
 
@@ -58,24 +63,40 @@ class Way:
         for line in self.process.stdout:  # type: ignore
             if re.match(r'["0-9]', line):  # some libraries talk, too
                 return json.loads(line)
-        raise UserError("%s: ended early (%s)" % (self.command, self.process.stderr.read().strip().splitlines()[-1:]))  # type: ignore
+        self.close()
+        self.errors.seek(0)
+        raise UserError((self.errors.read().decode(errors="replace").strip().splitlines() or [self.command + ": ended early"])[-1])
 
     def seconds(self) -> float:
         """Per video, of one turn."""
         print(self.videos, file=self.process.stdin, flush=True)
         return self.read()
 
+    def answers(self, clips: int) -> List[int]:
+        """The classes of the demo's first clips."""
+        print("clips %d" % clips, file=self.process.stdin, flush=True)
+        return [int(word) for word in str(self.read()).split()]
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
 
 
-def take_turns(ways: Dict[str, Any], rounds: int) -> Dict[str, List[float]]:
-    """{way: seconds per video in each round}."""
+def take_turns(ways: Dict[str, Any], rounds: int, burn_in: int = 0, lost: Optional[Dict[str, str]] = None) -> Dict[str, List[float]]:
+    """{way: seconds per video in each round}, after burn_in rounds that do not count.
+
+    A way that fails ends it, or, where `lost` is given, takes no more turns: that tells {way: why}.
+    """
     from tqdm import tqdm
 
     times: Dict[str, List[float]] = {name: [] for name in ways}
-    for _ in tqdm(range(rounds), desc="rounds", disable=None):
-        for name, way in ways.items():
-            times[name].append(way.seconds())
+    for number in tqdm(range(-burn_in, rounds), desc="rounds", disable=None):
+        for name in list(times):
+            try:
+                times[name] += [ways[name].seconds()][: number >= 0]
+            except (UserError, OSError) as error:
+                if lost is None:
+                    raise
+                lost[name] = str(error)
+                del times[name]
     return times
