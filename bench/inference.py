@@ -98,6 +98,7 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--only", nargs="+", metavar="WAY", help="some of the ways of bench/ways.py, and app")
     cli.add_argument("--rounds", type=positive, default=5, metavar="N", help="default: %(default)s")
     cli.add_argument("--burn_in", type=non_negative, default=2, metavar="N", help="rounds before that (default: %(default)s)")
+    cli.add_argument("--clips", type=positive, default=40, metavar="N", help="of the demo's, at most, that a way answers (default: all 40)")
     cli.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
     return cli.parse_args()
 
@@ -145,7 +146,7 @@ def measure(args: argparse.Namespace) -> Tuple[Dict[Row, str], Dict[Row, List[in
         for row in [row for row in ROWS if not args.only or row.way in args.only]:
             try:
                 ways[row] = start(row, args)
-                answers[row] = answers_of(row, ways, answers)
+                answers[row] = answers_of(row, ways, answers, args.clips)
             except (UserError, OSError) as error:
                 lost[row] = str(error)
         times = take_turns({row: way for row, way in ways.items() if row not in lost}, args.rounds, args.burn_in, lost)
@@ -157,11 +158,11 @@ def measure(args: argparse.Namespace) -> Tuple[Dict[Row, str], Dict[Row, List[in
     return {row: ways[row].about for row in times}, answers, times
 
 
-def answers_of(row: Row, ways: Dict[Row, Any], answers: Dict[Row, List[int]]) -> List[int]:
+def answers_of(row: Row, ways: Dict[Row, Any], answers: Dict[Row, List[int]], most: int) -> List[int]:
     """A row's answers; benchmark_app gives none, so they are those of the same file on the same engine."""
     if row.way == "app":
         return answers.get(Row(AS_EXPORTED, row.precision, "openvino"), [])
-    return ways[row].answers(row.clips)
+    return ways[row].answers(min(row.clips, most))
 
 
 def has_amx() -> bool:

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, TypeVar
 
 import numpy as np
 
+Key = TypeVar("Key")  # of a way: its name, say
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, REPO)
 
@@ -82,14 +83,14 @@ class Way:
         self.process.wait()
 
 
-def take_turns(ways: Dict[str, Any], rounds: int, burn_in: int = 0, lost: Optional[Dict[str, str]] = None) -> Dict[str, List[float]]:
+def take_turns(ways: Dict[Key, Any], rounds: int, burn_in: int = 0, lost: Optional[Dict[Key, str]] = None) -> Dict[Key, List[float]]:
     """{way: seconds per video in each round}, after burn_in rounds that do not count.
 
     A way that fails ends it, or, where `lost` is given, takes no more turns: that tells {way: why}.
     """
     from tqdm import tqdm
 
-    times: Dict[str, List[float]] = {name: [] for name in ways}
+    times: Dict[Key, List[float]] = {name: [] for name in ways}
     for number in tqdm(range(-burn_in, rounds), desc="rounds", disable=None):
         for name in list(times):
             try:

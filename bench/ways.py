@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 from functools import partial
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import numpy as np
 from turns import answer, random_video  # sets up the path to the suite
@@ -29,10 +29,10 @@ FUSION = "prob"  # what mmaction2's own export allows
 Compute = Callable[[Sequence[np.ndarray]], List[np.ndarray]]  # videos [1, 48, 3, 256, 256] -> probabilities [views or 1, classes] of each
 
 
-def clips(folder: str, count: int) -> List[np.ndarray]:
-    """The tensors of the demo's first clips, read in place."""
-    names = [os.path.join(folder, "sthv2", "preprocess_bin", "%d.bin" % number) for number in range(count)]
-    return [np.fromfile(name, np.float32).reshape((1,) + SSV2.video_shape) for name in names]
+def clips(folder: str, count: int) -> Iterator[np.ndarray]:
+    """The tensors of the demo's first clips, one by one."""
+    for number in range(count):
+        yield np.fromfile(os.path.join(folder, "sthv2", "preprocess_bin", "%d.bin" % number), np.float32).reshape((1,) + SSV2.video_shape)
 
 
 def calibration_views(folder: str) -> List[np.ndarray]:
@@ -209,7 +209,7 @@ def make_openvino(folder: str) -> None:
     import openvino
 
     network = openvino.Core().read_model(os.path.join(folder, "export.onnx"))
-    dataset = nncf.Dataset(clips(folder, CALIBRATION))
+    dataset = nncf.Dataset(list(clips(folder, CALIBRATION)))
     openvino.save_model(nncf.quantize(network, dataset), os.path.join(folder, "export_int8.xml"))
 
 
@@ -219,7 +219,7 @@ def make_onnxruntime(folder: str) -> None:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
-        left = iter(clips(folder, CALIBRATION))
+        left = clips(folder, CALIBRATION)
 
         def get_next(self) -> Any:
             return next(({"input": video} for video in self.left), None)
@@ -323,7 +323,7 @@ def main() -> None:
     about, compute = WAYS[args.way](args.folder, args.precision)
     video = random_video()
     answer(about, lambda videos: compute([video] * videos),
-           lambda count: [int(output.mean(0).argmax()) for output in compute(clips(args.folder, count))])
+           lambda count: [int(compute([clip])[0].mean(0).argmax()) for clip in clips(args.folder, count)])
 
 
 if __name__ == "__main__":
