@@ -29,9 +29,9 @@ def work(folder, scores, labels, sources=None, classes=CLASSES, names=None):
                         "file": "preprocess_bin/%d.bin" % index, "bytes": protocol.nbytes("float32"), "xxh3_128": "0" * 32})
     (folder / "inference_result/out_summary.json").write_text(json.dumps(summarise(files, [1.0], [0.0], 2.0, [])))
     (folder / "sthv2/sthv2.info").write_text("".join("%d %d\n" % item for item in labels.items()))
-    (folder / "sthv2/sthv2.json").write_text(json.dumps({
+    write_json(str(folder / "sthv2/sthv2.json"), {
         "protocol": dict(protocol._asdict(), dtype="float32", layout="NCHW", shape=list(protocol.video_shape)),
-        "versions": {}, "list": {"videos": len(labels)}, "samples": samples, "skipped": []}))
+        "versions": {}, "list": {"videos": len(labels)}, "samples": samples, "skipped": []}, "manifest")
     if names is not None:
         made = report(classes=classes, names=names, scores=scores, labels=labels, sources=sources)
         write_json(str(folder / "report.json"), made, "report")

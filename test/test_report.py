@@ -46,8 +46,8 @@ def left(tmp_path):
     protocol = dict(SSV2._asdict(), dtype="float32", layout="NCHW", shape=list(SSV2.video_shape))
     samples = [{"id": index, "source": "%d.webm" % index, "label": 3 + index, "file": "preprocess_bin/%d.bin" % index,
                 "bytes": SSV2.nbytes("float32"), "xxh3_128": "0" * 32} for index in range(2)]
-    (tmp_path / "sthv2/sthv2.json").write_text(json.dumps(
-        {"protocol": protocol, "versions": {"opencv": "0"}, "list": {"videos": 2}, "samples": samples, "skipped": []}))
+    write_json(str(tmp_path / "sthv2/sthv2.json"), (
+        {"protocol": protocol, "versions": {"opencv": "0"}, "list": {"videos": 2}, "samples": samples, "skipped": []}), "manifest")
     files = []
     for index in range(2):
         files.append(("sthv2/preprocess_bin/%d.bin" % index, "inference_result/out/%d_0.txt" % index))
@@ -196,7 +196,7 @@ def test_the_verdict_joins_the_checks_with_what_stands_out():
 
 def test_rows_name_the_videos_that_were_left_out():
     report = {"accuracy": Accuracy(9, 3, 1.0, 1.0, 1.0, (0.7, 1.0), 0)._asdict(), "published": None, "fusion": "prob",
-              "device": {"kind": "cpu", "name": "x"}, "throughput": {}, "batch_size": 4}
+              "device": {"kind": "cpu", "name": "x"}, "throughput": {}, "batch_size": 4, "findings": {}}
     assert closing_rows(report)[1] == ["x", "4", "9 of 12 videos", "1.0000 / 1.0000", ""]
     published = {"source": "mmaction2", "data": "Jester", "top1_acc": 0.972, "top5_acc": None}
     assert closing_rows(dict(report, published=published))[2] == ["published: mmaction2", "", "Jester", "0.9720", ""]
