@@ -4,7 +4,7 @@
     python3 TSM_compare.py RUN_A RUN_B            # fp32, int8, CPU, NPU, …
     python3 TSM_compare.py --suspects WORK_DIR    # what were weights made for?
     python3 TSM_compare.py --stages WORK_DIR      # which stage is to blame?
-    python3 TSM_compare.py --agreement 8 WORK_DIR # a device against fp32 here
+    python3 TSM_compare.py --agreement 64 WORK_DIR # a device, and fp32 here
 
 A run is the work folder of run_all.sh, or a report.json. Two runs are joined by
 the names of their videos. Printed: top-1 and top-5 of both, McNemar's exact
@@ -31,6 +31,7 @@ from tsm.cli import check_outputs, parser, positive, run
 from tsm.files import write_json, write_text
 from tsm.report.compare import add_strips, compare, comparison_text, flip_rows, load_run
 from tsm.report.findings import write_csv
+from tsm.results import flips_in_words
 from tsm.samples import manifest_path
 from tsm.workfolder import LABELS, REPORT, RUN, STAGES, SUMMARY
 
@@ -136,8 +137,8 @@ def agree(args: argparse.Namespace) -> None:
     from tsm.report.diagnose import Chain, agreement_with_fp32
 
     found = agreement_with_fp32(Chain(args.runs[0], paths_of(args)), args.agreement)
-    print("top-1 is that of fp32 on %d of %d videos; largest difference of a probability %.6f" % (
-        found["videos"] - found["flips"], found["videos"], found["largest_difference"]))
+    print("top-1: %s; largest difference of a probability %.6f" % (
+        flips_in_words(found["flips"], found["videos"], found["listed"]), found["largest_difference"]))
     for flip in found["flipped"]:
         print("  video %(id)d: class %(device)d, in fp32 class %(fp32)d (probability %(fp32_probability).4f)" % flip)
     for row in found.get("aipp", []):

@@ -42,9 +42,10 @@ from tsm.infer.engine import (
     said_of,
 )
 from tsm.infer.journal import Done, Piece, Progress, Work, consolidate, enter, held, recording, summarise_found, survey, unfinish
-from tsm.infer.tensors import check_protocol, keys_of_files, list_inputs, made_up, read_tensor
+from tsm.infer.tensors import check_protocol, keys_of_files, list_inputs, made_up, read_tensor, samples_in
 from tsm.model.offline import Offline, read_offline
 from tsm.results import rate_line, read_scores, statistics, throughput_line
+from tsm.samples import stratified
 
 SYNTHETIC_VIDEOS = 8  # about so many are computed without --input, unless --loop says otherwise
 
@@ -77,7 +78,8 @@ def warmed_up(args: argparse.Namespace, computing: Computing, model: Offline) ->
     print(said_of(engine, model), flush=True)
     made = made_up(model, "zero")
     with progress(args.warmup_count, "warm-up", "batch") as tick:
-        for _ in run_batches(engine, model, ["zeros"] * (args.warmup_count * model.batch // len(made)), lambda _: made):
+        for _ in run_batches(engine, model, ["zeros"] * (args.warmup_count * model.batch // len(made)), lambda _: made,
+                             samples=len(made)):
             tick()
     return engine
 
@@ -100,21 +102,23 @@ def measure_alone(args: argparse.Namespace, computing: Computing, model: Offline
     made, times = made_up(model, args.pure_data_type), []
     loop = args.loop or -(-SYNTHETIC_VIDEOS // model.batch)
     with progress(loop, "throughput", "batch") as tick:
-        for _, ((ms, _),) in run_batches(engine, model, ["made up"] * (loop * model.batch // len(made)), lambda _: made):
+        for _, ((ms, _),) in run_batches(engine, model, ["made up"] * (loop * model.batch // len(made)), lambda _: made,
+                                         samples=len(made)):
             times.append(ms)
             tick()
     print_rate(args, model, times, model.batch * loop, about(engine))
 
 
 def compute(
-    args: argparse.Namespace, computing: Computing, model: Offline, work: Work, found: Progress, read: Callable[[str], np.ndarray]
+    args: argparse.Namespace, computing: Computing, model: Offline, work: Work, found: Progress, read: Callable[[str], np.ndarray],
+    samples: int
 ) -> None:
     """Do what is left in `found`, and enter it there; a batch is a piece. Without --output nothing is written."""
     engine = warmed_up(args, computing, model)
     agree: Dict[str, List[int]] = {}
     left = sorted(found.keys)
     runs = run_batches(engine, model, [work.inputs[number] for number in left], read, args.loop,
-                       lambda path, votes, _: agree.update({path: votes.tolist()}))
+                       lambda path, votes, _: agree.update({path: votes.tolist()}), samples)
     with contextlib.ExitStack() as stack:
         keep: Callable[[Piece], None] = partial(enter, found)
         if args.output:
@@ -131,18 +135,21 @@ def compute(
 
 
 def agreement(
-    args: argparse.Namespace, computing: Computing, model: Offline, work: Work, found: Progress, read: Callable[[str], np.ndarray]
+    args: argparse.Namespace, computing: Computing, model: Offline, work: Work, found: Progress, read: Callable[[str], np.ndarray],
+    samples: int
 ) -> Dict[str, Any]:
-    """On how many videos of the first --agreement files fp32 gives the same top-1."""
+    """On how many of about --agreement videos fp32 gives the same top-1."""
+    from tsm.model.onnxfile import protocol_of
+
     engine = open_engine(model, computing._replace(precision="fp32"), listed=True)
-    same: List[bool] = []
-    files = [work.inputs[number] for number in sorted(work.inputs)[: args.agreement]]
-    for number, exact in enumerate(output for outputs, _ in run_batches(engine, model, files, read) for output in outputs):
-        scores = found.done[number].scores
-        if scores is None:  # it is written
-            scores = read_scores(work.result(number), exact.shape[-1])
-        same += [bool(one) for one in scores.argmax(-1) == exact.argmax(-1)]
-    return agreement_facts(same)
+    classes = (model.protocol or protocol_of(model.proto, model.path)).classes
+    answers = {number: (read_scores(work.result(number), classes) if one.scores is None else one.scores).argmax(-1)
+               for number, one in found.done.items()}  # None: they are written
+    chosen = stratified({number: int(rows[0]) for number, rows in answers.items()}, -(-args.agreement // samples))
+    runs = run_batches(engine, model, [work.inputs[number] for number in chosen], read, samples=samples)
+    exact = [output.argmax(-1) for outputs, _ in runs for output in outputs]
+    same = [bool(one) for number, rows in zip(chosen, exact) for one in answers[number] == rows]
+    return agreement_facts(same, samples * len(answers))
 
 
 def infer_files(args: argparse.Namespace, computing: Computing, model: Offline) -> None:
@@ -153,7 +160,7 @@ def infer_files(args: argparse.Namespace, computing: Computing, model: Offline) 
     def read(path: str) -> np.ndarray:
         return read_tensor(path, model.shape, model.dtype, inputs.entries.get(os.path.basename(path)))
 
-    args.loop = args.loop or 1
+    args.loop, samples = args.loop or 1, samples_in(inputs.files[0], model)
     keys = keys_of_files(inputs, basis_of(digests_of(model.path, computing), computing, args.loop))
     folder = os.path.join(args.output or "", args.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))
     work = Work(folder, args.outfmt, dict(enumerate(inputs.files)))
@@ -161,12 +168,12 @@ def infer_files(args: argparse.Namespace, computing: Computing, model: Offline) 
         found = survey(work, keys, {}) if args.output else Progress([], {}, keys, {})
         kept = len(found.done)
         if found.keys:
-            compute(args, computing, model, work, found, read)
+            compute(args, computing, model, work, found, read, samples)
         facts = dict(found.pieces[-1].facts, model=model.metadata)
         if args.precision != "fp32" and args.agreement:
-            facts = dict(facts, **agreement(args, computing, model, work, found, read))
+            facts = dict(facts, **agreement(args, computing, model, work, found, read, samples))
         times = [ms for piece in found.pieces for ms, _ in piece.times]
-        throughput = print_rate(args, model, times, args.loop * len(inputs.files) * len(read(inputs.files[0])), facts)
+        throughput = print_rate(args, model, times, args.loop * len(inputs.files) * samples, facts)
         if args.output:
             consolidate(work, found)
             summarise_found(work, found, throughput, facts)

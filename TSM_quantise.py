@@ -11,29 +11,43 @@ are not used), and writes the network of one view in int8, tsm_int8.xml and
 per channel, activations one per tensor, from the values that they take on the
 clips; NNCF does it. TSM_infer.py refuses the file for any other network.
 
-Clips are taken evenly over the list, of each one view, in turn the first to the
-last. An online model's clip is quantised likewise and cut at its shifts; how
-its scores, frame by frame, are those of the int8 clip, is printed. What int8
-costs in accuracy, TSM_infer.py and run_all.sh print.
+Of each class one clip is taken first, then a second one; of each clip one view,
+in turn the first to the last. --max_drop bounds what is lost on other clips:
+layers go back to floating point, the most sensitive first, until it holds. An
+online model's clip is quantised likewise and cut at its shifts; how its scores,
+frame by frame, are those of the int8 clip, is printed.
 """
 
 import argparse
+import json
 import os
 import time
 from importlib.util import find_spec
-from typing import Any, Dict, List
+from typing import Dict, Iterator, List, Sequence, Tuple
 
-from tsm.cli import Corrupt, UserError, parser, positive, run
+from tsm.cli import AGREE_ON, Corrupt, UserError, above_zero, parser, positive, run
 
 # isort: split
 import numpy as np
 
-from tsm.infer.engine import Computing, compiled, for_views, open_online
-from tsm.infer.int8 import calibration_view, int8_file, of_one_frame, quantise, views_from_tensors, weights_file, write_int8
+from tsm.infer.engine import Computing, for_views, open_online
+from tsm.infer.int8 import (
+    Clips,
+    bounded,
+    calibration_views,
+    computed,
+    deal,
+    int8_file,
+    of_one_frame,
+    quantise,
+    tensors_of,
+    weights_file,
+    write_int8,
+)
 from tsm.infer.tensors import list_inputs
-from tsm.machine import cores
+from tsm.machine import cores, workers_that_fit
 from tsm.model.offline import Offline, clip_of, one_view, read_offline
-from tsm.samples import check_data_root, evenly, read_list, refuse
+from tsm.samples import check_data_root, check_readable, read_list, refuse
 from tsm.video.frames import Naming, add_list
 
 COMPARED = 4  # views on which an online model's int8 file is held against its clip
@@ -44,8 +58,12 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--model", "-m", required=True, metavar="FILE", help="a model of modify_onnx.py, of any batch size")
     cli.add_argument("--input", "-i", metavar="PATHS", help="calibration clips: tensor files (comma-separated) or one folder")
     add_list(cli, required=False)
-    cli.add_argument("--clips", type=positive, default=32, metavar="N", help="at most so many of them are used "
+    cli.add_argument("--clips", type=positive, default=300, metavar="N", help="at most so many of them calibrate "
                      "(default: %(default)s)")
+    cli.add_argument("--max_drop", type=above_zero, metavar="P", help="keep layers in floating point until top-1 is at most P "
+                     "points lower; without labels: P %% of the answers differ")
+    cli.add_argument("--validation", type=positive, default=AGREE_ON, metavar="N", help="for --max_drop: at most so many other clips "
+                     "validate (default: %(default)s)")
     cli.add_argument("--output", "-o", metavar="FILE", help="an .xml file (default: tsm_int8.xml beside the model)")
     args = cli.parse_args()
     args.output = args.output or int8_file(args.model)
@@ -54,31 +72,28 @@ def get_args() -> argparse.Namespace:
     return args
 
 
-def views_from_list(args: argparse.Namespace, model: Offline) -> List[np.ndarray]:
-    """The calibration views of clips chosen evenly from the list; an unreadable one ends the run or is left out."""
+def list_of(args: argparse.Namespace, model: Offline) -> Clips:
+    """The clips of the list; an unreadable one ends the run or is left out."""
     from tsm.video.clips import decoded
 
     protocol = model.tested_by
-    chosen = evenly(read_list(args.ann_file, protocol, args.data_root), args.clips)
-    naming = Naming(args.filename_tmpl, args.start_index)
-    views: Dict[int, np.ndarray] = {}
-    places = {number: (os.path.join(args.data_root, clip.source), clip.frames) for number, clip in enumerate(chosen)}
-    for number, video in decoded(places, protocol, model.dtype.name, args.num_worker or cores(), naming):
-        if not isinstance(video, Corrupt):
-            views[number] = calibration_view(video, number, protocol)
-        elif args.on_error == "fail":
-            refuse(args.ann_file, dict(enumerate(chosen)), {number: video})
-    if not views:
-        raise UserError("%s: none of its %d calibration clips could be read" % (args.ann_file, len(chosen)))
-    return [views[number] for number in sorted(views)]
+    listed = read_list(args.ann_file, protocol, args.data_root)
 
+    def read(places: Sequence[int]) -> Iterator[Tuple[int, np.ndarray]]:
+        paths = {place: (os.path.join(args.data_root, listed[place].source), listed[place].frames) for place in places}
+        corrupt: Dict[int, Corrupt] = {}
+        for place, video in decoded(paths, protocol, model.dtype.name, args.num_worker or cores(),
+                                    Naming(args.filename_tmpl, args.start_index)):
+            if not isinstance(video, Corrupt):
+                yield place, video
+                continue
+            corrupt[place] = video
+            if args.on_error == "fail":
+                refuse(args.ann_file, dict(enumerate(listed)), corrupt)
+        if corrupt:
+            check_readable(args.ann_file, {place: listed[place] for place in places}, corrupt, len(places) - len(corrupt))
 
-def clip_scores(network: Any, model: Offline, views: List[np.ndarray]) -> List[np.ndarray]:
-    """The int8 clip's frame scores [segments, classes] of some views."""
-    if not views:
-        return []
-    clip = compiled(network, model.path, "int8", "LATENCY", 1, cores())
-    return [clip({0: view})[0].copy() for view in views]
+    return Clips([clip.source for clip in listed], [clip.label for clip in listed], read)
 
 
 def held_against(expected: List[np.ndarray], model: Offline, views: List[np.ndarray], path: str) -> str:
@@ -107,10 +122,23 @@ def main() -> None:
     online = model.target == "online"
     model, view = for_views(model), clip_of(model, "clip") if online else one_view(model)
     began = time.time()
-    views = views_from_list(args, model) if args.ann_file else views_from_tensors(list_inputs(args.input), model, args.clips)
-    network, few = quantise(view, views), views[: COMPARED if online else 0]
-    expected = clip_scores(network, model, few)
-    write_int8(args.output, of_one_frame(network, model) if online else network, view, views)
+    source, protocol = list_of(args, model) if args.ann_file else tensors_of(list_inputs(args.input), model), model.tested_by
+    nbytes = protocol.nbytes(model.dtype.name)
+    calibrate, validate = deal(source.labels, workers_that_fit(args.clips, 2 * nbytes // protocol.views),
+                               0 if args.max_drop is None else workers_that_fit(args.validation, 2 * nbytes))
+    chosen = calibration_views(source, calibrate, protocol)
+    videos = dict(source.read(validate)) if validate else {}  # before what starts threads
+    views, validated = list(chosen.values()), sorted(videos)
+    network, few, more = quantise(view, views), views[: COMPARED if online else 0], {}
+    if validated:
+        apart = "others" if set(chosen).isdisjoint(videos) else "the same, as there are few"
+        print("%d clips calibrate, %d validate: %s" % (len(chosen), len(videos), apart))
+        held = [view for place in validated for view in videos[place].reshape((protocol.views,) + protocol.view_shape)]
+        network, more["bound"] = bounded(args.max_drop, model, view, network, views, held, [source.labels[place] for place in validated])
+    expected = computed(network, "int8", model, few)[0] if few else []
+    write_int8(args.output, of_one_frame(network, model) if online else network, view, views, **more,
+               calibrated_on=json.dumps([source.names[place] for place in chosen]),
+               validated_on=json.dumps([source.names[place] for place in validated]))
     print("wrote %s and .bin: int8, calibrated on %d clips in %.0f s, %.0f MB" % (
         args.output, len(views), time.time() - began, os.path.getsize(weights_file(args.output)) / 1e6))
     if online:

@@ -23,7 +23,7 @@ from turns import Way, answer, random_video, take_turns  # sets up the path to t
 from tsm.cli import parser, positive, run
 from tsm.files import write_json
 from tsm.infer.engine import BACKENDS
-from tsm.infer.int8 import quantise, views_from_tensors
+from tsm.infer.int8 import calibration_views, quantise, tensors_of
 from tsm.infer.tensors import list_inputs
 from tsm.machine import processor_name
 from tsm.model.graph import Graph, Shape, WriteShift, attributes, build, shift, trunk_of
@@ -205,8 +205,8 @@ def one_way(name: str, precision: str, folder: str) -> None:
         chosen = written(trunk, FORMS[CHOSEN]._replace(dtype=form.dtype))
         check_form(network, name, calls[0].reshape((form.views,) + SSV2.view_shape), chosen)
     if precision == "int8":
-        views = views_from_tensors(list_inputs(os.path.join(folder, "sthv2", "preprocess_bin")), model, CALIBRATION)
-        network = quantise(network, [given(np.concatenate([view] * form.views)) for view in views])
+        views = calibration_views(tensors_of(list_inputs(os.path.join(folder, "sthv2", "preprocess_bin")), model), range(CALIBRATION), SSV2)
+        network = quantise(network, [given(np.concatenate([view] * form.views)) for view in views.values()])
     engine = BACKENDS["openvino"](network, name, precision, form.streams)
 
     def compute(videos: int) -> None:

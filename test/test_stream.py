@@ -165,11 +165,6 @@ def test_a_state_that_is_not_finite_is_reset_and_a_frame_that_is_not_is_an_error
     assert "online.onnx: its states were not finite; they were reset" in capsys.readouterr().err
 
 
-def test_a_model_without_states_is_not_run_frame_by_frame(thin_onnx):
-    with pytest.raises(UserError, match="is no online model; make one with modify_onnx.py --target online"):
-        open_online(offline.read_offline(str(thin_onnx)), Computing("onnxruntime", "fp32", None, ""))
-
-
 def test_a_list_is_answered_frame_by_frame_and_the_curve_ends_where_the_clips_do(works, setting, online_onnx):
     """Every view begins with empty states, whatever ran before it, and gives what the clip's graph gives."""
     model = offline.read_offline(str(online_onnx))
@@ -284,4 +279,4 @@ def test_int8_frame_by_frame_is_the_int8_clip_bit_for_bit(works, setting, online
     inputs = openvino.Core().read_model(str(setting / "tsm_int8.xml")).inputs
     assert [one.get_element_type().get_type_name() for one in inputs] == ["f32"] + ["u8"] * 16  # the states come after a ReLU
     args = [word for word in ARGS if word not in ("--backend", "onnxruntime")]
-    assert "top-1 agrees with fp32 on" in works("TSM_stream.py", *args, "--precision", "int8", cwd=setting)
+    assert " answers differ from fp32's: of more like them at most " in works("TSM_stream.py", *args, "--precision", "int8", cwd=setting)

@@ -22,6 +22,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, NoReturn, O
 from tsm import __version__
 
 MOST_SECONDS = 10**6  # of a window: eleven days
+AGREE_ON = 64  # videos whose answers are held against fp32's, unless --agreement says otherwise
 # Options of 1.0, taken for one more version; so are dashes where an underscore stands now.
 RENAMED = {"--page": "--html", "--stride": "--every"}
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # how a user, a container, a scheduler and a closed terminal end a run

@@ -130,10 +130,10 @@ def throughput_in(text: str) -> Optional[float]:
     return float(found[-1]) if found else None
 
 
-def read_npy(path: str) -> np.ndarray:
-    """The array in an .npy file. Raises UserError where it is none, is cut short, or holds Python objects."""
+def read_npy(path: str, mapped: Any = None) -> np.ndarray:
+    """The array in an .npy file, or, `mapped` as "r", left there. Raises UserError where it is none, is cut short, or holds objects."""
     try:
-        return np.load(path, allow_pickle=False)
+        return np.load(path, mapped, allow_pickle=False)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # numpy parses the header as Python text, which can go wrong in any way
@@ -238,6 +238,14 @@ def wilson(hits: int, total: int) -> Tuple[float, float]:
     centre = (share + square / (2 * total)) / (1 + square / total)
     half = Z95 / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total ** 2))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def flips_in_words(flips: int, videos: int, listed: Optional[int]) -> str:
+    """That of so many videos, of so many `listed`, some have another answer than in fp32; and how many do at most, by wilson()."""
+    most = 100 * wilson(flips, videos)[1]
+    if videos == listed:
+        return "%d of all %d videos' answers differ from fp32's: of more like them at most %.1f %% do" % (flips, videos, most)
+    return "%d of %d answers differ from fp32's: at most %.1f %% do" % (flips, videos, most)
 
 
 def mcnemar(one: int, other: int) -> float:

@@ -21,6 +21,11 @@ def evenly(items: Sequence[Item], most: int) -> List[Item]:
     return [items[number * len(items) // most] for number in range(most)] if len(items) > most else list(items)
 
 
+def stratified(answers: Mapping[int, int], most: int) -> List[int]:
+    """At most `most` of the videos whose answers these are, in order: of each class its share."""
+    return sorted(evenly(sorted(answers, key=lambda index: (answers[index], index)), most))
+
+
 class Clip(NamedTuple):
     """A line of an annotation list: `source` is a video file, or a folder of `frames` frames, under the data root."""
 

@@ -26,7 +26,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 
 from tsm import SUITE, workfolder
 from tsm.chain import npu
-from tsm.cli import UserError, fail, non_negative, parser, positive, run, warn
+from tsm.cli import AGREE_ON, UserError, fail, non_negative, parser, positive, run, warn
 from tsm.machine import has_bf16
 
 PACKAGES = ("cv2", "jinja2", "numpy", "onnx", "onnxruntime", "torch", "tqdm", "xxhash")
@@ -34,7 +34,7 @@ EXPORTER = "tools/deployment/pytorch2onnx.py"  # of mmaction2
 GUIDE_S = "configs/recognition/tsm/tsm_r50_1x1x8_50e_sthv2_rgb.py"  # its config of the guide's network:
 NETWORK = "TSM ResNet-50"
 DEMO = "tsm_demo.pth", "demo/videos", "sthv2_val_list_videos.txt", "demo/annotations/something-something-v2-labels.json"
-USUAL = {"on_error": "fail", "precision": "fp32", "agreement": 8, "dtype": "float32", "input_dtype": "float32", "fusion": "score",
+USUAL = {"on_error": "fail", "precision": "fp32", "agreement": AGREE_ON, "dtype": "float32", "input_dtype": "float32", "fusion": "score",
          "form": "guide", "output_dir": workfolder.PREPROCESSED, "chunk": "0", "gallery": 12}  # values that no command has to be told
 DEMO_ONLINE = "tsm_demo_uni.pth"  # whose shift is from the past alone
 ABOUT = """usage: ./run_all.sh BATCH_SIZE [options]
@@ -89,7 +89,8 @@ def get_args(words: Optional[List[str]] = None) -> argparse.Namespace:
                      metavar="LIST", help="batch sizes to measure, as in 1,4,8")
     cli.add_argument("--loop", type=positive, metavar="N", help="repetitions of that measurement")
     cli.add_argument("--again", action="store_true", help="measure the speed again")
-    cli.add_argument("--agreement", type=non_negative, metavar="N", default=8, help="videos compared with fp32 here (8); 0: none")
+    cli.add_argument("--agreement", type=non_negative, metavar="N", default=AGREE_ON,
+                     help="videos compared with fp32 here (%(default)s); 0: none")
     cli.add_argument("--gallery", type=non_negative, metavar="N", default=12, help="videos a kind that the page shows (12)")
     cli.add_argument("--work_dir", type=some, metavar="DIR", help="where all goes (work/ beside this)")
     cli.add_argument("--clean", nargs="?", const="tensors", choices=("tensors", "all"), metavar="all",

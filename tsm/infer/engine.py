@@ -21,13 +21,14 @@ from typing import Any, Callable, Deque, Dict, Generator, Iterator, List, NamedT
 import numpy as np
 
 from tsm import __version__
-from tsm.cli import UserError, first_line, non_negative, positive, warn
+from tsm.cli import AGREE_ON, UserError, first_line, non_negative, positive, warn
 from tsm.files import sha256
-from tsm.infer.int8 import int8_file, openvino_says, read_int8, weights_file
+from tsm.infer.int8 import compiled, int8_file, read_int8, weights_file
 from tsm.infer.tensors import reading_ahead
 from tsm.machine import cores, has_bf16, peak_memory
 from tsm.model.offline import Offline, clip_of, one_frame, one_view
 from tsm.protocol import CENTRE_VIEW, fuse
+from tsm.results import flips_in_words
 
 FORMAT = 2  # to be raised with any change that changes a result, or what a journal says of it
 PERCENTILES = (50, 90, 99)
@@ -57,30 +58,6 @@ def engine_name(backend: str) -> str:
     """An engine and its version, in words."""
     version = str(importlib.import_module(backend).__version__).split("-")[0]  # type: ignore[attr-defined]
     return {"openvino": "OpenVINO ", "onnxruntime": "ONNX Runtime "}[backend] + version
-
-
-def compiled(network: Any, path: str, precision: str, hint: str, streams: int, threads: int) -> Any:
-    """An onnx.ModelProto or an openvino.Model as an openvino.CompiledModel; `path` names it in errors."""
-    try:
-        import openvino as ov
-
-        core = ov.Core()
-    except Exception as error:  # a wheel for another processor or C library fails in many ways
-        raise UserError("OpenVINO does not start here (%s); use --backend onnxruntime" % first_line(error))
-    if precision == "bf16" and not has_bf16():
-        raise UserError("--precision bf16: this processor has no bfloat16 instructions; use fp32")
-    config = {
-        "PERFORMANCE_HINT": hint,
-        "NUM_STREAMS": streams,
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16", "int8": "f32"}[precision],  # of what is not int8
-    }
-    try:
-        if not isinstance(network, ov.Model):
-            network = core.read_model(network.SerializeToString())
-        return core.compile_model(network, "CPU", config)
-    except RuntimeError as error:
-        raise UserError("%s: OpenVINO refuses it (%s); try --backend onnxruntime" % (path, openvino_says(error)))
 
 
 def openvino_engine(network: Any, path: str, precision: str, streams: int) -> Engine:
@@ -174,14 +151,16 @@ def add_options(cli: argparse.ArgumentParser, agreement: bool = False) -> None:
     cli.add_argument("--int8_model", metavar="FILE", help="TSM_quantise.py's (default: tsm_int8.xml by the model)")
     cli.add_argument("--streams", type=positive, metavar="N", help="views computed at a time (default: one per core)")
     if agreement:
-        cli.add_argument("--agreement", type=non_negative, default=8, metavar="N", help="videos to compute again in fp32 (default: "
-                         "%(default)s)")
+        cli.add_argument("--agreement", type=non_negative, default=AGREE_ON, metavar="N", help="videos to compute again in fp32 "
+                         "(default: %(default)s)")
 
 
-def agreement_facts(same: Sequence[bool]) -> Dict[str, Dict[str, int]]:
-    """For the summary's `tsm` entry, also printed: on how many videos, each being True or False, fp32 gives the same top-1."""
-    print("top-1 agrees with fp32 on %d of %d videos" % (sum(same), len(same)))
-    return {"top1_agreement_with_fp32": {"same": sum(same), "videos": len(same)}}
+def agreement_facts(same: Sequence[bool], listed: int) -> Dict[str, Dict[str, int]]:
+    """For the summary's `tsm` entry, also printed: on how many videos, each being True or False, of so many, fp32 gives the same top-1."""
+    if not same:
+        return {}
+    print("top-1: " + flips_in_words(len(same) - sum(same), len(same), listed))
+    return {"top1_agreement_with_fp32": {"same": sum(same), "videos": len(same), "listed": listed}}
 
 
 def computing_of(args: argparse.Namespace, model_path: str) -> Computing:
@@ -212,7 +191,10 @@ def to_compile(model: Offline, computing: Computing) -> Tuple[Any, Optional[Dict
         return one_frame(model) if online else one_view(model) if model.protocol else model.proto, None
     if computing.backend != "openvino" or not model.protocol:
         raise UserError("--precision int8: needs OpenVINO and a model of modify_onnx.py; use fp32")
-    return read_int8(computing.int8_model, clip_of(model, "clip") if online else one_view(model), model.path)
+    view = clip_of(model, "clip") if online else one_view(model)
+    if has_bf16() and any(entry.name == "group" and entry.i > 1 for node in view.graph.node for entry in node.attribute):
+        warn("--precision int8: convolutions of every channel by itself gain nothing by it; bf16 is faster here, and nearer to fp32")
+    return read_int8(computing.int8_model, view, model.path)
 
 
 def open_engine(model: Offline, computing: Computing, listed: bool = False) -> Engine:
@@ -241,10 +223,8 @@ def open_online(model: Offline, computing: Computing) -> Online:
     """An online model compiled for one frame at a time, by all cores, or for as many as computing.streams says, on a part of them each.
 
     What a state holds is worth nothing once it is not finite: then the states are reset, which is said, and the frame is
-    computed as a first one. Raises UserError where its scores are not finite even so, and for a model without states.
+    computed as a first one. Raises UserError where its scores are not finite even so.
     """
-    if model.target != "online":
-        raise UserError("%s: is no online model; make one with modify_onnx.py --target online" % model.path)
     network, int8 = to_compile(model, computing)
     begin = {"openvino": _stateful, "onnxruntime": _fed_back, "ascend": _on_chip}[computing.backend]
     name, requests = begin(network, model, computing.precision, computing.streams or 1)
@@ -398,7 +378,9 @@ def for_views(model: Offline, every: Optional[float] = None) -> Offline:
 def said_of(engine: Engine, model: Offline) -> str:
     """What computes, in words."""
     way = "%d views at a time, %sfused by %s" % (engine.streams, "frame by frame, " if engine.frame_ms is not None else "", model.fusion)
-    return "%s on %d threads, %s, %s" % (engine.name, cores(), engine.precision, way if model.fusion else "the whole batch at a time")
+    bound = (engine.int8 or {}).get("bound")
+    return "%s on %d threads, %s, %s%s" % (engine.name, cores(), engine.precision, way if model.fusion else "the whole batch at a time",
+                                           "; " + bound if bound else "")
 
 
 def about(engine: Engine) -> Dict[str, Any]:
@@ -460,18 +442,18 @@ def submit_views(engine: Engine, model: Offline, samples: np.ndarray, take: Take
 
 def run_batches(
     engine: Engine, model: Offline, files: Sequence[str], read: Callable[[str], np.ndarray], loop: int = 1,
-    seen: Optional[Callable[[str, np.ndarray, Optional[np.ndarray]], None]] = None,
+    seen: Optional[Callable[[str, np.ndarray, Optional[np.ndarray]], None]] = None, samples: int = 1,
 ) -> Iterator[Tuple[List[np.ndarray], List[Tuple[float, float]]]]:
     """Compute files, of which as many as fit make a batch, the last of which may be partial, each batch `loop` times.
 
     Args:
-        read: a file's name -> samples [samples, …], of the first file as many as of every other; called ahead of need, in another
-            thread.
+        read: a file's name -> samples [samples, …]; called ahead of need, in another thread.
         seen: as in run_stream().
+        samples: of each file.
     Returns: of each batch, in their order, (the output [samples, classes] of each file, of each time (ms of computing, ms that the
     engine had nothing to do), as run_stream() counts them).
     """
-    packed = model.batch // len(read(files[0])) if files else 1
+    packed = max(1, model.batch // samples)
     batches = [files[start : start + packed] for start in range(0, len(files), packed)]
 
     def items() -> Generator[Tuple[str, np.ndarray], None, None]:

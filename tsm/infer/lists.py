@@ -26,7 +26,7 @@ from tsm.machine import cores
 from tsm.model.offline import Offline, read_offline
 from tsm.protocol import read_protocol
 from tsm.results import curve_path, rate_line, read_scores
-from tsm.samples import Clip, check_data_root, check_readable, checksum, chunk_size, print_skipped, publish, read_list
+from tsm.samples import Clip, check_data_root, check_readable, checksum, chunk_size, print_skipped, publish, read_list, stratified
 from tsm.video import clips
 from tsm.video.frames import Naming, add_list
 from tsm.video.windows import paced
@@ -250,13 +250,16 @@ def missing_shards(work: Work, found: Progress, videos: int) -> List[str]:
 
 
 def agreement_of_list(
-    args: argparse.Namespace, job: Job, work: Work, found: Progress, chosen: Mapping[int, Clip], model: Offline
+    args: argparse.Namespace, job: Job, work: Work, found: Progress, listed: Mapping[int, Clip], model: Offline
 ) -> Dict[str, Dict[str, int]]:
-    """For the summary's `tsm` entry, at a precision below fp32: on how many of the `chosen` videos fp32 gives the same top-1."""
+    """For the summary's `tsm` entry, at a precision below fp32: on how many of --agreement videos fp32 gives the same top-1."""
+    answers = {index: int(read_scores(work.result(index), job.source.protocol.classes).argmax()) for index in found.done}
+    chosen = {index: listed[index] for index in stratified(answers, args.agreement)}
     videos = videos_of(job.source, chosen, args.num_worker or cores(), {}, job.every)
     engine = engines.open_engine(model, job.computing._replace(precision="fp32"), listed=True)
-    return engines.agreement_facts([bool(output.argmax() == read_scores(work.result(index), job.source.protocol.classes).argmax())
-                            for index, output, _, _ in engines.run_stream(engine, model, videos) if not isinstance(output, Exception)])
+    computed = engines.run_stream(engine, model, videos)
+    return engines.agreement_facts([bool(output.argmax() == answers[index]) for index, output, _, _ in computed
+                                    if not isinstance(output, Exception)], len(answers))
 
 
 def finish(args: argparse.Namespace, job: Job, work: Work, listed: Mapping[int, Clip], found: Progress, model: Optional[Offline]) -> None:
@@ -266,9 +269,8 @@ def finish(args: argparse.Namespace, job: Job, work: Work, listed: Mapping[int, 
         next((piece.facts for piece in reversed(found.pieces) if piece.facts), {}), version=__version__,
         workers=journal.workers_of(found.pieces), precision=job.computing.precision if model else None,
         model=model.metadata if model else None)
-    chosen = {index: listed[index] for index in sorted(found.done)[: args.agreement]}
-    if model and args.precision != "fp32" and chosen:
-        facts.update(agreement_of_list(args, job, work, found, chosen, model))
+    if model and args.precision != "fp32" and args.agreement:
+        facts.update(agreement_of_list(args, job, work, found, listed, model))
     journal.remove_others(work, found)
     journal.consolidate(work, found)
     checksums = {index: one.checksum for index, one in sorted(found.done.items())}

@@ -102,6 +102,12 @@ def read_tensor(path: str, shape: Tuple[int, ...], dtype: np.dtype, entry: Optio
     return flat.reshape((-1,) + shape[1:])
 
 
+def samples_in(path: str, model: Offline) -> int:
+    """How many samples a file holds, by its size; at least one, as read_tensor() tells what is wrong with it."""
+    data = read_npy(path, "r") if path.lower().endswith(".npy") else None
+    return max(1, (os.path.getsize(path) // model.dtype.itemsize if data is None else data.size) // int(np.prod(model.shape[1:])))
+
+
 def keys_of_files(inputs: Inputs, basis: str) -> Dict[int, str]:
     """{number of a file: what its result depends on}: the `basis`, its name and its content, which the manifest knows or else its size
     and time of change tell."""

@@ -17,7 +17,7 @@ from tsm.machine import processor_name
 from tsm.model.offline import Offline
 from tsm.protocol import CENTRE_VIEW, PIPELINES, SSV2, Protocol, differences, protocol_from
 from tsm.report.findings import another_order
-from tsm.results import OWN, TIMES, Accuracy, is_time, own_entry, throughput_in
+from tsm.results import OWN, TIMES, Accuracy, flips_in_words, is_time, own_entry, throughput_in
 from tsm.workfolder import TUNE, read_stages
 
 LATENCY_BINS = 40
@@ -189,12 +189,13 @@ def _precision(report: Dict[str, Any]) -> Dict[str, str]:
     agreement, device = report["agreement"], report["device"]
     if agreement:
         return check("agreement with fp32", NOTE if agreement["flips"] else PASS,
-                     "top-1 is the same on %d of %d videos run on the CPU in fp32; largest difference of a probability %.1e" % (
-                         agreement["videos"] - agreement["flips"], agreement["videos"], agreement["largest_difference"]))
+                     "%s; largest difference of a probability from the CPU's %.1e" % (flips_in_words(
+                         agreement["flips"], agreement["videos"], agreement.get("listed")), agreement["largest_difference"]))
     same = report["inference"][OWN].get("top1_agreement_with_fp32")
     if same:
         return check("agreement with fp32", PASS if same["same"] == same["videos"] else NOTE,
-                     "top-1 in %s is that of fp32 on %d of %d videos" % (device["precision"], same["same"], same["videos"]))
+                     "in %s %s" % (device["precision"], flips_in_words(
+                         same["videos"] - same["same"], same["videos"], same.get("listed"))))
     if device["kind"] == "cpu" and device["precision"] == "fp32":
         return check("precision", PASS, "computed in fp32")
     return check("agreement with fp32", NOTE, "not measured")
@@ -278,10 +279,7 @@ def report_text(report: Dict[str, Any]) -> str:
     """The report for a terminal: the table, how the views were fused, the comparisons, the stages."""
     parts = [markdown(closing_rows(report)), "\n" + printable(verdict(report)),
              "\nviews fused by %s%s" % (report["fusion"], "; " + report["comparison"] if report["comparison"] else "")]
-    agreement = report["inference"][OWN].get("top1_agreement_with_fp32")
-    if agreement:
-        parts.append("top-1 in %s agrees with fp32 on %d of the %d videos that both were run on" % (
-            report["device"]["precision"], agreement["same"], agreement["videos"]))
+    parts += ["%(name)s: %(text)s" % entry for entry in report["checks"] if entry["name"] == "agreement with fp32"]
     parts += ["FAILED %(name)s: %(text)s" % entry for entry in report["checks"] if entry["state"] == FAIL]
     parts.append("\n" + markdown([["stage", "seconds", "peak memory, MB"]] + [
         [stage, "%.1f" % entry["seconds"], "%.0f" % entry["peak_mb"]] for stage, entry in report["stages"].items()]))

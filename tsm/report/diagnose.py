@@ -23,7 +23,7 @@ from tsm.model.onnxfile import read_onnx, session
 from tsm.protocol import FUSIONS, Protocol, differences, frame_indices, fuse, protocol_from
 from tsm.report.findings import another_order
 from tsm.results import read_results
-from tsm.samples import Clip, checksum, evenly, manifest_path, read_info, read_list, read_manifest
+from tsm.samples import Clip, checksum, evenly, manifest_path, read_info, read_list, read_manifest, stratified
 from tsm.video import clips
 from tsm.workfolder import BINS, EXPORTED, INFO, MODIFIED, PREPROCESSED, RESULTS, RUN, SUMMARY, read_run, read_stages
 
@@ -452,12 +452,12 @@ def first_departure(rows: Sequence[Stage]) -> str:
 def agreement_with_fp32(chain: Chain, videos: int) -> Dict[str, Any]:
     """What the results hold of `videos` of the run's videos, against fp32 in ONNX Runtime on this CPU, for JSON."""
     results = read_results(chain.result_path, chain.labels, chain.protocol.classes)
-    indices = evenly(sorted(chain.labels), videos)
+    indices = stratified({index: int(results[index].argmax()) for index in chain.labels}, videos)
     exact = {index: chain.answer(chain.tensor(index)) for index in indices}
     flipped = [{"id": index, "device": int(results[index].argmax()), "fp32": int(one.argmax()), "fp32_probability": float(one.max())}
                for index, one in exact.items() if one.argmax() != results[index].argmax()]
     largest = max(float(np.abs(one - results[index]).max()) for index, one in exact.items())
-    found = {"videos": len(indices), "flips": len(flipped), "largest_difference": largest, "flipped": flipped}
+    found = {"videos": len(indices), "listed": len(chain.labels), "flips": len(flipped), "largest_difference": largest, "flipped": flipped}
     if chain.model.takes == "uint8_nhwc":  # what AIPP's half precision changes by itself, by both of tables(): the rest is in fp32 here
         rows = [compared(rounded, [chain.answer(chain.normalised(index, table)) for index in indices], list(exact.values()), 0)
                 for rounded, table in zip(("at every step", "at the end"), aipp.tables(chain.model.tested_by))]
