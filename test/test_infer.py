@@ -178,15 +178,23 @@ def test_an_openvino_error_of_any_form_says_something(text, says):
     assert openvino_says(RuntimeError(text)) == says
 
 
-@pytest.fixture(scope="module")
-def tensors(works, repo, small_onnx, tmp_path_factory):
-    """Three demo clips, preprocessed, with their manifest."""
-    folder = tmp_path_factory.mktemp("tensors")
+def preprocessed(works, repo, folder, *protocol):
+    """A folder with three demo clips, preprocessed, and their manifest."""
     clips = sorted(path.name for path in (repo / "demo/videos").iterdir())[:3]
     (folder / "list.txt").write_text("".join("%s %d\n" % (name, index) for index, name in enumerate(clips)))
-    works("TSM_preprocess.py", "--data_root", repo / "demo/videos", "--ann_file", "list.txt", "--protocol",
-          small_onnx.parent / "protocol.json", cwd=folder)
+    works("TSM_preprocess.py", "--data_root", repo / "demo/videos", "--ann_file", "list.txt", *protocol, cwd=folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def tensors(works, repo, small_onnx, tmp_path_factory):
+    return preprocessed(works, repo, tmp_path_factory.mktemp("tensors"), "--protocol", small_onnx.parent / "protocol.json")
+
+
+@pytest.fixture(scope="module")
+def whole(works, repo, tmp_path_factory):
+    """Of all pixels, for the network that knows the clips."""
+    return preprocessed(works, repo, tmp_path_factory.mktemp("whole"))
 
 
 def probabilities(works, tensors, name, *args):
@@ -258,28 +266,28 @@ def test_bf16_reports_its_agreement_or_says_why_not(run, tensors, small_onnx):
 
 
 @pytest.fixture(scope="module")
-def int8(works, tensors, small_onnx):
+def int8(works, whole, thin_onnx):
     """TSM_quantise.py's file for the demo's model, calibrated on two clips."""
     pytest.importorskip("nncf")
-    out = works("TSM_quantise.py", "--model", small_onnx, "--input", "sthv2/preprocess_bin", "--clips", 2, "--output",
-                "tsm_int8.xml", cwd=tensors)
-    assert "calibrated on 2 clips" in out and not list(tensors.glob(".*"))
-    return tensors / "tsm_int8.xml"
+    out = works("TSM_quantise.py", "--model", thin_onnx, "--input", "sthv2/preprocess_bin", "--clips", 2, "--output",
+                "tsm_int8.xml", cwd=whole)
+    assert "calibrated on 2 clips" in out and not list(whole.glob(".*"))
+    return whole / "tsm_int8.xml"
 
 
 def saved_again(model, path, proved=True, **changes):
     """A model as modify_onnx.py writes it, for batch 4, with another classifier's bias or input dtype; or one without its proof."""
     from tsm.model.graph import build, trunk_of
-    from tsm.model.onnxfile import graph_digest, metadata, read_onnx, set_metadata
+    from tsm.model.onnxfile import graph_digest, metadata, protocol_of, read_onnx, set_metadata
 
     source = read_onnx(str(model))
-    trunk, dtype = trunk_of(source), changes.pop("dtype", "float32")
+    trunk, protocol, dtype = trunk_of(source), protocol_of(source, str(model)), changes.pop("dtype", "float32")
     trunk = trunk._replace(**{key: change(getattr(trunk, key)) for key, change in changes.items()})
-    made = build(trunk, "cpu", SMALL, 4, "score", dtype=dtype)
+    made = build(trunk, "cpu", protocol, 4, "score", dtype=dtype)
     known = dict(metadata(source), **metadata(made))
     if proved:
         proof = json.loads(known["tsm.proof"])
-        proof["one_view"]["sha256"] = graph_digest(build(trunk, "view", SMALL, dtype=dtype))
+        proof["one_view"]["sha256"] = graph_digest(build(trunk, "view", protocol, dtype=dtype))
         known["tsm.proof"] = json.dumps(proof)
     set_metadata(made, known)
     onnx.save(made, str(path))
@@ -292,14 +300,14 @@ def test_what_runs_is_what_was_proved(fails, small_onnx, tmp_path):
 
 
 @pytest.mark.all
-def test_int8_agrees_with_fp32_at_any_batch_size(works, tensors, small_onnx, int8, tmp_path):
-    exact = probabilities(works, tensors, "fp32", "-m", small_onnx, "--backend", "openvino")
+def test_int8_agrees_with_fp32_at_any_batch_size(works, whole, thin_onnx, int8, tmp_path):
+    exact = probabilities(works, whole, "fp32", "-m", thin_onnx, "--backend", "openvino")
     small = ("--precision", "int8", "--int8_model", int8)
-    one = probabilities(works, tensors, "int8", "-m", small_onnx, *small)
-    four = probabilities(works, tensors, "int8_4", "-m", saved_again(small_onnx, tmp_path / "four.onnx"), *small)
+    one = probabilities(works, whole, "int8", "-m", thin_onnx, *small)
+    four = probabilities(works, whole, "int8_4", "-m", saved_again(thin_onnx, tmp_path / "four.onnx"), *small)
     assert np.array_equal(one, four) and 0 < np.abs(one - exact).max() < 0.2
     assert (one.argmax(1) == exact.argmax(1)).all()
-    kept = json.loads((tensors / "res/int8_summary.json").read_text())["tsm"]
+    kept = json.loads((whole / "res/int8_summary.json").read_text())["tsm"]
     assert kept["top1_agreement_with_fp32"] == {"same": 3, "videos": 3, "listed": 3}
     assert json.loads(kept["int8"]["calibration"])["clips"] == 2 and "calibrated_on" not in kept["int8"]
 
@@ -312,17 +320,17 @@ def test_int8_agrees_with_fp32_at_any_batch_size(works, tensors, small_onnx, int
     (lambda folder: (folder / "q.xml").write_bytes((folder / "q.xml").read_bytes()[:5000]), "q.xml"),
     (lambda folder: (folder / "q.xml").write_text("<net/>"), "q.xml"),
 ])
-def test_a_damaged_int8_file_is_named(fails, tensors, small_onnx, int8, tmp_path, damage, says):
+def test_a_damaged_int8_file_is_named(fails, thin_onnx, int8, tmp_path, damage, says):
     for suffix in (".xml", ".bin"):
         shutil.copy(str(int8.with_suffix(suffix)), str(tmp_path / ("q" + suffix)))
     damage(tmp_path)
-    assert says in fails("TSM_infer.py", "-m", small_onnx, "--precision", "int8", "--int8_model", "q.xml", cwd=tmp_path)
+    assert says in fails("TSM_infer.py", "-m", thin_onnx, "--precision", "int8", "--int8_model", "q.xml", cwd=tmp_path)
 
 
 @pytest.mark.all
 @pytest.mark.parametrize("changes", [{"fc_bias": lambda bias: bias + 1}, {"dtype": "uint8"}])
-def test_int8_of_another_network_is_refused(fails, small_onnx, int8, tmp_path, changes):
-    other = saved_again(small_onnx, tmp_path / "other.onnx", **changes)
+def test_int8_of_another_network_is_refused(fails, thin_onnx, int8, tmp_path, changes):
+    other = saved_again(thin_onnx, tmp_path / "other.onnx", **changes)
     assert "not made from the network" in fails("TSM_infer.py", "-m", other, "--precision", "int8", "--int8_model", int8, cwd=tmp_path)
 
 
