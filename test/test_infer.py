@@ -358,17 +358,17 @@ def test_layers_go_back_to_floating_point_until_the_bound_holds(works, repo, sma
     pytest.importorskip("nncf")
     model, clips = saved_again(small_onnx, tmp_path / "hard.onnx", weights=hard_to_quantise), repo / "demo/videos"
     (tmp_path / "list.txt").write_text("".join("%s 0\n" % path.name for path in sorted(clips.iterdir())[:20]))
-    out = works("TSM_quantise.py", "--model", model, "--ann_file", "list.txt", "--data_root", clips, "--max_drop", 10, cwd=tmp_path)
+    out = works("TSM_quantise.py", "--model", model, "--ann_file", "list.txt", "--data_root", clips, "--max_drop", 30, cwd=tmp_path)
     assert "10 clips calibrate, 10 validate: others" in out
     lost = [float(word) for word in re.findall("([0-9.]+) % of the answers differ", out)]
     given = re.findall("with (.*) in fp32: ", out)[-1].split(", ")
-    assert len(lost) > 1 and lost[0] > 10 >= lost[-1] and "layer1.0.conv1" in given and len(given) < 8
+    assert len(lost) > 1 and lost[0] > 30 >= lost[-1] and "layer1.0.conv1" in given and len(given) < 8
     assert re.search("ms a view, roughly: fp32 [0-9]+, int8 [0-9]+, mixed [0-9]+", out)
     text = (tmp_path / "tsm_int8.xml").read_text()
     names = [json.loads(html.unescape(re.search('<%s value="(.*?)"' % key, text).group(1))) for key in ("calibrated_on", "validated_on")]
     assert [len(set(some)) for some in names] == [10, 10] and not set(names[0]) & set(names[1])
     said = works("TSM_infer.py", "-m", model, "--precision", "int8", "--loop", 1, "--warmup_count", 0, cwd=tmp_path)
-    assert "bound 10: %.1f %% of the answers differ on 10 videos; " % lost[-1] in said and "in fp32: " + ", ".join(given) in said
+    assert "bound 30: %.1f %% of the answers differ on 10 videos; " % lost[-1] in said and "in fp32: " + ", ".join(given) in said
 
 
 @pytest.mark.all

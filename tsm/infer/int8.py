@@ -251,7 +251,7 @@ def of_one_frame(network: Any, model: Offline) -> Any:
         pad = pads[state.layer + ".shift"]
         moved = pad.input_value(0)
         quantiser = moved.get_node()
-        while "Split" in quantiser.get_type_name():
+        while quantiser.get_type_name() in ("Split", "VariadicSplit", "MaxPool"):
             quantiser = quantiser.input_value(0).get_node()
         quantised = quantiser.get_type_name() == "FakeQuantize"  # unless it was given back to floating point
         bounds = [quantiser.input_value(number).get_node().data for number in (1, 2, 3, 4) if quantised]
