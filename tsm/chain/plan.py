@@ -214,6 +214,8 @@ def tools(args: argparse.Namespace) -> Dict[str, Any]:
     """What the stages need of the host and of this interpreter; the work folder, which this is, is made ready for ais_bench."""
     python, on_npu = sys.executable, args.device == "npu"
     missing = [name for name in PACKAGES if not find_spec(name)]
+    if on_npu and shutil.which("atc"):
+        args.chip = args.chip or npu.the_chip(npu.listing())
     for wrong, said in (
         (on_npu and not shutil.which("atc"),
          "atc: not found; it comes with the CANN toolkit; name its set_env.sh with ASCEND_SET_ENV, or use --device cpu"),
@@ -229,7 +231,6 @@ def tools(args: argparse.Namespace) -> Dict[str, Any]:
     if on_npu:
         npu.check_path(os.getcwd())
         npu.prepare(os.getcwd())
-        args.chip = args.chip or npu.the_chip(npu.listing())
     if args.exporter != "builtin":
         args.exporter = find_exporter(args)
     return dict(chip=args.chip or "")
