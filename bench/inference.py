@@ -78,7 +78,7 @@ ROWS = [
     Row(APP, "fp32", "app"),
     Row(APP, "bf16", "app"),
     Row(APP, "int8", "app"),
-    Row("MNN, our view form", "fp32", "mnn", "rivals"),
+    Row("MNN, graph as exported", "fp32", "mnn", "rivals"),
     Row("ncnn, without the shift", "fp32", "ncnn", "rivals"),
     Row("ours, on ONNX Runtime", "fp32", "ours_onnxruntime"),
     Row(OURS, "fp32", "ours"),

@@ -65,7 +65,7 @@ make_models() { # in bench/work: the demo's checkpoint, mmaction2's own export o
     rival "$PYTHON" openvino export_int8.xml --in export.onnx --out export_int8.bin
     rival "$PYTHON" onnxruntime export_int8.onnx --in export.onnx
     rival "$RIVALS_PYTHON" torch torchao.pt2 --in tsm_demo.pth
-    rival "$RIVALS_PYTHON" mnn view.mnn --in tsm_new_bs1.onnx
+    rival "$RIVALS_PYTHON" mnn export.mnn --in export.onnx
     rival "$RIVALS_PYTHON" ncnn frame.ncnn.param --in tsm_new_bs1.onnx --out frame.ncnn.bin
 }
 for part in "${parts[@]}"; do

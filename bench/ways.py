@@ -35,6 +35,14 @@ def clips(folder: str, count: int) -> Iterator[np.ndarray]:
         yield np.fromfile(os.path.join(folder, "sthv2", "preprocess_bin", "%d.bin" % number), np.float32).reshape((1,) + SSV2.video_shape)
 
 
+def made(folder: str, name: str) -> str:
+    """A file that --make writes."""
+    path = os.path.join(folder, name)
+    if not os.path.exists(path):
+        raise UserError("%s: there is no such file; bench/run.sh models makes it, or says why not" % path)
+    return path
+
+
 def calibration_views(folder: str) -> List[np.ndarray]:
     """One view [1, segments, 3, size, size] of each calibration clip, in turn the first to the last."""
     return [video.reshape((-1, 1) + SSV2.view_shape)[number % SSV2.views].copy() for number, video in enumerate(clips(folder, CALIBRATION))]
@@ -92,11 +100,12 @@ def torch_compile(folder: str, precision: str, backend: str = "inductor") -> Tup
 
     packed = "qconv_weight_prepack_matcher_count" if precision == "int8" else "mkldnn_conv_weight_pack_matcher_count"
     if precision == "int8":
-        from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
+        import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401 - registers the operators of the file
 
-        forward = lower_pt2e_quantized_to_x86(torch.export.load(os.path.join(folder, "torchao.pt2")).module())
+        network = torch.export.load(made(folder, "torchao.pt2")).module()
     else:
-        forward = torch.compile(torch_network(folder), backend=backend, dynamic=False)
+        network = torch_network(folder)
+    forward = torch.compile(network, backend=backend, dynamic=False)
     lowered = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
     def score(video: np.ndarray) -> np.ndarray:
@@ -172,7 +181,7 @@ def no_shift(folder: str, precision: str) -> Tuple[str, Compute]:
     model = read_offline(os.path.join(folder, "tsm_new_bs1.onnx"))
     network = build(trunk_of(model.proto), "none", SSV2)
     if precision == "int8":
-        network = openvino.Core().read_model(os.path.join(folder, "no_shift_int8.xml"))
+        network = openvino.Core().read_model(made(folder, "no_shift_int8.xml"))
     return of_engine(network, model, "openvino", precision)
 
 
@@ -198,8 +207,8 @@ def exported(folder: str, precision: str, backend: str = "openvino") -> Tuple[st
     if precision != "int8":
         return of_engine(model.proto, model, backend, precision)
     if backend == "openvino":
-        return of_engine(openvino.Core().read_model(os.path.join(folder, "export_int8.xml")), model, backend, precision)
-    quantised = read_offline(os.path.join(folder, "export_int8.onnx"))
+        return of_engine(openvino.Core().read_model(made(folder, "export_int8.xml")), model, backend, precision)
+    quantised = read_offline(made(folder, "export_int8.onnx"))
     return of_engine(quantised.proto, quantised, backend, "fp32")
 
 
@@ -215,6 +224,8 @@ def make_openvino(folder: str) -> None:
 
 def make_onnxruntime(folder: str) -> None:
     """export_int8.onnx: ONNX Runtime's own quantiser, QDQ, static, weights per channel, activations uint8 as its page for x86 says."""
+    import onnx
+    import onnx.version_converter
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -224,10 +235,12 @@ def make_onnxruntime(folder: str) -> None:
         def get_next(self) -> Any:
             return next(({"input": video} for video in self.left), None)
 
-    given, made = os.path.join(folder, "export.onnx"), os.path.join(folder, "export_int8.onnx")
-    quant_pre_process(given, made + ".part", skip_symbolic_shape=True)
-    quantize_static(made + ".part", made, Reader(), per_channel=True, activation_type=QuantType.QUInt8)
-    os.remove(made + ".part")
+    given, path = os.path.join(folder, "export.onnx"), os.path.join(folder, "export_int8.onnx")
+    part = path + ".part"
+    onnx.save(onnx.version_converter.convert_version(onnx.load(given), 17), part)  # below 13 there are no scales per channel
+    quant_pre_process(part, part, skip_symbolic_shape=True)
+    quantize_static(part, path, Reader(), per_channel=True, activation_type=QuantType.QUInt8)
+    os.remove(part)
 
 
 def openvino_provider(folder: str, precision: str) -> Tuple[str, Compute]:
@@ -242,36 +255,28 @@ def openvino_provider(folder: str, precision: str) -> Tuple[str, Compute]:
     return "ONNX Runtime %s, OpenVINO provider" % onnxruntime.__version__, one_by_one(lambda video: session.run(None, {name: video})[0])
 
 
-def save_form(folder: str, form: str, protocol: Any, path: str) -> None:
-    """Write one of our network's forms as ONNX."""
+def mnn(folder: str, precision: str) -> Tuple[str, Compute]:
+    """MNN on the graph as exported: of our view form, whose frames are moved by a Pad, it computes something else."""
+    import MNN
     import onnx
 
-    from tsm.model.graph import build, trunk_of
-    from tsm.model.offline import read_offline
-
-    onnx.save(build(trunk_of(read_offline(os.path.join(folder, "tsm_new_bs1.onnx")).proto), form, protocol), path)
-
-
-def mnn(folder: str, precision: str) -> Tuple[str, Compute]:
-    """MNN on our view form: on the graph as exported it is slower."""
-    import MNN
-
+    graph = onnx.load(os.path.join(folder, "export.onnx"), load_external_data=False).graph
     runtime = MNN.nn.create_runtime_manager(({"backend": "CPU", "numThread": cores(), "precision": "high"},))
-    net = MNN.nn.load_module_from_file(os.path.join(folder, "view.mnn"), ["input"], ["output"], runtime_manager=runtime)
+    names = [graph.input[0].name], [graph.output[0].name]
+    net = MNN.nn.load_module_from_file(made(folder, "export.mnn"), *names, runtime_manager=runtime)
 
-    def frame_scores(view: np.ndarray) -> np.ndarray:
-        x = MNN.expr.placeholder(list(view.shape), MNN.expr.NCHW)
-        x.write(view)
-        return np.array(MNN.expr.convert(net.forward([x])[0], MNN.expr.NCHW).read())
+    def score(video: np.ndarray) -> np.ndarray:
+        x = MNN.expr.placeholder(list(video.shape), MNN.expr.NCHW)
+        x.write(video)
+        return np.array(net.forward([x])[0].read())
 
-    return "MNN " + MNN.__version__, view_by_view(frame_scores)
+    return "MNN " + MNN.version(), one_by_one(score)
 
 
 def make_mnn(folder: str) -> None:
-    """view.mnn, by MNN's own converter."""
-    save_form(folder, "view", SSV2, os.path.join(folder, "view.onnx"))
+    """export.mnn, by MNN's own converter."""
     converter = os.path.join(os.path.dirname(sys.executable), "mnnconvert")
-    subprocess.run([converter, "-f", "ONNX", "--modelFile", "view.onnx", "--MNNModel", "view.mnn"], cwd=folder, check=True)
+    subprocess.run([converter, "-f", "ONNX", "--modelFile", "export.onnx", "--MNNModel", "export.mnn"], cwd=folder, check=True)
 
 
 def ncnn(folder: str, precision: str) -> Tuple[str, Compute]:
@@ -280,8 +285,8 @@ def ncnn(folder: str, precision: str) -> Tuple[str, Compute]:
 
     net = ncnn.Net()
     net.opt.num_threads = cores()
-    net.load_param(os.path.join(folder, "frame.ncnn.param"))
-    net.load_model(os.path.join(folder, "frame.ncnn.bin"))
+    net.load_param(made(folder, "frame.ncnn.param"))
+    net.load_model(made(folder, "frame.ncnn.bin"))
 
     def of_frame(frame: np.ndarray) -> np.ndarray:
         with net.create_extractor() as extractor:
@@ -293,7 +298,13 @@ def ncnn(folder: str, precision: str) -> Tuple[str, Compute]:
 
 def make_ncnn(folder: str) -> None:
     """frame.ncnn.param and .bin, by ncnn's own converter."""
-    save_form(folder, "none", SSV2._replace(segments=1), os.path.join(folder, "frame.onnx"))
+    import onnx
+
+    from tsm.model.graph import build, trunk_of
+    from tsm.model.offline import read_offline
+
+    trunk = trunk_of(read_offline(os.path.join(folder, "tsm_new_bs1.onnx")).proto)
+    onnx.save(build(trunk, "none", SSV2._replace(segments=1)), os.path.join(folder, "frame.onnx"))
     converter = os.path.join(os.path.dirname(sys.executable), "pnnx")
     subprocess.run([converter, "frame.onnx", "inputshape=[1,3,256,256]", "fp16=0"], cwd=folder, check=True)
 
