@@ -256,7 +256,7 @@ def openvino_provider(folder: str, precision: str) -> Tuple[str, Compute]:
 
 
 def mnn(folder: str, precision: str) -> Tuple[str, Compute]:
-    """MNN on the graph as exported: of our view form, whose frames are moved by a Pad, it computes something else."""
+    """MNN on the graph as exported. Version 3.6.1 computes something else, of this and of our view form: its answers show it."""
     import MNN
     import onnx
 
