@@ -173,13 +173,12 @@ class Graph:
 
     def __init__(self, states: Optional[Dict[str, State]] = None) -> None:
         self.written: List[NodeProto] = []
-        self.constants: Dict[str, TensorProto] = {}
+        self.constants: Dict[str, np.ndarray] = {}
         self.states = states or {}
 
     def constant(self, name: str, value: np.ndarray) -> str:
         """Name a constant, once."""
-        if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        self.constants.setdefault(name, value)
         return name
 
     def ints(self, *values: int) -> str:
@@ -690,8 +689,10 @@ def _model(graph: Graph, shape: Shape, dtype: str, scores: Tuple[int, int]) -> o
     value = helper.make_tensor_value_info
     inputs = [value("input", kind, shape)] + [value(state.input, TensorProto.FLOAT, state.shape) for state in states]
     outputs = [value("output", TensorProto.FLOAT, scores)] + [value(state.output, TensorProto.FLOAT, state.shape) for state in states]
-    written = helper.make_graph(graph.written, "tsm", inputs, outputs, list(graph.constants.values()))
-    model = helper.make_model(written, producer_name="tsm", producer_version=__version__)
+    model = helper.make_model(helper.make_graph(graph.written, "tsm", inputs, outputs), producer_name="tsm", producer_version=__version__)
+    for name, array in graph.constants.items():  # last and in place: protobuf copies a message by writing and reading it
+        element = numpy_helper.from_array(np.empty(0, array.dtype)).data_type
+        model.graph.initializer.add(name=name, data_type=element, dims=array.shape, raw_data=array.tobytes())
     model.ir_version = 6  # that of opset 11, so that the oldest supported runtime reads it
     del model.opset_import[:]
     model.opset_import.add(domain="", version=OPSET)
