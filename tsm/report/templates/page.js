@@ -60,17 +60,18 @@
     function (i) { return data.rank[i]; }, function (i) { return data.margin[i]; }];
   function cell(row, text, kind) {
     var made = row.appendChild(document.createElement("td"));
-    made.appendChild(document.createElement("bdi")).textContent = text;
+    made.textContent = text;
     made.className = kind;
   }
   function show() {
     var wanted = words(search.value), wrong = document.getElementById("only-wrong").checked, found = 0;
-    var rows = document.createElement("tbody");
+    var bodies = document.createDocumentFragment(), rows; // of 100 rows each: one that is not in sight is not laid out
     order.forEach(function (i) {
       if (wrong && data.rank[i] === 1) { return; }
       if (!has(data.video[i].toLowerCase() + "\n" + lower[data.label[i]] + "\n" + lower[data.answer[i]], wanted)) { return; }
       found += 1;
       if (found > most) { return; }
+      if (found % 100 === 1) { rows = bodies.appendChild(document.createElement("tbody")); }
       var row = rows.appendChild(document.createElement("tr")); // insertRow() counts all rows each time
       cell(row, data.video[i], "file");
       cell(row, data.names[data.label[i]], "name");
@@ -79,7 +80,7 @@
       cell(row, String(data.rank[i]), "n");
       cell(row, data.margin[i].toFixed(3), "n");
     });
-    table.replaceChild(rows, table.tBodies[0]);
+    table.replaceChildren(table.tHead, bodies);
     all.hidden = found <= most;
     all.textContent = "show all " + found;
     count.textContent = found + (found === 1 ? " video" : " videos") + (found > most ? "; the first " + most + " are shown" : "");
