@@ -144,6 +144,12 @@ def test_a_page_of_24777_videos_opens_and_works(page, large, names):
     page.js("document.querySelector('#video-all').click()")
     assert page.js("document.querySelectorAll('#video-table tbody tr').length") == 24777
     assert page.js("document.querySelector('#video-all').hidden")
+    laid_out = ("Array.from(document.querySelectorAll('#video-table td:first-child'))"
+                ".filter(c => c.checkVisibility({contentVisibilityAuto: true})).length")
+    page.picture(large.parent / "seen.png", whole=False)
+    assert 0 < page.js(laid_out) <= 300  # what is in sight, by hundreds
+    type_into(page, "#video-search", "70123.webm")
+    assert page.js("document.querySelector('#video-table').offsetHeight") < 150
     type_into(page, "#video-search", "no such video")
     assert page.js("document.querySelectorAll('#video-table tbody tr').length") == 0
 
