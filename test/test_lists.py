@@ -227,7 +227,7 @@ def key_of(folder, args):
     (("--shard", "3/3"), 2, "--shard"), (("--shard", "x"), 2, "--shard"), (("--devices", "0,0"), 2, "--devices"),
     (("--devices", "0"), 2, "for an NPU"), (("--ray", "auto", "--shard", "0/2"), 2, "--ray goes with"), (("--chunk", "0"), 2, "--chunk"),
     (("--model", "none.onnx"), 1, "none.onnx"), (("--model", "none.om"), 2, "for a CPU"), (("--data_root", "none"), 1, "none"),
-    (("--ann_file", "none.txt"), 1, "none.txt"), (("--output", "list.txt"), 1, "list.txt: is not a folder"),
+    (("--ann_file", "none.txt"), 1, "none.txt"), (("--output", "list.txt"), 1, "list.txt/out: Not a directory; a folder is needed there"),
     (("--merge",), 1, "5 of 5 videos are not done: no shard has done them"), (("--devices", "0,00"), 2, "'0,00' is no list of chips"),
     (("--protocol", "p.json"), 2, "a CPU takes the protocol from the model"),
     (("--ray", "a..b:6379"), 1, "--ray"), (("--ray", "a:²"), 1, "--ray"),

@@ -92,7 +92,7 @@ def test_tsm_dataset_and_tsm_preprocess_agree_on_what_is_usable(works, repo, roo
         name = kind if stem != "open_gop" else "open_gop_of_%s%s" % (suffix[1:], suffix.upper())
         shutil.copy(str(root / kind), str(tmp_path / "root" / name))
         renamed[name] = kind
-    entries = [{"id": name.rsplit(".", 1)[0], "template": next(iter(labels))} for name in renamed]
+    entries = [{"id": name.rsplit(".", 1)[0], "template": next(iter(labels)).replace("something", "[something]")} for name in renamed]
     (tmp_path / "validation.json").write_text(json.dumps(entries))
     said = works("TSM_dataset.py", "--annotations", "validation.json", "--labels",
                  repo / "demo/annotations/something-something-v2-labels.json", "--videos", "root", "--on_error", "skip",
