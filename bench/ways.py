@@ -234,11 +234,11 @@ def make_onnxruntime(folder: str) -> None:
         left = clips(folder, CALIBRATION)
 
         def get_next(self) -> Any:
-            return next(({"input": video} for video in self.left), None)
+            return next(({name: video} for video in self.left), None)
 
-    given, path = os.path.join(folder, "export.onnx"), os.path.join(folder, "export_int8.onnx")
-    part = path + ".part"
-    onnx.save(onnx.version_converter.convert_version(onnx.load(given), 17), part)  # below 13 there are no scales per channel
+    given, path = onnx.load(os.path.join(folder, "export.onnx")), os.path.join(folder, "export_int8.onnx")
+    name, part = given.graph.input[0].name, path + ".part"
+    onnx.save(onnx.version_converter.convert_version(given, 17), part)  # below 13 there are no scales per channel
     quant_pre_process(part, part, skip_symbolic_shape=True)
     quantize_static(part, path, Reader(), per_channel=True, activation_type=QuantType.QUInt8)
     os.remove(part)
