@@ -178,15 +178,13 @@ def fetch(url: str, path: str) -> bool:
     socket.setdefaulttimeout(_TIMEOUT)
     try:
         hub.download_url_to_file(url, part, expected, progress=sys.stderr.isatty())
-    except (urllib.error.URLError, ConnectionError, socket.timeout, http.client.HTTPException, ValueError, RuntimeError) as error:
-        if isinstance(error, urllib.error.HTTPError):
-            wrong = "the server answered %d %s; check the address, or %s" % (error.code, error.reason, BY_HAND)
-        elif isinstance(error, RuntimeError):
-            wrong = "its SHA-256 does not begin with %s, as its name says, so it was removed; fetch it again" % expected
-        else:
-            wrong = "cannot be reached (%s); run again, check the proxy settings, or %s" % (
-                first_line(getattr(error, "reason", error)), BY_HAND)
-        raise UserError("%s: %s" % (url, wrong))
+    except urllib.error.HTTPError as error:
+        raise UserError("%s: the server answered %d %s; check the address, or %s" % (url, error.code, error.reason, BY_HAND))
+    except (urllib.error.URLError, ConnectionError, socket.timeout, http.client.HTTPException, ValueError) as error:
+        reason = first_line(getattr(error, "reason", error))
+        raise UserError("%s: cannot be reached (%s); run again, check the proxy settings, or %s" % (url, reason, BY_HAND))
+    except RuntimeError:
+        raise UserError("%s: its SHA-256 does not begin with %s, as its name says, so it was removed; fetch it again" % (url, expected))
     if expected is None:
         sys.stderr.write("warning: %s: its name carries no digest, so it was not checked\n" % name)
     os.replace(part, path)
