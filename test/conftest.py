@@ -11,12 +11,13 @@ import tempfile
 from pathlib import Path
 
 import forked
+import forking
 import pytest
 from processes import ran
 
 ENVIRONMENT = dict(os.environ)
 with contextlib.suppress(ImportError):
-    import cv2  # noqa: F401  which prepends to LD_LIBRARY_PATH, as if what is started later were to be started otherwise (forked.serves)
+    import cv2  # noqa: F401  which prepends to LD_LIBRARY_PATH, as if what is started later were to be started otherwise (forking.serves)
 os.environ.clear()
 os.environ.update(ENVIRONMENT)
 for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):  # which nohup and a shell's & leave ignored, in all that is started
@@ -27,7 +28,8 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 CHAIN = 12  # clips
 LONG = ["test_%s.py" % name for name in ("npu", "predict", "blame", "networks", "run_all", "modify", "setup", "protocols",
-                                          "cluster", "scripts", "stream", "lists")]
+                                          "cluster", "scripts", "stream", "lists", "lint", "resume", "infer", "fuzz", "corrupt", "report",
+                                          "checkpoint", "frames", "hosts", "load", "videos")]
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +77,7 @@ def run(python):
             words = ["bash"] + words
             if env.get("PYTHON") == sys.executable and not process:
                 env["PYTHON"] = python
-        elif not process and forked.serves(env):
+        elif not process and forking.serves(env):
             return forked.run(words, str(cwd), env, timeout)
         else:
             words = [sys.executable] + words
@@ -110,6 +112,18 @@ def fails(run):
     return fails
 
 
+@pytest.fixture
+def patched(tmp_path):
+    """patched(script, code) -> a script for run(), which does what that one does after `code` was run in its process."""
+    def patched(script, code):
+        path = tmp_path / ("patched_" + script)
+        path.write_text("import os, runpy, signal, sys\nsys.path.insert(0, %r)\n%s\nsys.argv[0] = %r\nrunpy.run_path(sys.argv[0], run_name="
+                        "'__main__')\n" % (str(REPO), code, str(REPO / script)))
+        return path
+
+    return patched
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
     """once(name, make) -> a folder that make(folder) fills, one time for all workers of pytest-xdist. Nobody writes into it later."""
@@ -133,7 +147,8 @@ def once(tmp_path_factory):
 @pytest.fixture(scope="session")
 def thin():
     """The state dict of a ResNet-50 of one eighth of the channels, with random weights."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     from tsm.model.network import TSM
 
     torch.manual_seed(0)

@@ -1,11 +1,11 @@
-"""Processes of scripts, each forked from one that has imported every library: 20 ms in place of the second that a start takes.
+"""Processes of scripts, each forked from one that has imported every library: 10 ms in place of the second that a start takes.
 
 Each is a process of its own, with its arguments, folder, environment, streams, signals and exit status. A script of the suite
 finds the suite's modules imported as well, and has done nothing with them yet; one of a copy imports the copy's. What Python and
-the loader read at their start (STARTUP) is that of the process that is forked.
+the loader read at their start (forking.STARTUP) is that of the process that is forked.
 
-    python forked.py SOCKET    waits at a Unix socket; a connection is a process: {argv, cwd, env, memory} and its three streams
-                               go in, its id and in the end its exit status come back
+    python forked.py SOCKET    waits at a Unix socket; a connection is a process: its arguments, folder, environment and memory, and
+                               its three streams go in, its id and in the end its exit status come back
 
 Beside the socket lies a command, python, that does what its words say of a Python, but forked: PYTHON of a run_all.sh whose
 twenty starts are not the test.
@@ -17,10 +17,11 @@ import contextlib
 import gc
 import glob
 import importlib
-import json
+import marshal
 import os
 import resource
 import runpy
+import select
 import shlex
 import shutil
 import signal
@@ -29,14 +30,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import traceback
+import weakref
 
-LIBRARIES = ("numpy", "cv2", "onnx", "onnxruntime", "openvino", "torch", "decord", "av", "jinja2", "tqdm", "xxhash")
-ADDRESS, PYTHON, STARTED = "TSM_FORKED_SOCKET", "TSM_FORKED_PYTHON", "TSM_FORKED_STARTUP"  # of the environment
-SUITE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-STANDINS = os.path.join(SUITE, "test", "standins")
-STARTUP = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "MALLOC_", "TQDM_")  # beginnings of names; `PYTHON` itself is run_all.sh's
+from forking import ADDRESS, PYTHON, STANDINS, STARTED, SUITE, WITH_TORCH, begin, connected, ended, startup_of
+
+LIBRARIES = ("numpy", "cv2", "onnx", "onnxruntime", "openvino", "decord", "av", "jinja2", "tqdm", "xxhash")
 
 
 class Server:
@@ -44,9 +43,9 @@ class Server:
 
     def __init__(self, folder):
         self.folder, address = folder, os.path.join(folder, "socket")
-        os.environ.update({ADDRESS: address, PYTHON: os.path.join(folder, "python"), STARTED: json.dumps(startup_of(os.environ))})
+        os.environ.update({ADDRESS: address, PYTHON: os.path.join(folder, "python"), STARTED: startup_of(os.environ)})
         with open(os.path.join(folder, "client.py"), "w") as file:
-            file.write("import sys\nsys.path.insert(0, %r)\nimport forked\nforked.client(%r)\n" % (
+            file.write("import sys\nsys.path.insert(0, %r)\nimport forking\nforking.client(%r)\n" % (
                 os.path.dirname(STANDINS), sys.executable))
         with open(os.environ[PYTHON], "w") as file:  # of a shell, as a #! line takes no path with a space
             file.write('#!/bin/sh\nexec %s -IS %s "$@"\n' % tuple(map(shlex.quote, (sys.executable, os.path.join(folder, "client.py")))))
@@ -59,29 +58,16 @@ class Server:
         shutil.rmtree(self.folder)
 
 
-def serves(env):
-    """Is a process of this environment one that may be forked?"""
-    return json.dumps(startup_of(env)) == os.environ[STARTED]
-
-
-def startup_of(env):
-    """Of an environment, what Python and the loader read when they start; the stand-ins of Ascend's packages are no reason to start."""
-    found = {name: value for name, value in sorted(env.items()) if name.startswith(STARTUP) and name != "PYTHON"}
-    if found.get("PYTHONPATH") == STANDINS:
-        del found["PYTHONPATH"]
-    return found
-
-
 def run(argv, cwd, env, timeout, memory=0):
-    """A script's run to its end -> CompletedProcess with text; `memory`: bytes that it may address, 0: any."""
+    """A script's run to its end -> CompletedProcess with text."""
     with contextlib.ExitStack() as stack:
         streams = [stack.enter_context(open(os.devnull, "rb"))]
         streams += [stack.enter_context(tempfile.TemporaryFile()) for _ in range(2)]
-        connection = stack.enter_context(connected())
-        pid = begin(connection, {"argv": argv, "cwd": cwd, "env": dict(env), "memory": memory}, [stream.fileno() for stream in streams])
+        connection = stack.enter_context(contextlib.closing(connected(argv)))
+        pid = begin(connection, [stream.fileno() for stream in streams], argv, cwd, env, memory)
         connection.settimeout(timeout)
         try:
-            status = int(connection.recv(20) or b"1")
+            status = ended(connection)
         except socket.timeout:
             os.kill(pid, signal.SIGKILL)
             raise subprocess.TimeoutExpired(argv, timeout)
@@ -90,93 +76,71 @@ def run(argv, cwd, env, timeout, memory=0):
         return subprocess.CompletedProcess(argv, status, *(stream.read().decode() for stream in streams[1:]))
 
 
-def client(python):
-    """What the command `python` of the server's folder does: its words are those of a Python."""
-    words, env = sys.argv[1:], dict(os.environ)
-    if not words or not (words[0].endswith(".py") or words[0] in ("-m", "-c")) or not serves(env):
-        os.execv(python, [python] + words)
-    connection = connected()
-    begin(connection, {"argv": words, "cwd": os.getcwd(), "env": env, "memory": 0}, (0, 1, 2))
-    status = int(connection.recv(20) or b"1")
-    if status < 0:
-        os.kill(os.getpid(), -status)
-    os._exit(status)
-
-
-def connected():
-    """A connection to the server."""
-    limit = time.monotonic() + 300
-    while True:
-        connection = socket.socket(socket.AF_UNIX)
-        try:
-            connection.connect(os.environ[ADDRESS])
-            return connection
-        except OSError:  # it still imports the libraries
-            connection.close()
-            assert time.monotonic() < limit, "no test/forked.py answers at %s" % os.environ[ADDRESS]
-            time.sleep(0.02)
-
-
-def begin(connection, request, streams):
-    """Have a process begun; its id."""
-    text = json.dumps(request).encode()
-    connection.sendmsg([b"%20d" % len(text)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", streams))])
-    connection.sendall(text)
-    return int(connection.recv(20))
-
-
 def serve(address):
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers leave nothing behind
+    """Fork a process for each client that asks for one, and tell it of the end. Returns in such a process: what was asked, its streams."""
+    heard, told = os.pipe()  # of a child's end
+    os.set_blocking(told, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(told)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)
+    clients = {}
     while True:
-        connection, _ = listener.accept()
-        if os.fork() == 0:
-            listener.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            return keep(connection)
-        connection.close()
+        ready, _, _ = select.select([listener, heard], [], [])
+        if heard in ready:
+            os.read(heard, 1000)
+            for pid, status in iter(lambda: os.waitpid(-1, os.WNOHANG) if clients else (0, 0), (0, 0)):
+                with clients.pop(pid) as connection, contextlib.suppress(OSError):  # whoever asked may have ended
+                    connection.sendall(b"%d" % (-os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)))
+        if listener in ready:
+            connection, _ = listener.accept()
+            request, streams = received(connection)
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for end in (listener, connection, *clients.values()):
+                    end.close()
+                os.close(heard), os.close(told)
+                return request, streams
+            clients[pid] = connection
+            for stream in streams:
+                os.close(stream)
+            with contextlib.suppress(OSError):
+                connection.sendall(b"%20d" % pid)
 
 
-def keep(connection):
-    """Begin the process that a client asks for, and tell its end. Returns in that process only."""
+def received(connection):
+    """What a client asks for, and the streams that it sends."""
     size, (sent,), _, _ = connection.recvmsg(20, socket.CMSG_LEN(3 * array.array("i").itemsize))
-    streams = array.array("i", sent[2])
     text = b""
     while len(text) < int(size):
         text += connection.recv(1 << 20)
-    pid = os.fork()
-    if pid == 0:
-        connection.close()
-        return json.loads(text), streams
-    connection.sendall(b"%20d" % pid)
-    _, status = os.waitpid(pid, 0)
-    with contextlib.suppress(OSError):  # whoever asked has ended
-        connection.sendall(b"%d" % (-os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)))
-    os._exit(0)
+    return marshal.loads(text), array.array("i", sent[2])
 
 
 def become(request, streams):
     """This process is the script's from now on; returns its exit status."""
+    argv, cwd, env, memory = request
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
     sys.stdin, sys.stdout, sys.stderr = (  # anew, as what a stream is, a file or a pipe, is looked at when it is opened
         open(number, mode, 1 if number == 2 else -1, old.encoding, old.errors, closefd=False)
         for number, mode, old in ((0, "r", sys.stdin), (1, "w", sys.stdout), (2, "w", sys.stderr)))
-    os.chdir(request["cwd"])
+    os.chdir(cwd)
     os.environ.clear()
-    os.environ.update(request["env"])
-    if request["memory"]:
-        resource.setrlimit(resource.RLIMIT_AS, (request["memory"],) * 2)
-    if os.path.abspath(request["argv"][0]).startswith(SUITE + os.sep):
+    os.environ.update(env)
+    if memory:
+        resource.setrlimit(resource.RLIMIT_AS, (memory,) * 2)
+    if os.path.abspath(argv[0]).startswith(SUITE + os.sep):
         importlib.reload(sys.modules["tsm"])  # what it sets in the environment
     else:  # it may have a tsm of its own
         for name in [name for name in sys.modules if name.split(".")[0] == "tsm"]:
             del sys.modules[name]
     try:
-        start(*request["argv"])
+        start(*argv)
     except SystemExit as end:
         if end.code is None or isinstance(end.code, int):
             return (end.code or 0) & 255
@@ -199,6 +163,12 @@ def start(first, *words):
     return runpy.run_path(first, run_name="__main__")
 
 
+def load(modules):
+    for name in modules:
+        with contextlib.suppress(ImportError):
+            __import__(name)
+
+
 def main():
     sys.path.insert(1, SUITE)
     import tsm  # noqa: F401  before the libraries that it keeps quiet
@@ -206,12 +176,18 @@ def main():
 
     die_with_parent()
     ours = [os.path.relpath(path, SUITE)[:-3].replace(os.sep, ".") for path in glob.glob(SUITE + "/tsm/*/[a-z]*.py")]
-    for library in [*LIBRARIES, *ours]:
-        with contextlib.suppress(ImportError):
-            __import__(library)
+    load(LIBRARIES)
+    sys.modules["torch"] = None  # so that what needs it is not imported
+    load(ours)
+    del sys.modules["torch"]
+    address, with_torch = sys.argv[1], os.fork() == 0  # whose forks take five times as long
+    if with_torch:
+        die_with_parent()
+        load(["torch", *ours])
+        weakref.finalize._registry.clear()  # what PyTorch would tidy up for 100 ms, when a process ends
     del sys.path[1]
     gc.freeze()  # what is never collected is never copied
-    status = become(*serve(sys.argv[1]))
+    status = become(*serve(address + WITH_TORCH * with_torch))
     threading._shutdown()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

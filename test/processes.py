@@ -55,14 +55,3 @@ def wait_for(condition, what, process=None):
 def said(process):
     """What an ended process printed where that goes into pipes."""
     return "\n".join(str(stream.read()) for stream in (process.stdout, process.stderr) if stream)
-
-
-def killed_at(repo, folder, script, source):
-    """A script like `script` whose decoder is killed, as for want of memory, whenever it gets to `source`; to be given to run()."""
-    path = folder / "killed.py"
-    path.write_text(
-        "import os, runpy, signal, sys\nsys.path.insert(0, %r)\nimport tsm.infer.preprocess, tsm.video.clips\nfill = tsm.video.clips.fill\n"
-        "def deadly(path, *args):\n    if os.path.basename(path) == %r: os.kill(os.getpid(), signal.SIGKILL)\n    fill(path, *args)\n"
-        "tsm.infer.preprocess.fill = tsm.video.clips.fill = deadly\nsys.argv[0] = %r\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n" % (str(repo), source, str(repo / script)))
-    return path

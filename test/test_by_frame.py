@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from clips import filmed
 
-pytest.importorskip("onnxruntime")
 from tsm.cli import Corrupt
+from tsm.model.offline import clip_of, had_it_been, read_offline
+from tsm.model.onnxfile import session
 from tsm.predict import by_frame, live
 from tsm.predict.answers import Log
 from tsm.predict.by_frame import FrameViewer
 from tsm.predict.live import Recent
 from tsm.protocol import SSV2, softmax
+from tsm.video.clips import as_video
 from tsm.video.windows import paced
 
 QUICK = ("--backend", "onnxruntime")
@@ -33,10 +35,6 @@ def inputs(folder, name="o.json"):
 
 
 def test_the_answer_of_a_file_is_that_of_its_clip_and_each_file_begins_anew(run, online_onnx, clip):
-    from tsm.model.offline import clip_of, had_it_been, read_offline
-    from tsm.model.onnxfile import session
-    from tsm.video.clips import as_video
-
     shutil.copy(str(clip / "a.webm"), str(clip / "b.webm"))
     done = run("TSM_predict.py", "-m", online_onnx, "--json", "o.json", "--csv", "o.csv", "--html", "o.html", "--jsonl", "o.jsonl",
                "--annotate", "drawn", "--top", 3, "none.mp4", "a.webm", "b.webm", *QUICK, cwd=clip)

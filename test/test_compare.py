@@ -87,11 +87,6 @@ def test_a_report_or_a_folder_without_one_will_do(works, runs):
     assert "top-1  A 0.7500   B 0.5000" in out and "probability of the true class: largest difference" in out
 
 
-def test_results_are_those_beside_the_summary_wherever_one_stands(works, runs):
-    there = works("TSM_compare.py", runs / "a", runs / "b", cwd=runs / "a")
-    assert "top-1  A 0.7500   B 0.5000" in there
-
-
 def test_a_run_that_moved_is_not_mistaken_for_the_one_in_its_place(works, fails, runs):
     made = read_json(str(runs / "a/report.json"), "report")
     made["arguments"] = {"result_path": str(runs / "a/inference_result/out_summary.json"), "info_path": str(runs / "a/sthv2/sthv2.info")}
@@ -116,9 +111,10 @@ def test_names_cannot_command_the_terminal_and_what_is_cut_is_counted(works, tmp
     assert "and 9 more: --csv or --html has them all" in out and "and 9 more: --json or --html has them all" in out
 
 
-def test_equal_runs_do_not_differ(works, runs):
+def test_equal_runs_do_not_differ_and_results_are_those_beside_the_summary_wherever_one_stands(works, runs):
     out = works("TSM_compare.py", "a", "a", cwd=runs)
     assert "0 answers differ" in out and "largest difference 0.000000" in out and "p = 1.000" in out
+    assert "top-1  A 0.7500   B 0.5000" in works("TSM_compare.py", runs / "a", runs / "b", cwd=runs / "a")
 
 
 def test_a_video_that_is_listed_twice_counts_twice(works, tmp_path):
@@ -149,15 +145,12 @@ def test_videos_and_their_frames_are_one_and_it_is_said(works, fails, tmp_path, 
     assert "of them under another folder or suffix" in (tmp_path / "c.html").read_text()
 
 
-def test_videos_of_another_label_are_not_the_same_for_their_name(fails, tmp_path):
-    for run, source, label in (("a", "jump/1.mp4", 0), ("b", "run/1.mp4", 1)):
-        work(tmp_path / run, {0: hit(0)}, {0: label}, {0: source})
-    assert "no video in common" in fails("TSM_compare.py", "a", "b", cwd=tmp_path)
-
-
 def test_what_cannot_be_compared_is_one_line(fails, works, runs):
     work(runs / "other", {0: hit(0)}, {0: 0}, {0: "elsewhere.webm"})
     assert "no video in common" in fails("TSM_compare.py", "a", "other", cwd=runs)
+    for run, source, label in (("jump", "jump/1.mp4", 0), ("run", "run/1.mp4", 1)):  # the same name, not the same label
+        work(runs / run, {0: hit(0)}, {0: label}, {0: source})
+    assert "no video in common" in fails("TSM_compare.py", "jump", "run", cwd=runs)
     work(runs / "labels", {0: hit(0)}, {0: 3})
     assert "0.webm" in fails("TSM_compare.py", "a", "labels", cwd=runs)
     scores, labels = scores_of(2, 7)
@@ -187,26 +180,16 @@ def test_runs_whose_classes_have_other_numbers_or_names(run, works, fails, runs)
     assert "class 0 is 'zero' in a, and 'Zero' in b (and 1 more)" in done.stderr
     write_json(path, dict(found, names=None), "report")
     works("TSM_compare.py", "a", "b", cwd=runs)
-
-
-def test_a_report_of_other_classes_than_its_results_is_one_line(fails, runs):
     scores, labels = scores_of(3, 7)
-    write_json(str(runs / "b/report.json"), report(classes=7, names=list("abcdefg"), scores=scores, labels=labels), "report")
+    write_json(path, report(classes=7, names=list("abcdefg"), scores=scores, labels=labels), "report")
     assert "of 7 classes" in fails("TSM_compare.py", "a", "b", cwd=runs)
 
 
-def choose(n, k):
-    return math.factorial(n) // math.factorial(k) // math.factorial(n - k)
-
-
-def test_a_chance_too_small_for_a_float_is_not_called_none():
+def test_mcnemar_is_the_binomial_test_and_a_chance_too_small_for_a_float_is_not_called_none():
     assert chance(mcnemar(1100, 0)) == "p < 1e-300" and chance(mcnemar(900, 0)) == "p = 2.4e-271" and chance(1.0) == "p = 1.000"
-
-
-def test_mcnemar_is_the_binomial_test():
     for one, other in ((0, 0), (1, 0), (5, 1), (6, 6), (3, 17), (0, 40), (400, 300)):
         total = one + other
-        tail = sum(choose(total, k) for k in range(min(one, other) + 1))
+        tail = sum(math.comb(total, k) for k in range(min(one, other) + 1))
         assert mcnemar(one, other) == mcnemar(other, one) == pytest.approx(min(1.0, 2 * tail / 2 ** total))
     assert mcnemar(5, 1) == pytest.approx(0.21875) and 0 < mcnemar(13000, 11777) < 1e-10
 

@@ -18,22 +18,12 @@ import numpy as np
 import pytest
 from clips import VIDEOS, arguments, clip_of, listed
 from fuzz import FUZZ, damaged
-from processes import killed_at
 
 from tsm import workers
 from tsm.cli import Corrupt, Killed, UserError
 from tsm.files import write_json
 from tsm.protocol import SSV2, protocol_from
-from tsm.samples import (
-    Clip,
-    check_tensor,
-    checksum,
-    manifest_of,
-    publish,
-    read_info,
-    read_list,
-    read_manifest,
-)
+from tsm.samples import Clip, check_tensor, checksum, manifest_of, publish, read_info, read_list, read_manifest
 from tsm.video.clips import decoded, fill, table_for
 
 VIDEO = VIDEOS[-1]
@@ -73,15 +63,12 @@ def numbered_from_0(path):
 
 
 @pytest.mark.parametrize("harm, words", [
-    (truncated, ["img_00004.jpg", "cut short"]),
-    (flipped_scan, ["decoder", "Corrupt JPEG data"]),
-    (absurd_header, ["img_00004.jpg"]),
+    (truncated, ["img_00004.jpg", "cut short"]), (flipped_scan, ["decoder", "Corrupt JPEG data"]), (absurd_header, ["img_00004.jpg"]),
     (lambda path: path.write_bytes(b""), ["img_00004.jpg", "empty"]),
     (lambda path: path.write_bytes(b"GIF89a" + bytes(500)), ["img_00004.jpg", "no JPEG"]),
     (lambda path: path.unlink(), ["img_00004.jpg is missing", "8 frames"]),
     (lambda path: (path.unlink(), path.mkdir()), ["img_00004.jpg", "directory"]),
-    (resized, ["img_00004.jpg", "90x50", "96x54"]),
-    (thin, ["3000x2"]),
+    (resized, ["img_00004.jpg", "90x50", "96x54"]), (thin, ["3000x2"]),
     (numbered_from_0, ["img_00000.jpg to img_00007.jpg", "--start_index 0"]),
     (lambda path: shutil.copy(str(path), str(path.parent / "img_00009.jpg")), ["img_00009.jpg", "8 frames"]),
     (lambda path: shutil.rmtree(str(path.parent)), ["no such file"]),
@@ -114,9 +101,7 @@ def test_a_picture_of_too_many_pixels_is_not_decoded(fails, tmp_path):
     (lambda video: video[: len(video) // 2], ["decoder", "e"]),
     (lambda video: video[: len(video) * 9 // 10], ["decoder", "e"]),
     (lambda video: video[:8000] + bytes(4000) + video[12000:], ["decoder", "e"]),
-    (lambda video: b"", ["empty"]),
-    (lambda video: bytes(5000), ["video"]),
-    (lambda video: None, ["no such file"]),
+    (lambda video: b"", ["empty"]), (lambda video: bytes(5000), ["video"]), (lambda video: None, ["no such file"]),
 ])
 def test_videos(fails, works, tmp_path, data, words):
     (tmp_path / "root").mkdir()
@@ -145,26 +130,17 @@ def check(fails, works, folder, arguments, line, source, words):
 
 
 @pytest.mark.parametrize("text, words", [
-    (b"", ["no videos in it"]),
-    (b"\n\n", ["no videos in it"]),
+    (b"", ["no videos in it"]), (b"\n\n", ["no videos in it"]), (b"1\n", ["line 1", "expected"]),
     (b"clip\n", ["line 1", "expected '<file> <label>' or '<folder> <frames> <label>'"]),
-    (b"clip,1\n", ["line 1", "expected '<file> <label>'", "clip,1"]),
-    (b"1\n", ["line 1", "expected"]),
-    (b"8 1\n", ["line 1", "no such file"]),  # a video called 8
+    (b"clip,1\n", ["line 1", "expected '<file> <label>'", "clip,1"]), (b"8 1\n", ["line 1", "no such file"]),  # a video called 8
     (b"clip 8 1\nclip.webm 1\n", ["line 2", "expected '<folder> <frames> <label>'", "clip.webm 1"]),
     (b"clip 8 1 1\n", ["line 1: clip 8: no such file"]),  # a folder called `clip 8`
-    (b"clip eight 1\n", ["line 1: clip eight: no such file"]),
-    (b"clip 0 1\n", ["line 1", "expected"]),
-    (b"clip 8 1\nclip 8 174\n", ["line 2", "label 174"]),
-    (b"clip 8 -1\n", ["line 1", "-1"]),
-    (b"clip 8 1" + b"0" * 5000 + b"\n", ["line 1"]),
-    (b"../clip 8 1\n", ["line 1", "../clip"]),
-    (b"a/../../clip 8 1\n", ["line 1", "--data_root names"]),
-    (b"/clip 8 1\n", ["line 1", "/clip does not lie under the folder that --data_root names"]),
-    (b"/root/../clip 8 1\n", ["line 1", "--data_root names"]),
-    (b"cl\0ip 8 1\n", ["line 1"]),
-    (b"cl\xffip 8 1\n", ["line 1: cl\\", "ffip: no such file"]),
-    (b"\xff\xfec\0l\0i\0p\0\n\0", ["line 1"]),
+    (b"clip eight 1\n", ["line 1: clip eight: no such file"]), (b"clip 0 1\n", ["line 1", "expected"]),
+    (b"clip 8 1\nclip 8 174\n", ["line 2", "label 174"]), (b"clip 8 -1\n", ["line 1", "-1"]),
+    (b"clip 8 1" + b"0" * 5000 + b"\n", ["line 1"]), (b"../clip 8 1\n", ["line 1", "../clip"]),
+    (b"a/../../clip 8 1\n", ["line 1", "--data_root names"]), (b"/root/../clip 8 1\n", ["line 1", "--data_root names"]),
+    (b"/clip 8 1\n", ["line 1", "/clip does not lie under the folder that --data_root names"]), (b"cl\0ip 8 1\n", ["line 1"]),
+    (b"cl\xffip 8 1\n", ["line 1: cl\\", "ffip: no such file"]), (b"\xff\xfec\0l\0i\0p\0\n\0", ["line 1"]),
 ])
 def test_lists(fails, tmp_path, text, words):
     clip_of("landscape", 8, str(tmp_path / "root/clip"))
@@ -174,11 +150,21 @@ def test_lists(fails, tmp_path, text, words):
     assert not list(tmp_path.rglob("*.bin"))
 
 
-def test_lists_of_windows_and_other_encodings_are_read(works, tmp_path):
+def test_lists_of_windows_other_encodings_and_names_with_spaces_are_read(fails, works, tmp_path):
+    """Of a video such a name is told: no decoder opens it."""
     clip_of("landscape", 8, os.fsdecode(os.fsencode(str(tmp_path)) + b"/root/cl\xe9p"))
-    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfcl\xe9p 8 1\r\n\r\ncl\xe9p 8 2")
-    works("TSM_preprocess.py", "--data_root", "root", "--ann_file", "list.txt", "--dtype", "uint8", cwd=tmp_path)
-    assert (tmp_path / "sthv2/sthv2.info").read_text() == "0 1\n1 2\n"
+    clip_of("landscape", 9, str(tmp_path / "root/my clip 3"))
+    script = ("TSM_preprocess.py", "--data_root", "root", "--ann_file", "list.txt", "--dtype", "uint8")
+    for text, labels in ((b"\xef\xbb\xbfcl\xe9p 8 1\r\n\r\ncl\xe9p 8 2", (1, 2)),
+                         (b"my clip 3 9 4\n%s/root/my clip 3 9 5\n" % os.fsencode(str(tmp_path)), (4, 5))):
+        (tmp_path / "list.txt").write_bytes(text)
+        works(*script, cwd=tmp_path)
+        assert (tmp_path / "sthv2/sthv2.info").read_text() == "0 %d\n1 %d\n" % labels
+    assert [sample["source"] for sample in read_manifest(str(tmp_path / "sthv2/sthv2.json"))["samples"]] == ["my clip 3"] * 2
+    shutil.copy(str(VIDEO), os.fsdecode(os.fsencode(str(tmp_path)) + b"/root/v\xe9.webm"))
+    (tmp_path / "list.txt").write_bytes(b"v\xe9.webm 1\n")
+    said = fails(*script, cwd=tmp_path)
+    assert "line 1: v\\" in said and "e9.webm: its name is not UTF-8" in said
 
 
 LISTS = [  # text of a list, what read_list() makes of it: (source, frames, label)
@@ -200,23 +186,6 @@ def test_names_in_lists_may_hold_spaces_and_the_data_root(tmp_path, text, expect
     (tmp_path / "list.txt").write_text(text, encoding="utf-8")
     clips = read_list(str(tmp_path / "list.txt"), SSV2, str(tmp_path / "root"))
     assert [tuple(clip[1:]) for clip in clips] == expected
-
-
-def test_clips_with_spaces_are_made(works, tmp_path):
-    clip_of("landscape", 9, str(tmp_path / "root/my clip 3"))
-    (tmp_path / "list.txt").write_text("my clip 3 9 4\n%s/root/my clip 3 9 5\n" % tmp_path)
-    works("TSM_preprocess.py", "--data_root", "root", "--ann_file", "list.txt", "--dtype", "uint8", cwd=tmp_path)
-    assert (tmp_path / "sthv2/sthv2.info").read_text() == "0 4\n1 5\n"
-    sources = [sample["source"] for sample in read_manifest(str(tmp_path / "sthv2/sthv2.json"))["samples"]]
-    assert sources == ["my clip 3", "my clip 3"]
-
-
-def test_a_video_whose_name_no_decoder_can_open_is_told(fails, works, tmp_path):
-    (tmp_path / "root").mkdir()
-    shutil.copy(str(VIDEO), os.fsdecode(os.fsencode(str(tmp_path)) + b"/root/v\xe9.webm"))
-    (tmp_path / "list.txt").write_bytes(b"v\xe9.webm 1\n")
-    said = fails("TSM_preprocess.py", "--data_root", "root", "--ann_file", "list.txt", cwd=tmp_path)
-    assert "line 1: v\\" in said and "e9.webm: its name is not UTF-8" in said
 
 
 def test_many_lines_are_read_in_seconds(tmp_path):
@@ -274,13 +243,22 @@ def test_values_come_in_order_and_an_end_with_an_error_costs_no_value_before_it(
     assert found == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, Killed), (2, 0), (2, Corrupt), (3, 0), (3, 1), (3, 2)]
 
 
+DEADLY = """import tsm.infer.preprocess, tsm.video.clips
+fill = tsm.video.clips.fill
+def deadly(path, *args):
+    if os.path.basename(path) == '1.webm': os.kill(os.getpid(), signal.SIGKILL)
+    fill(path, *args)
+tsm.infer.preprocess.fill = tsm.video.clips.fill = deadly"""
+
+
 @pytest.mark.parametrize("on_error", ["fail", "skip"])
-def test_a_killed_decoder_is_its_clip_s_line_and_no_list_leaves_that_out(fails, works, repo, small_onnx, tmp_path, on_error):
+def test_a_killed_decoder_is_its_clip_s_line_and_no_list_leaves_that_out(fails, works, patched, small_onnx, tmp_path, on_error):
+    """As for want of memory, whenever it gets there."""
     listed(tmp_path / "work", small_onnx, 4)
     given = {"TSM_preprocess.py": ("--data_root", "videos", "--ann_file", "list.txt", "--dtype", "uint8"), "TSM_stream.py": arguments()}
     for script, args in given.items():
         more = ("--num_worker", 1, "--on_error", on_error)
-        line = fails(killed_at(repo, tmp_path, script, "1.webm"), *args, *more, cwd=tmp_path / "work")
+        line = fails(patched(script, DEADLY), *args, *more, cwd=tmp_path / "work")
         assert "list.txt, line 2: 1.webm: its decoder was killed" in line and "skip" not in line
         assert not (tmp_path / "work/sthv2/sthv2.json").exists()
         said = works(script, *args, *more, cwd=tmp_path / "work")
@@ -322,7 +300,7 @@ def test_in_memory_decoding_waits_for_its_reader(tmp_path):
 def fuzzed(tmp_path, works, name, make):
     """Run the script over FUZZ damaged clips that make(folder, chance) leaves there; (clips used, clips skipped)."""
     chance = random.Random(name)
-    (tmp_path / "root").mkdir()
+    (tmp_path / "root").mkdir(parents=True)
     columns = [make(tmp_path / "root" / str(number), chance) for number in range(FUZZ)]
     (tmp_path / "list.txt").write_text("".join("%s 0\n" % column for column in columns))
     printed = works("TSM_preprocess.py", "--data_root", "root", "--ann_file", "list.txt", "--dtype", "uint8", "--num_worker",
@@ -336,26 +314,22 @@ def fuzzed(tmp_path, works, name, make):
     return used, skipped
 
 
-def test_fuzzed_frames(tmp_path, works):
-    def make(folder, chance):
+def test_fuzzed_frames_and_videos(tmp_path, works):
+    sources = [path.read_bytes() for path in VIDEOS]
+
+    def frames(folder, chance):
         clip_of("landscape", 3, str(folder))
         frame = folder / "img_00002.jpg"
         frame.write_bytes(damaged(frame.read_bytes(), chance))
         return "%s 3" % folder.name
 
-    used, skipped = fuzzed(tmp_path, works, "frames", make)
-    assert skipped > used  # what is used has a flipped bit that decodes
-
-
-def test_fuzzed_videos(tmp_path, works):
-    sources = [path.read_bytes() for path in VIDEOS]
-
-    def make(path, chance):
+    def video(path, chance):
         path.write_bytes(damaged(chance.choice(sources), chance))
         return path.name
 
-    _, skipped = fuzzed(tmp_path, works, "videos", make)
-    assert skipped > FUZZ // 10
+    used, skipped = fuzzed(tmp_path / "frames", works, "frames", frames)
+    assert skipped > used  # what is used has a flipped bit that decodes
+    assert fuzzed(tmp_path / "videos", works, "videos", video)[1] > FUZZ // 10
 
 
 def test_fuzzed_lists(tmp_path):
@@ -413,14 +387,14 @@ def test_a_manifest_that_was_changed_or_is_none_is_refused_in_one_line(tmp_path)
         assert str(caught.value).startswith(str(path)) and "make it again" in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text, word", [
-    ("", "no videos"), ("0 1 2\n", "line 1"), ("0 174\n", "one of 174 classes"), ("0 1\n0 2\n", "line 2"), ("-1 3\n", "line 1")])
-def test_an_info_file_is_what_publish_writes(tmp_path, text, word):
-    path = str(tmp_path / "sthv2.info")
+def test_an_info_file_is_what_publish_writes(tmp_path):
+    path = tmp_path / "sthv2.info"
     (tmp_path / "list.txt").write_text("")
     clips = {10: Clip(11, "a", None, 3), 2: Clip(3, "b", None, 173)}
     publish(str(tmp_path), str(tmp_path / "list.txt"), clips, SSV2, "uint8", {}, {10: "x", 2: "y"}, {})
-    assert read_info(path, 174) == {2: 173, 10: 3} and (tmp_path / "sthv2.info").read_text() == "2 173\n10 3\n"
-    (tmp_path / "sthv2.info").write_text(text)
-    with pytest.raises(UserError, match=word):
-        read_info(path, 174)
+    assert read_info(str(path), 174) == {2: 173, 10: 3} and path.read_text() == "2 173\n10 3\n"
+    for text, word in (("", "no videos"), ("0 1 2\n", "line 1"), ("0 174\n", "one of 174 classes"), ("0 1\n0 2\n", "line 2"),
+                       ("-1 3\n", "line 1")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=word):
+            read_info(str(path), 174)

@@ -8,6 +8,8 @@ import cv2
 import pytest
 
 from tsm.cli import UserError
+from tsm.labels import read_classes, read_labels
+from tsm.video.datasets import read_annotations
 from tsm.video.decode import read_video
 
 
@@ -72,21 +74,18 @@ def test_every_video_that_cannot_be_used_is_named(run, fails, works, dataset, tm
 
 
 @pytest.mark.parametrize("name, text, word", [
-    ("validation.json", "{", "not JSON"),
-    ("validation.json", "[]", "validation.json: no annotations in it"),
-    ("validation.json", '["1"]', "entry 0: names no video"),
-    ("validation.json", '[{"id": "1"}]', "entry 0"),
+    ("validation.json", "{", "not JSON"), ("validation.json", "[]", "validation.json: no annotations in it"),
+    ("validation.json", '["1"]', "entry 0: names no video"), ("validation.json", '[{"id": "1"}]', "entry 0"),
     ("validation.json", '[{"id": "1", "template": "Juggling [something]"}]', "not in the labels"),
     ("validation.json", '[{"id": "../1", "template": "Closing [something]"}]', "'../1' is not a name inside"),
     ("labels.json", '{"Closing something": "5"}', "1 labels, whose classes are not the numbers 0 to 0"),
-    ("labels.json", '["Closing something"]', "is not in the labels"),
+    ("labels.json", '["Closing something"]', "is not in the labels"), ("labels.json", "", "not label names; wanted"),
     ("labels.json", '["Closing something", "Closing something"]', "'Closing something' is there twice"),
     ("labels.json", '{"Closing something": {}}', "'Closing something' has {} for a class; wanted"),
     ("labels.json", '{"Closing something": 1.5}', "has 1.5 for a class; wanted"),
     ("labels.json", "7", "not label names; wanted: a JSON object"),
     ("labels.json", "id,template\n5,Closing something\n", "1 labels, whose classes are not the numbers 0 to 0"),
     ("labels.json", "Closing something\nOpening something\n", "is not in the labels"),
-    ("labels.json", "", "not label names; wanted"),
 ])
 def test_files_that_are_not_the_dataset_s_are_refused(fails, dataset, tmp_path, name, text, word):
     shutil.copy(str(dataset[3]), str(tmp_path / "labels.json"))
@@ -113,18 +112,6 @@ def lists(works, folder, *args):
     """(what was printed, {name of a written file: its lines})."""
     said = works("TSM_dataset.py", "--videos", "videos", *args, cwd=folder)
     return said, {path.name: path.read_text().splitlines() for path in folder.iterdir() if "_list_" in path.name}
-
-
-@pytest.mark.parametrize("text", [
-    "name,label\na b.mp4,zebra\nin a folder/c.webm,ant\n\"d,e\",bee\n", "a b,zebra\nin a folder/c,ant\n\"d,e.WEBM\",bee\n",
-    "\ufeffa b.mp4;zebra\r\nin a folder/c.webm;ant\r\nd,e.WEBM;bee\r\n",
-])
-def test_a_csv_of_one_s_own_is_numbered_by_the_alphabet_and_that_is_said(works, videos, tmp_path, text):
-    (tmp_path / "own.csv").write_text(text, encoding="utf-8")
-    said, made = lists(works, tmp_path, "--annotations", "own.csv")
-    assert "3 labels of own.csv are numbered by the alphabet, from ant to zebra" in said
-    assert made == {"own_list_videos.txt": ["a b.mp4 2", "in a folder/c.webm 0", "d,e.WEBM 1"]}
-    assert json.loads((tmp_path / "own_labels.json").read_text()) == ["ant", "bee", "zebra"]
 
 
 @pytest.mark.parametrize("labels", [
@@ -228,27 +215,29 @@ VIDEO_LABELS = {"a b.mp4": "zebra", "in a folder/c.webm": "ant", "d,e.WEBM": "be
 
 
 @pytest.mark.parametrize("name, text", [
+    ("own.csv", 'name,label\na b.mp4,zebra\nin a folder/c.webm,ant\n"d,e",bee\n'),
+    ("own.csv", 'a b,zebra\nin a folder/c,ant\n"d,e.WEBM",bee\n'),
+    ("own.csv", "\ufeffa b.mp4;zebra\r\nin a folder/c.webm;ant\r\nd,e.WEBM;bee\r\n"),
     ("own.csv", 'label,frames,video_path\nzebra,3,a b.mp4\nant,4,in a folder/c.webm\nbee,5,"d,e.WEBM"\n'),
     ("own.csv", '\ufeff"Video Name";"Label";"Shape"\r\n"a b";"zebra";"(1; 2)"\r\n"in a folder/c";"ant";""\r\n"d,e";"bee";"x"\r\n'),
     ("own.tsv", "id\tsplit\tclass\na b\tval\tzebra\nin a folder/c\tval\tant\nd,e\tval\tbee\n"),
     ("own.json", json.dumps([{"id": name, "label": label, "placeholders": []} for name, label in VIDEO_LABELS.items()])),
     ("own.json", json.dumps(VIDEO_LABELS)),
     ("own.json", "\ufeff" + json.dumps({name: {"label": label} for name, label in VIDEO_LABELS.items()})),
-    ("own.jsonl", "".join(json.dumps({"file_name": name, "label": label}) + "\r\n"
-                               for name, label in VIDEO_LABELS.items())),
+    ("own.jsonl", "".join(json.dumps({"file_name": name, "label": label}) + "\r\n" for name, label in VIDEO_LABELS.items())),
     ("own.csv", "a b;zebra\nin a folder/c;ant\nd,e;bee\n"),
 ])
-def test_annotations_of_every_form_say_the_same(works, videos, tmp_path, name, text):
+def test_annotations_of_every_form_say_the_same_and_that_the_alphabet_numbers_them(works, videos, tmp_path, name, text):
     """Names with spaces and commas in JSON as in a CSV; a label before its video; other columns, quotes, byte order marks, CRLF."""
     (tmp_path / name).write_bytes(text.encode())
     said, made = lists(works, tmp_path, "--annotations", name)
-    assert made == {"own_list_videos.txt": ["a b.mp4 2", "in a folder/c.webm 0", "d,e.WEBM 1"]} and "by the alphabet" in said
+    assert "3 labels of %s are numbered by the alphabet, from ant to zebra" % name in said
+    assert made == {"own_list_videos.txt": ["a b.mp4 2", "in a folder/c.webm 0", "d,e.WEBM 1"]}
+    assert json.loads((tmp_path / "own_labels.json").read_text()) == ["ant", "bee", "zebra"]
 
 
 def annotated(folder, name, text, labels=None):
     """{first name of a video: its class} of annotations, and Annotations."""
-    from tsm.video.datasets import read_annotations
-
     (folder / name).write_text(text)
     if labels:
         (folder / "labels").write_text(labels)
@@ -333,8 +322,6 @@ def test_lists_of_one_s_own_that_look_like_a_data_set_s_are_lists(tmp_path):
     ("Putting, something\nb\n", ["Putting, something", "b"]),
 ])
 def test_label_files_are_read_as_what_they_are(tmp_path, text, wanted):
-    from tsm.labels import read_labels
-
     (tmp_path / "labels").write_bytes(text.encode())
     assert read_labels(str(tmp_path / "labels"), len(wanted)) == wanted
 
@@ -346,9 +333,6 @@ def test_label_files_are_read_as_what_they_are(tmp_path, text, wanted):
     ("2 a\n3 b\n", "2 labels, whose classes"), ('{"0": ["a"]}', "not label names"), ('{"a": null}', "'a' has None for a class"),
 ])
 def test_label_files_that_cannot_be_are_told_why(tmp_path, text, says):
-    from tsm.cli import UserError
-    from tsm.labels import read_classes
-
     (tmp_path / "labels").write_text(text)
     with pytest.raises(UserError) as raised:
         read_classes(str(tmp_path / "labels"))
@@ -369,12 +353,16 @@ def test_a_video_that_is_called_like_a_column_is_none(works, videos, tmp_path):
     assert lists(works, tmp_path, "--annotations", "own.csv")[1]["own_list_videos.txt"] == ["clip.mp4 0", "in a folder/c.webm 1"]
 
 
-def test_two_videos_of_one_name_do_not_share_their_frames(works, fails, videos, tmp_path):
+def test_two_videos_of_one_name_do_not_share_their_frames_nor_frames_and_videos_a_list(works, fails, repo, videos, tmp_path):
+    wrong = ("TSM_dataset.py", "--annotations", "own.csv", "--videos", "videos")
     shutil.copy(str(tmp_path / "videos/a b.mp4"), str(tmp_path / "videos/a b.webm"))
     (tmp_path / "own.csv").write_text("a b.mp4,cat\na b.webm,dog\n")
-    assert "own.csv, line 2: a b.webm is the video of" in fails(
-        "TSM_dataset.py", "--annotations", "own.csv", "--videos", "videos", "--rawframes", "frames", cwd=tmp_path)
+    assert "own.csv, line 2: a b.webm is the video of" in fails(*wrong, "--rawframes", "frames", cwd=tmp_path)
     assert lists(works, tmp_path, "--annotations", "own.csv")[1]["own_list_videos.txt"] == ["a b.mp4 0", "a b.webm 1"]
+    (tmp_path / "videos" / "f").mkdir()
+    shutil.copy(str(repo / "test/data/square_00.jpg"), str(tmp_path / "videos" / "f" / "00001.jpg"))
+    (tmp_path / "own.csv").write_text("a b.mp4,zebra\nf,ant\n")
+    assert "f is a folder of frames among videos" in fails(*wrong, "--output_dir", "other", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("names, suffix", [(("a, b.webm", "c, d.mp4"), ""), (("f, g", "h; i, j"), " 12")])
@@ -410,11 +398,3 @@ def test_a_file_in_the_place_of_a_folder_is_named(fails, videos, tmp_path, optio
     for place in ("own.csv", "own.csv/deeper"):
         line = fails("TSM_dataset.py", "--annotations", "own.csv", "--videos", "videos", option, place, cwd=tmp_path)
         assert "own.csv" in line and "a folder is needed there; choose another" in line
-
-
-def test_frames_and_videos_do_not_share_a_list(fails, videos, tmp_path, repo):
-    (tmp_path / "videos" / "f").mkdir()
-    shutil.copy(str(repo / "test/data/square_00.jpg"), str(tmp_path / "videos" / "f" / "00001.jpg"))
-    (tmp_path / "own.csv").write_text("a b.mp4,zebra\nf,ant\n")
-    line = fails("TSM_dataset.py", "--annotations", "own.csv", "--videos", "videos", cwd=tmp_path)
-    assert "f is a folder of frames among videos" in line

@@ -66,26 +66,18 @@ OTHER = dict(
 
 
 @pytest.mark.parametrize("name", sorted(PLAIN) + sorted(OTHER))
-@pytest.mark.parametrize("after", [b"", b"\n", bytes(5), b"\xff\xd8 a second picture \xff\xd9", b"\xff\xff"])
-def test_jpegs_of_every_kind_are_opencv_s_to_the_byte(monkeypatch, name, after):
-    data, used, function = PLAIN.get(name, OTHER.get(name)) + after, [], simplejpeg.decode_jpeg
-
-    def counted(*args, **options):
-        used.append(name)
-        return function(*args, **options)
-
-    monkeypatch.setattr(simplejpeg, "decode_jpeg", counted)
-    with strict():
-        picture = decode_picture(data, "img_00001.jpg")
-    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    assert picture.dtype == np.uint8 and picture.shape == expected.shape and np.array_equal(picture, expected)
-    assert len(used) == (name in PLAIN)
-
-
-@pytest.mark.parametrize("name", sorted(PLAIN) + sorted(OTHER))
-def test_a_jpeg_cut_anywhere_is_refused(name):
-    """Also where its thumbnail is whole, and where its rest was lost to zeros."""
+def test_jpegs_of_every_kind_are_opencv_s_to_the_byte_and_refused_where_they_are_cut(monkeypatch, name):
+    """Whatever follows them; also where their thumbnail is whole, and where their rest was lost to zeros."""
     data, chance = PLAIN.get(name, OTHER.get(name)), random.Random(name)
+    used, function = [], simplejpeg.decode_jpeg
+    with monkeypatch.context() as patch:
+        patch.setattr(simplejpeg, "decode_jpeg", lambda *args, **options: (used.append(name), function(*args, **options))[1])
+        for after in (b"", b"\n", bytes(5), b"\xff\xd8 a second picture \xff\xd9", b"\xff\xff"):
+            with strict():
+                picture = decode_picture(data + after, "img_00001.jpg")
+            expected = cv2.imdecode(np.frombuffer(data + after, np.uint8), cv2.IMREAD_COLOR)
+            assert picture.dtype == np.uint8 and picture.shape == expected.shape and np.array_equal(picture, expected), after
+    assert len(used) == 5 * (name in PLAIN)
     for length in sorted({1, 2, 3, len(data) - 2, len(data) - 1} | {chance.randrange(1, len(data)) for _ in range(20)}):
         for rest in (b"", bytes(len(data) - length), b"\n"):
             with pytest.raises(Corrupt, match="img_00001.jpg: |decoder"), strict():
@@ -136,8 +128,8 @@ STYLES = {  # names in the folder -> flags that read them
 }
 
 
-@pytest.mark.parametrize("start", [0, 1, 7])
-@pytest.mark.parametrize("style", sorted(STYLES))
+@pytest.mark.parametrize("style, start", [("%06d.jpg", 1), ("%d.jpg", 0), ("%d.jpg", 7), ("frame-%04d.png", 0), ("img_%05d.JPG", 7),
+                                          ("img_%05d.jpg", 0), ("img_%05d.jpg", 1)])
 def test_frames_of_any_name_are_read_with_the_flags_that_the_refusal_names(works, run, tmp_path, style, start):
     clip_of("landscape", 12, str(tmp_path / "plain/clip"))
     (tmp_path / "root/clip").mkdir(parents=True)
@@ -173,11 +165,11 @@ def test_a_template_without_one_number_is_bad_usage(fails, tmp_path, template):
 def test_a_folder_of_other_things_says_what_it_holds(fails, tmp_path):
     (tmp_path / "root/clip").mkdir(parents=True)
     (tmp_path / "list.txt").write_text("clip 3 5\n")
-    arguments = ["--data_root", "root", "--ann_file", "list.txt"]
-    assert "img_00001.jpg is missing; it holds no pictures" in fails("TSM_preprocess.py", *arguments, cwd=tmp_path)
-    for name in ("a.jpg", "b7.png"):
-        (tmp_path / "root/clip" / name).write_bytes(b"x")
-    assert "it holds 2 pictures, the first a.jpg" in fails("TSM_preprocess.py", *arguments, cwd=tmp_path)
+    for names, says in (((), "img_00001.jpg is missing; it holds no pictures"),
+                        (("a.jpg", "b7.png"), "it holds 2 pictures, the first a.jpg")):
+        for name in names:
+            (tmp_path / "root/clip" / name).write_bytes(b"x")
+        assert says in fails("TSM_preprocess.py", "--data_root", "root", "--ann_file", "list.txt", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("names, says", [

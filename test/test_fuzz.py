@@ -43,7 +43,8 @@ def survive(repo, command, name, damage, folder):
 @pytest.mark.parametrize("zip_format", [True, False])
 def test_checkpoints(repo, tmp_path, zip_format):
     """As far as the network that pytorch2onnx.py would export."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     from tsm.checkpoint.reader import load
 
     state, _ = load(str(repo / "demo/tsm_thin.pth"))
@@ -64,7 +65,7 @@ def test_checkpoints(repo, tmp_path, zip_format):
 @pytest.fixture(scope="module")
 def model(repo, tmp_path_factory):
     """The thin network as mmaction2 exports it, and as modify_onnx.py makes it: two files' bytes."""
-    onnx = pytest.importorskip("onnx")
+    import onnx
     from test_modify import fill
 
     from tsm.model.graph import build

@@ -65,33 +65,22 @@ def test_what_the_clips_model_reached_stands_beside(works, fails, results):
 
 
 def test_accuracy_of_known_results(works, fails, results):
-    folder, _, _ = results
+    folder = results[0]
     out = works("TSM_postprocess.py", *ARGS, cwd=folder)
     assert "--result_path" in fails("TSM_postprocess.py", cwd=folder, status=2)
     assert "top-1                0.7273" in out and "top-5                0.8182" in out
     assert figures(works, folder)["top1_acc"] == 8 / 11
 
 
-@pytest.mark.parametrize("form", ["npy", "bin"])
-def test_other_forms_and_any_order_give_the_same(works, results, form):
+@pytest.mark.parametrize("form", ["txt", "npy", "bin"])
+def test_any_form_order_and_folder_give_the_same_and_files_of_whole_batches_drop_their_filler(works, results, form):
     folder, labels, scores = results
     expected = figures(works, folder)
     write(folder, labels, scores, form, order=RNG.permutation(VIDEOS))
     assert figures(works, folder) == expected
-
-
-@pytest.mark.parametrize("form", ["txt", "npy", "bin"])
-def test_whole_batch_files_drop_their_filler(works, results, form):
-    folder, labels, scores = results
-    expected = figures(works, folder)
     filled = np.concatenate((scores, scores[8:9])).reshape(3, 4, 174)  # the last batch is filled with its first video
     write(folder, labels, filled, form)
     assert figures(works, folder) == expected
-
-
-def test_results_may_be_moved_with_their_summary(works, results):
-    folder, _, _ = results
-    expected = figures(works, folder)
     (folder / "inference_result").rename(folder / "elsewhere")
     moved = ("--result_path=elsewhere/out_summary.json",) + ARGS[1:]
     assert "%.4f" % expected["top1_acc"] in works("TSM_postprocess.py", *moved, cwd=folder)
@@ -130,50 +119,26 @@ def _twice(folder):
     return "video 3"
 
 
-def _replace(text):
+def _written(path, text):
+    """Another text in a file, which may be made of its words."""
     def damage(folder):
-        path = folder / "inference_result/out/3_0.txt"
-        words = path.read_text().split()
-        path.write_text(text(words))
-        return "3_0.txt"
+        (folder / path).write_text(text if isinstance(text, str) else text((folder / path).read_text().split()))
+        return path.split("/")[-1]
 
     return damage
 
 
-def _summary(text):
-    def damage(folder):
-        (folder / "inference_result/out_summary.json").write_text(text)
-        return "out_summary.json"
-
-    return damage
-
-
-def _info(text):
-    def damage(folder):
-        (folder / "sthv2/sthv2.info").write_text(text)
-        return "sthv2.info"
-
-    return damage
-
-
-@pytest.mark.parametrize("damage", [
-    _drop, _unlabelled, _unmeasured, _twice,
-    _replace(lambda words: " ".join(["nan"] + words[1:])),
-    _replace(lambda words: " ".join(["inf"] + words[1:])), _replace(lambda words: " ".join(["1e300"] + words[1:])),
-    _replace(lambda words: " ".join(words[1:])),
-    _replace(lambda words: " ".join(words + ["0"])),
-    _replace(lambda words: " ".join(["zero"] + words[1:])),
-    _replace(lambda words: " ".join(words) + "\n" + words[0]),
-    _replace(lambda words: ""),
-    _summary("{"), _summary("[]"), _summary("{}"), _summary('{"filesinfo": {"0": {"infiles": [], "outfiles": []}}}'),
-    _summary('{"filesinfo": {"0": {"infiles": ["clip.bin"], "outfiles": ["a_0.txt"]}}}'),
-    _summary('{"filesinfo": {"0": {"infiles": [3], "outfiles": [4]}}}'),
-    _info(""), _info("0\n"), _info("0 174\n"), _info("0 -1\n"), _info("0 1\n0 2\n"), _info("a b\n"), _info("\0\0\0"),
-])
+@pytest.mark.parametrize("damage", [_drop, _unlabelled, _unmeasured, _twice] + [
+    _written("inference_result/out/3_0.txt", text) for text in [
+        lambda words, first=first: " ".join([first] + words[1:]) for first in ("nan", "inf", "1e300", "zero")] + [
+        "", lambda words: " ".join(words[1:]), lambda words: " ".join(words + ["0"]), lambda words: " ".join(words) + "\n" + words[0]]
+] + [_written("inference_result/out_summary.json", text) for text in (
+    "{", "[]", "{}", '{"filesinfo": {"0": {"infiles": [], "outfiles": []}}}', '{"filesinfo": {"0": {"infiles": [3], "outfiles": [4]}}}',
+    '{"filesinfo": {"0": {"infiles": ["clip.bin"], "outfiles": ["a_0.txt"]}}}')
+] + [_written("sthv2/sthv2.info", text) for text in ("", "0\n", "0 174\n", "0 -1\n", "0 1\n0 2\n", "a b\n", "\0\0\0")])
 def test_what_is_wrong_is_named_in_one_line(fails, results, damage):
-    folder, _, _ = results
-    named = damage(folder)
-    assert named in fails("TSM_postprocess.py", *ARGS, cwd=folder)
+    named = damage(results[0])
+    assert named in fails("TSM_postprocess.py", *ARGS, cwd=results[0])
 
 
 def test_ties_go_to_the_lower_class_and_are_counted():

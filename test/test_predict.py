@@ -1,5 +1,6 @@
 """TSM_predict.py: names for one's own videos, equal to the measured protocol; windows, files, errors that stop nobody."""
 
+import argparse
 import base64
 import contextlib
 import csv
@@ -11,6 +12,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import socketserver
 import subprocess
 import sys
@@ -25,9 +27,8 @@ import pytest
 from clips import DATA, filmed
 from processes import LONGEST, children_of, ran, started
 
-pytest.importorskip("onnx")
 from tsm.cli import Corrupt
-from tsm.labels import Ranked, labels_in, read_labels, top
+from tsm.labels import Ranked, labels_in, top
 from tsm.predict import by_clip, live
 from tsm.predict.answers import Answer, Log, clock, segments_of
 from tsm.predict.by_clip import in_order, parts_of
@@ -125,14 +126,10 @@ def test_folders_patterns_lists_and_frames_are_inputs(predict, thin_onnx, clips,
     shutil.copy(str(folder / "clips" / names[0]), str(folder / "deep/er/UPPER.WEBM"))
     frames = folder / "frames of mine"
     frames.mkdir()
-    capture = cv2.VideoCapture(str(folder / "clips" / names[0]))
-    number = 0
-    while True:
-        read, frame = capture.read()
-        if not read:
-            break
-        number += 1
-        cv2.imwrite(str(frames / ("img_%05d.jpg" % number)), frame)
+    with strict():
+        for number, frame in read_video(str(folder / "clips" / names[0]), range):
+            cv2.imwrite(str(frames / ("img_%05d.jpg" % (number + 1))), frame[..., ::-1])
+            (frames / ("._img_%05d.jpg" % number)).write_bytes(b"\0\5\x16\7")  # hidden: no frame
     (folder / "mine.txt").write_text("clips/%s\nframes of mine\n" % names[1])
     done = predict("--json", "out.json", "deep", "clips/*%s" % names[2][-8:], "@mine.txt", cwd=folder, model=thin_onnx)
     found = entries(done, folder)
@@ -152,16 +149,6 @@ def test_an_input_that_cannot_be_read_is_one_line_and_the_others_go_on(predict, 
     assert [bool(entry["error"]) for entry in found] == [True, True, False, False, False, True]
     rows = list(csv.DictReader((folder / "out.csv").open(encoding="utf-8", newline="")))
     assert len(rows) == 6 and sum(bool(row["error"]) for row in rows) == 3
-
-
-def test_labels_with_commas_and_quotes_survive_the_csv(predict, clips):
-    folder, truth = clips
-    names = ['class %d, "quoted"' % number for number in range(174)]
-    (folder / "names.txt").write_text("".join(name + "\n" for name in names))
-    done = predict("--labels", "names.txt", "--csv", "out.csv", "--top", 2, "clips", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    rows = list(csv.DictReader((folder / "out.csv").open(encoding="utf-8", newline="")))
-    assert len(rows) == 6 and all(row["label"] == names[int(row["class_id"])] for row in rows)
 
 
 def test_a_model_without_names_gives_numbers_and_a_note(predict, clips):
@@ -213,41 +200,39 @@ def test_a_long_video_becomes_segments_that_cover_it_once(predict, tmp_path):
     assert "short.mp4: is 1.0 s long, shorter than a window of 4 s" in done.stderr and len(found[1]["windows"]) == 1
 
 
-@pytest.fixture
-def served(tmp_path):
-    """The address of a folder that a server on this machine gives out, with a video of 6 seconds in it."""
-    (tmp_path / "served").mkdir()
-    video(tmp_path / "served/v.mp4", 6)
-    code = "import functools, http.server, sys; h = functools.partial(http.server.SimpleHTTPRequestHandler, directory=sys.argv[1]); " \
-           "s = http.server.ThreadingHTTPServer(('127.0.0.1', 0), h); print(s.server_address[1], flush=True); s.serve_forever()"
-    server = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "served")], stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, universal_newlines=True)
-    yield "http://127.0.0.1:%d/v.mp4" % int(server.stdout.readline())
-    server.kill()
-    server.wait()
-
-
 DIRECT = {"http_proxy": "", "HTTP_PROXY": "", "no_proxy": "127.0.0.1"}
 
 
-def test_a_stream_is_watched_at_its_own_speed(predict, served, tmp_path):
-    address, began = served.replace("v.mp4", "half.mp4"), time.time()
-    video(tmp_path / "served/half.mp4", 3)
-    done = predict("--window", 1, "--every", 0.5, "--json", "out.json", address, cwd=tmp_path, env=DIRECT)
+@pytest.fixture
+def streamed(site, tmp_path):
+    """streamed(seconds) -> the address of such a video on a server of this machine."""
+    def streamed(seconds, **options):
+        video(tmp_path / "streamed.mp4", seconds, **options)
+        return "http://%s/v.mp4" % site(filed((tmp_path / "streamed.mp4").read_bytes()))
+
+    return streamed
+
+
+def test_a_recording_is_watched_at_its_own_speed(monkeypatch, tmp_path):
+    """By a clock that only sleeping moves."""
+    video(tmp_path / "v.mp4", 3)
+    clock = [7.0]
+    monkeypatch.setattr(live, "time", argparse.Namespace(
+        monotonic=lambda: clock[0], sleep=lambda seconds: clock.append(clock.pop() + seconds)))
+    found = [(moment, played, clock[0] - 7) for moment, played, _ in live.capture("file://%s" % (tmp_path / "v.mp4"))]
+    assert np.array(found) == pytest.approx(np.repeat(np.arange(60)[:, None] / 20, 3, 1), abs=1e-3)
+
+
+def test_a_stream_is_answered_on_a_grid_and_at_its_end(predict, streamed, tmp_path):
+    address = streamed(2)
+    done = predict("--window", 0.5, "--every", 0.25, "--json", "out.json", address, cwd=tmp_path, env=DIRECT)
     assert done.returncode == 0, done.stderr
     entry = entries(done, tmp_path)[0]
-    assert entry["input"] == address and len(entry["windows"]) >= 2 and time.time() - began > 2.5
-    for window in entry["windows"]:
-        assert window["end"] - window["start"] <= 1.001  # the newest seconds, and no more
+    assert entry["input"] == address and entry["segments"]
+    assert all(window["end"] - window["start"] <= 0.501 for window in entry["windows"])  # the newest seconds, and no more
     ends = [window["end"] for window in entry["windows"]]
-    assert all(after - before >= 0.49 for before, after in zip(ends, ends[1:-1])) and entry["segments"]
-    assert ends[-1] > 2.8  # the end that no whole stride is left for
-
-
-def test_an_address_that_answers_nothing_is_one_line(predict, tmp_path):
-    done = predict("http://127.0.0.1:9/v.mp4", cwd=tmp_path, env=DIRECT)
-    assert done.returncode == 1 and "http://127.0.0.1:9/v.mp4: cannot be opened" in done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
+    due = [int((end + 0.001) / 0.25) for end in ends[:-1]]  # the place on the grid: one answer each, however late it is given
+    assert due == sorted(set(due)) and ends[-1] > 1.8  # the end that no whole stride is left for
 
 
 @pytest.mark.all
@@ -280,7 +265,6 @@ def test_annotated_videos_play_and_hold_every_frame(predict, clips):
     (lambda folder: (folder / "l.txt").write_text("\n"), ("@l.txt",), "no videos in it"),
     (lambda folder: (folder / "l.txt").write_text("a.webm 3\n"), ("@l.txt",), "list with labels"),
     (lambda folder: (folder / "n.txt").write_text("a\nb\n"), ("--labels", "n.txt", "x.webm"), "names 2 classes, the model has 174"),
-    (lambda folder: None, ("--camera", 63), "camera"),
     (lambda folder: (folder / "n.txt").write_text("a" * 140000 + "\nb\n"), ("--labels", "n.txt", "x.mp4"), "n.txt: not label names"),
 ])
 def test_wrong_inputs_are_one_clear_line(predict, tmp_path, make, args, says):
@@ -302,30 +286,18 @@ def test_windows_end_with_the_video_and_never_leave_it():
         assert windows[-1][0].end == round(frames / rate, 3)
 
 
-def test_segments_join_windows_of_one_label():
+def test_segments_join_windows_of_one_label_and_results_come_in_the_order_of_the_inputs():
     answers = [Answer(Window(start, start + 4.0), [Ranked(0, label, p)])
                for start, label, p in ((0.0, "a", 0.8), (2.0, "a", 0.6), (4.0, "b", 0.5), (6.0, "a", 0.9))]
     assert [tuple(segment) for segment in segments_of(answers)] == [
         (0.0, 5.0, "a", pytest.approx(0.7)), (5.0, 7.0, "b", 0.5), (7.0, 10.0, "a", 0.9)]
-
-
-def test_results_come_in_the_order_of_the_inputs():
     assert list(in_order([(2, "c"), (0, "a"), (1, "b"), (3, "d")])) == [(0, "a"), (1, "b"), (2, "c"), (3, "d")]
 
 
-def test_label_files_of_every_kind_give_the_same_names(tmp_path):
+def test_names_in_a_model_are_as_many_as_its_classes_and_top_puts_the_lower_class_first_among_equals():
     names = ["Closing something", "开门, 关门", "c"]
-    files = {"object.json": json.dumps({name: str(number) for number, name in reversed(list(enumerate(names)))}),
-             "list.json": json.dumps(names), "map.txt": "\n".join(names) + "\n", "bom.txt": "\ufeff" + "\r\n".join(names)}
-    for name, text in files.items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
-        assert read_labels(str(tmp_path / name), 3) == names
     assert labels_in({"tsm.labels": json.dumps(names)}, 3) == names
-    for wrong in ("{", "[1]", json.dumps(names[:2]), "null"):
-        assert labels_in({"tsm.labels": wrong}, 3) is None
-
-
-def test_top_puts_the_lower_class_first_among_equals():
+    assert not any(labels_in({"tsm.labels": wrong}, 3) for wrong in ("{", "[1]", json.dumps(names[:2]), "null"))
     assert [ranked.class_id for ranked in top(np.array([0.1, 0.4, 0.1, 0.4]), None, 3)] == [1, 3, 0]
     assert clock(62.46) == "1:02.5" and clock(3725.0) == "1:02:05.0"
     assert [(one.path, one.is_live) for one in expand(["HTTP://x/y.mp4", "y.mp4"])] == [("HTTP://x/y.mp4", True), ("y.mp4", False)]
@@ -436,19 +408,12 @@ def test_outputs_that_would_overwrite_something_are_wrong_usage(fails, tmp_path,
     assert (tmp_path / "x.mp4").read_text() == "x.mp4" and not (tmp_path / "new").exists()
 
 
-def test_a_stream_is_judged_to_its_end_however_short(predict, served, tmp_path):
-    video(tmp_path / "served/short.mp4", 1.5)
-    done = predict("--window", 60, "--json", "out.json", served.replace("v.mp4", "short.mp4"), cwd=tmp_path, env=DIRECT)
-    windows = entries(done, tmp_path)[0]["windows"]
-    assert len(windows) == 1 and windows[0]["start"] < 1 and windows[0]["end"] > 1.3
-    assert done.stderr.count("\n") == 1 and "shorter than a window of 60 s; it is taken as one window" in done.stderr
-
-
-def test_a_stream_of_no_pictures_is_its_own_error(predict, served, tmp_path):
-    video(tmp_path / "served/thin.mp4", 2, size=(320, 2))
-    done = predict("--json", "out.json", served.replace("v.mp4", "thin.mp4"), cwd=tmp_path, env=DIRECT)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "320x2 pixels is no picture" in done.stderr, done.stderr
-    assert json.loads((tmp_path / "out.json").read_text())["inputs"][0]["error"]
+def test_a_stream_is_judged_to_its_end_however_short_and_one_of_no_pictures_is_its_own_error(predict, streamed, tmp_path):
+    done = predict("--window", 60, "--json", "out.json", streamed(1), streamed(1, size=(320, 2)), cwd=tmp_path, env=DIRECT)
+    one, other = json.loads((tmp_path / "out.json").read_text())["inputs"]
+    assert len(one["windows"]) == 1 and one["windows"][0]["start"] < 0.5 and one["windows"][0]["end"] > 0.8 and not one["error"]
+    assert done.returncode == 1 and done.stderr.count("\n") == 2 and "320x2 pixels is no picture" in done.stderr, done.stderr
+    assert "shorter than a window of 60 s; it is taken as one window" in done.stderr and "no picture" in other["error"]
 
 
 def seen(monkeypatch, moments, ends=None, seconds=0.15, reconnect=0.0, lost=0):
@@ -533,7 +498,7 @@ def test_folders_are_searched_through_links_without_loops(tmp_path):
 
 
 def test_odd_names_and_labels_are_escaped_everywhere(predict, clips):
-    folder, truth = clips
+    folder = clips[0]
     name = os.fsdecode(b"clips/\xff\x1b.webm")
     (folder / name).write_bytes(b"")
     labels = ["a\nb\x1b[2J\ud800 %d" % number for number in range(174)]
@@ -563,10 +528,12 @@ def test_strides_and_windows_of_any_length_end(predict, tmp_path):
     assert len(windows_of(even(20, 20), 1e-9, 1e-20)) == 20
 
 
-def test_a_camera_or_address_that_opencv_cannot_take_is_one_line(predict, tmp_path):
-    for args in (("--camera", 2**31 - 1), (os.fsdecode(b"http://127.0.0.1:9/\xff"),), ("HTTP://127.0.0.1:9/v.mp4",)):
-        done = predict(*args, cwd=tmp_path, env=DIRECT)
-        assert done.returncode == 1 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
+@pytest.mark.parametrize("args, says", [
+    (("--camera", 2**31 - 1), ""), (("--camera", 63), "camera"), ((os.fsdecode(b"http://127.0.0.1:9/\xff"),), ""),
+    (("HTTP://127.0.0.1:9/v.mp4",), "HTTP://127.0.0.1:9/v.mp4: cannot be opened")])
+def test_a_camera_or_address_that_cannot_be_taken_is_one_line(predict, tmp_path, args, says):
+    done = predict(*args, cwd=tmp_path, env=DIRECT)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("number, status, by_frame", [
@@ -767,17 +734,14 @@ def test_windows_beyond_the_memory_are_their_own_error(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("window", [(), ("--window", 1)])
-def test_a_killed_decoder_is_its_own_input_s_error(repo, run, small_onnx, tmp_path, window):
+def test_a_killed_decoder_is_its_own_input_s_error(run, patched, small_onnx, tmp_path, window):
     names = ["a.mp4", "b.mp4", "c.mp4"]
     for name in names:
         video(tmp_path / name, 1)
-    (tmp_path / "killed.py").write_text(
-        "import os, runpy, signal, sys\nsys.path.insert(0, %r)\nfrom tsm.video import decode\nchecked = decode._checked\n"
-        "def deadly(path):\n    if path == 'b.mp4': os.kill(os.getpid(), signal.SIGKILL)\n    return checked(path)\n"
-        "decode._checked = deadly\nsys.argv[0] = %r\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
-        % (str(repo), str(repo / "TSM_predict.py")))
-    done = run(tmp_path / "killed.py", "--model", small_onnx, *QUICK, "--json", "out.json", "--num_worker", 1, *window, *names,
-               cwd=tmp_path)
+    killed = patched("TSM_predict.py", (
+        "from tsm.video import decode\nchecked = decode._checked\n"
+        "decode._checked = lambda path: os.kill(os.getpid(), signal.SIGKILL) if path == 'b.mp4' else checked(path)"))
+    done = run(killed, "--model", small_onnx, *QUICK, "--json", "out.json", "--num_worker", 1, *window, *names, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("error: ") == 1 and "b.mp4: its decoder was killed" in done.stderr, done.stderr
     assert ("--window" if window else "--num_worker") in done.stderr
     found = json.loads((tmp_path / "out.json").read_text())["inputs"]
@@ -807,32 +771,15 @@ def test_the_frames_of_a_long_window_are_bounded(monkeypatch):
     assert 45 <= len(recent.frames) <= 52 and recent.end == 9.99 and recent.start >= 4.99
 
 
-@pytest.fixture
-def answering(tmp_path):
-    """answering(code) -> the address of a server on this machine that runs `code` with each connection `c` that it accepts."""
-    servers = []
-
-    def answering(code):
-        program = ("import socket, sys, time; s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen(9); kept = []\n"
-                   "print(s.getsockname()[1], flush=True)\nwhile True:\n c = s.accept()[0]; kept.append(c); " + code)
-        servers.append(subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, universal_newlines=True))
-        return "127.0.0.1:%d/v.mp4" % int(servers[-1].stdout.readline())
-
-    yield answering
-    for server in servers:
-        server.kill()
-        server.wait()
-
-
-def test_an_address_that_never_answers_is_one_line(run, small_onnx, repo, answering, tmp_path):
+def test_an_address_that_never_answers_is_one_line(run, patched, small_onnx, repo, tmp_path):
     """Two of them, at the same time, with a short patience."""
-    place = answering("pass")
-    (tmp_path / "impatient.py").write_text(
-        "import runpy, sys\nsys.path.insert(0, %r)\nimport tsm.predict.live\ntsm.predict.live.SILENCE = 1.0\nsys.argv[0] = %r\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n" % (str(repo), str(repo / "TSM_predict.py")))
-    done = run(tmp_path / "impatient.py", "--model", small_onnx, *QUICK, "--labels",
-               repo / "demo/annotations/something-something-v2-labels.json", "--json", "out.json", "http://" + place, "rtsp://" + place,
-               cwd=tmp_path, env=DIRECT)
+    impatient = patched("TSM_predict.py", "import tsm.predict.live; tsm.predict.live.SILENCE = 1.0")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(9)  # so the kernel answers, and nobody else
+        place = "127.0.0.1:%d/v.mp4" % silent.getsockname()[1]
+        done = run(impatient, "--model", small_onnx, *QUICK, "--labels", repo / "demo/annotations/something-something-v2-labels.json",
+                   "--json", "out.json", "http://" + place, "rtsp://" + place, cwd=tmp_path, env=DIRECT)
     lines = done.stderr.splitlines()
     assert done.returncode == 1 and len(lines) == 2 and all("sends no frames" in line for line in lines), done.stderr
     for entry in json.loads((tmp_path / "out.json").read_text())["inputs"]:
@@ -884,11 +831,11 @@ def refusing():
         server.shutdown()
 
 
-def filed(data, told):
-    """A respond() for site(): a file of which all of its size is `told`, in the header."""
+def filed(data, told=None):
+    """A respond() for site(): a file, whose size is told, or said to be another, in the header."""
     def respond(handler):
         handler.send_response(200)
-        handler.send_header("Content-Length", str(told))
+        handler.send_header("Content-Length", str(told or len(data)))
         handler.end_headers()
         handler.wfile.write(data)
     return respond
@@ -914,7 +861,7 @@ def motion_jpeg(frames, password=""):
 def test_a_download_that_breaks_off_and_a_camera_that_goes_away_are_errors_and_keep_what_was_found(predict, site, repo, tmp_path):
     whole = (repo / "test/data/kinds/whole.mp4").read_bytes()
     webm = (repo / "demo/videos/74225.webm").read_bytes()
-    places = [site(filed(webm, len(webm))), site(filed(webm[: len(webm) // 2], len(webm))), site(motion_jpeg(30)),
+    places = [site(filed(webm)), site(filed(webm[: len(webm) // 2], len(webm))), site(motion_jpeg(30)),
               site(filed(whole[:200], len(whole)))]
     done = predict("--window", 0.5, "--json", "out.json", "--jsonl", "out.jsonl", *["http://%s/v" % place for place in places],
                    cwd=tmp_path, env=DIRECT)
@@ -969,7 +916,8 @@ def test_what_an_address_shows(address, shown):
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_watch_of_two_addresses_with_what_was_found(repo, small_onnx, served, tmp_path, number, status):
+def test_a_signal_ends_the_watch_of_two_addresses_with_what_was_found(repo, small_onnx, streamed, tmp_path, number, status):
+    served = streamed(9)
     command = [sys.executable, str(repo / "TSM_predict.py"), "--model", str(small_onnx), "--window", "1", "--every", "0.5", "--json",
                "out.json", served, served + "?2"] + list(QUICK)
     process, lines = started(*command, cwd=tmp_path, env=DIRECT), ""
@@ -1030,7 +978,6 @@ def test_names_that_look_like_addresses_are_files(predict, tmp_path):
     assert len(entries(done, tmp_path)) == len(names) and {frames_in(tmp_path / "o:ut" / name) for name in names} == {20}
 
 
-
 def test_one_output_that_cannot_be_written_costs_no_other(repo, small_onnx, predict, tmp_path):
     video(tmp_path / "v.mp4", 1)
     done = predict("--json", "whole.json", "--csv", "whole.csv", "--jsonl", "whole.jsonl", "v.mp4", cwd=tmp_path)
@@ -1074,16 +1021,6 @@ def test_a_search_passes_over_what_is_hidden_and_counts_what_it_does_not_know(tm
     assert "passed over, for their suffix: .rmvb 1" in expand([str(tmp_path / "other")])[0].error
 
 
-def test_hidden_files_are_no_frames(predict, clips):
-    folder, truth = clips
-    frames = folder / "frames"
-    frames.mkdir()
-    for number in range(1, 9):
-        cv2.imwrite(str(frames / ("img_%05d.jpg" % number)), np.full((48, 64, 3), 20 * number, np.uint8))
-        (frames / ("._img_%05d.jpg" % number)).write_bytes(b"\0\5\x16\7")
-    assert len(entries(predict("--json", "out.json", "frames", cwd=folder), folder)) == 1
-
-
 def test_names_of_annotated_copies_take_linear_time(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(os.path, "lexists", lambda path: asked.append(path))
@@ -1092,9 +1029,9 @@ def test_names_of_annotated_copies_take_linear_time(monkeypatch, tmp_path):
     assert names[-1] == "out/video_7_2.mp4"
 
 
-def test_cells_that_a_spreadsheet_would_compute_are_text(predict, clips):
+def test_cells_that_a_spreadsheet_would_compute_are_text_and_commas_and_quotes_survive(predict, clips):
     folder, truth = clips
-    labels = ["=1+1", "+x", "-x", "@x", "-0.5"] + ["\u5f00\u95e8 %d" % number for number in range(169)]
+    labels = ["=1+1", "+x", "-x", "@x", "-0.5"] + ['\u5f00\u95e8, "%d"' % number for number in range(169)]
     (folder / "names.json").write_text(json.dumps(labels))
     shutil.copy(str(folder / "clips" / min(truth)), str(folder / "-0.5"))
     for bom in ((), ("--csv_bom",)):
@@ -1102,8 +1039,8 @@ def test_cells_that_a_spreadsheet_would_compute_are_text(predict, clips):
         assert done.returncode == 0, done.stderr
         assert (folder / "out.csv").read_bytes().startswith(b"\xef\xbb\xbf") == bool(bom)
         rows = list(csv.DictReader((folder / "out.csv").open(encoding="utf-8-sig", newline="")))
-        shown = {row["class_id"]: row["label"] for row in rows}
-        assert [shown[str(number)] for number in range(5)] == ["'=1+1", "'+x", "'-x", "'@x", "-0.5"] and shown["5"] == labels[5]
+        shown = {int(row["class_id"]): row["label"] for row in rows}
+        assert [shown[number] for number in range(174)] == ["'=1+1", "'+x", "'-x", "'@x", *labels[4:]]
 
 
 @pytest.mark.parametrize("gone", [False, True])

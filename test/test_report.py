@@ -6,19 +6,22 @@ import json
 import os
 import shutil
 
+import cv2
 import numpy as np
+import onnx
 import pytest
+from made_up import report
+from onnx import TensorProto, helper
 
-onnx = pytest.importorskip("onnx")
-from made_up import report  # noqa: E402
-from onnx import TensorProto, helper  # noqa: E402
-
-from tsm.checkpoint import published  # noqa: E402
-from tsm.files import read_json, sealed, write_json  # noqa: E402
-from tsm.protocol import PIPELINES, SSV2  # noqa: E402
-from tsm.report.collect import against_published, closing_rows, published_of, verdict  # noqa: E402
-from tsm.report.findings import another_order  # noqa: E402
-from tsm.results import Accuracy, joined, statistics, summarise  # noqa: E402
+from tsm.checkpoint import published
+from tsm.files import read_json, sealed, write_json
+from tsm.infer.engine import Engine, submit_views
+from tsm.model.offline import Offline
+from tsm.protocol import PIPELINES, SSV2
+from tsm.report.collect import against_published, closing_rows, published_of, verdict
+from tsm.report.findings import another_order
+from tsm.results import Accuracy, joined, statistics, summarise, views_agree
+from tsm.video.windows import WHOLE, strips
 
 ARGS = ("--result_path=inference_result/out_summary.json", "--info_path=sthv2/sthv2.info", "--model", "new.onnx",
         "--batch_size", 1, "--perf_batches", 1)
@@ -137,11 +140,6 @@ def test_published_figures_stand_beside_their_own_checkpoint_alone(works, left):
     assert "published: Atlas 310P3" in out and "0.6187 / 0.8721" in out and "these are 2 videos" in out
 
 
-def test_an_npu_has_the_guide_s_speeds_beside_it_without_their_accuracy(works, left):
-    out = works("TSM_report.py", *ARGS, "--device", "npu", cwd=left)
-    assert "17.36" in out and "20.77" in out and "0.6187 / " not in out
-
-
 def test_the_verdict_compares_all_videos_of_the_official_checkpoint():
     def said(accuracy, fusion, digest, protocol=SSV2):
         return against_published(accuracy, *published_of(fusion, protocol, digest))[1]
@@ -226,38 +224,30 @@ def test_it_writes_the_videos_behind_the_figures(works, left):
     assert found["findings"]["gallery"]["failures"][0]["place"] == 1
 
 
-def test_the_page_is_drawn_from_the_report_alone_and_again_the_same(works, left, tmp_path):
+def test_the_page_is_drawn_from_the_report_alone_and_again_the_same(works, fails, left, tmp_path):
+    """Without a gallery if asked to; not from a report of another version, or half of one."""
     works("TSM_report.py", *ARGS, cwd=left)
-    apart = tmp_path / "apart"
+    redraw, apart = ("TSM_report.py", "--redraw", "report.json"), tmp_path / "apart"
     apart.mkdir()
     shutil.copy(str(left / "report.json"), str(apart))
-    assert "report.html" in works("TSM_report.py", "--redraw", "report.json", cwd=apart)
+    assert "report.html" in works(*redraw, cwd=apart)
     assert sorted(os.listdir(str(apart))) == ["report.html", "report.json"]
     assert (apart / "report.html").read_bytes() == (left / "report.html").read_bytes()
-
-
-def test_a_report_of_another_version_or_half_of_one_is_one_line(works, fails, left, tmp_path):
-    works("TSM_report.py", *ARGS, cwd=left)
-    whole, apart = (left / "report.json").read_text(), tmp_path / "apart"
-    apart.mkdir()
-    halves = [whole[: int(len(whole) * part)] for part in (0.1, 0.5, 0.99)]
-    for text in ["", "{", "[]", "null", "3", "{}", '{"format": 2, "accuracy": {}, "checks": []}'] + halves:
+    assert '<article class="card">' in (left / "report.html").read_text()
+    works(*redraw, "--gallery", 0, cwd=apart)
+    page = (apart / "report.html").read_text()
+    assert '<article class="card">' not in page and "No video was chosen: --gallery is 0." in page
+    assert "leave out --labels, --output" in fails(*redraw, "--labels", "x", "--output", "y", cwd=left, status=2)
+    whole = (left / "report.json").read_text()
+    (apart / "report.html").unlink()
+    for text in ["", "{", "[]", "null", "3", "{}", '{"format": 2, "accuracy": {}, "checks": []}'] + [
+            whole[: int(len(whole) * part)] for part in (0.1, 0.5, 0.99)]:
         (apart / "report.json").write_text(text)
-        assert "report.json" in fails("TSM_report.py", "--redraw", "report.json", cwd=apart)
+        assert "report.json" in fails(*redraw, cwd=apart)
         assert os.listdir(str(apart)) == ["report.json"]
 
 
-def test_a_page_that_is_drawn_again_leaves_the_gallery_out_if_asked_to(works, fails, left):
-    works("TSM_report.py", *ARGS, cwd=left)
-    assert '<article class="card">' in (left / "report.html").read_text()
-    works("TSM_report.py", "--redraw", "report.json", "--gallery", 0, cwd=left)
-    page = (left / "report.html").read_text()
-    assert '<article class="card">' not in page and "No video was chosen: --gallery is 0." in page
-    line = fails("TSM_report.py", "--redraw", "report.json", "--labels", "x", "--output", "y", cwd=left, status=2)
-    assert "leave out --labels, --output" in line
-
-
-def test_without_names_classes_are_numbers(works, fails, left):
+def test_names_are_those_that_are_given_or_the_model_s_and_classes_else_are_numbers(works, fails, left):
     assert "none.json" in fails("TSM_report.py", *ARGS, "--labels", "none.json", cwd=left)
     works("TSM_report.py", *ARGS, cwd=left)
     assert rows_of(left / "predictions.csv")[0]["true_name"] == "class 3"
@@ -297,7 +287,8 @@ def test_named_checks_pass_and_fail(works, left):
 
 
 def test_agreement_of_a_device_is_a_check(works, fails, left):
-    works("TSM_report.py", *ARGS, "--device", "npu", cwd=left)
+    out = works("TSM_report.py", *ARGS, "--device", "npu", cwd=left)
+    assert "17.36" in out and "20.77" in out and "0.6187 / " not in out  # the guide's speeds, without their accuracy
     assert checks(left)["agreement with fp32"]["text"] == "not measured"
     agreement = {"videos": 8, "flips": 1, "largest_difference": 0.02, "flipped": []}
     write_json(str(left / "agreement.json"), agreement, "agreement")
@@ -309,7 +300,6 @@ def test_agreement_of_a_device_is_a_check(works, fails, left):
 
 
 def test_film_strips_are_of_the_data(works, left, repo):
-    cv2 = pytest.importorskip("cv2")
     (left / "data").mkdir()
     for index, video in enumerate(sorted((repo / "demo/videos").iterdir())[:2]):
         os.symlink(str(video), str(left / "data" / ("%d.webm" % index)))
@@ -331,20 +321,12 @@ def test_film_strips_are_of_the_data(works, left, repo):
 
 
 def test_the_strip_of_a_folder_of_frames_is_that_of_its_frames(tmp_path):
-    cv2 = pytest.importorskip("cv2")
-    from tsm.video.windows import WHOLE, strips
-
     for number in range(1, 17):
         cv2.imwrite(str(tmp_path / ("img_%05d.jpg" % number)), np.full((56, 64, 3), 15 * number, np.uint8))
     picture = cv2.imdecode(np.frombuffer(next(strips(str(tmp_path), [WHOLE])), np.uint8), cv2.IMREAD_COLOR)
     assert picture.shape == (112, 8 * 149, 3)  # every strip, whatever the shape of its frames
     shades = picture[56, 74::149, 0].astype(int)
     assert np.abs(shades - 15 * np.arange(2, 17, 2)).max() < 4
-
-
-def test_missing_arguments_are_bad_usage(fails, tmp_path):
-    line = fails("TSM_report.py", "--model", "new.onnx", cwd=tmp_path, status=2)
-    assert "--result_path" in line and "--info_path" in line and "--batch_size" in line
 
 
 def test_how_many_views_have_the_answer_is_a_column(run, works, left):
@@ -361,10 +343,6 @@ def test_how_many_views_have_the_answer_is_a_column(run, works, left):
 
 
 def test_votes_of_views_are_counted():
-    from tsm.infer.engine import Engine, submit_views
-    from tsm.model.offline import Offline
-    from tsm.results import views_agree
-
     protocol = SSV2._replace(classes=3, size=2, segments=2)
     scores = iter([0, 1, 1, 2, 1, 1] + [2] * 6)
 
@@ -393,6 +371,8 @@ def test_outputs_are_checked_before_any_work(fails, left, args, status, says):
     assert says in fails("TSM_report.py", *ARGS, *args, cwd=left, status=status)
     assert sorted(str(path) for path in left.rglob("*")) == before
     assert "would overwrite" in fails("TSM_report.py", "--redraw", "x.html", cwd=left, status=2)
+    line = fails("TSM_report.py", "--model", "new.onnx", cwd=left, status=2)
+    assert "--result_path" in line and "--info_path" in line and "--batch_size" in line
 
 
 def numbered(order, classes=20, videos=60, share=0.9, names=None):

@@ -142,12 +142,13 @@ def test_what_no_pixel_depends_on_makes_no_tensor_again(works, tmp_path):
     again(2, size=224, mean=[1.0, 2.0, 3.0])
 
 
-def test_other_versions_make_everything_anew(works, repo, tmp_path):
-    root, ann_file = linked(tmp_path, 2)
-    works("TSM_preprocess.py", *arguments(root, ann_file), cwd=tmp_path)
-    program = ("import sys; sys.path.insert(0, %r); import cv2; cv2.__version__ = '0'; import TSM_preprocess; "
-               "TSM_preprocess.main()" % str(repo))
-    assert counts(ran(sys.executable, "-c", program, *arguments(root, ann_file), cwd=tmp_path, check=True).stdout) == (2, 0, 0)
+def test_videos_too_are_made_once_and_other_versions_make_everything_anew(works, patched, tmp_path):
+    (tmp_path / "list.txt").write_text("".join(path.name + " 0\n" for path in VIDEOS))
+    args = arguments(VIDEOS[0].parent, "list.txt")
+    for made in (3, 0):
+        assert counts(works("TSM_preprocess.py", *args, cwd=tmp_path)) == (made, 3 - made, 0)
+    other = patched("TSM_preprocess.py", "import cv2; cv2.__version__ = '0'")
+    assert counts(works(other, *args, cwd=tmp_path)) == (3, 0, 0)
 
 
 def test_the_second_of_two_runs_stops_at_once(fails, tmp_path):
@@ -185,31 +186,24 @@ def small_disk(tmp_path):
     subprocess.check_call(["umount", str(folder)])
 
 
-def test_a_disk_that_is_too_small_is_told_before_any_work(fails, small_disk, tmp_path):
+def test_a_disk_that_is_too_small_or_read_only_is_told_before_any_work(fails, small_disk, tmp_path):
     root, ann_file = linked(tmp_path, 3)
     line = fails("TSM_preprocess.py", *arguments(root, ann_file, small_disk), cwd=tmp_path)
     assert "GB free" in line and not times(small_disk)
+    subprocess.check_call(["mount", "-o", "remount,ro", str(small_disk)])
+    assert "Read-only file system" in fails("TSM_preprocess.py", *arguments(root, ann_file, small_disk / "out"), cwd=tmp_path)
 
 
-def test_a_disk_that_fills_up_ends_in_one_line_and_the_next_run_goes_on(works, repo, small_disk, tmp_path):
+def test_a_disk_that_fills_up_ends_in_one_line_and_the_next_run_goes_on(works, fails, patched, small_disk, tmp_path):
     root, ann_file = linked(tmp_path, 2)
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(10 << 20))
-    blind = ("import runpy, shutil, sys, types; shutil.disk_usage = lambda path: types.SimpleNamespace(free=1 << 60); "
-             "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')")  # as if the disk had been filled since
-    done = ran(sys.executable, "-c", blind, repo / "TSM_preprocess.py", *arguments(root, ann_file, small_disk),
-               "--num_worker", 1, cwd=tmp_path, env={"PYTHONPATH": str(repo)}, timeout=60)  # two could fill it with two halves
-    lines = done.stderr.splitlines()
-    assert done.returncode == 1 and len(lines) == 1 and "No space left" in lines[0] and "free some space" in lines[0]
+    blind = patched("TSM_preprocess.py", "import shutil, types; shutil.disk_usage = lambda path: types.SimpleNamespace(free=1 << 60)")
+    line = fails(blind, *arguments(root, ann_file, small_disk), "--num_worker", 1, cwd=tmp_path)  # as if the disk had been filled since;
+    assert "No space left" in line and "free some space" in line  # two could fill it with two halves
     assert len(times(small_disk)) == 1 and not list((small_disk / "preprocess_bin").glob(".*"))
     ballast.unlink()
     assert counts(works("TSM_preprocess.py", *arguments(root, ann_file, small_disk), cwd=tmp_path)) == (1, 1, 0)
-
-
-def test_a_read_only_folder_ends_in_one_line(fails, small_disk, tmp_path):
-    root, ann_file = linked(tmp_path, 1)
-    subprocess.check_call(["mount", "-o", "remount,ro", str(small_disk)])
-    assert "Read-only file system" in fails("TSM_preprocess.py", *arguments(root, ann_file, small_disk / "out"), cwd=tmp_path)
 
 
 @pytest.mark.all
@@ -240,9 +234,3 @@ def test_memory_does_not_grow_with_the_number_of_videos(repo, tmp_path):
 
     few, many = peak(MEMORY // 10), peak(MEMORY)
     assert many < 1.05 * few, "%d kB for %d videos, %d kB for %d" % (few, MEMORY // 10, many, MEMORY)
-
-
-def test_videos_too_are_made_once(works, tmp_path):
-    (tmp_path / "list.txt").write_text("".join(path.name + " 0\n" for path in VIDEOS))
-    assert counts(works("TSM_preprocess.py", *arguments(VIDEOS[0].parent, "list.txt"), cwd=tmp_path)) == (3, 0, 0)
-    assert counts(works("TSM_preprocess.py", *arguments(VIDEOS[0].parent, "list.txt"), cwd=tmp_path)) == (0, 3, 0)
