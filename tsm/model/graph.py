@@ -76,11 +76,6 @@ def shift_step(blocks: Sequence[int]) -> int:
     return 2 if len(blocks) > 2 and blocks[2] >= 23 else 1
 
 
-def depthwise(node: NodeProto, weights: Dict[str, np.ndarray]) -> bool:
-    """Is the node a convolution of every channel by itself?"""
-    return node.op_type == "Conv" and attributes(node).get("group", 1) == len(weights[node.input[1]]) > 1
-
-
 def layers(nodes: List[NodeProto], weights: Dict[str, np.ndarray], frame_shape: Shape) -> List[Layer]:
     """A trunk's nodes with their names, as mmaction2's state dict has them, and shapes; from the nodes' places alone.
 
@@ -125,13 +120,14 @@ def _blocks(
     conv.0, conv.1, conv.2; an Add only where the block has a residual connection.
     """
     blocks: List[Tuple[str, List[Tuple[str, str]]]] = []
-    middles = [node for node in nodes if depthwise(node, weights)]
+    convolutions = [node for node in nodes if node.op_type == "Conv"]
+    middles = [node for node in convolutions if attributes(node).get("group", 1) == len(weights[node.input[1]]) > 1]
     for middle in middles:
         convs = [middle]
         before = _up(made_by, middle.input[0])
         if before is not None and attributes(before)["kernel_shape"] == [1, 1]:
             convs.insert(0, before)
-        convs += [node for node in nodes if node.op_type == "Conv" and _up(made_by, node.input[0]) is middle][:1]
+        convs += [node for node in convolutions if _up(made_by, node.input[0]) is middle][:1]
         x = made_by.get(convs[0].input[0])
         entered = x.input[0] if x is not None and x.op_type == SHIFT else convs[0].input[0]
         inside = [(conv.output[0], "conv.%d" % number) for number, conv in enumerate(convs)]
@@ -252,11 +248,11 @@ Move = Callable[[str, str, Run, Shape], str]  # (x [frames, C, H, W], name, run,
 
 
 def mover(graph: Graph, form: str, protocol: Protocol, batch: int) -> Move:
-    """What moves channels by a frame along axis 0, in a form of build().
+    """What moves channels by a frame, in a form of build().
 
-    ascend_parts: the frames of all views are in order of time (see BY_TIME), so that a Slice and a Concat with zeros move them all;
-    ascend_mask: the views are one after another, and what comes over from the next is times 0; online_parts: what moves is the new
-    state, and the last one takes its place; any other: a Pad, of one view.
+    ascend: of x [views, segments, C, area] a Slice and a Concat with zeros on axis 1; ascend_parts: the same on axis 0, as the frames
+    of all views are in order of time (see BY_TIME); ascend_mask: the views are one after another, and what comes over from the next
+    is times 0; online_parts: what moves is the new state, and the last one takes its place; any other: a Pad, of one view.
     """
     views, segments = protocol.views * batch, protocol.segments
     frames = views * segments
@@ -270,6 +266,14 @@ def mover(graph: Graph, form: str, protocol: Protocol, batch: int) -> Move:
     def by_pad(x: str, name: str, run: Run, shape: Shape) -> str:
         pads = [-(run.step or 0), -run.first, 0, 0, run.step or 0, run.end - shape[0], 0, 0]  # also cuts the channels out
         return graph.node("Pad", [x, graph.ints(*pads)], name)
+
+    def in_views(x: str, name: str, run: Run, shape: Shape) -> str:
+        width, area = run.end - run.first, shape[1] * shape[2]
+        zeros = graph.constant("zeros_%dx%d" % (width, area), np.zeros((views, 1, width, area), np.float32))
+        first, end, which = (1, segments, "next") if run.step == 1 else (0, segments - 1, "previous")
+        others = graph.node("Slice", [x, graph.ints(first, run.first), graph.ints(end, run.end), graph.ints(1, 2)],
+                            "%s/%s" % (name.rsplit("/", 1)[0], which))
+        return graph.node("Concat", [others, zeros] if run.step == 1 else [zeros, others], name, axis=1)
 
     def by_zeros(x: str, name: str, run: Run, shape: Shape) -> str:
         of_zeros = (run.end - run.first,) + shape[1:]
@@ -294,7 +298,7 @@ def mover(graph: Graph, form: str, protocol: Protocol, batch: int) -> Move:
         graph.node("Identity" if whole else "Slice", [x] + cut_out, name, state.output)
         return state.input
 
-    return {"ascend_parts": by_zeros, "ascend_mask": by_mask, "online_parts": by_state}.get(form, by_pad)
+    return {"ascend": in_views, "ascend_parts": by_zeros, "ascend_mask": by_mask, "online_parts": by_state}.get(form, by_pad)
 
 
 def in_order_of_time(trunk: Trunk, protocol: Protocol, batch: int) -> Trunk:
@@ -324,13 +328,14 @@ def shift(graph: Graph, x: str, name: str, shape: Shape, form: str, protocol: Pr
         return _masked_shift(graph, x, name, channels, found)
     if form in BY_VIEW:
         return _split_shift(graph, x, name, name, found, 0)
+    move = mover(graph, form, protocol, batch)
     if form in FLAT:
-        return _flat_shift(graph, x, name, shape, found, mover(graph, form, protocol, batch))
+        return _slice_shift(graph, x, name, name, shape, found, 0, move)
     x = graph.node("Reshape", [x, graph.ints(-1, protocol.segments, channels, height * width)], name + "/views")
     if form == "cpu":
         x = _split_shift(graph, x, name + "/joined", name, found, 1)
     else:
-        x = _slice_shift(graph, x, name, found, protocol, (batch, height * width))
+        x = _slice_shift(graph, x, name + "/joined", name, shape, found, 1, move)
     return graph.node("Reshape", [x, graph.ints(-1, channels, height, width)], name)
 
 
@@ -351,39 +356,17 @@ def _split_shift(graph: Graph, x: str, output: str, name: str, found: List[Run],
     return graph.node("Concat", parts, output, axis=frames + 1)
 
 
-def _slice_shift(graph: Graph, x: str, name: str, found: List[Run], protocol: Protocol, size: Tuple[int, int]) -> str:
-    """The temporal shift of x, float [views, segments, C, area], by Slice and Concat; `size` is (batch, area)."""
-    segments, parts = protocol.segments, []
-
-    def cut(part: str, starts: Shape, ends: Shape, axes: Shape) -> str:
-        return graph.node("Slice", [x, graph.ints(*starts), graph.ints(*ends), graph.ints(*axes)], "%s/%s" % (name, part))
-
-    for run in found:
-        if not run.step:
-            part = cut(run.name, (run.first,), (run.end,), (2,))
-            parts.append(part if run.step == 0 else graph.zero(part, part + "/times"))
-            continue
-        width, ahead = run.end - run.first, run.step > 0
-        zeros = graph.constant("zeros_%dx%d" % (width, size[1]), np.zeros((protocol.views * size[0], 1, width, size[1]), np.float32))
-        if ahead:
-            both = [cut("next", (1, run.first), (segments, run.end), (1, 2)), zeros]
-        else:
-            both = [zeros, cut("previous", (0, run.first), (segments - 1, run.end), (1, 2))]
-        parts.append(graph.node("Concat", both, "%s/%s" % (name, run.name), axis=1))
-    return graph.node("Concat", parts, name + "/joined", axis=2)
-
-
-def _flat_shift(graph: Graph, x: str, name: str, shape: Shape, found: List[Run], move: Move) -> str:
-    """The temporal shift of x, float [frames, C, H, W], cut on axis 1, moved on axis 0, joined on axis 1."""
+def _slice_shift(graph: Graph, x: str, output: str, name: str, shape: Shape, found: List[Run], frames: int, move: Move) -> str:
+    """The temporal shift of x, as of _split_shift(), by Slice, `move` and Concat; `shape` is that of one frame."""
     parts = []
     for run in found:
         part = "%s/%s" % (name, run.name)
         if run.step:
             parts.append(move(x, part, run, shape))
             continue
-        part = graph.node("Slice", [x, graph.ints(run.first), graph.ints(run.end), graph.ints(1)], part)
+        part = graph.node("Slice", [x, graph.ints(run.first), graph.ints(run.end), graph.ints(frames + 1)], part)
         parts.append(part if run.step == 0 else graph.zero(part, part + "/times"))
-    return graph.node("Concat", parts, name, axis=1)
+    return graph.node("Concat", parts, output, axis=frames + 1)
 
 
 def _masked_shift(graph: Graph, x: str, name: str, channels: int, found: List[Run]) -> str:
@@ -457,7 +440,7 @@ class _Parts:
 
     def write(self) -> str:
         """Write every layer; returns the features' name."""
-        writers = {SHIFT: self.shift, "Conv": self.conv, "MaxPool": self.pool}
+        writers = {SHIFT: self.shift, "Conv": self.conv}
         for layer in self.layers:
             self.parts[layer.node.output[0]] = writers.get(layer.node.op_type, self.each_part)(layer)
         return self.whole("features")
@@ -551,7 +534,7 @@ class _Parts:
         return self.graph.node("Concat", few, name + "/every_second", axis=1)
 
     def each_part(self, layer: Layer) -> List[str]:
-        """Add, Relu and Relu6 work on the parts one by one."""
+        """Add, Relu and Relu6 work on the parts one by one; what is pooled, or put in order of time, is whole."""
         cuts = self.cuts(layer)
         if len(cuts) > 1:
             inputs = [self.parts_of(value, layer.name) for value in layer.node.input]
@@ -567,10 +550,6 @@ class _Parts:
         pieces = dict(zip(found, self.split(self.whole(value), found, name)))
         parts = [[pieces[run] for run in of_part] for of_part, _ in groups(self.channels[value], self.protocol)]
         return [part[0] if len(part) == 1 else self.graph.node("Concat", part, name + "/rest", axis=1) for part in parts]
-
-    def pool(self, layer: Layer) -> List[str]:
-        x = self.whole(layer.node.input[0])
-        return [self.graph.node(layer.node.op_type, [x], layer.name, **attributes(layer.node))]
 
 
 def in_parts(trunk: Trunk, protocol: Protocol) -> bool:
@@ -689,13 +668,12 @@ def _model(graph: Graph, shape: Shape, dtype: str, scores: Tuple[int, int]) -> o
     value = helper.make_tensor_value_info
     inputs = [value("input", kind, shape)] + [value(state.input, TensorProto.FLOAT, state.shape) for state in states]
     outputs = [value("output", TensorProto.FLOAT, scores)] + [value(state.output, TensorProto.FLOAT, state.shape) for state in states]
-    model = helper.make_model(helper.make_graph(graph.written, "tsm", inputs, outputs), producer_name="tsm", producer_version=__version__)
+    model = helper.make_model(helper.make_graph(graph.written, "tsm", inputs, outputs), producer_name="tsm", producer_version=__version__,
+                              opset_imports=[helper.make_opsetid("", OPSET)])
     for name, array in graph.constants.items():  # last and in place: protobuf copies a message by writing and reading it
         element = numpy_helper.from_array(np.empty(0, array.dtype)).data_type
         model.graph.initializer.add(name=name, data_type=element, dims=array.shape, raw_data=array.tobytes())
     model.ir_version = 6  # that of opset 11, so that the oldest supported runtime reads it
-    del model.opset_import[:]
-    model.opset_import.add(domain="", version=OPSET)
     return model
 
 
@@ -738,7 +716,9 @@ def _read_layers(model: onnx.ModelProto, protocol: Protocol) -> Trunk:
     written: Dict[str, List[NodeProto]] = {}  # by the layers' names
     for node in model.graph.node:
         written.setdefault(node.name.split("/")[0], []).append(node)
-    first = {name: _first_of_layer(name, of_layer) for name, of_layer in written.items()}
+    tells = ("Conv", "Relu", "MaxPool", "Add", "Clip")  # of a layer's nodes, the first of these says what it is; none: it is no layer
+    first = {name: next((node for node in of_layer if name.endswith(".shift") or node.op_type in tells), None)
+             for name, of_layer in written.items()}
     features = next(node.input[0].split("/")[0] for node in model.graph.node if node.op_type == "GlobalAveragePool")
 
     def layer_of(value: str, reader: str) -> str:
@@ -767,13 +747,6 @@ def _read_layers(model: onnx.ModelProto, protocol: Protocol) -> Trunk:
     for node in nodes:
         node.input[:] = ["features" if value == features else value for value in node.input]
     return Trunk(nodes, weights, weights["fc.weight"], weights["fc.bias"])
-
-
-def _first_of_layer(name: str, of_layer: List[NodeProto]) -> Optional[NodeProto]:
-    """Of the nodes that are called after a layer, the one that says what it is; None where it is no layer of a trunk."""
-    if name.endswith(".shift"):
-        return of_layer[0]
-    return next((node for node in of_layer if node.op_type in ("Conv", "Relu", "MaxPool", "Add", "Clip")), None)
 
 
 def _joined(
