@@ -80,32 +80,24 @@ def count_frames(path: str) -> int:
 
 
 def _checked(path: str) -> str:
-    """The path as decoders take it; raises Corrupt where there is no video for them to read."""
-    wrong = _no_video(path)
-    if wrong:
-        raise Corrupt(wrong)
-    return as_file(os.fsencode(path).decode("utf-8"))  # whatever the locale, decoders take UTF-8
-
-
-def _no_video(path: str) -> str:
-    """Why a path is none of a video that could be whole; empty where it may be one."""
+    """The path as decoders take it; raises Corrupt where there is no video for them to read that could be whole."""
     if not os.path.isfile(path):
-        return "is no file"
+        raise Corrupt("is no file")
     size, suffix = os.path.getsize(path), os.path.splitext(path)[1].lower()
     if not size:
-        return "is empty"
+        raise Corrupt("is empty")
     try:
-        name = as_file(os.fsencode(path).decode("utf-8"))
+        name = as_file(os.fsencode(path).decode("utf-8"))  # whatever the locale, decoders take UTF-8
     except UnicodeDecodeError:
-        return "its name is not UTF-8 text, which video decoders need; rename it"
+        raise Corrupt("its name is not UTF-8 text, which video decoders need; rename it")
     with open(path, "rb") as file:
         head = file.read(12)
     wanted = int.from_bytes(head[4:8], "little") + 8
     if head[:4] + head[8:] == b"RIFFAVI " and size < wanted < 1 << 32:  # its writer set it last of all
-        return "is cut short: it has %d of its %d bytes" % (size, wanted)
+        raise Corrupt("is cut short: it has %d of its %d bytes" % (size, wanted))
     if head[:4] != b"GIF8" and suffix not in (".mjpg", ".mjpeg") and (is_picture(path) or cv2.haveImageReader(name)):
-        return "is a picture, not a video; give the folder that its frames are in"
-    return ""
+        raise Corrupt("is a picture, not a video; give the folder that its frames are in")
+    return name
 
 
 def _chosen(pictures: Iterator[Picture], indices: Sequence[int], count: int) -> Iterator[Frame]:

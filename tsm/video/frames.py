@@ -193,9 +193,15 @@ def read_frames(folder: str, indices: Sequence[int], naming: Naming) -> Iterator
 
 def decode_picture(data: bytes, name: str) -> np.ndarray:
     """BGR uint8 [H, W, 3] of a JPEG or PNG file's bytes, as OpenCV decodes it; raises Corrupt. For use in strict()."""
-    wrong, plain = _look(data)
-    if wrong:
-        raise Corrupt("%s: %s" % (name, wrong))
+    plain = False
+    if data.startswith(b"\xff\xd8"):
+        whole, plain = inspect_jpeg(data)
+        if not whole:  # OpenCV fills what is missing with grey; by version it says nothing
+            raise Corrupt("%s: is cut short or damaged (no JPEG end marker)" % name)
+    elif not data.startswith(_PNG_SIGNATURE):
+        raise Corrupt("%s: %s" % (name, "is no JPEG and no PNG" if data else "is empty"))
+    elif not _is_whole_png(data):
+        raise Corrupt("%s: is cut short or damaged (a PNG chunk is not whole)" % name)
     if plain and simplejpeg is not None:
         with contextlib.suppress(ValueError):  # it complains of anything unusual; OpenCV then has the last word
             return simplejpeg.decode_jpeg(data, "BGR", strict=True)
@@ -206,18 +212,6 @@ def decode_picture(data: bytes, name: str) -> np.ndarray:
     if frame is None:
         raise Corrupt("%s: cannot be decoded" % name)
     return frame
-
-
-def _look(data: bytes) -> Tuple[str, bool]:
-    """(what is wrong with the bytes of a picture, whether they are a plain JPEG's)."""
-    if not data:
-        return "is empty", False
-    if data.startswith(b"\xff\xd8"):
-        whole, plain = inspect_jpeg(data)  # OpenCV fills what is missing with grey; by version it says nothing
-        return "" if whole else "is cut short or damaged (no JPEG end marker)", plain
-    if data.startswith(_PNG_SIGNATURE):
-        return "" if _is_whole_png(data) else "is cut short or damaged (a PNG chunk is not whole)", False
-    return "is no JPEG and no PNG", False
 
 
 def inspect_jpeg(data: bytes) -> Tuple[bool, bool]:
