@@ -30,7 +30,7 @@ from tsm.files import locked
 from tsm.infer.preprocess import Tensors, check_space, invalidate, make, state_of
 from tsm.machine import cores, workers_that_fit
 from tsm.protocol import TENSORS, Protocol, read_protocol
-from tsm.samples import check_data_root, check_readable, print_skipped, publish, read_list, refuse, refuse_killed
+from tsm.samples import check_data_root, check_readable, manifest_of, publish, read_list, refuse, refuse_killed
 from tsm.video.clips import versions_of
 from tsm.video.frames import Naming, add_list
 from tsm.workfolder import BINS, PREPROCESSED
@@ -92,8 +92,7 @@ def preprocess(args: argparse.Namespace, protocol: Protocol) -> None:
     if not args.range:  # a part of the list may turn out empty
         check_readable(args.ann_file, chosen, corrupt, len(done))
     checksums = {index: made.xxh3_128 for index, made in done.items()}
-    publish(args.output_dir, args.ann_file, clips, protocol, args.dtype, versions_of(clips), checksums, corrupt)
-    print_skipped(clips, corrupt)
+    publish(args.output_dir, manifest_of(args.ann_file, clips, protocol, args.dtype, versions_of(clips), checksums, corrupt))
     made = len(done) - kept
     print("%d tensors of %.1f MB in %s: %d made, %d already right, %d skipped"
           % (len(done), job.nbytes / 1e6, job.file(BINS), made, kept, len(corrupt)))

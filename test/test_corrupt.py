@@ -391,7 +391,7 @@ def test_an_info_file_is_what_publish_writes(tmp_path):
     path = tmp_path / "sthv2.info"
     (tmp_path / "list.txt").write_text("")
     clips = {10: Clip(11, "a", None, 3), 2: Clip(3, "b", None, 173)}
-    publish(str(tmp_path), str(tmp_path / "list.txt"), clips, SSV2, "uint8", {}, {10: "x", 2: "y"}, {})
+    publish(str(tmp_path), manifest_of(str(tmp_path / "list.txt"), clips, SSV2, "uint8", {}, {10: "x", 2: "y"}, {}))
     assert read_info(str(path), 174) == {2: 173, 10: 3} and path.read_text() == "2 173\n10 3\n"
     for text, word in (("", "no videos"), ("0 1 2\n", "line 1"), ("0 174\n", "one of 174 classes"), ("0 1\n0 2\n", "line 2"),
                        ("-1 3\n", "line 1")):

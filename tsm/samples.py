@@ -120,20 +120,13 @@ def check_data_root(data_root: str) -> None:
         raise UserError("%s: no such folder; --data_root is the folder that the list's paths start from" % data_root)
 
 
-def publish(
-    folder: str, ann_file: str, clips: Mapping[int, Clip], protocol: Protocol, dtype: str, versions: Mapping[str, str],
-    checksums: Mapping[int, str], skipped: Mapping[int, object],
-) -> None:
-    """Write the info file and, last, the sealed manifest of a list to a folder, each whole or not at all; the arguments are
-    manifest_of()'s."""
-    write_text(os.path.join(folder, INFO), "".join("%d %d\n" % (index, clips[index].label) for index in sorted(checksums)))
-    write_json(os.path.join(folder, MANIFEST), manifest_of(ann_file, clips, protocol, dtype, versions, checksums, skipped), "manifest")
-
-
-def print_skipped(clips: Mapping[int, Clip], skipped: Mapping[int, object]) -> None:
-    """Print a line for each clip that was left out."""
-    for index in sorted(skipped):
-        print("skipped: line %d, %s: %s" % (clips[index].line, clips[index].source, skipped[index]))
+def publish(folder: str, manifest: Dict[str, Any]) -> None:
+    """Write the info file and, last, the sealed manifest of a list to a folder, each whole or not at all; the clips that were left out
+    are printed."""
+    write_text(os.path.join(folder, INFO), "".join("%(id)d %(label)d\n" % sample for sample in manifest["samples"]))
+    write_json(os.path.join(folder, MANIFEST), manifest, "manifest")
+    for clip in manifest["skipped"]:
+        print("skipped: line %(line)d, %(source)s: %(reason)s" % clip)
 
 
 def read_info(path: str, classes: int) -> Dict[int, int]:

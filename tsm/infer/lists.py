@@ -26,7 +26,7 @@ from tsm.machine import cores
 from tsm.model.offline import Offline, read_offline
 from tsm.protocol import read_protocol
 from tsm.results import curve_path, rate_line, read_scores
-from tsm.samples import Clip, check_data_root, check_readable, checksum, chunk_size, print_skipped, publish, read_list, stratified
+from tsm.samples import Clip, check_data_root, check_readable, checksum, chunk_size, manifest_of, publish, read_list, stratified
 from tsm.video import clips
 from tsm.video.frames import Naming, add_list
 from tsm.video.windows import paced
@@ -274,8 +274,8 @@ def finish(args: argparse.Namespace, job: Job, work: Work, listed: Mapping[int, 
     journal.remove_others(work, found)
     journal.consolidate(work, found)
     checksums = {index: one.checksum for index, one in sorted(found.done.items())}
-    publish(args.output_dir, args.ann_file, listed, job.source.protocol, job.source.dtype, clips.versions_of(listed), checksums,
-            found.corrupt)
+    publish(args.output_dir, manifest_of(args.ann_file, listed, job.source.protocol, job.source.dtype, clips.versions_of(listed),
+                                         checksums, found.corrupt))
     if args.curve:
         answers = {index: one.curve[0] for index, one in sorted(found.done.items()) if one.curve}
         write_json(curve_path(work.folder), {"shares": engines.SHARES, "ids": list(answers), "answers": list(answers.values())}, "curve")
@@ -285,4 +285,3 @@ def finish(args: argparse.Namespace, job: Job, work: Work, listed: Mapping[int, 
         seconds = min(seconds, sum(ms for piece in pieces for ms, _ in piece.times) / 1000)  # of shards, what overlaps counts once
     journal.summarise_found(work, found, len(found.done) / seconds, facts)
     print(rate_line(len(found.done) / seconds, facts))
-    print_skipped(listed, found.corrupt)
