@@ -49,9 +49,9 @@ def main() -> None:
     if curve:
         print("top-1 once a share of each clip was seen")
     for point in curve:
-        shown = (100 * point.share, point.top1_acc) + point.top1_interval_95
+        shown = (100 * point["share"], point["top1_acc"]) + point["top1_interval_95"]
         print("%4.0f %%               %.4f   (95 %% interval %.4f to %.4f)" % shown)
-    figures = dict(accuracy._asdict(), **({"curve": [point._asdict() for point in curve]} if curve else {}))
+    figures = dict(accuracy._asdict(), **({"curve": curve} if curve else {}))
     if args.clip:
         clip, _ = read_accuracy(args.clip)
         if clip.videos != accuracy.videos:

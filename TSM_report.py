@@ -95,7 +95,7 @@ def main() -> None:
     counted = accuracy_from(scores, labels, len(manifest["skipped"]))
     accuracy, clip = read_accuracy(args.accuracy) if args.accuracy else (counted, None)
     found = findings(columns_of(scores, labels, sources, views_agree(summary)), classes, names)
-    found["curve"], found["clip"] = [point._asdict() for point in read_curve(args.result_path, labels)], clip
+    found["curve"], found["clip"] = read_curve(args.result_path, labels), clip
     most = GALLERY if args.gallery is None else args.gallery
     found["gallery"] = with_strips(gallery(found["videos"], most), scores, found["videos"], args.data_root)
     report = collect(vars(args), model, summary, manifest, accuracy, names, found, counted)

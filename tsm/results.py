@@ -286,7 +286,7 @@ def measure(scores: np.ndarray, labels: np.ndarray, skipped: int) -> Accuracy:
                     wilson(int(right.sum()), len(labels)), int(ties))
 
 
-def accuracy_of(result_path: str, info_path: str) -> Tuple[Accuracy, List["Point"]]:
+def accuracy_of(result_path: str, info_path: str) -> Tuple[Accuracy, List[Dict[str, Any]]]:
     """Accuracy of the inference summed up in `result_path` against the labels in `info_path`, joined by index; and read_curve() it.
 
     The number of classes and of skipped videos come from the manifest beside the info file; without one they are those of
@@ -307,21 +307,14 @@ def accuracy_from(scores: Mapping[int, np.ndarray], labels: Mapping[int, int], s
     return measure(np.stack([scores[index] for index in order]), np.array([labels[index] for index in order]), skipped)
 
 
-class Point(NamedTuple):
-    """Accuracy once a share of every clip's frames was seen: fractions 0..1."""
-
-    share: float
-    top1_acc: float
-    top1_interval_95: Tuple[float, float]
-
-
 def curve_path(folder: str) -> str:
     """Where TSM_stream.py --curve writes the answers after shares of the clips, in a folder of results."""
     return os.path.join(folder, "curve.json")
 
 
-def read_curve(result_path: str, labels: Mapping[int, int]) -> List[Point]:
-    """Accuracy against the share of a clip that was seen, of the results summed up in `result_path`; empty where that was not kept."""
+def read_curve(result_path: str, labels: Mapping[int, int]) -> List[Dict[str, Any]]:
+    """Accuracy once a share of every clip's frames was seen, {share, top1_acc, top1_interval_95}, fractions 0..1, of the results summed
+    up in `result_path`; empty where that was not kept."""
     path = curve_path(result_path[: -len("_summary.json")])
     if not result_path.endswith("_summary.json") or not os.path.exists(path):
         return []
@@ -329,7 +322,8 @@ def read_curve(result_path: str, labels: Mapping[int, int]) -> List[Point]:
     if sorted(kept["ids"]) != sorted(labels):  # it is of another list
         return []
     hits = (np.array(kept["answers"]) == np.array([labels[index] for index in kept["ids"]])[:, None]).sum(0)
-    return [Point(share, int(right) / len(labels), wilson(int(right), len(labels))) for share, right in zip(kept["shares"], hits)]
+    return [{"share": share, "top1_acc": int(right) / len(labels), "top1_interval_95": wilson(int(right), len(labels))}
+            for share, right in zip(kept["shares"], hits)]
 
 
 def read_accuracy(path: str) -> Tuple[Accuracy, Optional[Dict[str, Any]]]:
