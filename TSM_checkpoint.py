@@ -84,7 +84,8 @@ def hand_on(found: Any, where: str, output: Optional[str]) -> None:
     from tsm.checkpoint import identify
 
     if output:
-        write_json(output, dict(identify.as_json(found), checkpoint=where, fusion=identify.fusion_of(found)[0]))
+        write_json(output, dict(found.protocol._asdict(), network=found.network, average_clips=found.average_clips, **found.frames,
+                                checkpoint=where, fusion=identify.fusion_of(found)[0]))
         print("wrote %s" % output)
     elif found.protocol != SSV2:
         print("note: it is not tested as on Something-Something V2; by hand, write how by --output %s, for --protocol of later steps"
@@ -116,7 +117,7 @@ def main() -> None:
     found = identify.facts_of(where, state, meta, args.config, args.segments, args.shift or "")
     tell(found, where)
     identify.check_supported(found, where)
-    network_of(state, where, found.protocol, found.width)
+    network_of(state, where, found.protocol)
     if args.labels:
         read_labels(args.labels, found.protocol.classes)
     hand_on(found, where, args.output)

@@ -24,7 +24,7 @@ from tsm.cli import UserError, fail, one_line, parser, positive, run
 # isort: split
 import numpy as np
 
-from tsm.checkpoint.identify import check_supported, facts_of, test_in_words, weights_say
+from tsm.checkpoint.identify import check_supported, facts_of, test_in_words
 from tsm.files import replacing, sha256
 from tsm.protocol import SHIFTS, SSV2, Protocol, read_protocol, segments
 
@@ -71,7 +71,7 @@ def main() -> None:
 
     state, meta = reader.load(args.checkpoint)
     if args.protocol:
-        protocol, width = read_protocol(args.protocol), weights_say(state).get("width", 0)
+        protocol = read_protocol(args.protocol)
         for name, given in (("segments", args.segments), ("shift", args.shift)):
             if given not in (None, getattr(protocol, name)):
                 raise UserError("%s: has %s %s, not the %s of --%s" % (args.protocol, name, getattr(protocol, name), given, name))
@@ -80,10 +80,10 @@ def main() -> None:
         check_supported(facts, args.checkpoint)
         for note in facts.notes:
             print(one_line(note))
-        protocol, width = facts.protocol, facts.width
+        protocol = facts.protocol
     args.shape = args.shape or [1] + list(protocol.video_shape)
     check_shape(args.shape, protocol, args.checkpoint)
-    batch, net = args.shape[0], network_of(state, args.checkpoint, protocol, width, args.softmax)
+    batch, net = args.shape[0], network_of(state, args.checkpoint, protocol, args.softmax)
     model = build(trunk_from(net), "cpu", protocol, batch, softmax=args.softmax)
     about = meta.get("about")
     set_metadata(model, {

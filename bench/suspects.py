@@ -233,7 +233,7 @@ def train_on(network: Network, path: str) -> None:
         rows = torch.tensor([0, 0] + own + own + [0, 0])
         state.update({name: state[name][rows] for name in ("cls_head.fc_cls.weight", "cls_head.fc_cls.bias")})
         see_colours(state)
-    net = network_of(state, THIN, protocol, 8).train()
+    net = network_of(state, THIN, protocol).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS, pct_start=0.1)
     mean, std = (np.array(fact, np.float32) for fact in (protocol.mean, protocol.std))

@@ -126,7 +126,7 @@ def test_mits_mobilenet_by_its_own_names(tmp_path, where, classifier):
          {"epoch": 100, "arch": "mobilenetv2", "state_dict": own, "best_prec1": torch.tensor(69.5)})
     loaded, facts = load_network(str(tmp_path / "TSM_kinetics_RGB_mobilenetv2_shift8_blockres_avg_segment8_e100_dense.pth"))
     assert_same(loaded.state_dict(), net.state_dict())
-    assert (facts.network, facts.width, facts.protocol.segments) == ("TSM MobileNetV2", 8, 8)
+    assert (facts.network, facts.protocol.segments) == ("TSM MobileNetV2", 8)
     assert any(key.endswith("features.3.conv.0.net.weight") for key in own) and structure_of(net.state_dict()) == structure
 
 

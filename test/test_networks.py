@@ -82,7 +82,7 @@ def test_its_weights_say_what_it_is(network):
     structure, width = structure_of(state), len(state["backbone.conv1.conv.weight"])
     assert (structure, width) in [entry[:2] for entry in NETWORKS.values()]
     videos = random_videos(protocol)
-    assert np.array_equal(scores(network_of(dict(state), "a.pth", protocol, width), videos), scores(net, videos))
+    assert np.array_equal(scores(network_of(dict(state), "a.pth", protocol), videos), scores(net, videos))
 
 
 def test_every_form_is_the_network(network, works):
@@ -645,15 +645,15 @@ RESNET, INVERTED = (RESNET101, 8), (MOBILENET, 16)
     (INVERTED, _gone("backbone.conv2."), "backbone.conv2.conv.weight is missing"),
     (INVERTED, _changed("backbone.conv2.conv.weight", torch.tensor(1.0)), "backbone.conv2.conv.weight is float32 []"),
     (INVERTED, _changed("backbone.conv2.conv.weight", torch.zeros(0, 64, 1, 1)), "backbone.conv2.conv.weight is float32 [0, 64"),
-    ((MOBILENET, 16, 0), _changed("backbone.conv1.conv.weight", torch.zeros(0, 3, 3, 3)), "backbone.conv1.conv.weight is float32 [0"),
-    ((RESNET50, 8, 0), _changed("backbone.conv1.conv.weight", torch.zeros(0, 3, 7, 7)), "backbone.conv1.conv.weight is float32 [0"),
+    (INVERTED, _changed("backbone.conv1.conv.weight", torch.zeros(0, 3, 3, 3)), "backbone.conv1.conv.weight is float32 [0"),
+    ((RESNET50, 8), _changed("backbone.conv1.conv.weight", torch.zeros(0, 3, 7, 7)), "backbone.conv1.conv.weight is float32 [0"),
     (INVERTED, _changed("backbone.layer2.0.conv.2.conv.weight", torch.zeros(9, 48, 1, 1)), "conv.2.bn.running_mean is float32 [16], not"),
     (INVERTED, _changed("backbone.conv1.bn.bias", torch.full((16,), float("nan"))), "conv1.bn.bias holds values that are not"),
 ])
 def test_weights_that_do_not_fit_are_told_what_they_are(kind, change, says):
     state = change(TSM(THIN, kind[1], structure=kind[0]).state_dict())
     with pytest.raises(UserError) as raised:
-        network_of(state, "a.pth", THIN, kind[-1])  # the width that the stem says
+        network_of(state, "a.pth", THIN)
     assert says in str(raised.value) and "\n" not in str(raised.value) and str(raised.value).startswith("a.pth: ")
 
 

@@ -231,16 +231,15 @@ def check_outputs(outputs: Mapping[str, Optional[str]], inputs: Iterable[str], f
     """
     given = {option: path for option, path in outputs.items() if path not in (None, "-")}
     taken: Dict[object, str] = {identity(path): path for path in inputs}
-    wrong = "'' is no name of a folder" if folder == "" else ""
+    if folder == "":
+        fail("'' is no name of a folder (see --help)", status=2)
     for option, path in given.items():
         shown = "%s %s" % (option, path)
         other = taken.setdefault(identity(path), shown)
         if not os.path.basename(path):
-            wrong = "%s %r is no name of a file" % (option, path)
-        elif other != shown:
-            wrong = "%s would overwrite %s; choose another name" % (shown, other)
-    if wrong:
-        fail(wrong + " (see --help)", status=2)
+            fail("%s %r is no name of a file (see --help)" % (option, path), status=2)
+        if other != shown:
+            fail("%s would overwrite %s; choose another name (see --help)" % (shown, other), status=2)
     if folder is not None:
         os.makedirs(folder, exist_ok=True)
         _check_writable(os.path.join(folder, ""))

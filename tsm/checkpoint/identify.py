@@ -51,7 +51,6 @@ class Facts(NamedTuple):
     """What a checkpoint is, and how it is tested."""
 
     network: str  # in words: TSM ResNet-50, TSM ResNet-101, TSN ResNet-50, SlowFast, …
-    width: int  # channels of the stem, 64 in ResNet-50; 0 where there is no such stem
     protocol: Protocol
     average_clips: str  # prob, score, or empty where nothing says
     frames: Dict[str, Any]  # filename_tmpl and start_index of extracted frames, where a config gives them
@@ -76,12 +75,12 @@ def facts_of(
     _check_taken(path, weights, meta, config)
     _check_online(path, weights, meta, shift)
     said, notes = _said(path, meta, config, {"segments": segments, "shift": shift or None}, weights["network"])
-    default = dict(SSV2._asdict(), average_clips="", network="", width=0)
+    default = dict(SSV2._asdict(), average_clips="", network="")
     sources = [("its weights", weights)] + said + [(_DEFAULT, default)]
     chosen: Dict[str, Any] = {}
     origins: Dict[str, str] = {}
     conflicts: List[str] = []
-    for fact in ("network", "width", "average_clips") + Protocol._fields:
+    for fact in ("network", "average_clips") + Protocol._fields:
         origins[fact], chosen[fact] = next((where, facts[fact]) for where, facts in sources if fact in facts)
     for where, facts in sources[:-1]:
         for fact in _NETWORK:
@@ -113,8 +112,7 @@ def facts_of(
     more += ["note: %s says of itself: %s" % (path, meta["about"])] if isinstance(meta.get("about"), str) else []
     more += _of_labels(path, bool(meta.get("naming")), chosen["classes"])
     protocol = Protocol(*(chosen[name] for name in Protocol._fields))
-    return Facts(chosen["network"], chosen["width"], protocol, chosen["average_clips"], frames, origins, conflicts + unsure,
-                 notes + more)
+    return Facts(chosen["network"], protocol, chosen["average_clips"], frames, origins, conflicts + unsure, notes + more)
 
 
 def _of_labels(path: str, mits: bool, classes: int) -> List[str]:
@@ -235,16 +233,16 @@ def _row_of(path: str) -> Tuple[Optional[published.Row], List[str]]:
 def check_supported(facts: Facts, path: str) -> None:
     """Raise UserError, saying what the checkpoint at `path` is, where its sources disagree or give what no test has."""
     p, origins = facts.protocol, facts.origins
-    wrong = ["%s by %s is %s" % (name, origins[name], misfit(name, value)) for name, value in p._asdict().items() if misfit(name, value)]
     if facts.conflicts:
         said = "".join(", %s by %s" % (_words(name, getattr(p, name)), origins[name]) for name in _NETWORK[1:] if origins[name] != _DEFAULT)
-        wrong = ["is %s%s, but %s; leave out what is wrong, or pass the config that it was trained with"
-                 % (facts.network, said, "; ".join(facts.conflicts))]
-    elif not wrong and p.size > p.short_side:
-        wrong = ["is tested on crops of %d pixels (%s), more than the short side of %d that frames are resized to (%s)"
-                 % (p.size, origins["size"], p.short_side, origins["short_side"])]
-    if wrong:
-        raise UserError("%s: %s" % (path, wrong[0]))
+        raise UserError("%s: is %s%s, but %s; leave out what is wrong, or pass the config that it was trained with"
+                        % (path, facts.network, said, "; ".join(facts.conflicts)))
+    for name, value in p._asdict().items():
+        if misfit(name, value):
+            raise UserError("%s: %s by %s is %s" % (path, name, origins[name], misfit(name, value)))
+    if p.size > p.short_side:
+        raise UserError("%s: is tested on crops of %d pixels (%s), more than the short side of %d that frames are resized to (%s)"
+                        % (path, p.size, origins["size"], p.short_side, origins["short_side"]))
 
 
 def fusion_of(facts: Facts) -> Tuple[str, str]:
@@ -254,13 +252,8 @@ def fusion_of(facts: Facts) -> Tuple[str, str]:
     return (facts.average_clips, facts.origins["average_clips"]) if facts.average_clips else (FUSIONS[1], "mmaction2's default")
 
 
-def as_json(facts: Facts) -> Dict[str, Any]:
-    """What protocol.json holds: the protocol, and beside it the network, average_clips, and the names of frames if known."""
-    return dict(facts.protocol._asdict(), network=facts.network, average_clips=facts.average_clips, **facts.frames)
-
-
 def table(facts: Facts) -> List[Tuple[str, str, str]]:
-    """(what, its value in words, where it is from) for a reader; no value holds " (", which divides it from where it is from."""
+    """(what, its value in words, where it is from) for a reader."""
     p, origins = facts.protocol, facts.origins
     tested = sorted({origins[name] for name in ("sampling", "crops", "short_side", "size")})
     found = [
@@ -283,7 +276,7 @@ def test_in_words(protocol: Protocol) -> str:
 
 
 def weights_say(state: Mapping[str, Any]) -> Dict[str, Any]:
-    """network, width and classes, as far as the weights tell; `state` is by mmaction2's names."""
+    """network, width (channels of the stem, 64 in ResNet-50) and classes, as far as the weights tell; `state` is by mmaction2's names."""
     said: Dict[str, Any] = {"network": _network(state)}
     stem, classifier = state.get("backbone.conv1.conv.weight"), state.get("cls_head.fc_cls.weight", state.get("classifier.weight"))
     if stem is not None and len(stem.shape):

@@ -218,13 +218,13 @@ def structure_of(state: Mapping[str, Tensor]) -> Structure:
                                    for weight, count in zip(weights, known.channels)))
 
 
-def network_of(state: Mapping[str, Tensor], path: str, protocol: Protocol, width: int = 64, softmax: bool = False) -> TSM:
+def network_of(state: Mapping[str, Tensor], path: str, protocol: Protocol, softmax: bool = False) -> TSM:
     """The network with the weights `state`, in eval mode; it takes the tensors over without a copy.
 
     Raises: UserError that names `path`, what the weights are of, and the first of them that are missing, of another network,
         or not finite; and where shift_div shifts nothing.
     """
-    structure = structure_of(state)
+    structure, width = structure_of(state), weights_say(state).get("width", 0)
     net = TSM(protocol, max(1, width), softmax=softmax, structure=structure)
     wanted = {key: value for key, value in net.state_dict(keep_vars=True).items() if not key.endswith(_COUNTER)}
     given = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
@@ -263,7 +263,7 @@ def load_network(path: str, config: str = "", shift: str = "") -> Tuple[TSM, Fac
     state, meta = reader.load(path)
     facts = facts_of(path, state, meta, config, shift=shift)
     check_supported(facts, path)
-    return network_of(state, path, facts.protocol, facts.width), facts
+    return network_of(state, path, facts.protocol), facts
 
 
 def scores(net: TSM, videos: np.ndarray) -> np.ndarray:
