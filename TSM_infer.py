@@ -27,20 +27,7 @@ from tsm.cli import folder_name, non_negative, parser, positive, progress, run
 # isort: split
 import numpy as np
 
-from tsm.infer.engine import (
-    Computing,
-    Engine,
-    about,
-    add_options,
-    agreement_facts,
-    basis_of,
-    computing_of,
-    digests_of,
-    for_views,
-    open_engine,
-    run_batches,
-    said_of,
-)
+from tsm.infer import engine as engines
 from tsm.infer.journal import Done, Piece, Progress, Work, consolidate, enter, held, recording, summarise_found, survey, unfinish
 from tsm.infer.tensors import check_protocol, keys_of_files, list_inputs, made_up, read_tensor, samples_in
 from tsm.model.offline import Offline, read_offline
@@ -65,21 +52,21 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--device", "-d", default="0", metavar="N", help="accepted for compatibility; there is one CPU")
     cli.add_argument("--pure_data_type", choices=("zero", "random"), default="zero", help="without --input "
                      "(default: %(default)s)")
-    add_options(cli, agreement=True)
+    engines.add_options(cli, agreement=True)
     args = cli.parse_args()
     if args.output_dirname and not args.output:
         cli.error("--output_dirname needs --output")
     return args
 
 
-def warmed_up(args: argparse.Namespace, computing: Computing, model: Offline) -> Engine:
+def warmed_up(args: argparse.Namespace, computing: engines.Computing, model: Offline) -> engines.Engine:
     """The model, compiled and warm."""
-    engine = open_engine(model, computing, listed=True)
-    print(said_of(engine, model), flush=True)
+    engine = engines.open_engine(model, computing, listed=True)
+    print(engines.said_of(engine, model), flush=True)
     made = made_up(model, "zero")
     with progress(args.warmup_count, "warm-up", "batch") as tick:
-        for _ in run_batches(engine, model, ["zeros"] * (args.warmup_count * model.batch // len(made)), lambda _: made,
-                             samples=len(made)):
+        for _ in engines.run_batches(engine, model, ["zeros"] * (args.warmup_count * model.batch // len(made)), lambda _: made,
+                                     samples=len(made)):
             tick()
     return engine
 
@@ -96,29 +83,29 @@ def print_rate(args: argparse.Namespace, model: Offline, times: Sequence[float],
     return throughput
 
 
-def measure_alone(args: argparse.Namespace, computing: Computing, model: Offline) -> None:
+def measure_alone(args: argparse.Namespace, computing: engines.Computing, model: Offline) -> None:
     """The model's throughput, on made-up videos."""
     engine = warmed_up(args, computing, model)
     made, times = made_up(model, args.pure_data_type), []
     loop = args.loop or -(-SYNTHETIC_VIDEOS // model.batch)
     with progress(loop, "throughput", "batch") as tick:
-        for _, ((ms, _),) in run_batches(engine, model, ["made up"] * (loop * model.batch // len(made)), lambda _: made,
-                                         samples=len(made)):
+        for _, ((ms, _),) in engines.run_batches(engine, model, ["made up"] * (loop * model.batch // len(made)), lambda _: made,
+                                                 samples=len(made)):
             times.append(ms)
             tick()
-    print_rate(args, model, times, model.batch * loop, about(engine))
+    print_rate(args, model, times, model.batch * loop, engines.about(engine))
 
 
 def compute(
-    args: argparse.Namespace, computing: Computing, model: Offline, work: Work, found: Progress, read: Callable[[str], np.ndarray],
+    args: argparse.Namespace, computing: engines.Computing, model: Offline, work: Work, found: Progress, read: Callable[[str], np.ndarray],
     samples: int
 ) -> None:
     """Do what is left in `found`, and enter it there; a batch is a piece. Without --output nothing is written."""
     engine = warmed_up(args, computing, model)
     agree: Dict[str, List[int]] = {}
     left = sorted(found.keys)
-    runs = run_batches(engine, model, [work.inputs[number] for number in left], read, args.loop,
-                       lambda path, votes, _: agree.update({path: votes.tolist()}), samples)
+    runs = engines.run_batches(engine, model, [work.inputs[number] for number in left], read, args.loop,
+                               lambda path, votes, _: agree.update({path: votes.tolist()}), samples)
     with contextlib.ExitStack() as stack:
         keep: Callable[[Piece], None] = partial(enter, found)
         if args.output:
@@ -128,31 +115,31 @@ def compute(
         began = time.time()
         for outputs, times in runs:
             done = [Done(number, "", agree.get(work.inputs[number]), output) for number, output in zip(left, outputs)]
-            keep(Piece(socket.gethostname(), "cpu", began, time.time(), done, [], times, about(engine), {}))
+            keep(Piece(socket.gethostname(), "cpu", began, time.time(), done, [], times, engines.about(engine), {}))
             del left[: len(outputs)]
             tick(len(outputs))
             began = time.time()
 
 
 def agreement(
-    args: argparse.Namespace, computing: Computing, model: Offline, work: Work, found: Progress, read: Callable[[str], np.ndarray],
+    args: argparse.Namespace, computing: engines.Computing, model: Offline, work: Work, found: Progress, read: Callable[[str], np.ndarray],
     samples: int
 ) -> Dict[str, Any]:
     """On how many of about --agreement videos fp32 gives the same top-1."""
     from tsm.model.onnxfile import protocol_of
 
-    engine = open_engine(model, computing._replace(precision="fp32"), listed=True)
+    engine = engines.open_engine(model, computing._replace(precision="fp32"), listed=True)
     classes = (model.protocol or protocol_of(model.proto, model.path)).classes
     answers = {number: (read_scores(work.result(number), classes) if one.scores is None else one.scores).argmax(-1)
                for number, one in found.done.items()}  # None: they are written
     chosen = stratified({number: int(rows[0]) for number, rows in answers.items()}, -(-args.agreement // samples))
-    runs = run_batches(engine, model, [work.inputs[number] for number in chosen], read, samples=samples)
+    runs = engines.run_batches(engine, model, [work.inputs[number] for number in chosen], read, samples=samples)
     exact = [output.argmax(-1) for outputs, _ in runs for output in outputs]
     same = [bool(one) for number, rows in zip(chosen, exact) for one in answers[number] == rows]
-    return agreement_facts(same, samples * len(answers))
+    return engines.agreement_facts(same, samples * len(answers))
 
 
-def infer_files(args: argparse.Namespace, computing: Computing, model: Offline) -> None:
+def infer_files(args: argparse.Namespace, computing: engines.Computing, model: Offline) -> None:
     """The results of files; those that are there already stay."""
     inputs = list_inputs(args.input)
     check_protocol(inputs, model.protocol, model.dtype, args.model)
@@ -161,7 +148,7 @@ def infer_files(args: argparse.Namespace, computing: Computing, model: Offline) 
         return read_tensor(path, model.shape, model.dtype, inputs.entries.get(os.path.basename(path)))
 
     args.loop, samples = args.loop or 1, samples_in(inputs.files[0], model)
-    keys = keys_of_files(inputs, basis_of(digests_of(model.path, computing), computing, args.loop))
+    keys = keys_of_files(inputs, engines.basis_of(engines.digests_of(model.path, computing), computing, args.loop))
     folder = os.path.join(args.output or "", args.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))
     work = Work(folder, args.outfmt, dict(enumerate(inputs.files)))
     with held(*[folder] if args.output else []):
@@ -182,8 +169,8 @@ def infer_files(args: argparse.Namespace, computing: Computing, model: Offline) 
 
 def main() -> None:
     args = get_args()
-    model = for_views(read_offline(args.model))
-    (infer_files if args.input else measure_alone)(args, computing_of(args, model.path), model)
+    model = engines.for_views(read_offline(args.model))
+    (infer_files if args.input else measure_alone)(args, engines.computing_of(args, model.path), model)
 
 
 if __name__ == "__main__":

@@ -30,20 +30,8 @@ from tsm.cli import AGREE_ON, Corrupt, UserError, above_zero, parser, positive, 
 # isort: split
 import numpy as np
 
+from tsm.infer import int8
 from tsm.infer.engine import Computing, for_views, open_online
-from tsm.infer.int8 import (
-    Clips,
-    bounded,
-    calibration_views,
-    computed,
-    deal,
-    int8_file,
-    of_one_frame,
-    quantise,
-    tensors_of,
-    weights_file,
-    write_int8,
-)
 from tsm.infer.tensors import list_inputs
 from tsm.machine import cores, workers_that_fit
 from tsm.model.offline import Offline, clip_of, one_view, read_offline
@@ -66,13 +54,13 @@ def get_args() -> argparse.Namespace:
                      "validate (default: %(default)s)")
     cli.add_argument("--output", "-o", metavar="FILE", help="an .xml file (default: tsm_int8.xml beside the model)")
     args = cli.parse_args()
-    args.output = args.output or int8_file(args.model)
+    args.output = args.output or int8.int8_file(args.model)
     if bool(args.input) == bool(args.ann_file) or bool(args.ann_file) != bool(args.data_root):
         cli.error("give either --input, or --ann_file and --data_root")
     return args
 
 
-def list_of(args: argparse.Namespace, model: Offline) -> Clips:
+def list_of(args: argparse.Namespace, model: Offline) -> int8.Clips:
     """The clips of the list; an unreadable one ends the run or is left out."""
     from tsm.video.clips import decoded
 
@@ -93,7 +81,7 @@ def list_of(args: argparse.Namespace, model: Offline) -> Clips:
         if corrupt:
             check_readable(args.ann_file, {place: listed[place] for place in places}, corrupt, len(places) - len(corrupt))
 
-    return Clips([clip.source for clip in listed], [clip.label for clip in listed], read)
+    return int8.Clips([clip.source for clip in listed], [clip.label for clip in listed], read)
 
 
 def held_against(expected: List[np.ndarray], model: Offline, views: List[np.ndarray], path: str) -> str:
@@ -122,25 +110,26 @@ def main() -> None:
     online = model.target == "online"
     model, view = for_views(model), clip_of(model, "clip") if online else one_view(model)
     began = time.time()
-    source, protocol = list_of(args, model) if args.ann_file else tensors_of(list_inputs(args.input), model), model.tested_by
+    source, protocol = list_of(args, model) if args.ann_file else int8.tensors_of(list_inputs(args.input), model), model.tested_by
     nbytes = protocol.nbytes(model.dtype.name)
-    calibrate, validate = deal(source.labels, workers_that_fit(args.clips, 2 * nbytes // protocol.views),
-                               0 if args.max_drop is None else workers_that_fit(args.validation, 2 * nbytes))
-    chosen = calibration_views(source, calibrate, protocol)
+    calibrate, validate = int8.deal(source.labels, workers_that_fit(args.clips, 2 * nbytes // protocol.views),
+                                    0 if args.max_drop is None else workers_that_fit(args.validation, 2 * nbytes))
+    chosen = int8.calibration_views(source, calibrate, protocol)
     videos = dict(source.read(validate)) if validate else {}  # before what starts threads
     views, validated = list(chosen.values()), sorted(videos)
-    network, few, more = quantise(view, views), views[: COMPARED if online else 0], {}
+    network, few, more = int8.quantise(view, views), views[: COMPARED if online else 0], {}
     if validated:
         apart = "others" if set(chosen).isdisjoint(videos) else "the same, as there are few"
         print("%d clips calibrate, %d validate: %s" % (len(chosen), len(videos), apart))
         held = [view for place in validated for view in videos[place].reshape((protocol.views,) + protocol.view_shape)]
-        network, more["bound"] = bounded(args.max_drop, model, view, network, views, held, [source.labels[place] for place in validated])
-    expected = computed(network, "int8", model, few)[0] if few else []
-    write_int8(args.output, of_one_frame(network, model) if online else network, view, views, **more,
-               calibrated_on=json.dumps([source.names[place] for place in chosen]),
-               validated_on=json.dumps([source.names[place] for place in validated]))
+        labels = [source.labels[place] for place in validated]
+        network, more["bound"] = int8.bounded(args.max_drop, model, view, network, views, held, labels)
+    expected = int8.computed(network, "int8", model, few)[0] if few else []
+    int8.write_int8(args.output, int8.of_one_frame(network, model) if online else network, view, views, **more,
+                    calibrated_on=json.dumps([source.names[place] for place in chosen]),
+                    validated_on=json.dumps([source.names[place] for place in validated]))
     print("wrote %s and .bin: int8, calibrated on %d clips in %.0f s, %.0f MB" % (
-        args.output, len(views), time.time() - began, os.path.getsize(weights_file(args.output)) / 1e6))
+        args.output, len(views), time.time() - began, os.path.getsize(int8.weights_file(args.output)) / 1e6))
     if online:
         print(held_against(expected, model, few, args.output))
 

@@ -120,17 +120,13 @@ def pooled(name: str, streams: int, compute: Callable[[np.ndarray], np.ndarray])
 BACKENDS = {"openvino": openvino_engine, "onnxruntime": onnxruntime_engine}
 
 
-def even_streams(views: int, most: int) -> int:
-    """The most streams, up to `most`, that leave none idle in the last round over a batch's views."""
-    return max(count for count in range(1, most + 1) if views % count == 0)
-
-
 def streams_for(model: Offline, listed: bool = False) -> int:
-    """Views computed at a time by default: one per core, evened out over a batch's views unless one video follows another
-    (`listed`, see run_stream()); 1 for a model that runs whole."""
+    """Views computed at a time by default: one per core, or, unless one video follows another (`listed`, see run_stream()), the most
+    that leave none idle in the last round over a batch's views; 1 for a model that runs whole."""
     if model.protocol is None:
         return 1
-    return cores() if listed else even_streams(model.protocol.views * model.batch, cores())
+    views = model.protocol.views * model.batch
+    return cores() if listed else max(count for count in range(1, cores() + 1) if views % count == 0)
 
 
 class Computing(NamedTuple):

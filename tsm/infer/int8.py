@@ -81,20 +81,12 @@ def deal(labels: Sequence[Optional[int]], calibrate: int, validate: int) -> Tupl
     return order[:calibrate], order[calibrate : calibrate + validate]
 
 
-def calibration_view(video: np.ndarray, number: int, protocol: Protocol) -> np.ndarray:
-    """The view [segments, 3, size, size] that the video [frames, 3, size, size] of this number is calibrated by.
-
-    In turn the first to the last view: clips differ more than the views of one, so one of each is enough.
-    """
-    views = video.reshape((protocol.views,) + protocol.view_shape)
-    return np.ascontiguousarray(views[number % protocol.views])
-
-
 def calibration_views(source: Clips, places: Sequence[int], protocol: Protocol) -> Dict[int, np.ndarray]:
-    """{place: view} of some of the clips."""
-    turn = {place: number for number, place in enumerate(places)}
-    found = {place: calibration_view(video, turn[place], protocol) for place, video in source.read(places)}
-    return {place: found[place] for place in sorted(found)}
+    """{place: view [segments, 3, size, size]} of some of the clips, of each one view, in turn the first to the last: clips differ more
+    than the views of one, so one of each is enough."""
+    turn = {place: number % protocol.views for number, place in enumerate(places)}
+    views = {place: video.reshape((protocol.views,) + protocol.view_shape)[turn[place]].copy() for place, video in source.read(places)}
+    return {place: views[place] for place in sorted(views)}
 
 
 def quantise(view: Any, views: List[np.ndarray], floating: Sequence[str] = ()) -> Any:

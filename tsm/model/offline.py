@@ -48,7 +48,7 @@ def read_offline(path: str) -> Offline:
 
     proto = read_onnx(path)
     facts = metadata(proto)
-    _, shape, dtype, _ = signature(proto, path)
+    _, shape, dtype = signature(proto, path)
     unfixed = [size for size in shape if not isinstance(size, int)]
     if not shape or unfixed:
         raise UserError("%s: its input [%s] has no fixed size; export it with a fixed --shape"

@@ -13,12 +13,11 @@ from tsm.protocol import SSV2, Protocol, protocol_from
 
 
 class Signature(NamedTuple):
-    """The one input and the one output of a model. A dimension that is not fixed has its name in `shape`."""
+    """The one input of a model, which has one output. A dimension that is not fixed has its name in `shape`."""
 
     input: str
     shape: Tuple[Any, ...]  # int, or str where it is not fixed
     dtype: np.dtype
-    output: str
 
 
 class State(NamedTuple):
@@ -117,7 +116,7 @@ def _varint(number: int) -> bytes:
 
 
 def signature(model: onnx.ModelProto, path: str) -> Signature:
-    """The model's input and output; UserError where it has not exactly one of each, beside the states of an online one."""
+    """The model's input; UserError where it has not exactly one, and one output, beside the states of an online one."""
     states = states_in(model, path)
     others = {tensor.name for tensor in model.graph.initializer} | {state.input for state in states}
     inputs = [value for value in model.graph.input if value.name not in others]
@@ -126,7 +125,7 @@ def signature(model: onnx.ModelProto, path: str) -> Signature:
         raise UserError("%s: has %d inputs and %d outputs; TSM has one of each" % (path, len(inputs), len(outputs)))
     kind = inputs[0].type.tensor_type
     shape = tuple(dim.dim_value or dim.dim_param or "?" for dim in kind.shape.dim)
-    return Signature(inputs[0].name, shape, numpy_type(kind.elem_type), outputs[0].name)
+    return Signature(inputs[0].name, shape, numpy_type(kind.elem_type))
 
 
 def numpy_type(kind: int) -> np.dtype:

@@ -4,6 +4,7 @@ Of an online model: that frame by frame it gives what its own clip graph gives, 
 """
 
 import json
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -139,13 +140,14 @@ def prove_online(
     proof: Dict[str, Dict[str, Any]] = {}
     for name, graph in graphs.items():
         states = states_in(graph, path)
-        compute = _in_onnxruntime(graph, path, states)
+        outputs = ["output"] + [state.output for state in states]
+        compute = partial(session(graph, path).run, outputs)
         found = frame_by_frame(compute, states, frames)
         entry = {"sha256": graph_digest(graph), "frames": count, "largest_difference": _apart(found, expected) / largest,
                  "tolerance": TOLERANCE, "bit_equal": bool(np.array_equal(found, expected))}
         proof[name], first = entry, found[: len(view)]
         if name == "one_frame":
-            in_openvino = _in_openvino(graph, states)
+            in_openvino = _in_openvino(graph, outputs)
             entry["openvino_difference"] = in_openvino and _apart(frame_by_frame(in_openvino, states, view), first) / largest
             continue
         without = _apart(frame_by_frame(compute, states, view, keep=False), first) / largest
@@ -188,12 +190,7 @@ def frame_by_frame(compute: Compute, states: List[State], frames: np.ndarray, ke
     return np.stack(found)
 
 
-def _in_onnxruntime(model: onnx.ModelProto, path: str, states: List[State]) -> Compute:
-    runner, outputs = session(model, path), ["output"] + [state.output for state in states]
-    return lambda feed: runner.run(outputs, feed)
-
-
-def _in_openvino(model: onnx.ModelProto, states: List[State]) -> Optional[Compute]:
+def _in_openvino(model: onnx.ModelProto, outputs: List[str]) -> Optional[Compute]:
     """None where OpenVINO is not installed, or does not start."""
     if find_spec("openvino") is None:
         return None
@@ -203,7 +200,7 @@ def _in_openvino(model: onnx.ModelProto, states: List[State]) -> Optional[Comput
         compiled = ov.Core().compile_model(ov.Core().read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     except Exception:  # a wheel for another processor fails in many ways; ONNX Runtime's proof stands
         return None
-    return lambda feed: [compiled(feed)[name].copy() for name in ["output"] + [state.output for state in states]]
+    return lambda feed: [compiled(feed)[name].copy() for name in outputs]
 
 
 def _apart(found: np.ndarray, expected: np.ndarray) -> float:
