@@ -17,7 +17,6 @@ convolutions in float64. One self-contained file, opset 11.
 import argparse
 import json
 import os
-from typing import Sequence
 
 from tsm.cli import UserError, fail, one_line, parser, positive, run
 
@@ -26,7 +25,7 @@ import numpy as np
 
 from tsm.checkpoint.identify import check_supported, facts_of, test_in_words
 from tsm.files import replacing, sha256
-from tsm.protocol import SHIFTS, SSV2, Protocol, read_protocol, segments
+from tsm.protocol import SHIFTS, SSV2, read_protocol, segments
 
 VERIFIED = 1e-5  # of --verify, relative to the largest class score
 
@@ -49,14 +48,6 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--verify", action="store_true", help="compare with PyTorch on random videos (some seconds each)")
     cli.add_argument("--show", action="store_true", help="print the graph")
     return cli.parse_args()
-
-
-def check_shape(shape: Sequence[int], protocol: Protocol, path: str) -> None:
-    """End with a usage error unless the input shape is that of some videos of the protocol."""
-    if tuple(shape[1:]) != protocol.video_shape:
-        fail("--shape %s: %s takes BATCH %s (%d segments, %s)" % (
-            " ".join(map(str, shape)), path, " ".join(map(str, protocol.video_shape)), protocol.segments,
-            test_in_words(protocol)), status=2)
 
 
 def main() -> None:
@@ -82,7 +73,10 @@ def main() -> None:
             print(one_line(note))
         protocol = facts.protocol
     args.shape = args.shape or [1] + list(protocol.video_shape)
-    check_shape(args.shape, protocol, args.checkpoint)
+    if tuple(args.shape[1:]) != protocol.video_shape:
+        fail("--shape %s: %s takes BATCH %s (%d segments, %s)" % (
+            " ".join(map(str, args.shape)), args.checkpoint, " ".join(map(str, protocol.video_shape)), protocol.segments,
+            test_in_words(protocol)), status=2)
     batch, net = args.shape[0], network_of(state, args.checkpoint, protocol, args.softmax)
     model = build(trunk_from(net), "cpu", protocol, batch, softmax=args.softmax)
     about = meta.get("about")

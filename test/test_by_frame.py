@@ -10,7 +10,7 @@ import pytest
 from clips import filmed
 
 from tsm.cli import Corrupt
-from tsm.model.offline import clip_of, had_it_been, read_offline
+from tsm.model.offline import clip_of, read_offline
 from tsm.model.onnxfile import session
 from tsm.predict import by_frame, live
 from tsm.predict.answers import Log
@@ -56,7 +56,7 @@ def test_the_answer_of_a_file_is_that_of_its_clip_and_each_file_begins_anew(run,
     assert page.count('aria-label="Probability of the running answer') == 2 and "frame by frame, shift bi-still" in page
     assert "run causally" in page and "run causally" in done.stdout and "16 frames answered; frame to answer p50 " in done.stdout
     assert "gives the same answer on %d of 2 videos" % facts["agreement_with_clip"]["same"] in done.stdout
-    trained = session(had_it_been(model, shift="bi"), "bi").run(None, {"input": as_video(images, range(8), view, "float32")})[0].mean(0)
+    trained = session(clip_of(model, "view", shift="bi"), "bi").run(None, {"input": as_video(images, range(8), view, "float32")})[0].mean(0)
     assert facts["agreement_with_clip"] == {"same": 2 * int(trained.argmax() == one["windows"][-1]["top"][0]["class_id"]), "videos": 2}
     assert len(rows) == 1 + 2 * 8 * 3 and {row["approximates"] for row in rows} == {"bi"}
     assert len((clip / "o.jsonl").read_text().splitlines()) == 1 + 2 * 8 and len(list((clip / "drawn").iterdir())) == 2

@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, TypeVar
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
 import xxhash
@@ -13,10 +13,8 @@ from tsm.files import read_json, sha256, write_json, write_text
 from tsm.protocol import Protocol
 from tsm.workfolder import BINS, INFO, MANIFEST
 
-Item = TypeVar("Item")
 
-
-def evenly(items: Sequence[Item], most: int) -> List[Item]:
+def evenly(items: Sequence[Any], most: int) -> List[Any]:
     """At most `most` of the items, evenly over all of them."""
     return [items[number * len(items) // most] for number in range(most)] if len(items) > most else list(items)
 

@@ -79,20 +79,16 @@ def one_frame(model: Offline) -> Any:
     return _written_again(model, "online_parts", "one_frame")
 
 
-def clip_of(model: Offline, form: str, segments: int = 0) -> Any:
-    """The ONNX model of one view of an online model, [segments, 3, size, size] -> frame scores: what frame by frame must give.
+def clip_of(model: Offline, form: str, **changes: Any) -> Any:
+    """The ONNX model of one view of a modified model, [segments, 3, size, size] -> frame scores: of an online model what frame by frame
+    must give.
 
     Args:
-        form: clip, the file's own form with a Pad `LAYER.shift/behind` in the place of each layer's state, or view, one_frame()'s.
-        segments: frames, as many as the protocol's unless given.
+        form: clip, an online file's own form with a Pad `LAYER.shift/behind` in the place of each layer's state, or view, one_frame()'s.
+        changes: of the protocol, as if the weights had been trained so: another kind of shift (any of tsm.protocol.MOVES), shift_div,
+            segments.
     """
-    return _written_again(model, form, "", segments=segments or model.tested_by.segments)
-
-
-def had_it_been(model: Offline, **changes: Any) -> Any:
-    """The one-view model of the weights of a modified model, had they been trained by another protocol: of another kind of shift (any
-    of tsm.protocol.MOVES: bi, none, reversed, past1, next1, past2, ...) or shift_div."""
-    return _written_again(model, "view", "", **changes)
+    return _written_again(model, form, "", **changes)
 
 
 def _written_again(model: Offline, form: str, proved_as: str, **changes: Any) -> Any:

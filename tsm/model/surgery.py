@@ -365,13 +365,6 @@ def trunk_node(source: Source, node: NodeProto, inputs: List[str], weights: Dict
     return helper.make_node(node.op_type, inputs + constants, [value], **facts)
 
 
-def trunk_inputs(source: Source, node: NodeProto) -> List[str]:
-    """The values that a trunk's node computes from; those of a chain of activations are those of its first node."""
-    if node.op_type in CLAMPS:
-        return [activation(source, node)[0]]
-    return [name for name in node.input if name and name not in source.weights]
-
-
 def walk(source: Source, end: str) -> Tuple[List[NodeProto], Dict[str, np.ndarray], List[Tuple[List[NodeProto], str, str]]]:
     """From the value `end` back to the input: (the trunk's nodes, inputs first; their weights; the gaps between them).
 
@@ -391,7 +384,10 @@ def walk(source: Source, end: str) -> Tuple[List[NodeProto], Dict[str, np.ndarra
         if node is not None and not is_trunk(source, node):
             node = None  # the value ends a gap
         gap, start = ([], "") if node is not None else between(source, value)
-        inputs = [start] if node is None else trunk_inputs(source, node)
+        inputs = [start]
+        if node is not None:  # a chain of activations computes from what its first node does
+            inputs = [activation(source, node)[0]] if node.op_type in CLAMPS else [
+                name for name in node.input if name and name not in source.weights]
         if not inputs or start == value:
             raise UserError("%s: %s does not depend on the input; is it another model?" % (source.path, value))
         waiting = [name for name in inputs if name not in names and name != source.input]

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tsm.cli import printable, warn
 from tsm.infer.engine import BACKENDS, Computing, Engine, Online, computed_by, default_backend, open_online, percentiles
 from tsm.labels import Ranked, name_of, top
-from tsm.model.offline import Offline, had_it_been
+from tsm.model.offline import Offline, clip_of
 from tsm.predict.answers import Answer, Log, Segment, Viewer, clock, in_a_line, in_figures, lines_of, segments_of, warn_if_few
 from tsm.predict.live import LIVE_WINDOW, Recent
 from tsm.protocol import CENTRE_VIEW, softmax
@@ -44,7 +44,7 @@ class ByFrame:
         self.viewers: List[FrameViewer] = []
         self.clip: Optional[Engine] = None  # of the same weights as they were trained, where they are run otherwise
         if self.approximates and not args.every and paths:
-            trained = had_it_been(model, shift=self.approximates)
+            trained = clip_of(model, "view", shift=self.approximates)
             self.clip = BACKENDS[default_backend()](trained, model.path, "fp32", 1)
         self.same: List[bool] = []  # per file, whether that answers the same
 

@@ -69,15 +69,13 @@ def windowed(
 
 def _timed(path: str, every: Optional[float]) -> Timeline:
     """A video's times; Corrupt where it has none, or its frames are further apart than `every` seconds."""
-    times, wrong = None if os.path.isdir(path) else timeline(path), ""
-    if times is None:
-        wrong = "is a folder of frames, which have no time; --window, --every and online models are for videos"
-    elif not times.rate:
-        wrong = "does not say how many frames it has per second" + reencode(path)
-    elif every is not None and every * times.rate < 0.99:
-        wrong = "--every %g s is shorter than one of its frames, %.4f s; pass a longer one" % (every, 1 / times.rate)
-    if wrong or not times:
-        raise Corrupt(wrong)
+    if os.path.isdir(path):
+        raise Corrupt("is a folder of frames, which have no time; --window, --every and online models are for videos")
+    times = timeline(path)
+    if not times.rate:
+        raise Corrupt("does not say how many frames it has per second" + reencode(path))
+    if every is not None and every * times.rate < 0.99:
+        raise Corrupt("--every %g s is shorter than one of its frames, %.4f s; pass a longer one" % (every, 1 / times.rate))
     return times
 
 
