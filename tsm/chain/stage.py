@@ -15,7 +15,6 @@ or [DEBUG], as ais_bench has them, are for that alone; the others are shown too.
 """
 
 import argparse
-import ast
 import contextlib
 import fcntl
 import glob
@@ -30,7 +29,8 @@ import sys
 import termios
 import threading
 import time
-from typing import Any, BinaryIO, Dict, List, NoReturn, Optional, Set, Tuple
+from modulefinder import ModuleFinder
+from typing import Any, BinaryIO, Dict, List, NoReturn, Optional, Tuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # of a script in a folder of a package
 
@@ -68,41 +68,17 @@ def digest(path: str) -> Optional[str]:
 
 
 def imports(path: str) -> List[str]:
-    """The suite's own files that a Python file imports, at its top or inside a function, by itself or through another."""
-    found: List[str] = []
-    left = [path]
-    while left:
-        here = left.pop()
-        for name in _names_imported(here):
-            for folder in (SUITE, os.path.dirname(os.path.abspath(path))):
-                base = os.path.join(folder, *name.split("."))
-                for file in (base + ".py", os.path.join(base, "__init__.py")):
-                    if os.path.isfile(file) and file not in found:
-                        found.append(file)
-                        left.append(file)
-    return sorted(found)
-
-
-def _names_imported(path: str) -> List[str]:
-    """Dotted names that may be modules: of `from tsm.files import sha256`, tsm, tsm.files and tsm.files.sha256."""
-    try:
-        with open(path, "rb") as file:
-            tree = ast.parse(file.read())
-    except (SyntaxError, ValueError):
-        return []  # running it will tell
-    names: Set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.update("%s.%s" % (node.module, alias.name) for alias in node.names)
-    return sorted({name.rsplit(".", depth)[0] for name in names for depth in range(name.count(".") + 1)})
+    """A Python file, and the suite's own that it imports, at its top or inside a function, by itself or through another."""
+    finder = ModuleFinder([SUITE, os.path.dirname(os.path.abspath(path))])
+    with contextlib.suppress(SyntaxError, ValueError):  # running it will tell
+        finder.run_script(path)
+    return sorted({path} | {module.__file__ for module in finder.modules.values() if module.__file__})
 
 
 def code(command: List[str]) -> str:
     """Digest of what decides how a command works: its scripts, what they import of the suite, the requirements' versions."""
     scripts = [word for word in command if word.endswith((".py", ".sh")) and os.path.isfile(word)]
-    files = scripts + [file for script in scripts if script.endswith(".py") for file in imports(script)]
+    files = [file for script in scripts for file in (imports(script) if script.endswith(".py") else [script])]
     with open(os.path.join(SUITE, "requirements.txt"), encoding="utf-8") as file:
         lines = [line for line in file if line[:1].isalpha()]
     wanted = {re.split("[^A-Za-z0-9-]", line, maxsplit=1)[0].lower().replace("-", "_") for line in lines}
