@@ -24,9 +24,9 @@ counts only if its SHA-256 begins with the digits that its name ends in
 import argparse
 import contextlib
 import os
-from typing import Any, Optional
+from typing import Optional
 
-from tsm.checkpoint import published
+from tsm.checkpoint import identify, published
 from tsm.cli import UserError, check_outputs, one_line, parser, run
 from tsm.files import sha256, write_json
 from tsm.labels import read_labels
@@ -61,10 +61,8 @@ def address_of(what: str) -> str:
     return published.address(row) if row else ""
 
 
-def tell(found: Any, where: str) -> None:
+def tell(found: identify.Facts, where: str) -> None:
     """Print what the checkpoint is, a line a fact, and where that is from."""
-    from tsm.checkpoint import identify
-
     digest = sha256(where)
     print("checkpoint: %s\nsha256: %s" % (where, digest))
     for what, value, origin in identify.table(found):
@@ -79,10 +77,8 @@ def tell(found: Any, where: str) -> None:
         print(one_line(note))
 
 
-def hand_on(found: Any, where: str, output: Optional[str]) -> None:
+def hand_on(found: identify.Facts, where: str, output: Optional[str]) -> None:
     """Write what later steps need to know, or say how, if they need to."""
-    from tsm.checkpoint import identify
-
     if output:
         write_json(output, dict(found.protocol._asdict(), network=found.network, average_clips=found.average_clips, **found.frames,
                                 checkpoint=where, fusion=identify.fusion_of(found)[0]))
@@ -104,7 +100,7 @@ def main() -> None:
     given = [path for path in (where, args.config, args.labels) if path]
     check_outputs({"--output": args.output}, given, None if args.output_dir == os.curdir else args.output_dir)
     fresh = published.fetch(url, where) if url else False
-    from tsm.checkpoint import identify, reader
+    from tsm.checkpoint import reader
     from tsm.model.network import network_of
 
     try:

@@ -31,6 +31,7 @@ from tsm.infer import engine as engines
 from tsm.infer.journal import Done, Piece, Progress, Work, consolidate, enter, held, recording, summarise_found, survey, unfinish
 from tsm.infer.tensors import check_protocol, keys_of_files, list_inputs, made_up, read_tensor, samples_in
 from tsm.model.offline import Offline, read_offline
+from tsm.model.onnxfile import protocol_of
 from tsm.results import rate_line, read_scores, statistics, throughput_line
 from tsm.samples import stratified
 
@@ -126,8 +127,6 @@ def agreement(
     samples: int
 ) -> Dict[str, Any]:
     """On how many of about --agreement videos fp32 gives the same top-1."""
-    from tsm.model.onnxfile import protocol_of
-
     engine = engines.open_engine(model, computing._replace(precision="fp32"), listed=True)
     classes = (model.protocol or protocol_of(model.proto, model.path)).classes
     answers = {number: (read_scores(work.result(number), classes) if one.scores is None else one.scores).argmax(-1)

@@ -20,8 +20,18 @@ from typing import Any, Dict, Mapping, Tuple
 
 from tsm import __version__
 from tsm.cli import UserError, fail, parser, positive, run
+
+# isort: split
+import onnx
+
 from tsm.files import replacing, sha256
+from tsm.labels import METADATA, read_labels
 from tsm.machine import keep_freed_memory
+from tsm.model.aipp import write_config
+from tsm.model.graph import build, trunk_of
+from tsm.model.onnxfile import metadata, protocol_of, read_onnx, set_metadata
+from tsm.model.proof import check_tolerance, in_words, prove, prove_online, still_holds, to_prove
+from tsm.model.surgery import auto_optimize, check_exported, fold_constants, lift, read_source, shift_to_write, weights_leave_inputs
 from tsm.protocol import FUSIONS, Protocol, differences, read_protocol
 
 CHOICES = {"target": ("ascend", "cpu", "online"), "fusion": FUSIONS, "input_dtype": ("float32", "uint8", "aipp")}  # first: the default
@@ -75,8 +85,6 @@ def settle(args: argparse.Namespace, known: Mapping[str, str]) -> bool:
 
 def optimised(model: Any, args: argparse.Namespace) -> Tuple[Any, Dict[str, int]]:
     """(the model, how often auto-optimizer changed it), where that is asked for."""
-    from tsm.model.surgery import auto_optimize
-
     if not args.auto_optimizer:
         return model, {}
     model, applied = auto_optimize(model, os.path.dirname(os.path.abspath(args.model2)))
@@ -85,8 +93,6 @@ def optimised(model: Any, args: argparse.Namespace) -> Tuple[Any, Dict[str, int]
 
 def proved_forms(trunk: Any, args: argparse.Namespace, protocol: Protocol) -> Tuple[Dict[str, Any], Dict[str, int]]:
     """(the graphs that a proof is of, see to_prove(); how often auto-optimizer changed the one there is then)."""
-    from tsm.model.proof import to_prove
-
     graphs = to_prove(trunk, args.target, args.fusion, args.input_dtype, protocol)
     graphs["file"], applied = optimised(graphs["file"], args)
     return {"file": graphs["file"]} if args.auto_optimizer else graphs, applied
@@ -94,9 +100,6 @@ def proved_forms(trunk: Any, args: argparse.Namespace, protocol: Protocol) -> Tu
 
 def surgery(given: Any, args: argparse.Namespace, protocol: Protocol, stated: bool, scratch: str) -> Tuple[Any, Protocol, Dict[str, str]]:
     """(the trunk of the exported model, its protocol, what the metadata say of how it was made and proved); prints that."""
-    from tsm.model.proof import check_tolerance, in_words, prove, prove_online
-    from tsm.model.surgery import check_exported, fold_constants, lift, read_source, shift_to_write, weights_leave_inputs
-
     check_exported(given, args.model1)
     rules = {"weights": weights_leave_inputs(given)}
     folded, rules["fold"] = fold_constants(given, args.model1, scratch)
@@ -124,10 +127,6 @@ def surgery(given: Any, args: argparse.Namespace, protocol: Protocol, stated: bo
 
 def carry_over(model: Any, args: argparse.Namespace, protocol: Protocol) -> Any:
     """The trunk of a model that this script wrote; UserError unless its proof is of what would be written now."""
-    from tsm.model.graph import trunk_of
-    from tsm.model.onnxfile import metadata
-    from tsm.model.proof import still_holds
-
     try:
         trunk = trunk_of(model)
     except ValueError as error:
@@ -140,13 +139,6 @@ def carry_over(model: Any, args: argparse.Namespace, protocol: Protocol) -> Any:
 
 def main() -> None:
     args = get_args()
-    import onnx
-
-    from tsm.labels import METADATA, read_labels
-    from tsm.model.aipp import write_config
-    from tsm.model.graph import build
-    from tsm.model.onnxfile import metadata, protocol_of, read_onnx, set_metadata
-
     keep_freed_memory(1 << 30)  # the proof's activations come and go: without it a tenth of the time is the kernel's
     given = read_onnx(args.model1)
     known, protocol = metadata(given), protocol_of(given, args.model1)

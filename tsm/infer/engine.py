@@ -27,6 +27,7 @@ from tsm.infer.int8 import compiled, int8_file, read_int8, weights_file
 from tsm.infer.tensors import reading_ahead
 from tsm.machine import cores, has_bf16, peak_memory
 from tsm.model.offline import Offline, clip_of, one_frame, one_view
+from tsm.model.onnxfile import session
 from tsm.protocol import CENTRE_VIEW, fuse
 from tsm.results import flips_in_words
 
@@ -86,8 +87,6 @@ def onnxruntime_engine(network: Any, path: str, precision: str, streams: int) ->
 
 def session_of(network: Any, path: str, precision: str, threads: int) -> Any:
     """An ONNX Runtime session, which computes in fp32."""
-    from tsm.model.onnxfile import session
-
     if precision != "fp32":
         raise UserError("--precision %s: needs OpenVINO; install it, or use fp32" % precision)
     return session(network, path, threads=threads)

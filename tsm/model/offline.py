@@ -7,6 +7,8 @@ from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 
 from tsm.cli import UserError, first_line
+from tsm.model.graph import build, trunk_of
+from tsm.model.onnxfile import State, graph_digest, metadata, protocol_of, read_onnx, signature, states_in
 from tsm.protocol import Protocol
 
 
@@ -21,7 +23,7 @@ class Offline(NamedTuple):
     fusion: Optional[str]
     protocol: Optional[Protocol]
     metadata: Dict[str, str]
-    states: Sequence[Any] = ()  # of an online model, in order: tsm.model.onnxfile.State
+    states: Sequence[State] = ()  # of an online model, in order
 
     @property
     def target(self) -> str:
@@ -44,8 +46,6 @@ class Offline(NamedTuple):
 
 def read_offline(path: str) -> Offline:
     """Load and describe a model; UserError unless it has one input, of a fixed shape, and one output, beside an online one's states."""
-    from tsm.model.onnxfile import metadata, protocol_of, read_onnx, signature, states_in
-
     proto = read_onnx(path)
     facts = metadata(proto)
     _, shape, dtype = signature(proto, path)
@@ -94,9 +94,6 @@ def clip_of(model: Offline, form: str, **changes: Any) -> Any:
 def _written_again(model: Offline, form: str, proved_as: str, **changes: Any) -> Any:
     """A modified model's network in a form of tsm.model.graph.build(), of its protocol with some changes; UserError unless the model is
     as it was written and, where the form was proved, that is what the proof is of."""
-    from tsm.model.graph import build, trunk_of
-    from tsm.model.onnxfile import graph_digest
-
     protocol = model.tested_by._replace(**changes)
     try:
         written = build(trunk_of(model.proto), form, protocol, dtype=model.dtype.name)
