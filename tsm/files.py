@@ -39,19 +39,12 @@ def replacing(path: str) -> Iterator[str]:
     try:
         yield part
         os.replace(part, path)
-    except OSError as error:
-        _remove(part)
-        if error.filename in (None, part):  # name the file the user knows
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.remove(part)
+        if isinstance(error, OSError) and error.filename in (None, part):  # name the file the user knows
             error.filename = path
         raise
-    except BaseException:
-        _remove(part)
-        raise
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.remove(path)
 
 
 def read_text(path: str) -> str:

@@ -103,9 +103,3 @@ def read_stages(folder: str = "") -> Dict[str, Any]:
         return dict(read_json(os.path.join(folder, STAGES), "stages"))
     except (UserError, FileNotFoundError):
         return {}
-
-
-def worked_since(begun: str) -> bool:
-    """Has a stage done work since then?"""
-    entries = read_stages().values()
-    return not entries or any(entry.get("ended", "") >= begun for entry in entries)

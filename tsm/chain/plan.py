@@ -377,7 +377,8 @@ def end(args: argparse.Namespace) -> None:
     def of_work(name: str) -> str:
         return shown(args, os.path.join(args.work_dir, name))
 
-    done = workfolder.worked_since(args.begun)
+    entries = workfolder.read_stages().values()
+    done = not entries or any(entry.get("ended", "") >= args.begun for entry in entries)
     print("\n%s %s" % ("Done." if done else "Nothing to do: all is as the last run left it (--again measures the speed again).",
                        "The model is %s" % of_work(args.modified) if args.model_only else "Open %s" % of_work(workfolder.PAGE)))
     python = shlex.quote(sys.executable) if os.environ.get("PYTHON") else of_suite(".venv/bin/python")
