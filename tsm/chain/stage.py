@@ -69,7 +69,7 @@ def digest(path: str) -> Optional[str]:
 
 def imports(path: str) -> List[str]:
     """A Python file, and the suite's own that it imports, at its top or inside a function, by itself or through another."""
-    finder = ModuleFinder([SUITE, os.path.dirname(os.path.abspath(path))])
+    finder: Any = ModuleFinder([SUITE, os.path.dirname(os.path.abspath(path))])
     with contextlib.suppress(SyntaxError, ValueError):  # running it will tell
         finder.run_script(path)
     return sorted({path} | {module.__file__ for module in finder.modules.values() if module.__file__})
