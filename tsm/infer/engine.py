@@ -389,10 +389,7 @@ def percentiles(times: Sequence[float]) -> Dict[str, float]:
     return {"p%d" % share: round(float(value), 3) for share, value in zip(PERCENTILES, values)}
 
 
-Seen = Callable[[np.ndarray, Optional[np.ndarray]], None]
-
-
-def submit_views(engine: Engine, model: Offline, samples: np.ndarray, take: Take, seen: Optional[Seen] = None) -> None:
+def submit_views(engine: Engine, model: Offline, samples: np.ndarray, take: Take, seen: Optional[Callable[..., None]] = None) -> None:
     """Submit samples, [samples, …], view by view or whole; take(output [samples, classes]) once all of them are done.
 
     Before that, if the model runs view by view, seen() is told how many of the views have the fused answer, int [samples], and

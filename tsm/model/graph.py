@@ -233,10 +233,7 @@ def runs(channels: int, protocol: Protocol) -> List[Run]:
     return found
 
 
-Groups = List[Tuple[List[Run], np.ndarray]]
-
-
-def groups(channels: int, protocol: Protocol) -> Groups:
+def groups(channels: int, protocol: Protocol) -> List[Tuple[List[Run], np.ndarray]]:
     """The parts of a value of so many channels: the runs that each holds and their channels; first those that move, each by
     itself, then what stays, together with what becomes zero, as a residual connection needs that."""
     found = runs(channels, protocol)
