@@ -14,15 +14,15 @@ A script that is interrupted while it still imports libraries, or whose interpre
 
 import os
 import sys
-from typing import Any, Dict
+from typing import Any
 
 __version__ = "1.0.0"
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime 1.29 and newer; see Privacy.md in its package
 os.environ["NNCF_CI"] = "1"  # NNCF reports nothing where this is set
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))
-_modules: Dict[str, Any] = sys.modules  # OpenVINO has no such variable; without this package it reports nothing
-_modules.setdefault("openvino_telemetry", None)  # importing it raises ImportError, as where it is not installed
+# OpenVINO has no such variable; it reports nothing where importing this package raises ImportError, as if it were not installed.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 SUITE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -1,4 +1,5 @@
-"""The int8 form of a model: quantised after training by NNCF, kept in OpenVINO's two files, bound to its network."""
+"""The int8 form of a model: quantised after training by NNCF, kept in OpenVINO's two files, bound to its network; and how OpenVINO
+compiles a network of any precision."""
 
 import contextlib
 import hashlib
