@@ -15,8 +15,7 @@ case ${1:-} in
 --all) export TSM_KILLS=12 TSM_FUZZ=80; shift ;;
 '') leg=(-m 'not all') ;;
 esac
-given=${PYTHON:-}
-if [ -z "$given" ]; then
+if [ -z "${PYTHON:-}" ]; then
     ./setup.sh test/requirements.txt
     PYTHON=.venv/bin/python
 fi
@@ -24,16 +23,10 @@ has() { "$PYTHON" -c "import $1" 2>/dev/null; }
 pytest=("$PYTHON" -m pytest -q -p no:cacheprovider)
 [ $# = 0 ] || exec "${pytest[@]}" "$@"
 
-check() { # check MODULE ARGUMENTS...: one that a given interpreter lacks is passed over, aloud
-    if [ -n "$given" ] && ! has "$1"; then
-        echo "NOT RUN: $1, which $PYTHON lacks"
-    else
-        echo "$1: " && "$PYTHON" -m "$@"
-    fi
-}
-check ruff check --no-cache .
-check mypy --cache-dir=/dev/null
 "$PYTHON" test/size.py
+for module in ruff mypy; do
+    has $module || echo "NOT RUN: $module, which $PYTHON lacks"
+done
 if [ ${#leg[@]} = 0 ]; then
     chromium=$(command -v chromium chromium-browser google-chrome google-chrome-stable chrome | head -1) || true
     echo "pages: ${chromium:-NOT RUN in a browser, as there is no chromium or chrome on the PATH}"

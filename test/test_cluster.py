@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 from clips import arguments, listed, results
@@ -24,7 +23,6 @@ from tsm.protocol import SSV2
 from tsm.samples import Clip
 from tsm.video.frames import IMG
 
-pytest.importorskip("onnx")
 CLIPS, CHUNK = 40, 5
 RAY = os.path.join(os.path.dirname(sys.executable), "ray")
 NEEDS_RAY = pytest.mark.skipif(sys.version_info < (3, 10) or not os.path.exists(RAY),
@@ -245,15 +243,12 @@ def test_a_node_without_the_model_is_named_and_a_chunk_of_nothing_readable_is_pa
         (folder / "videos" / ("%d.webm" % number)).write_bytes(b"")
     (folder / "model").mkdir()
     shutil.move(str(folder / "new.onnx"), str(folder / "model"))
-    ray = os.path.join(os.path.dirname(sys.executable), "ray")
     command = "mount -t tmpfs none %s && exec %s start --address=%s --num-cpus=1 --object-store-memory=100000000 --block" % (
-        folder / "model", ray, cluster.address)
+        folder / "model", RAY, cluster.address)
     node = subprocess.Popen(["unshare", "-m", "sh", "-c", command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                             start_new_session=True)
     try:
-        limit = time.monotonic() + LONGEST
-        while len(alive(cluster)) < 3 and time.monotonic() < limit:
-            time.sleep(0.2)
+        wait_for(lambda: len(alive(cluster)) == 3, "the other node", node)
         with standing_still(cluster.first):  # until the other node was examined
             process = start(repo, folder, cluster, "--model", "model/new.onnx", "--chunk", 2, "--on_error", "skip")
             said = process.stderr.readline()
@@ -285,7 +280,6 @@ def other_host(cluster):
         subprocess.check_call(["ip", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     inside = ("netns", "exec", name, "ip")
-    ray = os.path.join(os.path.dirname(sys.executable), "ray")
     before, node = len(alive(cluster)), None
     try:
         try:
@@ -299,13 +293,10 @@ def other_host(cluster):
             ip(*inside, "route", "add", "default", "via", net + "1")
         except (OSError, subprocess.CalledProcessError):
             pytest.skip("NOT RUN: no network namespaces here, so no host can be cut off")
-        command = ["ip", "netns", "exec", name, ray, "start", "--address=" + cluster.address, "--node-ip-address=" + net + "2",
+        command = ["ip", "netns", "exec", name, RAY, "start", "--address=" + cluster.address, "--node-ip-address=" + net + "2",
                    "--num-cpus=1", "--object-store-memory=100000000", "--block"]
         node = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        limit = time.monotonic() + LONGEST
-        while len(alive(cluster)) <= before:
-            assert time.monotonic() < limit and node.poll() is None
-            time.sleep(0.1)
+        wait_for(lambda: len(alive(cluster)) > before, "the other host", node)
         yield lambda: ip("link", "set", ours, "down")
     finally:
         pids = subprocess.run(["ip", "netns", "pids", name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True)
@@ -371,14 +362,12 @@ def job(folder, **changes):
 def test_a_host_that_differs_says_how(tmp_path):
     here = versions_here("cpu", "onnxruntime")
     check_host(job(tmp_path), here)
-    with pytest.raises(HostCannot, match="has numpy .*, and the run 0.1"):
-        check_host(job(tmp_path), dict(here, numpy="0.1"))
-    with pytest.raises(HostCannot, match="has another .*m.onnx than the run"):
-        check_host(job(tmp_path, digests={str(tmp_path / "m.onnx"): "0"}), here)
-    with pytest.raises(HostCannot, match="has no /nowhere/m.onnx"):
-        check_host(job(tmp_path, digests={"/nowhere/m.onnx": "0"}), here)
-    with pytest.raises(HostCannot, match="has no /nowhere/videos"):
-        check_host(job(tmp_path, source=Origin("/nowhere/videos", None, None, "float32")), here)
+    for says, versions, changes in (
+            ("has numpy .*, and the run 0.1", {"numpy": "0.1"}, {}), ("has no /nowhere/m.onnx", {}, {"digests": {"/nowhere/m.onnx": "0"}}),
+            ("has another .*m.onnx than the run", {}, {"digests": {str(tmp_path / "m.onnx"): "0"}}),
+            ("has no /nowhere/videos", {}, {"source": Origin("/nowhere/videos", None, None, "float32")})):
+        with pytest.raises(HostCannot, match=says):
+            check_host(job(tmp_path, **changes), dict(here, **versions))
 
 
 def test_where_ray_is_missing_one_line_says_what_to_install(repo, setting):
@@ -418,7 +407,6 @@ def test_nothing_is_reported_to_ray_s_makers(fails, setting, tmp_path):
 
 
 def test_both_lists_of_requirements_pin_the_ray_that_was_tested(repo):
-    def pins(name):
-        return [line.split("#")[0].strip() for line in (repo / name).read_text().splitlines() if line.startswith("ray")]
-
-    assert pins("requirements-cluster.txt") == pins("test/requirements.txt") and len(pins("test/requirements.txt")) == 1
+    one, other = ([line.split("#")[0].strip() for line in (repo / name).read_text().splitlines() if line.startswith("ray")]
+                  for name in ("requirements-cluster.txt", "test/requirements.txt"))
+    assert one == other and len(one) == 1

@@ -3,9 +3,16 @@
 import json
 import sys
 
+import cv2
 import numpy as np
+import onnxruntime
 import pytest
+import torch
 
+from tsm.checkpoint import reader
+from tsm.model.graph import build
+from tsm.model.network import TSM, load_network, trunk_from
+from tsm.model.onnxfile import metadata, read_onnx
 from tsm.protocol import SSV2
 
 
@@ -39,8 +46,6 @@ def test_annotations_have_the_datasets_form(demo, annotations):
 
 
 def test_clips_are_varied_and_small(demo):
-    import cv2
-
     shapes, lengths, size = set(), set(), 0
     for path in (demo / "videos").iterdir():
         video, frames = cv2.VideoCapture(str(path)), 0
@@ -53,17 +58,12 @@ def test_clips_are_varied_and_small(demo):
     assert any(w > h for w, h in shapes) and any(w < h for w, h in shapes) and size < 1.2e6
 
 
-def test_a_clip_comes_again_from_its_seed(demo):
-    from render import TEMPLATES, render
-
-    times = np.linspace(0, 1, 3)
-    first, second = (render(np.random.RandomState(5), TEMPLATES[0], 60, 80, times) for _ in range(2))
-    assert np.array_equal(first, second) and first[0].shape == (60, 80, 3)
-
-
-def test_a_pair_differs_only_in_the_direction_of_time(demo):
+def test_a_clip_comes_again_from_its_seed_and_a_pair_differs_only_in_the_direction_of_time(demo):
     """Without shake and noise the two classes of a pair show the same frames in opposite order."""
     import render
+
+    first, second = (render.render(np.random.RandomState(5), render.TEMPLATES[0], 60, 80, np.linspace(0, 1, 3)) for _ in range(2))
+    assert np.array_equal(first, second) and first[0].shape == (60, 80, 3)
 
     class Still(np.random.RandomState):
         def normal(self, loc=0.0, scale=1.0, size=None):
@@ -79,13 +79,9 @@ def test_a_pair_differs_only_in_the_direction_of_time(demo):
 @pytest.mark.parametrize("still", [False, True])
 def test_the_expanded_network_is_the_thin_one(demo, still):
     """With its shift, or without: of 8 to 256 channels, a shift_div of 1024 shifts none."""
-    import torch
     from expand import expand
 
-    from tsm.checkpoint.reader import load
-    from tsm.model.network import TSM
-
-    state, _ = load(str(demo / "tsm_thin.pth"))
+    state, _ = reader.load(str(demo / "tsm_thin.pth"))
     thin, full = TSM(SSV2._replace(shift_div=1024) if still else SSV2, width=8).eval(), TSM().eval()
     thin.load_state_dict(state)
     full.load_state_dict(expand(state, still))
@@ -98,13 +94,9 @@ def test_the_expanded_network_is_the_thin_one(demo, still):
 
 def test_with_their_folds_exchanged_weights_of_both_sides_are_a_start_for_the_past_alone(demo):
     """bi run without what it sees ahead, exactly; without the exchange it is another network."""
-    import torch
     from train import exchanged
 
-    from tsm.checkpoint.reader import load
-    from tsm.model.network import TSM
-
-    state, _ = load(str(demo / "tsm_thin.pth"))
+    state, _ = reader.load(str(demo / "tsm_thin.pth"))
     torch.manual_seed(0)
     videos, scores = torch.randn(1, 8, 3, 64, 64), []
     for shift, weights in (("bi-still", state), ("past1", exchanged(state)), ("past1", state)):
@@ -115,10 +107,9 @@ def test_with_their_folds_exchanged_weights_of_both_sides_are_a_start_for_the_pa
     assert np.abs(scores[1] - scores[0]).max() <= 1e-5 * np.abs(scores[0]).max() < 1e-3 * np.abs(scores[2] - scores[0]).max()
 
 
-def test_expansion_is_deterministic_and_named_errors_are_one_line(works, fails, tmp_path):
-    for name in ("a.pth", "b.pth"):
-        works("demo/expand.py", "--output", name, cwd=tmp_path)
-    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
+def test_expansion_is_deterministic_and_named_errors_are_one_line(works, fails, demo_checkpoint, tmp_path):
+    works("demo/expand.py", "--output", "a.pth", cwd=tmp_path)
+    assert (tmp_path / "a.pth").read_bytes() == demo_checkpoint.read_bytes()
     assert "none.pth" in fails("demo/expand.py", "--output", "c.pth", "--thin", "none.pth", cwd=tmp_path)
     assert not (tmp_path / "c.pth").exists()
 
@@ -126,9 +117,6 @@ def test_expansion_is_deterministic_and_named_errors_are_one_line(works, fails, 
 def test_the_demo_says_what_it_is_wherever_it_goes(works, demo, demo_checkpoint, tmp_path):
     """The checkpoint's mark is read, and an exported model has it."""
     from expand import ABOUT
-
-    from tsm.checkpoint import reader
-    from tsm.model.onnxfile import metadata, read_onnx
 
     assert reader.load(str(demo_checkpoint))[1]["about"] == ABOUT
     reader.save(str(tmp_path / "thin.pth"), reader.load(str(demo / "tsm_thin.pth"))[0], {"about": ABOUT})
@@ -140,11 +128,7 @@ def test_the_demo_says_what_it_is_wherever_it_goes(works, demo, demo_checkpoint,
 @pytest.mark.parametrize("weights, shift", [("tsm_thin.pth", "bi"), ("tsm_thin_uni.pth", "past1")])
 def test_only_the_shift_tells_the_classes_of_a_pair_apart(weights, shift, works, demo, annotations, tmp_path):
     """The thin network on the protocol's tensors: right with its shift; without it, no better than chance in a pair."""
-    import onnxruntime
     from render import ACTIONS
-
-    from tsm.model.graph import build
-    from tsm.model.network import load_network, trunk_from
 
     entries, labels = annotations
     lines = ["%s.webm %d\n" % (entry["id"], labels[plain(entry)]) for entry in entries]

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import traced
@@ -30,6 +29,12 @@ def without_locks(error):
     return ["strace", "-f", "-qq", "-e", "trace=flock", "-e", "inject=flock:error=" + error, "-o", os.devnull]
 
 
+def with_setup(repo, folder):
+    """setup.sh and what it installs, in a folder of their own."""
+    for name in ("setup.sh", "requirements.txt"):
+        shutil.copy(str(repo / name), str(folder))
+
+
 @pytest.mark.all
 @needs_strace
 @pytest.mark.parametrize("error", ["EBADF", "ENOLCK", "ENOSYS", "EOPNOTSUPP"])
@@ -46,8 +51,7 @@ def test_a_file_system_without_locks_is_a_warning(error, repo, tmp_path):
 @needs_strace
 def test_the_shell_scripts_go_on_without_locks(repo, tmp_path):
     """setup.sh as far as the interpreter that cannot make .venv; run_all.sh as far as its first stage."""
-    shutil.copy(str(repo / "setup.sh"), str(tmp_path))
-    shutil.copy(str(repo / "requirements.txt"), str(tmp_path))
+    with_setup(repo, tmp_path)
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\n[ "$1" != -m ] && exec %s "$@"\nexit 1\n' % sys.executable)
     python.chmod(0o755)
@@ -72,14 +76,12 @@ def test_no_lock_is_asked_for_through_a_read_only_descriptor(script, lock, repo,
         "run_all.sh": [str(repo / script), "1", "--device", "cpu", "--checkpoint", "list.txt", "--exporter", "builtin",
                        "--work_dir", "."],
         "setup.sh": ["./setup.sh"]}[script]
-    env = dict(os.environ, PYTHON=sys.executable, BASE_PYTHON=sys.executable)
+    env = {"PYTHON": sys.executable, "BASE_PYTHON": sys.executable}
     if script == "setup.sh":
-        shutil.copy(str(repo / "setup.sh"), str(tmp_path))
-        shutil.copy(str(repo / "requirements.txt"), str(tmp_path))
+        with_setup(repo, tmp_path)
         env["TMPDIR"] = "/nowhere"
     log = tmp_path / "log"
-    subprocess.run(["strace", "-f", "-y", "-qq", "-e", "trace=flock,open,openat", "-o", str(log)] + command, cwd=str(tmp_path),
-                   env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    ran("strace", "-f", "-y", "-qq", "-e", "trace=flock,open,openat", "-o", log, *command, cwd=tmp_path, env=env)
     calls = log.read_text()
     assert re.search(r"flock\(\d+<%s>, LOCK_EX\|LOCK_NB\) += 0" % re.escape(str(tmp_path / lock)), calls), calls[-2000:]
     assert re.search(r'open(at)?\(.*%s", O_RDWR\|O_CREAT' % re.escape(os.path.basename(lock)), calls)
@@ -87,26 +89,21 @@ def test_no_lock_is_asked_for_through_a_read_only_descriptor(script, lock, repo,
 
 def test_setup_says_what_it_cannot_use(repo, tmp_path):
     """A TMPDIR that pip could not use is named before pip is started, and no .venv is begun."""
-    shutil.copy(str(repo / "setup.sh"), str(tmp_path))
-    shutil.copy(str(repo / "requirements.txt"), str(tmp_path))
+    with_setup(repo, tmp_path)
     done = ran(tmp_path / "setup.sh", cwd=tmp_path, env={"BASE_PYTHON": sys.executable, "TMPDIR": "/nowhere"})
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and not (tmp_path / ".venv").exists()
     assert "setup.sh: error: TMPDIR, /nowhere: no folder that can be written to" in done.stderr
 
 
-def test_a_folder_is_held_by_one_run_only(tmp_path):
-    with locked(str(tmp_path)):
-        assert os.listdir(str(tmp_path)) == [".lock"]
-        with pytest.raises(UserError, match="another run is at work"), locked(str(tmp_path)):
-            pass
-    with locked(str(tmp_path)):
-        pass
-
-
-def test_a_lock_fails_for_its_own_reason(tmp_path, monkeypatch, capsys):
+def test_a_folder_is_held_by_one_run_only_and_a_lock_fails_for_its_own_reason(tmp_path, monkeypatch, capsys):
     def broken(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
+    for _ in range(2):
+        with locked(str(tmp_path)):
+            assert os.listdir(str(tmp_path)) == [".lock"]
+            with pytest.raises(UserError, match="another run is at work"), locked(str(tmp_path)):
+                pass
     monkeypatch.setattr(fcntl, "flock", broken)
     with locked(str(tmp_path)):
         assert "warning: %s: cannot be locked (No locks available)" % tmp_path in capsys.readouterr().err
@@ -116,14 +113,6 @@ def test_a_lock_fails_for_its_own_reason(tmp_path, monkeypatch, capsys):
 
 
 # Processors.
-
-def tree(folder, files):
-    for name, text in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return str(folder)
-
 
 @pytest.mark.parametrize("own, files, quota", [
     ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),  # v2, the container's own group
@@ -137,14 +126,15 @@ def tree(folder, files):
     ("4:cpu,cpuacct:/docker/abc\n", {"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "50000\n"}, 2),
     ("4:cpu:/\n3:memory:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
     ("5:cpuset:/a\n", {"cpuset/a/cpu.cfs_quota_us": "100000", "cpuset/a/cpu.cfs_period_us": "100000"}, math.inf),
-    ("0::/a:b\n", {"a:b/cpu.max": "100000 100000"}, 1),
-    ("0::/\n", {"cpu.max": ""}, math.inf), ("0::/\n", {"cpu.max": "100000 0"}, math.inf),
-    ("0::/\n", {"cpu.max": "\x00"}, math.inf),
-    ("nonsense\n", {}, math.inf),
+    ("0::/a:b\n", {"a:b/cpu.max": "100000 100000"}, 1), ("nonsense\n", {}, math.inf), ("0::/\n", {"cpu.max": ""}, math.inf),
+    ("0::/\n", {"cpu.max": "100000 0"}, math.inf), ("0::/\n", {"cpu.max": "\x00"}, math.inf),
 ])
 def test_the_quota_of_a_control_group(own, files, quota, tmp_path):
     (tmp_path / "own").write_text(own)
-    assert cpu_quota(tree(tmp_path / "cgroup", files), str(tmp_path / "own")) == quota
+    for name, text in files.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(text)
+    assert cpu_quota(str(tmp_path / "cgroup"), str(tmp_path / "own")) == quota
 
 
 def test_a_quota_counts_as_processors(monkeypatch):
@@ -185,20 +175,7 @@ def scripts(repo):
             and 'if __name__ == "__main__"' in (repo / name).read_text(encoding="utf-8")]
 
 
-def side_by_side(work, items):
-    """(item, work(item)) of each, as many at a time as there are processors."""
-    with ThreadPoolExecutor(cores()) as pool:
-        return list(zip(items, pool.map(work, items)))
-
-
 HELP = "TSM_checkpoint.py"  # has characters in it that ASCII has not; every script meets its user through tsm.cli.run (test_structure.py)
-
-
-@pytest.mark.all
-@pytest.mark.parametrize("name", sorted(LOCALES))
-def test_help_in_every_locale(name, repo, locales):
-    done = in_locale(name, locales, repo / HELP, "--help")
-    assert done.returncode == 0 and b"usage: " in done.stdout and not done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1", "gb18030", "utf-16"])
@@ -211,8 +188,10 @@ def test_help_for_every_encoding_of_the_output(encoding, repo, works, tmp_path):
 
 @pytest.mark.all
 @pytest.mark.parametrize("name", sorted(LOCALES))
-def test_names_are_names_in_every_locale(name, repo, locales, tmp_path):
+def test_help_and_names_in_every_locale(name, repo, locales, tmp_path):
     """A list of UTF-8 names is read, its frames are found; a missing one is shown as it is called."""
+    done = in_locale(name, locales, repo / HELP, "--help")
+    assert done.returncode == 0 and b"usage: " in done.stdout and not done.stderr, done.stderr
     root, ann_file = linked(tmp_path, 1)
     os.rename(str(root / "clip"), str(root / "视频"))
     ann_file.write_text("视频 8 3\n", encoding="utf-8")
@@ -253,13 +232,8 @@ def quiet(tmp_path):
 
 
 def test_the_libraries_are_told_before_they_are_imported(quiet, repo):
-    code = ("import tsm, os, sys\n"
-            "for name in ('onnxruntime', 'openvino'):\n"
-            "    try: __import__(name)\n"
-            "    except ImportError: pass\n"
-            "print(os.environ['ORT_DISABLE_TELEMETRY'], sys.modules['openvino_telemetry'])")
-    done = ran(sys.executable, "-c", code, cwd=repo, env=quiet)
-    assert done.stdout == "1 None\n"
+    code = "import tsm, os, sys, onnxruntime, openvino; print(os.environ['ORT_DISABLE_TELEMETRY'], sys.modules['openvino_telemetry'])"
+    assert ran(sys.executable, "-c", code, cwd=repo, env=quiet).stdout == "1 None\n"
 
 
 def test_a_closed_standard_output_is_no_fault(repo, tmp_path):
@@ -281,10 +255,8 @@ def test_what_goes_wrong_while_libraries_are_imported_is_one_line_unless_it_is_o
 
 def test_an_interpreter_without_the_packages_is_told_of_setup(repo, tmp_path):
     """Of every script: without site, Python finds none of them."""
-    def helped(script):
-        return ran(sys.executable, "-S", "-B", repo / script, "--help", cwd=tmp_path)
-
-    for script, done in side_by_side(helped, [name for name in scripts(repo) if not name.startswith("tsm/chain/")]):
+    for script in [name for name in scripts(repo) if not name.startswith("tsm/chain/")]:
+        done = ran(sys.executable, "-S", "-B", repo / script, "--help", cwd=tmp_path)
         assert done.returncode == 1 and done.stderr.count("\n") == 1, (script, done.stderr)
         assert "lacks a package of the suite" in done.stderr and str(repo / "setup.sh") in done.stderr
 

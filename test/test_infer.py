@@ -8,12 +8,16 @@ import shutil
 import sys
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+from processes import ran
 
-onnx = pytest.importorskip("onnx")
-from clips import SMALL  # noqa: E402
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-from processes import ran  # noqa: E402
+from tsm.infer.int8 import openvino_says
+from tsm.model.graph import build, trunk_of
+from tsm.model.onnxfile import graph_digest, metadata, protocol_of, read_onnx, set_metadata
+from tsm.results import write_summary
 
 BATCH, WIDTH = 4, 6
 
@@ -51,8 +55,6 @@ def summary(folder):
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 def test_files_are_packed_in_natural_order_and_each_has_its_result(works, tmp_path, tiny, rows, backend):
-    if backend == "openvino":
-        pytest.importorskip("openvino")
     out = works("TSM_infer.py", *ARGS, "--outfmt", "TXT", "--backend", backend, cwd=tmp_path)
     assert "[INFO] NPU_compute_time (ms): min = " in out and "[INFO] throughput 1000*batchsize.mean(4)/NPU_compute_time.mean(" in out
     found = summary(tmp_path)
@@ -69,23 +71,15 @@ def test_files_are_packed_in_natural_order_and_each_has_its_result(works, tmp_pa
     assert sorted(path.name for path in (tmp_path / "res").iterdir()) == ["out", "out_summary.json"]
 
 
-@pytest.mark.parametrize("form", ["NPY", "BIN"])
-def test_other_forms_keep_float32(works, tmp_path, tiny, rows, form):
-    works("TSM_infer.py", *ARGS, "--outfmt", form, cwd=tmp_path)
-    path = tmp_path / ("res/out/10_0." + form.lower())
-    values = np.load(str(path)) if form == "NPY" else np.fromfile(str(path), np.float32)
-    assert values.dtype == np.float32 and np.allclose(values.reshape(-1), rows[10] @ tiny, atol=1e-6)
-
-
-def test_a_whole_batch_file_gives_one_result_with_its_rows(works, tmp_path, tiny, rows):
+def test_other_forms_keep_float32_and_files_are_taken_in_the_order_given_and_of_whole_batches(works, tmp_path, tiny, rows):
+    for form, read in (("NPY", np.load), ("BIN", lambda path: np.fromfile(path, np.float32))):
+        works("TSM_infer.py", *ARGS, "--outfmt", form, cwd=tmp_path)
+        values = read(str(tmp_path / ("res/out/10_0." + form.lower())))
+        assert values.dtype == np.float32 and np.allclose(values.reshape(-1), rows[10] @ tiny, atol=1e-6)
     np.save(str(tmp_path / "whole.npy"), rows[:4])
-    works("TSM_infer.py", "-m", "tiny.onnx", "-i", "whole.npy", "-o", "res", "--output_dirname", "out", "--outfmt", "NPY",
-          cwd=tmp_path)
+    works("TSM_infer.py", *ARGS, "-i", "whole.npy", "--outfmt", "NPY", cwd=tmp_path)  # one result with its rows
     assert np.allclose(np.load(str(tmp_path / "res/out/whole_0.npy")), rows[:4] @ tiny, atol=1e-6)
-
-
-def test_files_are_taken_in_the_order_given(works, tmp_path, tiny, rows):
-    works("TSM_infer.py", "-m", "tiny.onnx", "-i", "in/7.bin,in/2.bin", "-o", "res", "--output_dirname", "out", cwd=tmp_path)
+    works("TSM_infer.py", *ARGS, "-i", "in/7.bin,in/2.bin", cwd=tmp_path)
     assert [info["infiles"][0] for info in summary(tmp_path)["filesinfo"].values()] == ["in/7.bin", "in/2.bin"]
 
 
@@ -107,11 +101,11 @@ def test_what_is_done_stays_and_what_a_kill_or_a_change_took_is_done_again(works
     assert "11 made, 0 already right" in works("TSM_infer.py", *ARGS, "--loop", 2, cwd=tmp_path)
 
 
-def test_each_tensor_is_read_once(repo, tmp_path, tiny, rows):
-    code = ("import sys; sys.path.insert(0, %r)\nfrom tsm.infer import tensors\nread = tensors.read_tensor\n"
-            "tensors.read_tensor = lambda path, *args: open('read', 'a').write(path + '\\n') and read(path, *args)\n"
-            "import TSM_infer; TSM_infer.main()" % str(repo))
-    ran(sys.executable, "-c", code, *ARGS, cwd=tmp_path)
+def test_each_tensor_is_read_once(works, patched, tmp_path, tiny, rows):
+    counting = patched("TSM_infer.py", (
+        "from tsm.infer import tensors\nread = tensors.read_tensor\n"
+        "tensors.read_tensor = lambda path, *args: open('read', 'a').write(path + '\\n') and read(path, *args)"))
+    works(counting, *ARGS, cwd=tmp_path)
     assert [os.path.basename(line) for line in (tmp_path / "read").read_text().split()] == ["%d.bin" % index for index in range(11)]
 
 
@@ -161,7 +155,6 @@ def test_usage_errors_exit_2(fails, tmp_path, args):
 
 @pytest.mark.parametrize("op", ["Det", "Unheard"])
 def test_what_openvino_does_not_take_is_told_in_its_own_words(fails, tmp_path, tiny, op):
-    pytest.importorskip("openvino")
     model = onnx.load(str(tmp_path / "tiny.onnx"))
     model.graph.node[0].op_type, model.graph.node[0].input[:] = op, ["x"]
     onnx.save(model, str(tmp_path / "tiny.onnx"))
@@ -169,12 +162,9 @@ def test_what_openvino_does_not_take_is_told_in_its_own_words(fails, tmp_path, t
     assert "tiny.onnx: OpenVINO refuses it (No conversion rule found for operations: %s-11); try" % op in line
 
 
-@pytest.mark.parametrize("text, says", [
-    ("", "RuntimeError"), (" \n\n", "RuntimeError"), ("Exception from a.cpp:1:\nno memory\n\n", "no memory")])
-def test_an_openvino_error_of_any_form_says_something(text, says):
-    from tsm.infer.int8 import openvino_says
-
-    assert openvino_says(RuntimeError(text)) == says
+def test_an_openvino_error_of_any_form_says_something():
+    for text, says in (("", "RuntimeError"), (" \n\n", "RuntimeError"), ("Exception from a.cpp:1:\nno memory\n\n", "no memory")):
+        assert openvino_says(RuntimeError(text)) == says
 
 
 def preprocessed(works, repo, folder, *protocol):
@@ -204,19 +194,11 @@ def probabilities(works, tensors, name, *args):
 
 def test_tsm_view_by_view_equals_the_whole_model(works, tensors, small_onnx, tmp_path):
     """Both backends, batch 1 and a batch that three clips do not fill, against ONNX Runtime on the graph as it is."""
-    import onnxruntime
-
-    from tsm.model.graph import build, trunk_of
-    from tsm.model.onnxfile import metadata, read_onnx, set_metadata
-
     session = onnxruntime.InferenceSession(str(small_onnx), providers=["CPUExecutionProvider"])
     videos = [np.fromfile(str(tensors / "sthv2/preprocess_bin" / ("%d.bin" % i)), np.float32) for i in range(3)]
     whole = np.concatenate([session.run(None, {"input": video.reshape(1, 48, 3, 64, 64)})[0] for video in videos])
-    four = build(trunk_of(read_onnx(str(small_onnx))), "cpu", SMALL, 4, "score")
-    set_metadata(four, metadata(read_onnx(str(small_onnx))))
-    onnx.save(four, str(tmp_path / "four.onnx"))
     for name, args in {"ov": ("-m", small_onnx, "--backend", "openvino"), "ort": ("-m", small_onnx, "--backend", "onnxruntime"),
-                       "four": ("-m", tmp_path / "four.onnx")}.items():
+                       "four": ("-m", saved_again(small_onnx, tmp_path / "four.onnx"))}.items():
         assert np.abs(probabilities(works, tensors, name, *args) - whole).max() <= 1e-5, name
     assert json.loads((tensors / "res/four_summary.json").read_text())["NPU_compute_time"]["count"] == 1
 
@@ -276,9 +258,6 @@ def int8(works, whole, thin_onnx):
 
 def saved_again(model, path, proved=True, **changes):
     """A model as modify_onnx.py writes it, for batch 4, with another classifier's bias or input dtype; or one without its proof."""
-    from tsm.model.graph import build, trunk_of
-    from tsm.model.onnxfile import graph_digest, metadata, protocol_of, read_onnx, set_metadata
-
     source = read_onnx(str(model))
     trunk, protocol, dtype = trunk_of(source), protocol_of(source, str(model)), changes.pop("dtype", "float32")
     trunk = trunk._replace(**{key: change(getattr(trunk, key)) for key, change in changes.items()})
@@ -409,8 +388,6 @@ def test_quantising_names_what_it_cannot_use(fails, tensors, tiny, tmp_path):
 
 def test_a_summary_of_the_same_work_stays_as_it_is(tmp_path):
     """Whose process is another; so run_all.sh finds what came of it as it was."""
-    from tsm.results import write_summary
-
     for pid, times, kept in ((1, 2.0, 1), (2, 2.0, 1), (3, 4.0, 3)):
         write_summary(str(tmp_path / "out"), {"filesinfo": {}, "pid": pid, "throughput": times, "tsm": {"engine": "x"}})
         assert json.loads((tmp_path / "out_summary.json").read_text())["pid"] == kept

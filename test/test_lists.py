@@ -1,5 +1,6 @@
 """TSM_stream.py in shards, what it records, and what it refuses: the same files as of one run, and nothing done twice."""
 
+import argparse
 import json
 import os
 import resource
@@ -14,24 +15,11 @@ import pytest
 from clips import arguments, listed, results
 from processes import ran, started
 
-pytest.importorskip("onnx")
 from tsm.cli import Corrupt, Killed, UserError
 from tsm.files import locked
-from tsm.infer.ascend import run_command
-from tsm.infer.journal import (
-    JOURNAL,
-    Done,
-    Journal,
-    Piece,
-    Progress,
-    Skipped,
-    Work,
-    as_line,
-    busy_seconds,
-    read_pieces,
-    recording,
-    workers_of,
-)
+from tsm.infer import ascend, journal, lists
+from tsm.infer.engine import add_options
+from tsm.infer.journal import JOURNAL, Done, Journal, Piece, Progress, Skipped, Work, as_line, read_pieces, recording
 from tsm.infer.lists import Chunk, Job, missing_shards, plan, rate_in, rounds, shard_of
 from tsm.protocol import PIPELINES, SSV2
 from tsm.samples import Clip, chunk_size, refuse_killed
@@ -85,6 +73,9 @@ def test_what_a_run_records(works, setting, expected):
     (setting / "list.txt").write_text("".join((setting / "list.txt").read_text().splitlines(True)[:3]))
     works("TSM_stream.py", *arguments(), cwd=setting)
     assert len(list((setting / "res/out").glob("*.txt"))) == 3  # none of the longer list is left
+    with (setting / "new.onnx").open("ab") as file:
+        file.write(b"\x72\x00")  # an empty metadata entry: another model under the same name is another work
+    assert "0 of 3 videos are done" in works("TSM_stream.py", *arguments("--status"), cwd=setting)
 
 
 def test_the_automatic_size_is_measured_on_a_sample_that_counts():
@@ -123,10 +114,10 @@ def test_what_is_damaged_is_done_again_and_nothing_else(works, setting, expected
     (setting / "res/out/4_0.txt").unlink()
     assert "2 made, 3 already right" in works("TSM_stream.py", *arguments("--chunk", CHUNK), cwd=setting)
     assert same(setting, expected)
-    journal = setting / "res/out" / JOURNAL
-    lines = journal.read_text().splitlines(True)
+    written = setting / "res/out" / JOURNAL
+    lines = written.read_text().splitlines(True)
     damaged = lines[0].replace("cpu", "cqu") if '"cpu"' in lines[0] else lines[0][::-1]
-    journal.write_text(damaged + "\n" + "".join(lines[1:-1]) + lines[-1][: len(lines[-1]) // 2])  # and one that a kill cut short
+    written.write_text(damaged + "\n" + "".join(lines[1:-1]) + lines[-1][: len(lines[-1]) // 2])  # and one that a kill cut short
     kept = sum(len(record.done) for record in records(setting))
     assert 0 < kept < CLIPS
     out = works("TSM_stream.py", *arguments("--chunk", CHUNK), cwd=setting)
@@ -177,50 +168,29 @@ def test_an_unreadable_video_ends_the_run_and_loses_nothing_or_is_left_out(works
     assert "list.txt: none of its 5 clips could be read (line 1: is empty" in fails("TSM_stream.py", *skip, cwd=setting)
 
 
-@pytest.mark.parametrize("flags", [["-m", "new.onnx"]] + [
-    pytest.param(flags, marks=pytest.mark.all) for flags in (["--model", "new.onnx"], ["--model=new.onnx"], ["-mnew.onnx"])])
-def test_another_model_under_the_same_name_is_another_work(works, setting, flags):
-    args = flags + arguments("--chunk", CLIPS)[2:]
-    works("TSM_stream.py", *args, cwd=setting)
-    with (setting / "new.onnx").open("ab") as file:
-        file.write(b"\x72\x00")  # an empty metadata entry: another file
-    assert "0 of 5 videos are done" in works("TSM_stream.py", *args, "--status", cwd=setting)
-
-
 @pytest.mark.all
-def test_the_int8_file_belongs_to_the_work_whether_it_is_named_or_not(works, setting):
+def test_the_int8_file_belongs_to_the_work_whether_it_is_named_or_not(setting, monkeypatch):
     """As far as what is recorded goes: the file need not be one that OpenVINO reads."""
-    args = [word for word in arguments("--precision", "int8") if word not in ("--backend", "onnxruntime")]
+    def key_of(args):
+        """What a video's result depends on, of a command line."""
+        cli = argparse.ArgumentParser()
+        lists.add_inputs(cli)
+        add_options(cli)
+        parsed = cli.parse_known_args(args)[0]
+        parsed.device, parsed.scratch, parsed.ray, parsed.shard, parsed.curve, parsed.every = "cpu", None, None, None, False, None
+        job, work, listed, _ = lists.job_of(parsed)
+        assert len(job.digests) == 3
+        return lists.so_far(job, work, listed).keys[0]
+
+    monkeypatch.chdir(setting)
     for name, more in (("tsm_int8", []), ("int8_own", ["--int8_model", "int8_own.xml"])):
         for suffix in (".xml", ".bin"):
             (setting / (name + suffix)).write_bytes(b"first")
         keys = []
         for text in (b"first", b"first", b"remade"):
             (setting / (name + ".bin")).write_bytes(text)
-            keys.append(key_of(setting, args + more))
+            keys.append(key_of(without_backend("--precision", "int8") + more))
         assert keys[0] == keys[1] != keys[2]
-
-
-def key_of(folder, args):
-    """What a video's result depends on, of a command line."""
-    from argparse import ArgumentParser
-
-    from tsm.infer import lists
-    from tsm.infer.engine import add_options
-
-    cli = ArgumentParser()
-    lists.add_inputs(cli)
-    add_options(cli)
-    parsed = cli.parse_known_args(args)[0]
-    before = os.getcwd()
-    os.chdir(str(folder))
-    try:
-        parsed.device, parsed.scratch, parsed.ray, parsed.shard, parsed.curve, parsed.every = "cpu", None, None, None, False, None
-        job, work, listed, _ = lists.job_of(parsed)
-        assert len(job.digests) == 3
-        return lists.so_far(job, work, listed).keys[0]
-    finally:
-        os.chdir(before)
 
 
 @pytest.mark.parametrize("args, status, says", [
@@ -270,14 +240,6 @@ def test_a_refused_command_leaves_a_finished_run_as_it_is(works, fails, setting)
     assert results(setting) == finished and (setting / "res/out_summary.json").read_bytes() == summary
 
 
-def test_one_run_at_a_time_works_in_a_folder_of_results(works, fails, setting):
-    """Wherever the other one has its info file."""
-    works("TSM_stream.py", *arguments("--chunk", CHUNK), cwd=setting)
-    with locked(str(setting / "res/out")):
-        assert "another run is at work in this folder" in fails("TSM_stream.py", *arguments("--output_dir", "elsewhere"), cwd=setting)
-    works("TSM_stream.py", *arguments("--output_dir", "res/out"), cwd=setting)  # both in one folder is no second run
-
-
 def test_a_disk_that_fills_up_is_said_and_what_is_recorded_counts(works, repo, setting):
     def small():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # a result in binary, and a few lines of the journal
@@ -320,10 +282,11 @@ def test_a_clip_whose_decoder_was_killed_is_named_and_tried_again(tmp_path):
 
 def test_what_a_command_says_may_be_in_any_encoding():
     words = [sys.executable, "-c", r"import sys; sys.stdout.buffer.write(b'\xd0\xbe \xff\n'); sys.exit(3)"]
-    assert run_command(words, []) == (3, "\u043e \\xff")
+    assert ascend.run_command(words, []) == (3, "\u043e \\xff")
 
 
-def test_a_run_waits_for_no_shard_and_no_shard_for_a_run(works, fails, setting):
+def test_one_run_at_a_time_works_in_a_folder_of_results_and_waits_for_no_shard_nor_a_shard_for_it(works, fails, setting):
+    """Wherever the other one has its info file."""
     works("TSM_stream.py", *arguments("--shard", "0/2"), cwd=setting)
     before = sorted(path.name for path in (setting / "res/out").iterdir())
     with locked(str(setting / "res/out"), shared=True):  # as while another shard is at work
@@ -332,8 +295,10 @@ def test_a_run_waits_for_no_shard_and_no_shard_for_a_run(works, fails, setting):
         assert sorted(path.name for path in (setting / "res/out").iterdir()) == before
         works("TSM_stream.py", *arguments("--shard", "1/2"), cwd=setting)
     with locked(str(setting / "res/out")):
-        assert "out: another run is at work in this folder" in fails("TSM_stream.py", *arguments("--shard", "0/2"), cwd=setting)
+        for more in (("--shard", "0/2"), ("--output_dir", "elsewhere")):
+            assert "out: another run is at work in this folder" in fails("TSM_stream.py", *arguments(*more), cwd=setting)
     assert "0 made, %d already right" % CLIPS in works("TSM_stream.py", *arguments("--merge"), cwd=setting)
+    works("TSM_stream.py", *arguments("--output_dir", "res/out"), cwd=setting)  # both in one folder is no second run
 
 
 @pytest.mark.parametrize("videos, dtype, size", [
@@ -351,10 +316,10 @@ def record(host, began, ended, numbers, ms=100.0, device="cpu"):
 
 def test_what_workers_did_adds_up():
     found = [record("a", 0, 10, range(4)), record("b", 5, 15, range(4, 6)), record("a", 100, 110, [6])]
-    assert busy_seconds(found) == 25 and rate_in(found) == pytest.approx(10)
-    assert [(row["host"], row["chunks"], row["videos"], row["seconds"], row["videos_per_second"]) for row in workers_of(found)] == [
+    assert journal.busy_seconds(found) == 25 and rate_in(found) == pytest.approx(10)
+    assert [(row["host"], row["chunks"], row["videos"], row["seconds"], row["videos_per_second"]) for row in journal.workers_of(found)] == [
         ("a", 2, 5, 20, 0.25), ("b", 1, 2, 10, 0.2)]
-    assert busy_seconds([]) == 0 and rate_in([]) == 0
+    assert journal.busy_seconds([]) == 0 and rate_in([]) == 0
 
 
 def test_chunks_cover_what_is_left_and_span_no_more_than_their_size(tmp_path):

@@ -17,12 +17,11 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from tsm.checkpoint import reader  # noqa: E402
-from tsm.cli import UserError  # noqa: E402
-from tsm.model.network import MOBILENETV2, RESNET101, TSM, load_network, structure_of  # noqa: E402
+from tsm.checkpoint import reader
+from tsm.cli import UserError
+from tsm.model.network import MOBILENETV2, RESNET101, TSM, load_network, structure_of
 
 ZIPPED = [True, False]
 CANARY = '''import os
@@ -261,22 +260,16 @@ def test_a_network_that_is_passed_over_is_told(state, tmp_path, name, passed):
     assert reader.load(str(tmp_path / "a.pth"))[1].get("passed") == passed
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("zipped", ZIPPED)
-def test_other_precisions_become_float32(state, tmp_path, dtype, zipped):
-    other = {key: value.to(dtype) for key, value in state.items() if value.is_floating_point()}
-    save(tmp_path / "a.pth", other, zipped)
-    assert_same(reader.load(str(tmp_path / "a.pth"))[0], other)
-
-
-def test_views_of_one_storage_are_told_apart(state, tmp_path):
-    """Tensors that share a storage, as parts of it, transposed and expanded, in both formats."""
+def test_other_precisions_become_float32_and_views_of_one_storage_are_told_apart(state, tmp_path, zipped):
+    """Tensors that share a storage, as parts of it, transposed and expanded."""
     flat = torch.arange(1000.0)
     own = {"backbone.a.weight": flat[100:200], "backbone.b.weight": flat[300:400].view(10, 10).t(),
            "backbone.c.bias": flat[:1].expand(7), "backbone.d.bias": flat[5:5]}
-    for zipped in ZIPPED:
-        save(tmp_path / "a.pth", own, zipped)
-        assert_same(reader.load(str(tmp_path / "a.pth"))[0], own)
+    for held in [own] + [{key: value.to(dtype) for key, value in state.items() if value.is_floating_point()}
+                         for dtype in (torch.float16, torch.bfloat16, torch.float64)]:
+        save(tmp_path / "a.pth", held, zipped)
+        assert_same(reader.load(str(tmp_path / "a.pth"))[0], held)
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))

@@ -7,7 +7,9 @@ import shutil
 import sys
 import threading
 
+import forked
 import numpy as np
+import onnx
 import pytest
 from clips import arguments, listed
 from processes import LONGEST, ran
@@ -40,9 +42,12 @@ def standins(repo):
 
 
 @pytest.fixture(scope="module")
-def atlas(standins):
-    """The environment of an Atlas host: the stand-ins, this Python, and no set_env.sh but the PATH's."""
-    path = os.pathsep.join([str(standins), os.path.dirname(sys.executable), os.environ["PATH"]])
+def atlas(standins, python, tmp_path_factory):
+    """The environment of an Atlas host: the stand-ins, atc of them forked; this Python, and no set_env.sh but the PATH's."""
+    folder = tmp_path_factory.mktemp("atlas")
+    (folder / "atc").write_text('#!/bin/sh\nexec "%s" "%s" "$@"\n' % (python, standins / "atc"))
+    (folder / "atc").chmod(0o755)
+    path = os.pathsep.join([str(folder), str(standins), os.path.dirname(sys.executable), os.environ["PATH"]])
     return {"PATH": path, "PYTHONPATH": str(standins), "PYTHON": sys.executable, "ASCEND_SET_ENV": "/nowhere/set_env.sh",
             "STANDIN_WITHOUT_WARMUP": "1"}
 
@@ -577,7 +582,6 @@ def test_run_all_divides_a_list_over_chips(works, atlas, demo, on_cpu, tmp_path)
 
 def save_model(path, batch, make_nodes, columns=5, opset=11):
     """A model from `input` [batch, 4] to `output`; make_nodes(helper) -> its nodes."""
-    onnx = pytest.importorskip("onnx")
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     weight = onnx.numpy_helper.from_array(np.random.RandomState(0).standard_normal((4, columns)).astype(np.float32), "w")
     bias = onnx.numpy_helper.from_array(np.zeros(columns, np.float32), "b")
@@ -603,11 +607,11 @@ def scatter(folder, count):
 
 
 def bench(atlas, folder, *args):
-    return ran(sys.executable, "-m", "ais_bench", *args, cwd=folder, env=atlas)
+    return ran(os.environ[forked.PYTHON], "-m", "ais_bench", *args, cwd=folder, env=atlas)
 
 
 def atc(atlas, folder, *args):
-    return ran("atc", *args, cwd=folder, env=atlas)
+    return ran(shutil.which("atc", path=atlas["PATH"]), *args, cwd=folder, env=atlas)
 
 
 @pytest.mark.parametrize("outfmt", ["TXT", "NPY", "BIN"])
@@ -719,8 +723,6 @@ def test_the_newer_stand_in_looks_at_paths_first(change, said, atlas, tmp_path):
 
 def test_what_normalises_on_the_chip(works, fails, thin_onnx, tmp_path):
     """uint8 in the graph; AIPP before it, whose config and arithmetic are those of Huawei's documents, and what it cannot do."""
-    import onnx
-
     export = thin_onnx.parent / "thin.onnx"
     modify = ["modify_onnx.py", "-m1", export, "-m2"]
     assert "for ascend_parts" in works(*modify, "uint8.onnx", "--input_dtype", "uint8", "--form", "parts", cwd=tmp_path)
@@ -748,8 +750,6 @@ GUIDE_S = {"Conv", "Relu", "MaxPool", "Add", "Reshape", "Slice", "Concat", "Glob
 
 @pytest.mark.parametrize("batch, form", [(batch, "ascend") for batch in (1, 4, 8, 16, 32)] + [(32, form) for form in FLAT])
 def test_ascend_graphs_keep_to_the_guide_s_operators(batch, form, thin_onnx, atlas, tmp_path):
-    import onnx
-
     model = build(trunk_of(read_onnx(str(thin_onnx))), form, SSV2, batch, "score")
     assert {node.op_type for node in model.graph.node} == GUIDE_S | ({"Mul"} if form == "ascend_mask" else set())
     onnx.checker.check_model(model)
@@ -767,8 +767,6 @@ def test_ascend_graphs_keep_to_the_guide_s_operators(batch, form, thin_onnx, atl
 
 def test_the_stand_in_s_aipp_is_huawei_s(thin_onnx, atlas, tmp_path):
     """Its om takes uint8 NHWC; what it makes of pixels is what tsm.model.aipp says of rounding at every step."""
-    import onnx
-
     model = build(trunk_of(read_onnx(str(thin_onnx))), "ascend_parts", SSV2, 1, "score", dtype="aipp")
     onnx.save(model, str(tmp_path / "m.onnx"))
     (tmp_path / "m.cfg").write_text(aipp.config(SSV2))

@@ -8,8 +8,6 @@ import re
 
 import numpy as np
 import pytest
-
-pytest.importorskip("jinja2")
 from browser import CHROMIUM, browser
 from fuzz import FUZZ, damaged
 from made_up import report, scores_of
@@ -19,8 +17,8 @@ from tsm.cli import UserError
 from tsm.files import read_json, sealed, unsealed, write_json
 from tsm.labels import name_of, read_labels
 from tsm.report.collect import closing_rows
-from tsm.report.compare import compare
-from tsm.report.findings import STRIP, confidence, reverses
+from tsm.report.compare import Measured, compare
+from tsm.report.findings import STRIP, columns_of, confidence, reverses
 from tsm.report.page import compare_page, matrix, report_page, safe_json
 
 NASTY = ['<script>alert(1)</script>', '"><img src=x onerror=alert(2)>', "'; alert(3) //", "</script><b>", "{{ 7 * 7 }}",
@@ -389,9 +387,6 @@ def test_a_damaged_report_is_neither_drawn_nor_compared(fails, tmp_path, path, n
 
 @pytest.mark.browser
 def test_two_runs_have_a_page(page, tmp_path):
-    from tsm.report.compare import Measured
-    from tsm.report.findings import columns_of
-
     runs = []
     for seed in (0, 1):
         scores, labels = scores_of(40, 12)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from clips import arguments, clip_of, listed
 
-pytest.importorskip("onnx")
 from tsm.cli import Corrupt, UserError
 from tsm.files import read_json
 from tsm.infer import engine
@@ -113,12 +112,14 @@ def test_it_leaves_what_the_two_scripts_leave_but_the_tensors(works, setting, sm
     assert "accuracy over %d videos" % CLIPS in out
 
 
-def test_nothing_is_removed_but_what_the_run_made(fails, works, setting):
+def test_what_is_for_other_models_or_names_no_folder_is_refused_and_nothing_is_removed_but_what_the_run_made(fails, works, setting):
     (setting / "res/own").mkdir(parents=True)
     (setting / "res/own/file").write_text("mine")
     for name in ("", ".", "/", "..", "out/../.."):
         assert "argument --output_dirname: %r names no folder of its own" % name in fails(
             "TSM_stream.py", *ARGS, "--output_dirname", name, cwd=setting, status=2)
+    for words in (["--curve"], ["--every", "0.5"]):
+        assert words[0] + ": new.onnx is no online model; make one" in fails("TSM_stream.py", *ARGS, *words, cwd=setting)
     works("TSM_stream.py", *ARGS, "--output_dirname", "out//", cwd=setting)
     assert (setting / "res/own/file").read_text() == "mine"
     assert (setting / "res/out_summary.json").exists() and len(list((setting / "res/out").glob("*.txt"))) == CLIPS
@@ -136,7 +137,6 @@ def test_a_clip_that_was_mended_is_read_again(fails, works, setting):
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 def test_a_model_with_states_gives_frame_by_frame_what_its_clip_gives(online_onnx, backend):
-    pytest.importorskip(backend)
     model = offline.read_offline(str(online_onnx))
     frames = np.random.RandomState(0).standard_normal((8, 1, 3, 256, 256)).astype(np.float32)
     online = open_online(model, Computing(backend, "fp32", None, ""))
@@ -191,11 +191,6 @@ def test_a_list_is_answered_frame_by_frame_and_the_curve_ends_where_the_clips_do
     assert files(setting)["res/out/4_0.txt"] == streamed["res/out/4_0.txt"]
     frame_ms = json.loads((setting / "res/out_summary.json").read_text())["tsm"]["frame_ms"]
     assert 0 < frame_ms["p50"] <= frame_ms["p90"] <= frame_ms["p99"]
-
-
-def test_a_curve_is_of_an_online_model(fails, setting):
-    for words in (["--curve"], ["--every", "0.5"]):
-        assert words[0] + ": new.onnx is no online model; make one" in fails("TSM_stream.py", *ARGS, *words, cwd=setting)
 
 
 def test_a_list_at_a_spacing_is_answered_by_its_centre_and_the_curve_is_of_the_clips_own_time(works, run, setting, online_onnx):
@@ -272,7 +267,7 @@ def test_what_a_chip_needs_is_named(fails, on_a_chip, thin_onnx, repo, tmp_path)
 @pytest.mark.all
 def test_int8_frame_by_frame_is_the_int8_clip_bit_for_bit(works, setting, online_onnx):
     pytest.importorskip("nncf")
-    openvino = pytest.importorskip("openvino")
+    import openvino
     shutil.copy(str(online_onnx), str(setting / "new.onnx"))
     out = works("TSM_quantise.py", "--model", "new.onnx", "--ann_file", "list.txt", "--data_root", "videos", "--clips", 4, cwd=setting)
     assert "frame by frame its scores are those of the int8 clip bit for bit, on 4 views" in out
