@@ -93,7 +93,7 @@ def held_against(expected: List[np.ndarray], model: Offline, views: List[np.ndar
     if np.array_equal(found, expected):
         return "frame by frame its scores are those of the int8 clip bit for bit, on %d views" % len(views)
     same = sum(one.mean(0).argmax() == other.mean(0).argmax() for one, other in zip(found, expected))
-    return "frame by frame its answer is the int8 clip's on %d of %d views; largest difference of a score %.2g, of scores up to %.2g" % (
+    return "frame by frame its answer is the int8 clip's on %d of %d views; largest difference of a score %.2g, of scores up to %.1f" % (
         same, len(views), np.abs(np.subtract(found, expected)).max(), np.abs(expected).max())
 
 

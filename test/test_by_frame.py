@@ -13,7 +13,7 @@ from tsm.cli import Corrupt
 from tsm.model.offline import clip_of, read_offline
 from tsm.model.onnxfile import session
 from tsm.predict import by_frame, live
-from tsm.predict.answers import Log
+from tsm.predict.answers import Log, in_figures
 from tsm.predict.by_frame import FrameViewer
 from tsm.predict.live import Recent
 from tsm.protocol import SSV2, softmax
@@ -54,6 +54,7 @@ def test_the_answer_of_a_file_is_that_of_its_clip_and_each_file_begins_anew(run,
     assert facts["shift"] == SHIFT and facts["approximates"] == "bi" and sorted(one["latency_ms"]["network"]) == ["p50", "p90", "p99"]
     page, rows = (clip / "o.html").read_text(), list(csv.DictReader((clip / "o.csv").open(encoding="utf-8", newline="")))
     assert page.count('aria-label="Probability of the running answer') == 2 and "frame by frame, shift bi-still" in page
+    assert in_figures(2, 0, {"p50": 1220.4}, {"p50": 0.5}) == "2 frames answered; frame to answer p50 1,220 ms (network 0.500)"
     assert "run causally" in page and "run causally" in done.stdout and "16 frames answered; frame to answer p50 " in done.stdout
     assert "gives the same answer on %d of 2 videos" % facts["agreement_with_clip"]["same"] in done.stdout
     trained = session(clip_of(model, "view", shift="bi"), "bi").run(None, {"input": as_video(images, range(8), view, "float32")})[0].mean(0)

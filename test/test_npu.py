@@ -1,5 +1,6 @@
 """run_all.sh --device npu, end to end over the stand-ins for npu-smi, atc and ais_bench; and TSM_infer.py against ais_bench's."""
 
+import argparse
 import json
 import os
 import re
@@ -112,6 +113,9 @@ def on_npu(request, works, atlas, demo, work):
             works("TSM_preprocess.py", *demo[:4], cwd=work)
             (work / "inference_result/out").mkdir(parents=True)
         left_by_a_cpu_run(work)
+    other = tune.Candidate("mask", "aipp", [], "", 90.0, 80.0, 0.0, 8)  # the fastest on another chip
+    write_json(str(work / "tune.json"), {"chip": "310P1", "cann": cann_version(), "checkpoint_sha256": "0" * 64, "batch_size": 8,
+                                         "videos": 8, "candidates": [other._asdict()], "chosen": None}, "tune")
     before = os.umask(umask)
     try:
         said = works("run_all.sh", batch, "--device", "npu", *demo, *PERF, "--perf_batches", 1, "--work_dir", work,
@@ -121,7 +125,7 @@ def on_npu(request, works, atlas, demo, work):
     return batch, said, probabilities_in(work), json.loads((work / "report.json").read_text())
 
 
-def test_npu_gives_what_the_cpu_gives(on_npu, on_cpu):
+def test_npu_gives_what_the_cpu_gives(on_npu, on_cpu, work):
     """With its agreement with fp32, and the guide's own speeds beside it."""
     batch, said, probabilities, report = on_npu
     expected, *accuracy = on_cpu
@@ -133,6 +137,7 @@ def test_npu_gives_what_the_cpu_gives(on_npu, on_cpu):
     assert report["agreement"]["largest_difference"] <= 2e-5
     assert "top-1: 0 of all %d videos' answers differ from fp32's" % CLIPS in said
     assert all(figure in said for figure in ("20.77", "18.41", "17.67", "17.12", "17.36"))
+    assert report["tune"] is None and "Forms tried on a chip" not in (work / "report.html").read_text()  # it is another's
     assert "0.6187 / 0.8721" not in said  # the accuracy belongs to the published checkpoint, and this is the demo's
 
 
@@ -201,15 +206,17 @@ def test_the_chip_normalises(batch, options, tensors, says, works, atlas, demo, 
 
 @pytest.mark.all
 def test_tuning_keeps_the_fastest_that_agrees(works, run, atlas, demo, tmp_path):
-    """What atc refuses is a row with its words; later runs use the choice."""
+    """What atc refuses, and what ais_bench dies of, is a row with its words; later runs use the choice."""
     flags = ["run_all.sh", 4, "--device", "npu", *demo, *PERF, "--work_dir", tmp_path]
-    said = works(*flags, "--tune", cwd=tmp_path, env=dict(atlas, STANDIN_ATC_REFUSES="mask_float32"), timeout=1800)
+    said = works(*flags, "--tune", cwd=tmp_path, timeout=1800,
+                 env=dict(atlas, STANDIN_ATC_REFUSES="mask_float32", STANDIN_CRASHES="_uint8"))
     found = json.loads((tmp_path / "tune.json").read_text())
     rows = found["candidates"]
     assert [(row["form"], row["input"]) for row in rows[:3]] == [("guide", "float32"), ("parts", "float32"), ("mask", "float32")]
     assert [row["input"] for row in rows[3:]] == ["uint8", "aipp"] and (found["chip"], found["videos"]) == ("310P3", CLIPS)
     assert rows[2]["refused"].startswith("atc: E40021: Failed to compile Op") and "refused: atc: E40021" in said
-    for row in rows[:2] + rows[3:]:
+    assert rows[3]["refused"].startswith("ais_bench: ended by signal 11") and rows[3]["commands"][-1].startswith(sys.executable + " -m ais")
+    for row in rows[:2] + rows[4:]:
         assert row["top1_agreement"] == CLIPS and row["largest_difference"] < 5e-3 and 0 < row["with_transfer"] < row["videos_per_second"]
         assert any(command.startswith("atc --model=tune/%s_%s.onnx" % (row["form"], row["input"])) for command in row["commands"])
     best = max((row for row in rows if not row["refused"]), key=lambda row: row["with_transfer"])
@@ -236,6 +243,9 @@ def test_what_tuning_found_is_used_where_it_is_true(tmp_path, monkeypatch, capsy
     assert capsys.readouterr().err == ""
     assert tune.tuned("310P1", "a.pth", ["float32"]) is None
     assert "tune.json: is of another chip 310P3, not 310P1; the guide's form is used, and --tune measures again" in capsys.readouterr().err
+    answers, reference = {"0": np.ones(3) / 3, "1": np.array([0.5, 0.5, np.nan])}, {"0": np.ones(3) / 3, "1": np.ones(3) / 3}
+    monkeypatch.setattr(tune, "measure", lambda *_: (answers, [1.0, 1.0, 1.0]))
+    assert not tune.candidate(argparse.Namespace(batch_size=1), "mask", "float32", "", reference).usable  # whichever video it is
     with pytest.raises(tune.Refused, match="python: ended by signal 11; nothing"):
         tune.call("python", [sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"], [])
 

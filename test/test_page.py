@@ -253,17 +253,23 @@ def test_who_computed_it_is_a_row_each_where_several_did():
 
 def test_what_tuning_tried_is_a_table():
     made = report()
-    assert "Forms tried on this chip" not in report_page(made)
+    assert "Forms tried on a chip" not in report_page(made)
     rows = [tune.Candidate("guide", "float32", [], "", 20.0, 19.0, 0.0, 8), tune.Candidate("parts", "uint8", [], "", 60.0, 55.5, 0.3, 2),
             tune.Candidate("mask", "aipp", [], "atc: <E1>")]
     made["tune"] = {"chip": "310P3", "cann": "8.5.0", "batch_size": 8, "videos": 8, "candidates": [row._asdict() for row in rows],
                     "chosen": {"form": "guide", "input": "float32"}}
-    shown = re.findall("<tr>(.*?)</tr>", report_page(made).split("Forms tried on this chip")[1], re.DOTALL)[:4]
+    shown = re.findall("<tr>(.*?)</tr>", report_page(made).split("Forms tried on a chip")[1], re.DOTALL)[:4]
     cells = [re.findall("<bdi>(.*?)</bdi>", row) for row in shown]
     same = "top-1 the same on %d of 8, largest difference %s"
     assert cells == [[], ["guide", "float32", "kept", same % (8, "0.0e+00"), "20.00", "19.00"],
                      ["parts", "uint8", "", same % (2, "3.0e-01") + ", which is too large", "60.00", "55.50"],
                      ["mask", "aipp", "", "refused: atc: &lt;E1&gt;", "", ""]]
+
+
+def test_an_option_in_a_text_is_one_word():
+    made = report()
+    made["checks"][0]["text"] = "see --list, (--a_b), a--b <--c>"
+    assert "see <code>--list</code>, (<code>--a_b</code>), a--b &lt;--c&gt;" in report_page(made)
 
 
 def test_film_strips_are_pictures_and_nothing_else():
@@ -415,5 +421,5 @@ def test_the_accuracy_while_a_clip_runs_is_a_part_where_it_is_known():
     made["model"]["tsm.approximates"] = "bi"
     text = report_page(made)
     assert "25.0\u202f% to 100.0\u202f%" in text and "Top-1 by the share of a clip" in text and "run causally" in text
-    assert "the clip’s model: 87.5 %" in text
+    assert "the clip’s model, 87.5\u202f%" in text
     assert [row[3][:6] for row in closing_rows(made) if row[0] == "the clip's model"] == ["0.8750"]

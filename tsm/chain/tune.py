@@ -137,7 +137,7 @@ def candidate(args: argparse.Namespace, form: str, kind: str, source: str, refer
     pairs = [(answers[name], wanted) for name, wanted in reference.items() if name in answers and len(answers[name]) == len(wanted)]
     if len(pairs) < len(reference):
         return Candidate(form, kind, commands, "its answers are not of the same videos and classes as the first candidate's")
-    apart = max(float(np.abs(one - wanted).max()) for one, wanted in pairs)
+    apart = float(np.max([np.abs(one - wanted).max() for one, wanted in pairs]))  # not a number if one is none
     same = sum(int(one.argmax() == wanted.argmax()) for one, wanted in pairs)
     rates = [1000 * args.batch_size / max(1e-9, of) for of in (times[0], sum(times))]
     return Candidate(form, kind, commands, "", round(rates[0], 3), round(rates[1], 3), apart if np.isfinite(apart) else 1.0, same)

@@ -26,7 +26,7 @@ def constants(protocol: Protocol) -> np.ndarray:
     """min_chn and var_reci_chn of the three channels, float64 [2, 3]; UserError where AIPP does not take them."""
     found = np.array([protocol.mean, 1 / np.array(protocol.std, np.float32).astype(np.float64)])
     if np.abs(found).max() > LARGEST:
-        raise UserError("AIPP takes no mean and no 1 / std beyond %d, and the protocol's go to %.3g; let the graph normalise, by "
+        raise UserError("AIPP takes no mean and no 1 / std beyond %d, and the protocol's go to %.0f; let the graph normalise, by "
                         "--input_dtype uint8" % (LARGEST, np.abs(found).max()))
     return found
 

@@ -17,6 +17,7 @@ from tsm.labels import Ranked, labels_in, read_labels
 from tsm.model.offline import Offline
 from tsm.predict.captions import Caption, write_captions
 from tsm.predict.live import Recent
+from tsm.report import page
 from tsm.report.findings import strips_of, write_csv
 from tsm.samples import evenly
 from tsm.video.decode import timeline
@@ -137,23 +138,21 @@ def as_cards(entry: Dict[str, Any]) -> Dict[str, Any]:
 
 def drawn_curve(windows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
     """The running answer's probability over time: {svg, labels}, of the CURVES labels that are the answer most often."""
-    from tsm.report.page import across, axes, path, svg, upwards
-
     last = max(windows[-1]["end"], 1e-3)
     often = Counter(window["top"][0]["label"] for window in windows)
     labels = [label for label, _ in often.most_common(len(CURVES))]
     windows = evenly(windows, 500)
-    parts = axes([(share, clock(share * last)) for share in (0, 0.5, 1)], [(share, "%g" % share) for share in (0, 0.5, 1)])
+    parts = page.axes([(share, clock(share * last)) for share in (0, 0.5, 1)], [(share, "%g" % share) for share in (0, 0.5, 1)])
     for label, kind in zip(labels, CURVES):
         line: List[Tuple[float, float]] = []
         for window in [*windows, {"top": []}]:
             here = [one["probability"] for one in window["top"] if one["label"] == label]
             if here:
-                line.append((across(window["end"] / last), upwards(here[0])))
+                line.append((page.across(window["end"] / last), page.upwards(here[0])))
             elif line:  # it is not among the classes that were kept
-                parts.append(path(line + [(line[-1][0] + 3, line[-1][1])], kind))
+                parts.append(page.path(line + [(line[-1][0] + 3, line[-1][1])], kind))
                 line = []
-    return {"svg": svg(320, 170, "Probability of the running answer over time", *parts), "labels": list(zip(labels, CURVES))}
+    return {"svg": page.svg(320, 170, "Probability of the running answer over time", *parts), "labels": list(zip(labels, CURVES))}
 
 
 CAUSAL = "bi-directional weights run causally: another network than the one that was trained, with other answers"
@@ -206,9 +205,7 @@ def write_files(args: argparse.Namespace, facts: Dict[str, Any], entries: List[D
     document = dict(facts, inputs=entries)
 
     def write_page() -> None:
-        from tsm.report.page import predict_page
-
-        write_text(args.html, predict_page({
+        write_text(args.html, page.predict_page({
             "model": os.path.basename(args.model), "about": facts["model"].get("tsm.about", ""), "engine": facts["engine"],
             "precision": facts["precision"], "approximates": CAUSAL if facts.get("approximates") else "", "how": (
                 "%d view%s of a video" % (facts["views"], "s" if facts["views"] > 1 else "") if "views" in facts
@@ -236,8 +233,8 @@ def write_files(args: argparse.Namespace, facts: Dict[str, Any], entries: List[D
 def in_figures(frames: int, missed: int, waits: Dict[str, float], steps: Dict[str, float]) -> str:
     """How many frames were answered and passed over; percentiles, in ms, of the time from a frame to its answer and of the network."""
     lost = ", %d of %d passed over (%.1f %%)" % (missed, frames + missed, 100 * missed / (frames + missed)) if missed else ""
-    return "%d frames answered%s; frame to answer %s ms (network %s)" % (
-        frames, lost, " / ".join("%s %.3g" % one for one in waits.items()), " / ".join("%.3g" % value for value in steps.values()))
+    waited = " / ".join("%s %s" % (name, page.plain(ms)) for name, ms in waits.items())
+    return "%d frames answered%s; frame to answer %s ms (network %s)" % (frames, lost, waited, " / ".join(map(page.plain, steps.values())))
 
 
 def in_a_line(ranked: Sequence[Ranked]) -> str:

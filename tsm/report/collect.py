@@ -88,6 +88,7 @@ def collect(
     digest = facts.get("tsm.checkpoint_sha256", sha256(arguments["checkpoint"]) if arguments["checkpoint"] else None)
     published, why = published_of(fusion, model.tested_by, digest)
     state, comparison = against_published(accuracy, published, why) if "tsm.about" not in facts else (NOTE, "")  # a toy
+    tune = read_json(TUNE, "tune") if device == "npu" and os.path.exists(TUNE) else None
     report = {
         "version": __version__,
         "made": {"date": time.strftime("%Y-%m-%d %H:%M", time.localtime(os.path.getmtime(arguments["result_path"]))),
@@ -112,7 +113,7 @@ def collect(
         "stages": read_stages(),
         "names": names,
         "findings": found,
-        "tune": read_json(TUNE, "tune") if device == "npu" and os.path.exists(TUNE) else None,
+        "tune": tune if tune and tune["checkpoint_sha256"] == digest else None,
         "agreement": read_json(arguments["agreement"], "agreement") if arguments["agreement"] else None,
     }
     return dict(report, checks=checks_of(report, model.tested_by, counted, state))

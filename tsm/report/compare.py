@@ -210,8 +210,9 @@ def difference(found: Dict[str, Any]) -> str:
     if test["lost"] == test["gained"] == 0:
         return "A and B are right on the same videos."
     how = "equally good" if a == b else "%.4g points %s" % (round(100 * abs(b - a), 2), "better" if b > a else "worse")
-    return "B is %s: %d videos are right in A alone, %d in B alone%s (%s)." % (
-        how, test["lost"], test["gained"], ", which may be chance" if test["p"] >= CHANCE and a != b else "", chance(test["p"]))
+    return "B is %s: %d video%s right in A alone, %d in B alone%s (%s)." % (
+        how, test["lost"], " is" if test["lost"] == 1 else "s are", test["gained"],
+        ", which may be chance" if test["p"] >= CHANCE and a != b else "", chance(test["p"]))
 
 
 def add_strips(found: Dict[str, Any], data_root: Optional[str]) -> None:
@@ -223,7 +224,7 @@ def add_strips(found: Dict[str, Any], data_root: Optional[str]) -> None:
 def comparison_text(found: Dict[str, Any], most: int = 20) -> str:
     """A comparison for a terminal, with at most `most` of the flipped videos and of the classes."""
     lost, gained = found["mcnemar"]["lost"], found["mcnemar"]["gained"]
-    names = found["names"] and [printable(name) for name in found["names"]]
+    names, flips = found["names"] and [printable(name) for name in found["names"]], found["flips"]
     only = ", ".join("%d only in %s" % (found["only_" + side], side.upper()) for side in "ab" if found["only_" + side])
     renamed = " (%d of them under another folder or suffix, and joined by the rest of the name)" % found["renamed"]
     lines = ["%s  %s" % (side.upper(), printable(found[side]["title"])) for side in "ab"]
@@ -236,13 +237,13 @@ def comparison_text(found: Dict[str, Any], most: int = 20) -> str:
     apart = found["probability"]
     lines.append("probability of %s: largest difference %.6f (%s), mean %.2e" % (
         apart["of"], apart["largest"], printable(apart["video"]), apart["mean"]))
-    lines.append("%d answers differ%s" % (len(found["flips"]), ":" if found["flips"] else ""))
-    for flip in found["flips"][:most]:
+    lines.append("%d answer%s%s" % (len(flips), " differs" if len(flips) == 1 else "s differ", ":" if flips else ""))
+    for flip in flips[:most]:
         lines.append("  %-6s %s: %s" % (flip["kind"], printable(flip["video"]), name_of(flip["label"], names)))
         lines += ["         %s  %.4f (margin %.4f)  %s" % (side.upper(), flip[side]["probability"], flip[side]["margin"],
                                                           name_of(flip[side]["answer"], names)) for side in "ab"]
-    if len(found["flips"]) > most:
-        lines.append("  and %d more: --csv or --html has them all" % (len(found["flips"]) - most))
+    if len(flips) > most:
+        lines.append("  and %d more: --csv or --html has them all" % (len(flips) - most))
     if found["classes"]:
         lines.append("classes that changed, right of their videos in A and B:")
         lines += ["  %3d -> %3d of %-4d %s" % (row["right_a"], row["right_b"], row["videos"], name_of(row["class"], names))

@@ -49,7 +49,7 @@ def sure(probability: float) -> str:
 def plain(number: float) -> str:
     """A number in at least three digits and no exponent, as in 0.0123, 4.56 and 17,070."""
     size = abs(number)
-    return "{:,.{}f}".format(number, 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 4)
+    return "{:,.{}f}".format(number, 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3 if size >= 0.1 else 4)
 
 
 def stage_name(name: str) -> str:
@@ -66,10 +66,11 @@ def safe_json(value: Any) -> str:
 def rendered(template: str, title: str, values: Dict[str, Any]) -> str:
     """The page of a template."""
     import jinja2
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["whole"] = lambda text: Markup(re.sub(r"(?<![^\s(])--\w+", r"<code>\g<0></code>", str(escape(text))))  # --option
     css, script = (Markup(loader.get_source(environment, name)[0]) for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template(template).render(
@@ -137,8 +138,6 @@ def report_values(report: Dict[str, Any]) -> Dict[str, Any]:
 
 def found_values(found: Dict[str, Any], names: Optional[Sequence[str]]) -> Dict[str, Any]:
     """What the template is given of the single videos and classes."""
-    from markupsafe import Markup
-
     videos = found["videos"]
     gallery = [(kind, *words, [_card(entry, videos) for entry in found["gallery"][kind]]) for kind, words in TITLES.items()]
     gallery = [part for part in gallery if part[3]]
@@ -152,7 +151,7 @@ def found_values(found: Dict[str, Any], names: Optional[Sequence[str]]) -> Dict[
         "problems": any(entry["problem"] for part in gallery for entry in part[3]),
         "wrong": sum(rank > 1 for rank in videos["rank"]), "seen": seen, "unseen": len(found["classes"]) - len(seen),
         "any_reversed": any(pair["reversed"] for pair in found["pairs"]), "matrix": matrix(found["matrix"]),
-        "data": Markup(safe_json(data)),
+        "data": safe_json(data),
         "curve": [["seen", "top-1", "95 % interval"]] + [
             [percent(one["share"], 0), percent(one["top1_acc"]), " to ".join(map(percent, one["top1_interval_95"]))]
             for one in found["curve"]],
@@ -223,8 +222,8 @@ def svg(width: int, height: int, label: str, *parts: str) -> Any:
         width, height, width, height, escape(label), "".join(parts)))
 
 
-def words(x: float, y: float, text: str, anchor: str = "middle", kind: str = "") -> str:
-    return '<text x="%.1f" y="%.1f" text-anchor="%s" class="%s">%s</text>' % (x, y, anchor, kind, text)
+def words(x: float, y: float, text: str, anchor: str = "middle") -> str:
+    return '<text x="%.1f" y="%.1f" text-anchor="%s">%s</text>' % (x, y, anchor, text)
 
 
 def path(points: Sequence[Tuple[float, float]], kind: str) -> str:
@@ -298,9 +297,7 @@ def share_chart(points: Sequence[Dict[str, Any]], clip: Optional[Dict[str, Any]]
         ("line", lambda point: point["top1_acc"]), ("dash", lambda point: point["top1_interval_95"][0]),
         ("dash", lambda point: point["top1_interval_95"][1]))] if points else []
     if clip:
-        level = upwards(clip["top1_acc"])
-        lines += [path([(across(0), level), (across(1), level)], "mark"),
-                  words(across(0) + 4, level + 13, "the clip’s model: %.1f %%" % (100 * clip["top1_acc"]), "start")]
+        lines.append(path([(across(share), upwards(clip["top1_acc"])) for share in (0, 1)], "mark"))
     return svg(WIDTH, HEIGHT, "Top-1 by the share of a clip that was seen", *(axes(PERCENTS, PERCENTS) + lines))
 
 

@@ -3,13 +3,14 @@ input and one output; only the execution is ONNX Runtime's. Written apart from t
 
 With STANDIN_GENERATION=2025 it is that of December 2025, which looks at paths, owners and permissions before it runs.
 STANDIN_FLAKY=FOLDER holds files called by a device: that device fails every second time, or with `dead` in it each time.
-STANDIN_CALLS=FILE is told the device of each call.
+STANDIN_CALLS=FILE is told the device of each call. STANDIN_CRASHES=TEXT ends at a model whose path holds the text, as a crash does.
 """
 
 import argparse
 import json
 import os
 import re
+import signal
 import stat
 import sys
 import time
@@ -182,6 +183,8 @@ def wear(device):
 def main():
     args = get_args()
     wear(args.device[0])
+    if os.environ.get("STANDIN_CRASHES", "\n") in args.model:
+        os.kill(os.getpid(), signal.SIGSEGV)
     if not os.path.isfile(args.model):
         stop("%s: no such model" % args.model)
     options = onnxruntime.SessionOptions()
