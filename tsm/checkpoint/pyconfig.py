@@ -20,6 +20,7 @@ _ROOM = 1 << 20  # items and characters that all values made of others may have,
 _FILES = 100  # of a config, its bases counted as often as they are included
 _ARITHMETIC: Dict[Any, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod, ast.Pow: operator.pow,
 }
 _NAMES = re.compile(r"(?m)^(?:(?:/|[A-Za-z]:[\\/]|\\\\).*|[\w.~-]*/[\w.~/-]+)\.py\r?$")  # lines that name a file; mmcv's are absolute
 _UNKNOWN = object()  # what a call gives that is not carried out
@@ -314,6 +315,8 @@ def _value(node: Any, scope: _Scope) -> Any:
         return _code(node, scope, "a call of %s" % (_root(node.func) or "code")) if value is _UNKNOWN else value
     if isinstance(node, (ast.List, ast.Tuple)):
         return _items(node, scope)
+    if isinstance(node, ast.JoinedStr):
+        return _joined(node, scope)
     if isinstance(node, ast.Set) and isinstance(node.elts[0], ast.Set):  # mmcv's {{_base_.name}}
         return _value(node.elts[0].elts[0], scope)
     if isinstance(node, (ast.Attribute, ast.Subscript)):
@@ -349,6 +352,19 @@ def _items(node: Any, scope: _Scope) -> Any:
     return items if isinstance(node, ast.List) else tuple(items)
 
 
+def _joined(node: ast.JoinedStr, scope: _Scope) -> Any:
+    """An f-string of texts and whole numbers that are shown as they are."""
+    parts = []
+    for part in node.values:
+        shape = isinstance(part, ast.FormattedValue) and (part.format_spec or part.conversion != -1)
+        value = _value(getattr(part, "value", part) if isinstance(part, ast.FormattedValue) else part, scope)
+        if shape or type(value) not in (str, int):
+            return value if isinstance(value, Code) else _code(node, scope, "code (JoinedStr)")
+        parts.append(str(value))
+        scope.reading.pay(len(parts[-1]))
+    return "".join(parts)
+
+
 def _dict(given: List[Tuple[Any, ast.AST]], node: ast.AST, scope: _Scope) -> Any:
     """A dict of (key: an expression or a keyword's name; None for `**`, value) pairs."""
     made: Dict[Any, Any] = {}
@@ -378,6 +394,8 @@ def _computed(sign: ast.operator, left: Any, right: Any, reading: _Reading) -> A
             return left + right
         return None
     if type(left) not in (int, float) or type(right) not in (int, float) or type(sign) not in _ARITHMETIC:
+        return None
+    if isinstance(sign, ast.Pow) and (type(right) is not int or abs(right) > 64 or abs(left) > 1 << 16):
         return None
     try:
         value = _ARITHMETIC[type(sign)](left, right)
