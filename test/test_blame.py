@@ -6,21 +6,21 @@ import shutil
 
 import cv2
 import numpy as np
+import onnx
 import pytest
+import torch
 from clips import copy_of
+from onnx import helper, numpy_helper
 
-torch = pytest.importorskip("torch")
-onnx = pytest.importorskip("onnx")
-from onnx import helper, numpy_helper  # noqa: E402
-
-from tsm.checkpoint.reader import load, save  # noqa: E402
-from tsm.protocol import SSV2, frame_indices, fuse  # noqa: E402
-from tsm.report.diagnose import DEPARTS, SAME, UNCHECKED, Chain, first_departure, stages_of  # noqa: E402
-from tsm.report.suspects import AS_IT_WAS, Hunt, _folders, dense, spread, starts, suspects_of, weights_of  # noqa: E402
-from tsm.results import write_result  # noqa: E402
-from tsm.samples import read_info  # noqa: E402
-from tsm.video import clips  # noqa: E402
-from tsm.workfolder import read_run, write_run  # noqa: E402
+from tsm.checkpoint.reader import load, save
+from tsm.model.network import load_network, scores
+from tsm.protocol import SSV2, frame_indices, fuse
+from tsm.report.diagnose import DEPARTS, SAME, UNCHECKED, Chain, first_departure, stages_of
+from tsm.report.suspects import AS_IT_WAS, Hunt, _folders, dense, spread, starts, suspects_of, weights_of
+from tsm.results import write_result
+from tsm.samples import read_info
+from tsm.video import clips
+from tsm.workfolder import read_run, write_run
 
 VIDEOS, TRIED = 12, 1
 
@@ -135,9 +135,6 @@ def test_a_shift_in_the_wrong_direction(work):
 
 def changed_weights(works, repo, work, change):
     """Another checkpoint of the thin network, and its exported and modified graphs as other*.onnx."""
-    import torch
-
-
     state, _ = load(str(repo / "demo/tsm_thin.pth"))
     change(state)
     torch.save({"state_dict": state}, str(work / "other.pth"))
@@ -154,10 +151,6 @@ def test_a_modified_model_of_another_network(works, repo, work):
 @pytest.mark.all
 def test_an_overflow_of_fp16(works, repo, work):
     """A network whose stem's values are beyond fp16, though in fp32 it is the same; a device that saturates there."""
-    import torch
-
-    from tsm.model.network import load_network, scores
-
     def raised(state):
         for name in ("weight", "bias"):
             state["backbone.conv1.bn." + name] *= 1e6

@@ -229,7 +229,11 @@ def test_a_config_that_has_no_test_is_tested_as_it_is_validated(text, validated,
     assert (found.get("validated"), found.get("size")) == (validated, size)
 
 
-def test_missing_and_circular_bases_are_named(tmp_path):
+def test_missing_and_circular_bases_and_other_languages_are_named(tmp_path):
+    for name, language in (("a.json", "JSON"), ("a.yml", "YAML"), ("a.YAML", "YAML")):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(UserError, match="a config in %s, which this suite does not read; pass it in Python" % language):
+            pyconfig.read(str(tmp_path / name))
     for text, says in (("_base_ = 'none.py'", "none.py"), ("_base_ = 'a.py'", "includes itself"),
                        ("_base_ = 'mmaction::x.py'", "mmaction::x.py, of an installed package"), ("_base_ = f()", "a call of f"),
                        ("with read_base():\n    from mmaction.x import *", "mmaction/x.py, of an installed package")):
@@ -337,11 +341,11 @@ def test_options_are_those_of_the_tables():
     assert facts(model % ("MobileNetV2TSM", mobile, head))["network"] == "TSM MobileNetV2"
 
 
-@pytest.mark.parametrize("backbone, head", [(8, 16), (16, 8), (None, 16), (16, None), (None, 8), (16, 16), (None, None)])
-def test_segments_that_are_left_out_are_mmaction2_s_default(backbone, head):
+def test_segments_that_are_left_out_are_mmaction2_s_default():
     text = "model = dict(backbone=dict(type='ResNetTSM'%s), cls_head=dict(type='TSMHead'%s))"
-    found = facts(text % tuple("" if number is None else ", num_segments=%d" % number for number in (backbone, head)))
-    assert (found["segments"], found["head_segments"]) == (backbone or 8, head or 8)
+    for given in ((8, 16), (16, 8), (None, 16), (16, None), (None, 8), (16, 16), (None, None)):
+        found = facts(text % tuple("" if number is None else ", num_segments=%d" % number for number in given))
+        assert (found["segments"], found["head_segments"]) == tuple(number or 8 for number in given)
 
 
 @pytest.mark.parametrize("model, network", [
@@ -403,28 +407,17 @@ def test_arguments_of_decoders_count(step, says):
     assert says in refused(text) if says else facts(text)["size"] == 224
 
 
-def test_configs_in_other_languages_are_named(tmp_path):
-    for name, language in (("a.json", "JSON"), ("a.yml", "YAML"), ("a.YAML", "YAML")):
-        (tmp_path / name).write_text("{}")
-        with pytest.raises(UserError, match="a config in %s, which this suite does not read; pass it in Python" % language):
-            pyconfig.read(str(tmp_path / name))
-
-
-@pytest.mark.parametrize("place", [
-    "/a b/c.py", "/a/[x] (1)/c.py", r"C:\my configs\c.py", "C:/x/c.py", "/ä/c#1.py", r"\\host\c.py", "./a/c.py",
-])
-def test_a_kept_text_begins_with_the_path_that_it_had(place):
+def test_a_kept_text_begins_with_the_path_that_it_had():
     text = "%s\nmodel = dict(backbone=dict(type='ResNetTSM', num_segments=4))\n%s\nmodel = dict(backbone=dict(num_segments=16))"
-    assert facts(text % (place, place))["segments"] == 16
+    for place in "/a b/c.py", "/a/[x] (1)/c.py", r"C:\my configs\c.py", "C:/x/c.py", "/ä/c#1.py", r"\\host\c.py", "./a/c.py":
+        assert facts(text % (place, place))["segments"] == 16, place
 
 
-@pytest.mark.parametrize("template, first", [
-    ("frame_%010d.jpg", "frame_0000000001.jpg"), ("frame_{:010}.jpg", "frame_0000000001.jpg"), ("{:012d}.png", "000000000001.png"),
-    ("img ({0:05d}).jpg", "img (00001).jpg"), ("{}.jpg", "1.jpg"), ("{0}.jpg", "1.jpg"),
-])
-def test_templates_of_frames(template, first):
-    found = facts("data = dict(test=dict(filename_tmpl='%s', pipeline=%s))" % (template, WHOLE))
-    assert frame_template(found["filename_tmpl"]) % 1 == first
+def test_templates_of_frames():
+    for template, first in (("frame_%010d.jpg", "frame_0000000001.jpg"), ("frame_{:010}.jpg", "frame_0000000001.jpg"), ("{}.jpg", "1.jpg"),
+                            ("{:012d}.png", "000000000001.png"), ("img ({0:05d}).jpg", "img (00001).jpg"), ("{0}.jpg", "1.jpg")):
+        found = facts("data = dict(test=dict(filename_tmpl='%s', pipeline=%s))" % (template, WHOLE))
+        assert frame_template(found["filename_tmpl"]) % 1 == first
 
 
 @pytest.mark.parametrize("text, says", [

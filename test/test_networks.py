@@ -5,20 +5,19 @@ import os
 from collections import Counter
 
 import numpy as np
+import onnx
 import pytest
+import torch
+from onnx import helper, numpy_helper
 
-torch = pytest.importorskip("torch")
-onnx = pytest.importorskip("onnx")
-from onnx import helper, numpy_helper  # noqa: E402
-
-from tsm.cli import UserError  # noqa: E402
-from tsm.model import network as network_module  # noqa: E402
-from tsm.model import proof, surgery  # noqa: E402
-from tsm.model.graph import FLAT, RELU6, SHIFT, build, in_parts, layers, trunk_of  # noqa: E402
-from tsm.model.network import RESNET50, RESNET101, TSM, Structure, load_network, network_of, scores, structure_of, trunk_from  # noqa: E402
-from tsm.model.offline import one_frame, one_view, read_offline  # noqa: E402
-from tsm.model.onnxfile import session, set_metadata, states_in  # noqa: E402
-from tsm.protocol import MOVES, SHIFTS, SSV2, fuse  # noqa: E402
+from tsm.cli import UserError
+from tsm.model import network as network_module
+from tsm.model import proof, surgery
+from tsm.model.graph import FLAT, RELU6, SHIFT, build, in_parts, layers, trunk_of
+from tsm.model.network import RESNET50, RESNET101, TSM, Structure, load_network, network_of, scores, structure_of, trunk_from
+from tsm.model.offline import one_frame, one_view, read_offline
+from tsm.model.onnxfile import session, set_metadata, states_in
+from tsm.protocol import MOVES, SHIFTS, SSV2, fuse
 
 MOBILENET = Structure((1, 2, 3, 4, 3, 3, 1), (8, 16, 24, 32, 48, 56, 64, 80))  # MobileNetV2, thin
 THIN = SSV2._replace(size=64)
@@ -483,17 +482,14 @@ def test_the_surgery_names_the_kind_that_torch_exported(tmp_path, monkeypatch, k
             surgery.lift(source, ONE_VIEW)
 
 
-def small(net, protocol):
-    """A network of one view of small frames as a graph, for editing."""
-    return build(trunk_from(net), "ascend", protocol)
-
-
-MOBILE = THIN._replace(sampling="uniform", crops="centre", classes=12, size=32)
-
-
 @pytest.fixture(scope="module")
 def mobile():
-    return random_network(MOBILENET, 16, MOBILE)
+    return random_network(MOBILENET, 16, ONE_VIEW)
+
+
+def small(net):
+    """A network of one view of small frames as a graph, for editing."""
+    return build(trunk_from(net), "ascend", ONE_VIEW)
 
 
 def _old_clip(model):
@@ -536,11 +532,11 @@ def _half_open(model):
     _pair(("Relu", None), ("Min", "six")), _pair(("Min", "six"), ("Relu", None))])
 def test_relu6_however_it_is_written(mobile, tmp_path, change):
     """The same graph comes out, to the bit, with its ten shifts."""
-    model = small(mobile, MOBILE)
+    model = small(mobile)
     change(model)
     folded, _ = surgery.fold_constants(model, "a.onnx", str(tmp_path / "scratch"))
-    trunk, rules, _ = surgery.lift(surgery.read_source(folded, "a.onnx", MOBILE), MOBILE)
-    assert build(trunk, "ascend", MOBILE).graph == small(mobile, MOBILE).graph and rules["shift"] == 10
+    trunk, rules, _ = surgery.lift(surgery.read_source(folded, "a.onnx", ONE_VIEW), ONE_VIEW)
+    assert build(trunk, "ascend", ONE_VIEW).graph == small(mobile).graph and rules["shift"] == 10
     assert [node.op_type for node in trunk.nodes].count(RELU6) == 1 + (2 * sum(MOBILENET.blocks) - 1) + 1
 
 
@@ -599,7 +595,7 @@ def _moved(trunk):
     (_clip_of_a_computed_bound, "conv1.relu6"), (_attention, "has non-local blocks"), (_pooled, "has temporal pooling"),
 ])
 def test_graphs_of_other_networks_are_refused_by_name(mobile, fails, tmp_path, change, says):
-    model = small(mobile, MOBILE)
+    model = small(mobile)
     change(model)
     onnx.save(model, str(tmp_path / "source.onnx"))
     line = fails("modify_onnx.py", "-m1", "source.onnx", "-m2", "new.onnx", cwd=tmp_path)
@@ -616,7 +612,7 @@ def test_graphs_of_other_networks_are_refused_by_name(mobile, fails, tmp_path, c
 def test_shifts_elsewhere_are_refused(mobile, fails, tmp_path, change, says):
     trunk = trunk_from(mobile)
     change(trunk)
-    onnx.save(build(trunk, "cpu", MOBILE), str(tmp_path / "source.onnx"))
+    onnx.save(build(trunk, "cpu", ONE_VIEW), str(tmp_path / "source.onnx"))
     assert says in fails("modify_onnx.py", "-m1", "source.onnx", "-m2", "new.onnx", cwd=tmp_path)
 
 
@@ -663,8 +659,8 @@ def test_int8_of_mobilenet(mobile):
     pytest.importorskip("nncf")
     from tsm.infer.int8 import quantise
 
-    view, rng = build(trunk_from(mobile), "view", MOBILE), np.random.RandomState(7)
-    views = [rng.standard_normal(MOBILE.view_shape).astype(np.float32) for _ in range(8)]
+    view, rng = build(trunk_from(mobile), "view", ONE_VIEW), np.random.RandomState(7)
+    views = [rng.standard_normal(ONE_VIEW.view_shape).astype(np.float32) for _ in range(8)]
     network = quantise(view, views)
     kinds = [node.get_type_name() for node in network.get_ordered_ops()]
     assert kinds.count("FakeQuantize") > kinds.count("GroupConvolution") == sum(MOBILENET.blocks)
@@ -676,22 +672,15 @@ def test_int8_of_mobilenet(mobile):
         assert np.abs(actual - expected).max() <= 0.2 * np.abs(expected).max()
 
 
-def test_a_hundred_views_fill_a_file_of_zeros_early():
-    """The largest batch that fits is named, and fits."""
-    protocol = SSV2._replace(sampling="dense", crops="ten", size=224)
-    trunk = trunk_from(TSM(protocol, 8).eval())
-    with pytest.raises(UserError) as raised:
-        build(trunk, "ascend", protocol, 10 ** 6)
-    assert "more than an ONNX file holds" in str(raised.value)
-    most = int(str(raised.value).split()[-1])
-    zeros = sum(tensor.ByteSize() for tensor in build(trunk, "ascend", protocol, 1).graph.initializer
-                if tensor.name.startswith("zeros"))
-    assert most * zeros < 2 ** 31 < (most + 2) * zeros + 2 ** 22
-
-
-def test_a_proof_is_of_few_views():
-    """Of as many as a video may have; each protocol of no more views stays as it is."""
+def test_a_hundred_views_fill_a_file_of_zeros_early_and_a_proof_is_of_few_views():
+    """The largest batch that fits is named, and fits. Each protocol of no more views than a video may have stays as it is."""
     dense = SSV2._replace(sampling="dense", crops="ten", size=224)
+    trunk = trunk_from(TSM(dense, 8).eval())
+    with pytest.raises(UserError, match="more than an ONNX file holds") as raised:
+        build(trunk, "ascend", dense, 10 ** 6)
+    most = int(str(raised.value).split()[-1])
+    zeros = sum(tensor.ByteSize() for tensor in build(trunk, "ascend", dense, 1).graph.initializer if tensor.name.startswith("zeros"))
+    assert most * zeros < 2 ** 31 < (most + 2) * zeros + 2 ** 22
     few = surgery.few_views(dense)
     assert few.views == 10 and few == dense._replace(sampling=few.sampling, crops=few.crops)
     assert surgery.few_views(SSV2) == SSV2 and surgery.few_views(SSV2._replace(segments=16)).views == SSV2.views

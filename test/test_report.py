@@ -73,6 +73,12 @@ def test_it_shows_and_keeps_what_the_run_left(works, left):
 def test_accuracy_comes_from_the_file_that_postprocessing_wrote(works, fails, left):
     works("TSM_postprocess.py", *ARGS[:2], "--json", "accuracy.json", cwd=left)
     assert "0.5000 / 1.0000" in works("TSM_report.py", *ARGS, "--accuracy", "accuracy.json", cwd=left)
+    (left / "report.json").unlink()
+    (left / "inference_result/out/1_0.txt").rename(left / "1_0.txt")
+    for more in ((), ("--accuracy", "accuracy.json")):
+        assert "1_0.txt" in fails("TSM_report.py", *ARGS, *more, cwd=left)
+    assert not (left / "report.json").exists()
+    (left / "1_0.txt").rename(left / "inference_result/out/1_0.txt")
     text = (left / "accuracy.json").read_text()
     figures = [text.replace("0.5", figure, 1) for figure in ("NaN", "Infinity", "1e999", "1" + "0" * 400)]
     for wrong in ["[]", "{}", '{"videos": 3}', "nonsense"] + figures:
@@ -170,11 +176,6 @@ def test_every_published_file_has_its_own_figure_under_its_own_test(row):
     assert published_of("prob", other, row.digest + "0" * 56)[0] is None
 
 
-def test_figures_of_several_runs_are_joined_as_far_as_they_can_be():
-    parts = [statistics([0.5, 1.5, 4.0]), statistics([9.0])]
-    assert joined(parts) == {"min": 0.5, "max": 9.0, "mean": 3.75, "count": 4}
-
-
 def test_the_verdict_joins_the_checks_with_what_stands_out():
     names = ["Opening a box", "Closing a box", "Holding a box"]
 
@@ -192,7 +193,8 @@ def test_the_verdict_joins_the_checks_with_what_stands_out():
     assert verdict(made).startswith("1 of 6 checks FAILED (order of the labels).") and "another order of the labels" in verdict(made)
 
 
-def test_rows_name_the_videos_that_were_left_out():
+def test_rows_name_the_videos_that_were_left_out_and_figures_of_several_runs_are_joined_as_far_as_they_can_be():
+    assert joined([statistics([0.5, 1.5, 4.0]), statistics([9.0])]) == {"min": 0.5, "max": 9.0, "mean": 3.75, "count": 4}
     report = {"accuracy": Accuracy(9, 3, 1.0, 1.0, 1.0, (0.7, 1.0), 0)._asdict(), "published": None, "fusion": "prob",
               "device": {"kind": "cpu", "name": "x"}, "throughput": {}, "batch_size": 4, "findings": {}}
     assert closing_rows(report)[1] == ["x", "4", "9 of 12 videos", "1.0000 / 1.0000", ""]
@@ -256,14 +258,6 @@ def test_names_are_those_that_are_given_or_the_model_s_and_classes_else_are_numb
     model(left / "new.onnx", fusion="score", labels=json.dumps(NAMES))
     works("TSM_report.py", *ARGS, cwd=left)
     assert rows_of(left / "predictions.csv")[0]["true_name"] == "name 3"
-
-
-def test_results_that_were_deleted(works, fails, left):
-    works("TSM_postprocess.py", *ARGS[:2], "--json", "accuracy.json", cwd=left)
-    (left / "inference_result/out/1_0.txt").unlink()
-    for more in ((), ("--accuracy", "accuracy.json")):
-        assert "1_0.txt" in fails("TSM_report.py", *ARGS, *more, cwd=left)
-    assert not (left / "report.json").exists()
 
 
 def checks(left):
@@ -403,14 +397,11 @@ def test_labels_in_another_order_are_told_by_the_results_alone():
     assert numbered(mixed, videos=5)["state"] == "pass"  # too few to tell
 
 
-def test_labels_counted_from_1_have_no_0():
+def test_labels_counted_from_1_have_no_0_and_an_order_is_not_learnt_from_chance():
     for truth, words in ((range(1, 13), "are they counted from 1?"), (range(12), "is a line too many at the beginning")):
         truth = np.array(list(truth))
         assert words in another_order(truth, truth - 1, 14, None)[1]
         assert ("was one taken from each?" if words[0] == "a" else "raised by one") in another_order(truth, truth + 1, 14, None)[1]
-
-
-def test_an_order_is_not_learnt_from_chance():
     random = np.random.RandomState(0)
     for classes, videos in ((2, 300), (50, 200), (174, 1000)):
         for answers in (random.randint(0, classes, videos), np.zeros(videos, int)):
