@@ -4,12 +4,13 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import math
 import os
 import re
 import sys
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 from tsm.cli import UserError, first_line, warn
 
@@ -60,13 +61,16 @@ def read_text(path: str) -> str:
     return text
 
 
-def write_text(path: str, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all; names of files that are not UTF-8 keep their bytes. To `-` it is printed."""
+def write_text(path: str, text: Iterable[str]) -> None:
+    """Write `text`, or its pieces, as UTF-8, whole or not at all; names of files that are not UTF-8 keep their bytes. To `-` it is
+    printed."""
+    pieces = [text] if isinstance(text, str) else text
     if path == "-":
-        print(text, end="", file=sys.__stdout__, flush=True)
-        return
+        for piece in pieces:
+            print(piece, end="", file=sys.__stdout__)
+        return print(end="", file=sys.__stdout__, flush=True)
     with replacing(path) as part, open(part, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        file.write(text)
+        file.writelines(pieces)
 
 
 def sealed(value: Dict[str, Any], kind: str) -> Dict[str, Any]:
@@ -90,7 +94,7 @@ def _seal(rest: Dict[str, Any], kind: str) -> Dict[str, Any]:
 def write_json(path: str, value: Any, kind: str = "") -> None:
     """Write `value` as JSON (no NaN, keys in the order given), whole or not at all; a dict of a `kind` is sealed, a line per key."""
     if not kind:
-        return write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+        return write_text(path, itertools.chain(json.JSONEncoder(indent=1, allow_nan=False).iterencode(value), "\n"))
     lines = ["%s: %s" % (json.dumps(key), json.dumps(item, allow_nan=False)) for key, item in sealed(value, kind).items()]
     write_text(path, "{\n%s\n}\n" % ",\n".join(lines))
 

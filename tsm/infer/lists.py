@@ -95,7 +95,7 @@ def job_of(args: argparse.Namespace) -> Tuple[Job, Work, Dict[int, Clip], Option
     naming = Naming(args.filename_tmpl, args.start_index)
     listed = dict(enumerate(read_list(args.ann_file, protocol, args.data_root)))
     digests = engines.digests_of(path, computing)
-    tensors = clips.basis(listed, protocol, dtype, naming) + (" every %g" % args.every if args.every else "")
+    tensors = clips.basis(listed, protocol, dtype, naming) + (" nearest to every %g" % args.every if args.every else "")
     basis = engines.basis_of(digests, computing, tensors)
     scratch = args.scratch or ("" if args.ray else args.output_dir)
     tag = hashlib.sha256(repr((basis, os.path.abspath(folder), args.shard)).encode()).hexdigest()[:12]

@@ -65,6 +65,10 @@ class Viewer(abc.ABC):
     def close(self) -> List[Segment]:
         """Print what is known in the end, and give its segments, if it has any."""
 
+    def windows(self) -> List[Dict[str, Any]]:
+        """The answers, as --json has them."""
+        return list(map(window_of, self.answers))
+
     def facts(self) -> Dict[str, Any]:
         """What --json has beside the answers."""
         return {}
@@ -77,35 +81,42 @@ class Viewer(abc.ABC):
         return "in all" if self.prefix and not self.prefix.strip() else self.name
 
 
-def segments_of(answers: Sequence[Answer], running: bool = False) -> List[Segment]:
+def segments_of(answers: Sequence[Answer]) -> List[Segment]:
     """Windows in their order in time -> stretches of one label.
 
     Each window speaks for the times that are nearer to its middle than to any other window's, the first from its start and
-    the last to its end, so the stretches cover the video once. A running answer speaks from its window's end on.
+    the last to its end, so the stretches cover the video once.
     """
     spans = [(answer.window.start or 0.0, answer.window.end or 0.0) for answer in answers]
-    edges = [end for _, end in spans] if running else [start for start, _ in spans[:1]] + [
+    edges = [start for start, _ in spans[:1]] + [
         round((start + end + after + until) / 4, 3) for (start, end), (after, until) in zip(spans, spans[1:])]
     edges += [end for _, end in spans[-1:]]
     segments: List[Segment] = []
     weight = 0
     for answer, start, end in zip(answers, edges, edges[1:]):
-        best = answer.ranked[0]
-        if segments and segments[-1].label == best.label:
-            weight += 1
-            mean = segments[-1].probability + (best.probability - segments[-1].probability) / weight
-            segments[-1] = segments[-1]._replace(end=end, probability=mean)
-        else:
-            segments.append(Segment(start, end, best.label, best.probability))
-            weight = 1
+        weight = lengthen(segments, weight, answer.ranked[0], start, end)
     return segments
+
+
+def lengthen(segments: List[Segment], weight: int, best: Ranked, start: float, end: float) -> int:
+    """Add a window's stretch to segments, in place: to the last one, which is of `weight` windows, if that has its label. The last one's
+    windows then."""
+    if segments and segments[-1].label == best.label:
+        last, weight = segments[-1], weight + 1
+        segments[-1] = last._replace(end=end, probability=last.probability + (best.probability - last.probability) / weight)
+        return weight
+    segments.append(Segment(start, end, best.label, best.probability))
+    return 1
+
+
+def window_of(answer: Answer) -> Dict[str, Any]:
+    """An answer for --json."""
+    return {"start": answer.window.start, "end": answer.window.end, "top": [ranked._asdict() for ranked in answer.ranked]}
 
 
 def entry_of(viewer: Viewer, segments: Sequence[Segment], error: str) -> Dict[str, Any]:
     """One input for --json: {input, error, windows: [{start, end, top: [{class_id, label, probability}]}], segments}."""
-    windows = [{"start": answer.window.start, "end": answer.window.end,
-                "top": [ranked._asdict() for ranked in answer.ranked]} for answer in viewer.answers]
-    entry: Dict[str, Any] = {"input": viewer.name, "error": error or None, "windows": windows}
+    entry: Dict[str, Any] = {"input": viewer.name, "error": error or None, "windows": viewer.windows()}
     if segments:
         entry["segments"] = [segment._asdict() for segment in segments]
     return dict(entry, **viewer.facts())
@@ -121,7 +132,7 @@ def as_cards(entry: Dict[str, Any]) -> Dict[str, Any]:
     parts = [(segment["start"], segment["end"], [segment]) for segment in entry.get("segments", ())]
     running = by_frame and entry["threshold"] is None
     parts = [] if running else parts
-    parts = parts or [(None, None, window["top"]) for window in windows[-1:]]
+    parts = parts or ([(None, None, windows[-1]["top"])] if windows else [])
     strips: Sequence[Optional[str]] = [None] * len(parts)
     name, place, problem, length = path, "", "", parts[-1][1] if parts and not by_frame else None
     if os.path.exists(path):
@@ -212,14 +223,8 @@ def write_files(args: argparse.Namespace, facts: Dict[str, Any], entries: List[D
                 else "frame by frame, shift %s" % facts["shift"]),
             "inputs": list(map(as_cards, entries))}))
 
-    def write_whole() -> None:
-        if args.json == "-":
-            print(json.dumps(document, indent=1, allow_nan=False), flush=True)
-        else:
-            write_json(args.json, document)
-
     whole = True
-    for path, write in ((args.json, write_whole), (args.html, write_page),
+    for path, write in ((args.json, lambda: write_json(args.json, document)), (args.html, write_page),
                         (args.csv, lambda: write_csv(args.csv, csv_rows(entries, facts.get("approximates", "")), args.csv_bom))):
         try:
             if path:

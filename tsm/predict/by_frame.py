@@ -15,7 +15,7 @@ from tsm.cli import printable, warn
 from tsm.infer.engine import BACKENDS, Computing, Engine, Online, computed_by, default_backend, open_online, percentiles
 from tsm.labels import Ranked, name_of, top
 from tsm.model.offline import Offline, clip_of
-from tsm.predict.answers import Answer, Log, Segment, Viewer, clock, in_a_line, in_figures, lines_of, segments_of, warn_if_few
+from tsm.predict.answers import Answer, Log, Segment, Viewer, clock, in_a_line, in_figures, lengthen, lines_of, warn_if_few, window_of
 from tsm.predict.live import LIVE_WINDOW, Recent
 from tsm.protocol import CENTRE_VIEW, softmax
 from tsm.video.clips import as_video
@@ -76,6 +76,31 @@ class ByFrame:
             self.same.append(int(scores[0].mean(0).argmax()) == answer)
 
 
+class Rows(List[Dict[str, Any]]):
+    """Answers as --json has them, each made when it is asked for; json takes it for the list of them. Kept are 16 bytes of each and 16 of
+    each of its classes, so that a day of a camera takes megabytes."""
+
+    def __init__(self, names: Optional[Sequence[str]]) -> None:
+        super().__init__()
+        self.names, self.kept, self.width = names, array("d"), 1
+
+    def add(self, start: float, end: float, ranked: Sequence[Ranked]) -> None:
+        self.kept.extend([start, end] + [value for one in ranked for value in (one.class_id, one.probability)])
+        self.width = 2 + 2 * len(ranked)
+
+    def __len__(self) -> int:
+        return len(self.kept) // self.width
+
+    def __iter__(self) -> Iterator[Dict[str, Any]]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, at: Any) -> Any:
+        first = range(len(self))[at] * self.width
+        start, end, *rest = self.kept[first : first + self.width]
+        ranked = [Ranked(int(number), name_of(int(number), self.names), value) for number, value in zip(rest[::2], rest[1::2])]
+        return window_of(Answer(Window(start, end), ranked))
+
+
 class FrameViewer(Viewer):
     """One input in front of a network with states: its running answer, events, resets and times."""
 
@@ -88,12 +113,15 @@ class FrameViewer(Viewer):
         self.kept: Deque[Tuple[float, np.ndarray]] = deque(maxlen=self.memory or None)  # moments and scores; their sum of all
         self.count, self.missed = 0, 0  # frames since the last reset, and those passed over
         self.resets: List[float] = []
-        self.waits, self.steps = array("d"), array("d")  # ms from a frame's arrival to its answer, and of the network
+        self.waits, self.steps = array("f"), array("f")  # ms from a frame's arrival to its answer, and of the network
         self.image: Optional[np.ndarray] = None  # the last frame
         self.frames: List[np.ndarray] = []  # of a file that is compared with its clip, as the network is shown them
         self.moments: List[float] = []  # of a file's frames
         self.best = 0  # the last answer's class
-        self.shown, self.named, self.lasting = "", bool(prefix), self.args.threshold is None
+        self.named, self.lasting = bool(prefix), self.args.threshold is None
+        self.rows, self.recorded = Rows(way.names), bool(self.args.json or self.args.csv or self.args.html)
+        self.segments: List[Segment] = []  # stretches of one label; the last one is of `weight` frames
+        self.weight = 0
         network.reset()
 
     def say(self, line: str) -> None:
@@ -154,19 +182,23 @@ class FrameViewer(Viewer):
         if image.shape != self.image.shape:
             return "its frames change their shape"
         rule: Any = self.args.reset or "never"
-        due = differ(self.image, image) if rule == "scene" else rule != "never" and moment - max(self.resets, default=0.0) >= rule
+        due = differ(self.image, image) if rule == "scene" else rule != "never" and moment - sum(self.resets[-1:]) >= rule
         return "" if due else None
 
     def _tell(self, moment: float, probabilities: np.ndarray) -> None:
         """Keep, and print, what is new at a moment."""
         if self.args.threshold is not None:
             return self._follow(moment, probabilities, self.args.threshold)
-        answer = Answer(Window(round(self.kept[0][0], 3), round(moment, 3)), top(probabilities, self.way.names, self.args.top))
-        self.answers.append(answer)
+        start, end, ranked = round(self.kept[0][0], 3), round(moment, 3), top(probabilities, self.way.names, self.args.top)
+        answer = Answer(Window(start, end), ranked)
+        self.answers[:] = [answer]  # those before are in the rows, if these are wanted
+        self.segments[-1:] = [last._replace(end=end) for last in self.segments[-1:]]
+        self.weight = lengthen(self.segments, self.weight, ranked[0], end, end)
+        if self.recorded:
+            self.rows.add(start, end, ranked)
         self.log.add(self.name, answer)
-        if answer.ranked[0].label != self.shown:
-            self.shown = answer.ranked[0].label
-            self.say("%s  %s" % (clock(moment), in_a_line(answer.ranked)))
+        if self.weight == 1:
+            self.say("%s  %s" % (clock(moment), in_a_line(ranked)))
 
     def _follow(self, moment: float, probabilities: np.ndarray, threshold: float) -> None:
         """Begin, go on with and end events; an event's probability is its highest."""
@@ -190,11 +222,11 @@ class FrameViewer(Viewer):
         """End the events that go on, and print what holds of all; the events, or the stretches of one label."""
         for number in list(self.events):
             self.end_event(number)
-        self.answers.sort(key=lambda answer: answer.window.start or 0.0)  # as events begin; frames are so already
-        segments = segments_of(self.answers, running=True) if self.lasting else [
+        self.answers.sort(key=lambda answer: answer.window.start or 0.0)  # as events begin
+        segments = self.segments if self.lasting else [
             Segment(one.window.start or 0.0, one.window.end or 0.0, *one.ranked[0][1:]) for one in self.answers]
         if self.prefix:
-            for line in lines_of(self.heading(), self.answers, segments) if len(self.answers) > 1 else ():
+            for line in lines_of(self.heading(), self.answers, segments) if len(self.steps if self.lasting else self.answers) > 1 else ():
                 tqdm.write(line)
             if len(self.steps):
                 self.say(in_figures(len(self.waits), self.missed, percentiles(self.waits), percentiles(self.steps)))
@@ -213,6 +245,9 @@ class FrameViewer(Viewer):
             warn("%s: is shorter than --every %g s, so one frame is all that it is judged by" % (self.name, self.args.every))
         self.image, self.frames = None, []
         return segments
+
+    def windows(self) -> List[Dict[str, Any]]:
+        return self.rows if self.lasting else super().windows()
 
     def facts(self) -> Dict[str, Any]:
         """What --json has of an input of an online model, beside its answers."""

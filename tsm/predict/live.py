@@ -5,6 +5,7 @@ import errno
 import threading
 import time
 from collections import deque
+from statistics import median
 from typing import Any, Deque, Dict, Generator, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import cv2
@@ -20,6 +21,7 @@ LIVE_WINDOW = 3.0  # seconds of a camera or stream that a clip is taken of
 SILENCE = 15.0  # seconds without a frame before a source counts as dead
 RETRY = 1.0  # seconds from one attempt to reach a source to the next
 LEAP = 5.0  # seconds by which a source's own clock may go on from one frame to the next
+GAPS = 15  # between frames; half of their median is the jitter that is allowed for
 MOST_FRAMES = 1000  # of a window; of more, as of 60 seconds of a fast camera, some are passed over
 REASONS = {  # of PyAV's errors, those that FFmpeg words for programmers
     "HTTPUnauthorizedError": "it wants a user and a password, or others (401)", "HTTPForbiddenError": "it refuses access (403)",
@@ -137,23 +139,28 @@ def _frames(container: Any) -> Iterator[Any]:
 class _Reader(threading.Thread):
     """A source that is read in a thread of its own: its newest frames, when the next answer is due, and its end."""
 
-    def __init__(self, name: str, source: Union[int, str], seconds: float, protocol: Protocol, reconnect: float,
+    def __init__(self, name: str, source: Union[int, str], seconds: float, stride: float, protocol: Protocol, reconnect: float,
                  arrived: threading.Condition) -> None:
         super().__init__(daemon=True)
         self.called, self.source, self.seconds, self.protocol, self.reconnect = name, source, seconds, protocol, reconnect
-        self.arrived, self.stopped = arrived, threading.Event()
+        self.stride, self.arrived, self.stopped = stride, arrived, threading.Event()
         self.recent: Deque[Tuple[float, np.ndarray]] = deque()
+        self.gaps: Deque[float] = deque([0.0], GAPS)  # seconds between the last frames, by the source's own clock if that runs
         self.due, self.given, self.came = seconds, -1.0, 0.0
         self.clock: Optional[float] = None  # the source's own, at its last frame
         self.cut = self.ended = False
         self.failure: Optional[Exception] = None
 
     def has_news(self) -> bool:
-        return bool(self.recent) and self.recent[-1][0] > self.given and (self.ended or self.recent[-1][0] >= self.due)
+        """Whether the newest frame is to be answered. One may come half a gap before its place: the next one would be further from it."""
+        newest, early = self.recent[-1][0] if self.recent else -1.0, min(median(self.gaps), self.stride) / 2
+        return newest > self.given and (self.ended or newest >= self.due - (early if self.given >= 0 else 0.0))
 
     def keep(self, moment: float, clock: float, image: np.ndarray) -> None:
         """Add the newest frame, and drop what is older than `seconds` or closer to the one before it than MOST_FRAMES allow."""
         recent = self.recent
+        if self.clock is not None:
+            self.gaps.append(clock - self.clock if clock > self.clock else moment - recent[-1][0])
         if len(recent) > 1 and recent[-1][0] - recent[-2][0] < self.seconds / MOST_FRAMES:
             recent.pop()
         recent.append((moment, image))
@@ -162,14 +169,13 @@ class _Reader(threading.Thread):
         self.cut |= self.clock is not None and not 0 <= clock - self.clock <= LEAP
         self.clock, self.came = clock, time.monotonic()
 
-    def take(self, stride: float) -> Recent:
-        """What is known now. Answers are due every `stride` seconds from the first on, however late one is taken."""
+    def take(self) -> Recent:
+        """What is known now. Answers are due every `stride` seconds from the first on, however early or late one is taken."""
         self.given = self.recent[-1][0]
-        passed = int((self.given - self.due) / stride) if self.given >= self.due else -1
-        self.due += (passed + 1) * stride
+        passed = max(0, int((self.given - self.due) / self.stride))
+        self.due += (passed + 1) * self.stride
         cut, self.cut = self.cut, False
-        missed = 0 if cut else max(0, passed)
-        return Recent([frame for _, frame in self.recent], self.recent[0][0], self.given, self.came, missed, cut)
+        return Recent([frame for _, frame in self.recent], self.recent[0][0], self.given, self.came, 0 if cut else passed, cut)
 
     def run(self) -> None:
         """Read until the source ends; one that is lost is tried again for `reconnect` seconds."""
@@ -219,7 +225,7 @@ def watched(
         reconnect: for how many seconds a source that is Lost is tried again.
     """
     arrived = threading.Condition()
-    readers = [_Reader(name, source, seconds, protocol, reconnect, arrived) for name, source in sources]
+    readers = [_Reader(name, source, seconds, stride, protocol, reconnect, arrived) for name, source in sources]
     for reader in readers:
         reader.start()
     left = list(range(len(sources)))
@@ -230,7 +236,7 @@ def watched(
                 number = next(number for number in left if readers[number].has_news() or readers[number].ended)
                 left.remove(number)
                 reader = readers[number]
-                found: Union[Recent, Exception, None] = reader.take(stride) if reader.has_news() else reader.failure
+                found: Union[Recent, Exception, None] = reader.take() if reader.has_news() else reader.failure
             if isinstance(found, Recent):
                 left.append(number)  # behind the others
             elif reader.given < 0 and found is None:

@@ -81,7 +81,8 @@ def _timed(path: str, every: Optional[float]) -> Timeline:
 
 def paced(path: str, every: Optional[float], protocol: Protocol) -> Iterator[Tuple[float, np.ndarray]]:
     """(seconds, frame RGB uint8 after resized()) of a video that an online model is shown: the frames that are shown at 0, `every`,
-    2 * `every`, … seconds; for None those of a clip, the middles of its segments. Raises Corrupt, also after frames were yielded."""
+    2 * `every`, … seconds, or begin up to half a usual frame later, as times are rounded; for None those of a clip, the middles of
+    its segments. Raises Corrupt, also after frames were yielded."""
     cv2.setNumThreads(1)
     with strict(reencode(path)):
         times = _timed(path, every)
@@ -90,7 +91,7 @@ def paced(path: str, every: Optional[float], protocol: Protocol) -> Iterator[Tup
             shown = [(index, float(times.starts[index])) for index in indices]
         else:
             moments = [number * every for number in range(max(1, int(np.ceil(times.starts[-1] / every - 1e-6))))]
-            shown = [(times.at(moment + 1e-6), moment) for moment in moments]
+            shown = [(times.at(moment + 0.5 / times.rate), moment) for moment in moments]
         for index, frame in read_in_turn(path, sorted({index for index, _ in shown}), times.frames):
             image = resized(frame, protocol)
             while shown and shown[0][0] == index:
