@@ -154,11 +154,11 @@ def step_of(way: str, name: str, precision: str, folder: str) -> Callable[[np.nd
         import openvino
 
         path = os.path.join(folder, "view.xml" if precision == "int8" else "view.onnx")
-        request = compiled(openvino.Core().read_model(path), path, precision, "LATENCY", 1, cores()).create_infer_request()
+        request = compiled(openvino.Core().read_model(path), path, precision, "LATENCY", 1).create_infer_request()
         return lambda x: request.infer({0: x}, share_inputs=True)
     model = read_offline(os.path.join(folder, "online.onnx"))
     if way == "fed_back":
-        request = compiled(one_frame(model), model.path, precision, "LATENCY", 1, cores()).create_infer_request()
+        request = compiled(one_frame(model), model.path, precision, "LATENCY", 1).create_infer_request()
         states = {state.input: np.zeros(state.shape, np.float32) for state in model.states}
 
         def fed_back(x: np.ndarray) -> Any:

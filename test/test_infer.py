@@ -14,9 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from processes import ran
 
-from tsm.infer.int8 import openvino_says
 from tsm.model.graph import build, trunk_of
-from tsm.model.onnxfile import graph_digest, metadata, protocol_of, read_onnx, set_metadata
+from tsm.model.onnxfile import graph_digest, metadata, openvino_says, protocol_of, read_onnx, set_metadata
 from tsm.results import write_summary
 
 BATCH, WIDTH = 4, 6

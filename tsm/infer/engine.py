@@ -23,11 +23,11 @@ import numpy as np
 from tsm import __version__
 from tsm.cli import AGREE_ON, UserError, first_line, non_negative, positive, warn
 from tsm.files import sha256
-from tsm.infer.int8 import compiled, int8_file, read_int8, weights_file
+from tsm.infer.int8 import int8_file, read_int8, weights_file
 from tsm.infer.tensors import reading_ahead
 from tsm.machine import cores, has_bf16, peak_memory
 from tsm.model.offline import Offline, clip_of, one_frame, one_view
-from tsm.model.onnxfile import session
+from tsm.model.onnxfile import compiled, session
 from tsm.protocol import CENTRE_VIEW, fuse
 from tsm.results import flips_in_words
 
@@ -63,7 +63,7 @@ def engine_name(backend: str) -> str:
 
 def openvino_engine(network: Any, path: str, precision: str, streams: int) -> Engine:
     """Compile an onnx.ModelProto or an openvino.Model; `path` names it in errors."""
-    made = compiled(network, path, precision, "THROUGHPUT", streams, cores())
+    made = compiled(network, path, precision, "THROUGHPUT", streams)
     import openvino as ov
 
     requests = ov.AsyncInferQueue(made, streams)
@@ -256,7 +256,7 @@ def _stateful(network: Any, model: Offline, precision: str, streams: int) -> Tup
     passes = Manager()
     passes.register_pass(MakeStateful({state.input: state.output for state in model.states}))
     passes.run_passes(network)
-    ready = compiled(network, model.path, precision, "LATENCY", streams, cores())
+    ready = compiled(network, model.path, precision, "LATENCY", streams)
 
     def begin() -> Tuple[Callable[[], None], Callable[[np.ndarray], np.ndarray]]:
         request = ready.create_infer_request()

@@ -1,5 +1,4 @@
-"""The int8 form of a model: quantised after training by NNCF, kept in OpenVINO's two files, bound to its network; and how OpenVINO
-compiles a network of any precision."""
+"""The int8 form of a model: quantised after training by NNCF, kept in OpenVINO's two files, bound to its network."""
 
 import contextlib
 import hashlib
@@ -14,11 +13,12 @@ from xml.etree import ElementTree
 import numpy as np
 
 from tsm import __version__
-from tsm.cli import UserError, first_line, progress
+from tsm.cli import UserError, progress
 from tsm.files import part_name
 from tsm.infer.tensors import Inputs, check_protocol, read_tensor
-from tsm.machine import cores, has_bf16
+from tsm.machine import has_bf16
 from tsm.model.offline import Offline, one_view_digest
+from tsm.model.onnxfile import compiled, openvino_says
 from tsm.protocol import Protocol, fuse
 from tsm.results import flips_in_words
 
@@ -57,13 +57,6 @@ def int8_file(model: str) -> str:
 def weights_file(path: str) -> str:
     """The .bin beside an OpenVINO .xml, which holds its weights."""
     return path[: -len(".xml")] + ".bin"
-
-
-def openvino_says(error: Exception) -> str:
-    """The line of an OpenVINO error that says what is wrong: the last of its summary, or of all."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    summary = [line[3:] for line in lines if line.startswith("-- ")]
-    return first_line((summary or lines or [type(error).__name__])[-1])
 
 
 def deal(labels: Sequence[Optional[int]], calibrate: int, validate: int) -> Tuple[List[int], List[int]]:
@@ -113,30 +106,6 @@ def quantise(view: Any, views: List[np.ndarray], floating: Sequence[str] = ()) -
                              advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE))
 
 
-def compiled(network: Any, path: str, precision: str, hint: str, streams: int, threads: int) -> Any:
-    """An onnx.ModelProto or an openvino.Model as an openvino.CompiledModel; `path` names it in errors."""
-    try:
-        import openvino as ov
-
-        core = ov.Core()
-    except Exception as error:  # a wheel for another processor or C library fails in many ways
-        raise UserError("OpenVINO does not start here (%s); use --backend onnxruntime" % first_line(error))
-    if precision == "bf16" and not has_bf16():
-        raise UserError("--precision bf16: this processor has no bfloat16 instructions; use fp32")
-    config = {
-        "PERFORMANCE_HINT": hint,
-        "NUM_STREAMS": streams,
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16", "int8": "f32"}[precision],  # of what is not int8
-    }
-    try:
-        if not isinstance(network, ov.Model):
-            network = core.read_model(network.SerializeToString())
-        return core.compile_model(network, "CPU", config)
-    except RuntimeError as error:
-        raise UserError("%s: OpenVINO refuses it (%s); try --backend onnxruntime" % (path, openvino_says(error)))
-
-
 def answers_of(scores: Sequence[np.ndarray], model: Offline) -> np.ndarray:
     """The answers, int [videos], from the frame scores [segments, classes] of their views, video by video."""
     return fuse(np.stack(scores).mean(1, dtype=np.float64), model.tested_by.views, str(model.fusion)).argmax(1)
@@ -175,7 +144,7 @@ def layer_of(op: Any) -> str:
 
 def computed(network: Any, precision: str, model: Offline, views: Sequence[np.ndarray]) -> Tuple[List[np.ndarray], float]:
     """(a one-view network's frame scores [segments, classes] of some views, about how many ms a view takes)."""
-    ready = compiled(network, model.path, precision, "LATENCY", 1, cores())
+    ready = compiled(network, model.path, precision, "LATENCY", 1)
     began = time.perf_counter()
     scores = [ready({0: view})[0].copy() for view in views]
     return scores, 1000 * (time.perf_counter() - began) / max(1, len(views))

@@ -1,4 +1,4 @@
-"""ONNX files: loading them whole, their metadata, protocol, input and output, and ONNX Runtime sessions over them."""
+"""ONNX files: loading them whole, their metadata, protocol, input and output, and what runs them: ONNX Runtime and OpenVINO."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from tsm.cli import UserError, first_line
+from tsm.machine import cores, has_bf16
 from tsm.protocol import SSV2, Protocol, protocol_from
 
 
@@ -164,3 +165,39 @@ def session(
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's errors have no common base
         raise UserError("%s: ONNX Runtime refuses it (%s); export it again" % (path, first_line(error, 200)))
+
+
+def compiled(network: Any, path: str, precision: str, hint: str, streams: int) -> Any:
+    """An onnx.ModelProto or an openvino.Model as an openvino.CompiledModel for the CPU; UserError naming `path` where OpenVINO refuses it.
+
+    Args:
+        precision: fp32, bf16 or int8, which the network has to be of.
+        hint: of OpenVINO's performance hints. streams: how many requests run at a time.
+    """
+    try:
+        import openvino as ov
+
+        core = ov.Core()
+    except Exception as error:  # a wheel for another processor or C library fails in many ways
+        raise UserError("OpenVINO does not start here (%s); use --backend onnxruntime" % first_line(error))
+    if precision == "bf16" and not has_bf16():
+        raise UserError("--precision bf16: this processor has no bfloat16 instructions; use fp32")
+    config = {
+        "PERFORMANCE_HINT": hint,
+        "NUM_STREAMS": streams,
+        "INFERENCE_NUM_THREADS": cores(),
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16", "int8": "f32"}[precision],  # of what is not int8
+    }
+    try:
+        if not isinstance(network, ov.Model):
+            network = core.read_model(network.SerializeToString())
+        return core.compile_model(network, "CPU", config)
+    except RuntimeError as error:
+        raise UserError("%s: OpenVINO refuses it (%s); try --backend onnxruntime" % (path, openvino_says(error)))
+
+
+def openvino_says(error: Exception) -> str:
+    """The line of an OpenVINO error that says what is wrong: the last of its summary, or of all."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    summary = [line[3:] for line in lines if line.startswith("-- ")]
+    return first_line((summary or lines or [type(error).__name__])[-1])
