@@ -14,8 +14,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
@@ -150,81 +150,70 @@ def run_on_chip(job: Job, chunk: Chunk, chip: str) -> Piece:
         shutil.rmtree(made.folder, ignore_errors=True)
 
 
-def serve(
-    job: Job, chip: str, waiting: "queue.Queue[Any]", answers: "queue.Queue[Any]", running: List[Any], over: threading.Event
-) -> None:
-    """In a thread: chunks from `waiting`, until the run is `over` or ATTEMPTS failures in a row; pieces, or the error that ended it,
-    to `answers`. A chunk that fails goes back, behind the others."""
-    failures = 0
-    while True:
-        made = waiting.get()
-        if over.is_set():
-            return None
-        try:
-            answers.put(infer_on(job, made, chip, running))
-            failures = 0
-        except Failed as error:
-            if over.is_set():  # its command was killed
-                return None
-            failures += 1
-            warn("chip %s failed on %s (%s); tried again" % (chip, made.chunk.name, error))
-            waiting.put(made)
-            if failures == ATTEMPTS:
-                return answers.put(error)
-        except Exception as error:
-            return answers.put(error)
-
-
 def on_chips(job: Job, chunks: Sequence[Chunk], flight: Flight, chips: Sequence[int]) -> Iterator[Piece]:
-    """Carrier: on NPU chips of this host, each pulling the next chunk.
+    """Carrier: on NPU chips of this host, each taking the next chunk.
 
-    While the chips infer, one more chunk is preprocessed, by all cores. A chip that fails ATTEMPTS times in a row is not
-    used any more.
+    While the chips infer, one more chunk is preprocessed, by all cores. A chunk that fails is tried again, behind the others. A chip
+    that fails ATTEMPTS times in a row is not used any more.
     """
-    waiting: "queue.Queue[Any]" = queue.Queue()
-    answers: "queue.Queue[Any]" = queue.Queue()
-    running: List[Any] = []
-    over = threading.Event()
-    threads = [threading.Thread(target=serve, args=(job, str(chip), waiting, answers, running, over), daemon=True) for chip in chips]
-    left, at_work = len(chips), 0
+    idle: "queue.Queue[str]" = queue.Queue()  # chips
+    failures = {str(chip): 0 for chip in chips}  # in a row
+    running: List[Any] = []  # commands
+    under_way: Dict["Future[Piece]", Prepared] = {}
+    pool, over = ThreadPoolExecutor(len(chips)), False
+
+    def infer(made: Prepared) -> Piece:
+        chip = idle.get()
+        try:
+            piece = infer_on(job, made, chip, running)
+            failures[chip] = 0
+            return piece
+        except Failed as error:
+            failures[chip] += 1
+            if not over:  # else its command was killed
+                warn("chip %s failed on %s (%s); tried again" % (chip, made.chunk.name, error))
+            raise
+        finally:
+            if failures[chip] < ATTEMPTS:
+                idle.put(chip)
 
     def taken(most: int) -> Iterator[Piece]:
         """What has come; and what comes, until no more than `most` chunks are under way."""
-        nonlocal left, at_work
-        while at_work > most or not answers.empty():
-            answer = answers.get()
-            if isinstance(answer, Piece):
-                at_work -= 1
-                flight({socket.gethostname(): at_work})
-                yield answer
-                continue
-            left -= 1
-            if not isinstance(answer, Failed):
-                raise answer
-            if not left:
-                raise UserError("no chip is left: each failed %d times in a row, at last with: %s; mend that, or look at npu-smi info"
-                                % (ATTEMPTS, answer))
+        while len(under_way) > most or any(future.done() for future in under_way):
+            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                made = under_way.pop(future)
+                try:
+                    piece = future.result()
+                except Failed as error:
+                    if min(failures.values()) >= ATTEMPTS:
+                        raise UserError("no chip is left: each failed %d times in a row, at last with: %s; mend that, or look at npu-smi "
+                                        "info" % (ATTEMPTS, error))
+                    under_way[pool.submit(infer, made)] = made
+                    continue
+                flight({socket.gethostname(): len(under_way)})
+                yield piece
 
     remove_scratch(job)
-    for thread in threads:
-        thread.start()
+    for chip in failures:
+        idle.put(chip)
     try:
         for chunk in chunks:
             yield from taken(len(chips))
-            at_work += 1
             made = emptied(job, chunk)
             for _ in make_tensors(job, made):
                 yield from taken(len(chunks))
-            waiting.put(made)
+            under_way[pool.submit(infer, made)] = made
         yield from taken(0)
     finally:
-        over.set()
-        for _ in threads:
-            waiting.put(None)
-        while any(thread.is_alive() for thread in threads):
+        over = True
+        for future in under_way:
+            future.cancel()
+            idle.put(str(chips[0]))  # one may be waiting for a chip that is not used any more
+        while not all(future.done() for future in under_way):
             for process in list(running):
                 process.kill()
-            threads[0].join(0.05)
+            wait(under_way, 0.05)
+        pool.shutdown()
         remove_scratch(job)
 
 
