@@ -83,22 +83,15 @@ fi
 # Model: one export, then one modified model per batch size; the first is proved, the others carry its proof.
 export_model
 source=tsm_bs1.onnx
-if [ -n "$online" ]; then
-    stage surgery "Graph surgery, frame by frame" --in "$source" --in protocol.json ${labels:+--in "$labels"} --out "$modified" -- \
-        "$python" "${s}modify_onnx.py" -m1 "$source" -m2 "$modified" "${modify[@]}"
-    om=${modified%.onnx}.om
-    [ "$device" = cpu ] || stage atc "ATC" --in "$modified" --out "$om" -- \
-        atc --model="$modified" --framework=5 --output="${om%.om}" "${atc[@]}" --log=error --soc_version="Ascend${chip#Ascend}"
-    batches=()
-fi
 for bs in "${batches[@]}"; do
-    stage "surgery_bs$bs" "Graph surgery, batch $bs" --in "$source" ${labels:+--in "$labels"} ${protocol:+--in "$protocol"} \
-        --out "tsm_new_bs$bs.onnx" -- \
-        "$python" "${s}modify_onnx.py" -m1 "$source" -m2 "tsm_new_bs$bs.onnx" -bs "$bs" "${modify[@]}"
-    [[ $source != tsm_bs1.onnx || " ${modify[*]} " == *" --form "* ]] || source=tsm_new_bs$bs.onnx  # a form may drop weights of zeros
-    [ "$device" = cpu ] || stage "atc_bs$bs" "ATC, batch $bs" --in "tsm_new_bs$bs.onnx" ${aipp:+--in "$aipp"} --out "tsm_bs$bs.om" -- \
-        atc --model="tsm_new_bs$bs.onnx" --framework=5 --output="tsm_bs$bs" "${atc[@]}" --log=error \
-        --soc_version="Ascend${chip#Ascend}"
+    tag=_bs$bs new=tsm_new_bs$bs.onnx om=tsm_bs$bs.om
+    [ -z "$online" ] || tag='' new=$modified om=${modified%.onnx}.om
+    stage "surgery$tag" "Graph surgery${tag/_bs/, batch }" --in "$source" ${labels:+--in "$labels"} ${protocol:+--in "$protocol"} \
+        --out "$new" -- \
+        "$python" "${s}modify_onnx.py" -m1 "$source" -m2 "$new" -bs "$bs" "${modify[@]}"
+    [[ $source != tsm_bs1.onnx || " ${modify[*]} " == *" --form "* ]] || source=$new  # a form may drop weights of zeros
+    [ "$device" = cpu ] || stage "atc$tag" "ATC${tag/_bs/, batch }" --in "$new" ${aipp:+--in "$aipp"} --out "$om" -- \
+        atc --model="$new" --framework=5 --output="${om%.om}" "${atc[@]}" --log=error --soc_version="Ascend${chip#Ascend}"
 done
 [ -z "$model_only" ] || { plan end "$plan"; exit; }
 mkdir -p perf

@@ -468,7 +468,7 @@ def test_an_online_model_is_made_measured_by_its_curve_and_reported(wired, tmp_p
     assert [call[0] for call in calls] == ["expand.py", "TSM_checkpoint.py", "TSM_dataset.py", "pytorch2onnx.py", "modify_onnx.py",
                                            "TSM_stream.py", "TSM_postprocess.py", "TSM_infer.py", "TSM_report.py"]
     assert called(calls, "expand.py")[0][-1].endswith("demo/tsm_thin_uni.pth")
-    assert called(calls, "modify_onnx.py")[0][:6] == ["-m1", "tsm_bs1.onnx", "-m2", "tsm_online.onnx", "--target", "online"]
+    assert called(calls, "modify_onnx.py")[0][:8] == ["-m1", "tsm_bs1.onnx", "-m2", "tsm_online.onnx", "-bs", "1", "--target", "online"]
     assert called(calls, "TSM_stream.py")[0][:3] == ["--curve", "--model", "./tsm_online.onnx"]
     assert called(calls, "TSM_infer.py") == [["--model=tsm_online.onnx"]]
     run = workfolder.read_run(str(tmp_path / "work"))
