@@ -115,6 +115,12 @@ def test_loop_and_pure_inference(works, tmp_path, tiny, rows):
     assert "throughput" in out and sorted(path.name for path in tmp_path.iterdir()) == ["in", "res", "tiny.onnx"]
 
 
+def _without_a_type(path):
+    model = onnx.load(str(path))
+    model.graph.input[0].type.Clear()
+    onnx.save(model, str(path))
+
+
 @pytest.mark.parametrize("damage, says", [
     (lambda folder: (folder / "in/9.bin").write_bytes(b"12345"), "9.bin"),
     (lambda folder: (folder / "in/9.bin").write_bytes(b""), "9.bin"),
@@ -123,6 +129,7 @@ def test_loop_and_pure_inference(works, tmp_path, tiny, rows):
     (lambda folder: (folder / "in/3.1.bin").write_bytes(b"0" * WIDTH * 4), "same name"),
     (lambda folder: (folder / "tiny.onnx").write_bytes(b"no model"), "tiny.onnx"),
     (lambda folder: (folder / "tiny.onnx").write_bytes((folder / "tiny.onnx").read_bytes()[:-20]), "tiny.onnx"),
+    (lambda folder: _without_a_type(folder / "tiny.onnx"), "tiny.onnx: its input is no tensor; export it again"),
     (lambda folder: (folder / "tiny.onnx").unlink(), "tiny.onnx"),
     (lambda folder: shutil.rmtree(str(folder / "in")), "in"),
     (lambda folder: [path.unlink() for path in (folder / "in").iterdir()], "in"),

@@ -213,7 +213,6 @@ def on_chips(job: Job, chunks: Sequence[Chunk], flight: Flight, chips: Sequence[
             for process in list(running):
                 process.kill()
             wait(under_way, 0.05)
-        pool.shutdown()
         remove_scratch(job)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from tsm.cli import UserError, first_line
 from tsm.machine import cores, has_bf16
@@ -125,18 +126,11 @@ def signature(model: onnx.ModelProto, path: str) -> Signature:
     if len(inputs) != 1 or len(outputs) != 1:
         raise UserError("%s: has %d inputs and %d outputs; TSM has one of each" % (path, len(inputs), len(outputs)))
     kind = inputs[0].type.tensor_type
+    if not kind.elem_type:
+        raise UserError("%s: its input is no tensor; export it again" % path)
     shape = tuple(dim.dim_value or dim.dim_param or "?" for dim in kind.shape.dim)
-    return Signature(inputs[0].name, shape, numpy_type(kind.elem_type))
-
-
-def numpy_type(kind: int) -> np.dtype:
-    """The numpy dtype of an ONNX element type."""
-    convert = getattr(onnx.helper, "tensor_dtype_to_np_dtype", None)
-    if convert is None:  # onnx before 1.13
-        from onnx.mapping import TENSOR_TYPE_TO_NP_TYPE
-
-        convert = TENSOR_TYPE_TO_NP_TYPE.__getitem__
-    return np.dtype(convert(kind))
+    none_of_it = onnx.TensorProto(data_type=kind.elem_type, dims=[0])
+    return Signature(inputs[0].name, shape, numpy_helper.to_array(none_of_it).dtype)
 
 
 def session(
