@@ -67,10 +67,7 @@ def metadata(model: onnx.ModelProto) -> Dict[str, str]:
 
 def set_metadata(model: onnx.ModelProto, values: Dict[str, str]) -> None:
     """Put `values` into the model's metadata_props, over what they have under the same keys."""
-    merged = dict(metadata(model), **values)
-    del model.metadata_props[:]
-    for key, value in merged.items():
-        model.metadata_props.add(key=key, value=value)
+    onnx.helper.set_model_props(model, dict(metadata(model), **values))
 
 
 def protocol_of(model: onnx.ModelProto, path: str) -> Protocol:
