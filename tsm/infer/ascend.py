@@ -151,11 +151,8 @@ def run_on_chip(job: Job, chunk: Chunk, chip: str) -> Piece:
 
 
 def on_chips(job: Job, chunks: Sequence[Chunk], flight: Flight, chips: Sequence[int]) -> Iterator[Piece]:
-    """Carrier: on NPU chips of this host, each taking the next chunk.
-
-    While the chips infer, one more chunk is preprocessed, by all cores. A chunk that fails is tried again, behind the others. A chip
-    that fails ATTEMPTS times in a row is not used any more.
-    """
+    """Carrier: on NPU chips of this host, each taking the next chunk, while one more is preprocessed by all cores. A chunk that fails is
+    tried again, behind the others; a chip that fails ATTEMPTS times in a row is not used any more."""
     idle: "queue.Queue[str]" = queue.Queue()  # chips
     failures = {str(chip): 0 for chip in chips}  # in a row
     running: List[Any] = []  # commands
@@ -181,17 +178,15 @@ def on_chips(job: Job, chunks: Sequence[Chunk], flight: Flight, chips: Sequence[
         """What has come; and what comes, until no more than `most` chunks are under way."""
         while len(under_way) > most or any(future.done() for future in under_way):
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                made = under_way.pop(future)
-                try:
-                    piece = future.result()
-                except Failed as error:
-                    if min(failures.values()) >= ATTEMPTS:
-                        raise UserError("no chip is left: each failed %d times in a row, at last with: %s; mend that, or look at npu-smi "
-                                        "info" % (ATTEMPTS, error))
+                made, error = under_way.pop(future), future.exception()
+                if not isinstance(error, Failed):
+                    flight({socket.gethostname(): len(under_way)})
+                    yield future.result()
+                elif min(failures.values()) < ATTEMPTS:
                     under_way[pool.submit(infer, made)] = made
-                    continue
-                flight({socket.gethostname(): len(under_way)})
-                yield piece
+                else:
+                    raise UserError("no chip is left: each failed %d times in a row, at last with: %s; mend that, or look at npu-smi info"
+                                    % (ATTEMPTS, error))
 
     remove_scratch(job)
     for chip in failures:
