@@ -238,7 +238,7 @@ def test_the_page_is_drawn_from_the_report_alone_and_again_the_same(works, fails
     assert '<article class="card">' in (left / "report.html").read_text()
     works(*redraw, "--gallery", 0, cwd=apart)
     page = (apart / "report.html").read_text()
-    assert '<article class="card">' not in page and "No video was chosen: --gallery is 0." in page
+    assert '<article class="card">' not in page and "No video was chosen: <code>--gallery</code> is 0." in page
     assert "leave out --labels, --output" in fails(*redraw, "--labels", "x", "--output", "y", cwd=left, status=2)
     whole = (left / "report.json").read_text()
     (apart / "report.html").unlink()
