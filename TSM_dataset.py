@@ -28,12 +28,12 @@ import argparse
 import contextlib
 import os
 import shlex
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from tsm.cli import Corrupt, Killed, UserError, parser, positive, progress, run
 from tsm.files import write_json, write_text
 from tsm.machine import cores
-from tsm.video.datasets import Entry, each_once, labels_file, read_annotations
+from tsm.video.datasets import each_once, labels_file, read_annotations
 from tsm.video.decode import VIDEO_SUFFIXES, count_frames, extract, reencode
 from tsm.video.frames import IMG, Naming, naming_in, strict
 from tsm.workers import each
@@ -67,16 +67,16 @@ def get_args() -> argparse.Namespace:
     return cli.parse_args()
 
 
-def found_in(root: str, entry: Entry, listings: Dict[str, Dict[str, str]]) -> Video:
-    """The entry's video in the folder `root`; `listings` keeps what was read of its folders."""
-    for name in entry.names:
+def found_in(root: str, names: Sequence[str], listings: Dict[str, Dict[str, str]]) -> Tuple[str, Optional[str]]:
+    """(id, file, None if it is missing) of the video in the folder `root` that goes by one of these names; `listings` keeps what was
+    read of its folders."""
+    for name in names:
         folder, base = os.path.split(name)
         if folder not in listings:
             listings[folder] = files_by_name(os.path.join(root, folder))
-        names = listings[folder]
-        if base in names:
-            return Video(os.path.splitext(name)[0] if is_video(base) else name, os.path.join(folder, names[base]), entry.label)
-    return Video(entry.names[0], None, entry.label)
+        if base in listings[folder]:
+            return os.path.splitext(name)[0] if is_video(base) else name, os.path.join(folder, listings[folder][base])
+    return names[0], None
 
 
 def is_video(name: str) -> bool:
@@ -158,8 +158,8 @@ def main() -> None:
         raise UserError("%s: no such folder; --videos is where <id>%s are" % (args.videos, VIDEO_SUFFIXES[0]))
     listings: Dict[str, Dict[str, str]] = {}
     found = read_annotations(args.annotations, args.labels, lambda name: is_video(name) or found_in(
-        args.videos, Entry((os.path.normpath(name),), 0, ""), listings).file is not None)
-    videos = [found_in(args.videos, entry, listings) for entry in found.entries]
+        args.videos, [os.path.normpath(name)], listings)[1] is not None)
+    videos = [Video(*found_in(args.videos, entry.names, listings), entry.label) for entry in found.entries]
     each_once(found.entries, [video.file and (video.id if args.rawframes else video.file) for video in videos])
     path_of_labels = labels_file(found, args.output_dir)
     for folder in filter(None, (args.output_dir, args.rawframes)):

@@ -109,13 +109,11 @@ def labels_file(found: Annotations, folder: str) -> str:
         return ""
     if not os.path.lexists(path):
         return path
-    same = False
     with contextlib.suppress(UserError, OSError):
-        same = read_classes(path)[0] == found.labels
-    if not same:
-        raise UserError("%s: is there already and does not name these %d classes in this order; move it away, or choose another folder "
-                        "by --output_dir" % (path, len(found.labels)))
-    return ""
+        if read_classes(path)[0] == found.labels:
+            return ""
+    raise UserError("%s: is there already and does not name these %d classes in this order; move it away, or choose another folder by "
+                    "--output_dir" % (path, len(found.labels)))
 
 
 def each_once(entries: Sequence[Entry], found: Sequence[Optional[str]]) -> None:
