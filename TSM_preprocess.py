@@ -27,6 +27,7 @@ from typing import Dict
 
 from tsm.cli import Corrupt, UserError, parser, positive, progress, run
 from tsm.files import locked
+from tsm.infer.journal import Origin
 from tsm.infer.preprocess import Tensors, check_space, invalidate, make, state_of
 from tsm.machine import cores, workers_that_fit
 from tsm.protocol import TENSORS, Protocol, read_protocol
@@ -71,7 +72,8 @@ def preprocess(args: argparse.Namespace, protocol: Protocol) -> None:
             refuse(args.ann_file, clips, {index: error})
         corrupt[index] = error
 
-    job = Tensors(chosen, args.data_root, Naming(args.filename_tmpl, args.start_index), protocol, args.dtype, args.output_dir, unreadable)
+    source = Origin(args.data_root, Naming(args.filename_tmpl, args.start_index), protocol, args.dtype)
+    job = Tensors(chosen, source, args.output_dir, unreadable)
     os.makedirs(job.file(BINS), exist_ok=True)
     done, keys = state_of(job)
     kept = len(done)

@@ -85,7 +85,7 @@ def emptied(job: Job, chunk: Chunk) -> Prepared:
 
 def make_tensors(job: Job, made: Prepared) -> Iterator[None]:
     """Make the tensors of a chunk; yields after each of them."""
-    tensors, done = preprocess.Tensors(made.chunk.clips, *job.source, made.folder, made.skipped.__setitem__), {}  # type: ignore[var-annotated]
+    tensors, done = preprocess.Tensors(made.chunk.clips, job.source, made.folder, made.skipped.__setitem__), {}  # type: ignore[var-annotated]
     workers = workers_that_fit(job.num_worker or cores(), tensors.nbytes)
     with contextlib.closing(preprocess.make(tensors, made.chunk.keys, done, workers)) as steps:
         for _ in steps:

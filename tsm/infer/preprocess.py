@@ -11,11 +11,9 @@ import numpy as np
 
 from tsm.cli import Corrupt, UserError
 from tsm.files import replacing
-from tsm.infer.journal import Journal
-from tsm.protocol import Protocol
+from tsm.infer.journal import Journal, Origin, keys_of
 from tsm.samples import Clip, checksum
-from tsm.video.clips import basis, empty_for, fill, fingerprint, table_for
-from tsm.video.frames import Naming
+from tsm.video.clips import basis, empty_for, fill, table_for
 from tsm.workers import each
 from tsm.workfolder import BINS, INFO, MANIFEST
 
@@ -26,16 +24,9 @@ class Tensors(NamedTuple):
     """What is to be made: of which clips, from where, made into what, and in which folder."""
 
     clips: Dict[int, Clip]  # the chosen ones, by their index in the list
-    data_root: str
-    naming: Naming
-    protocol: Protocol
-    dtype: str
+    source: Origin
     folder: str
     refuse: Callable[[int, Corrupt], None]  # ends the run, or returns for the clip to be left out
-
-    def source(self, index: int) -> str:
-        """The video, or folder of frames, of a clip."""
-        return os.path.join(self.data_root, self.clips[index].source)
 
     def file(self, *names: str) -> str:
         """A file in the output folder."""
@@ -48,7 +39,7 @@ class Tensors(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of a tensor."""
-        return self.protocol.nbytes(self.dtype)
+        return self.source.protocol.nbytes(self.source.dtype)
 
 
 class Made(NamedTuple):
@@ -77,21 +68,13 @@ def is_intact(path: str, made: Made, size: int) -> bool:
 
 def state_of(job: Tensors) -> Tuple[Dict[int, Made], Dict[int, str]]:
     """(the tensors that are right already, {index: key} of those that are to be made)."""
-    common, journal = basis(job.clips, job.protocol.pixels(job.dtype), job.dtype, job.naming), read_made(job.folder)
-    done: Dict[int, Made] = {}
-    keys: Dict[int, str] = {}
-    for index, clip in job.clips.items():
-        try:
-            key = fingerprint(job.source(index), clip, job.protocol, common, job.naming)
-        except Corrupt as error:
-            job.refuse(index, error)
-            continue
-        old = journal.get(index)
-        if old and old.key == key and is_intact(job.tensor(index), old, job.nbytes):
-            done[index] = old
-        else:
-            keys[index] = key
-    return done, keys
+    _, naming, protocol, dtype = job.source
+    keys, corrupt = keys_of(job.source, job.clips, basis(job.clips, protocol.pixels(dtype), dtype, naming))
+    for index, error in corrupt.items():
+        job.refuse(index, error)
+    done = {index: made for index, made in read_made(job.folder).items()
+            if keys.get(index) == made.key and is_intact(job.tensor(index), made, job.nbytes)}
+    return done, {index: key for index, key in keys.items() if index not in done}
 
 
 def invalidate(job: Tensors, done: Dict[int, Made], unfinished: bool) -> None:
@@ -122,11 +105,12 @@ def check_space(folder: str, needed: int, what: str, remedy: str) -> None:
 def make(job: Tensors, keys: Dict[int, str], done: Dict[int, Made], workers: int) -> Generator[np.ndarray, None, None]:
     """Make the tensors of `keys`, entered in `done` and the journal as they come; yields of each clip the seconds of computing,
     checksum and writing, which are 0 of one that cannot be read."""
-    table, (stored, out) = table_for(job.dtype, job.protocol), empty_for(job.dtype, job.protocol)  # of each process its own
+    data_root, naming, protocol, dtype = job.source
+    table, (stored, out) = table_for(dtype, protocol), empty_for(dtype, protocol)  # of each process its own
 
     def work(index: int) -> Tuple[Made, List[float]]:
-        times = [time.perf_counter()]
-        fill(job.source(index), job.clips[index].frames, job.protocol, table, out, job.naming)
+        times, clip = [time.perf_counter()], job.clips[index]
+        fill(os.path.join(data_root, clip.source), clip.frames, protocol, table, out, naming)
         times.append(time.perf_counter())
         digest = checksum(stored)
         times.append(time.perf_counter())
