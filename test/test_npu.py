@@ -246,7 +246,7 @@ def test_what_tuning_found_is_used_where_it_is_true(tmp_path, monkeypatch, capsy
     answers, reference = {"0": np.ones(3) / 3, "1": np.array([0.5, 0.5, np.nan])}, {"0": np.ones(3) / 3, "1": np.ones(3) / 3}
     monkeypatch.setattr(tune, "measure", lambda *_: (answers, [1.0, 1.0, 1.0]))
     assert not tune.candidate(argparse.Namespace(batch_size=1), "mask", "float32", "", reference).usable  # whichever video it is
-    with pytest.raises(tune.Refused, match="python: ended by signal 11; nothing"):
+    with pytest.raises(UserError, match="python: ended by signal 11; it said nothing"):
         tune.call("python", [sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"], [])
 
 
@@ -534,6 +534,9 @@ def test_a_wrong_protocol_is_the_model_s_word_and_not_the_chips_fault(emptied, r
         last = done.stderr.splitlines()[-1]
         assert done.returncode == 1 and "failed 3 times" in last and "tensorsize" in last and "not match" in last, done.stderr
         assert not (folder / "res/out_summary.json").exists()
+    done = run("TSM_stream.py", *args, "--devices", "0", "--dtype", "uint8", cwd=folder, env=atlas)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "save out files error" in last and "give both the same protocol, and the same --dtype" in last, last
 
 
 def test_the_last_failure_is_told_where_no_chip_is_left(monkeypatch):

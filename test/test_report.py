@@ -278,6 +278,9 @@ def test_named_checks_pass_and_fail(works, left):
     found = checks(left)
     assert {found[name]["state"] for name in ("results", "graph surgery", "protocol")} == {"fail"}
     assert "segments 8, not 16" in found["protocol"]["text"] and out.count("\nFAILED ") == 3
+    model(left / "new.onnx", fusion="score", input_dtype="aipp")
+    works("TSM_report.py", *ARGS, cwd=left)
+    assert checks(left)["protocol"]["text"].endswith("float32, not uint8_nhwc")
 
 
 def test_agreement_of_a_device_is_a_check(works, fails, left):

@@ -168,7 +168,7 @@ def test_a_stage_follows_what_its_script_imports_and_nothing_else(run, repo, tmp
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "tsm/chain").mkdir()
-    for name in ("__init__", "chain/__init__", "chain/stage", "cli", "files", "workfolder", "machine"):
+    for name in ("__init__", "chain/__init__", "chain/npu", "chain/stage", "cli", "files", "workfolder", "machine"):
         shutil.copy(str(repo / "tsm" / (name + ".py")), str(tmp_path / "tsm" / (name + ".py")))
 
     def stage():

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from typing import Dict, Iterator, List, Optional, Tuple
 
-from tsm.cli import UserError
+from tsm.cli import UserError, first_line
 from tsm.workfolder import BINS, COMPILED, RESULTS
 
 ANSWERS_WITHIN = 60  # seconds that npu-smi may take
@@ -63,12 +63,20 @@ def cann_version() -> str:
     return "unknown"
 
 
-def without_kernels(said: str) -> str:
-    """What to do where atc says that it has no kernels; empty where it does not."""
-    if not re.search(r"\bEZ3003\b|No supported Ops kernel", said):
-        return ""
-    return ("; from CANN 8.5 on, a chip's kernels are a package of their own, for a 310P3 Ascend-cann-310p-ops: install the one of your "
-            "chip and CANN")
+def remedy(said: str) -> str:
+    """What to do where atc says that it has no kernels, or ais_bench that tensors do not fit; empty where neither does."""
+    if re.search(r"\bEZ3003\b|No supported Ops kernel", said):
+        return ("; from CANN 8.5 on, a chip's kernels are a package of their own, for a 310P3 Ascend-cann-310p-ops: install the one of "
+                "your chip and CANN")
+    unfit = re.search(r"save out files error|tensorsize: *\d+ filesize: *\d+ not match", said)
+    return "; tensors and model are not of one kind: give both the same protocol, and the same --dtype" if unfit else ""
+
+
+def why_it_failed(said: str) -> str:
+    """The last error in what atc or ais_bench printed, or its last line, on one line; and the remedy, where there is one."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["it said nothing"]
+    marked = [line for line in lines if re.match(r"E[A-Z]?\d{4,}|.*(\[ERROR\]|\berror:)", line)]
+    return first_line((marked or lines)[-1]) + remedy(said)
 
 
 def check_path(folder: str) -> None:

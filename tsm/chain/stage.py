@@ -35,6 +35,7 @@ from typing import Any, BinaryIO, Dict, List, NoReturn, Optional, Tuple
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # of a script in a folder of a package
 
 from tsm import SUITE
+from tsm.chain.npu import remedy
 from tsm.cli import fail, parser, run
 from tsm.files import sha256, write_json
 from tsm.machine import die_with_parent, processor_name
@@ -220,11 +221,8 @@ def main() -> None:
     if status == KILLED:
         give_up("%s: its command was killed (SIGKILL), most likely because memory ran out: it had used up to %.0f MB; free some, "
                "or allow the container more, and run the same command again" % (args.name, peak_mb()), status)
-    if status and args.command[0] == "atc":
-        from tsm.chain.npu import without_kernels
-
-        if without_kernels(said):
-            give_up("atc: failed" + without_kernels(said), status)
+    if status and args.command[0] == "atc" and remedy(said):
+        give_up("atc: failed" + remedy(said), status)
     if status:
         note("ended with status %d" % status)
         sys.exit(status)

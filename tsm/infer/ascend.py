@@ -20,8 +20,8 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
-from tsm.chain.npu import devices, listing, the_chip
-from tsm.cli import Corrupt, UserError, first_line, warn
+from tsm.chain.npu import devices, listing, the_chip, why_it_failed
+from tsm.cli import Corrupt, UserError, warn
 from tsm.infer import preprocess
 from tsm.infer.journal import Done, Piece, Skipped
 from tsm.infer.lists import Chunk, Flight, Job
@@ -94,14 +94,13 @@ def make_tensors(job: Job, made: Prepared) -> Iterator[None]:
 
 
 def run_command(words: Sequence[str], running: List[Any]) -> Tuple[int, str]:
-    """(exit status, last line that it wrote) of a command, which ends with this process; `running` lists it meanwhile."""
+    """(exit status, why it failed if it did) of a command, which ends with this process; `running` lists it meanwhile."""
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                encoding="utf-8", errors="backslashreplace", preexec_fn=die_with_parent)
     running.append(process)
     out, err = process.communicate()
     running.remove(process)
-    lines = [line.strip() for line in (out + "\n" + err).splitlines() if line.strip()]
-    return process.returncode, lines[-1] if lines else "it said nothing"
+    return process.returncode, why_it_failed(out + "\n" + err)
 
 
 def infer_on(job: Job, made: Prepared, chip: str, running: List[Any]) -> Piece:
@@ -114,7 +113,7 @@ def infer_on(job: Job, made: Prepared, chip: str, running: List[Any]) -> Piece:
                  "--output", made.folder, "--output_dirname", "out", "--outfmt", "NPY", "--device", chip]
         status, said = run_command(words, running)
         if status:
-            raise Failed("ais_bench ended with status %d: %s" % (status, first_line(said)))
+            raise Failed("ais_bench ended with status %d: %s" % (status, said))
         results = os.path.join(made.folder, "out")
         summary = read_summary(summary_path(results))
         try:
@@ -134,8 +133,8 @@ def row_of(path: str, job: Job) -> np.ndarray:
     classes = job.source.protocol.classes
     rows = read_npy(path).reshape(-1)
     if rows.size != classes or not np.isfinite(rows).all():
-        raise UserError("%s: its output for video %s is no row of %d finite scores; is it a model of modify_onnx.py?"
-                        % (job.model, os.path.basename(path).split("_")[0], classes))
+        raise UserError("%s: its output for video %s is no row of %d finite scores; is it a model of modify_onnx.py that takes %s?"
+                        % (job.model, os.path.basename(path).split("_")[0], classes, job.source.dtype))
     return rows.astype(np.float32)[None]
 
 

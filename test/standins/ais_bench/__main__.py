@@ -147,6 +147,15 @@ def packed(files, shape, dtype):
         yield names, np.concatenate(parts).reshape(shape)
 
 
+def divided(output, names, count, axis):
+    """The output of a batch by its files."""
+    if output.shape[axis] % count:
+        print("[ERROR] save out files error array shape:%s filesinfo:%s files_count_perbatch:%d ndata.shape%d:%d" % (
+            output.shape, [names], count, axis, output.shape[axis]))
+        raise RuntimeError()
+    return np.split(output, count, axis=axis)
+
+
 def save(path, array, fmt):
     """Write one file's output; the path it got."""
     path += "." + fmt.lower()
@@ -180,11 +189,16 @@ def wear(device):
             stop("aclrtSetDevice failed on device %d, error code 507008" % device)
 
 
+def crash(model):
+    """Die of a model, if that is asked."""
+    if os.environ.get("STANDIN_CRASHES", "\n") in model:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
 def main():
     args = get_args()
     wear(args.device[0])
-    if os.environ.get("STANDIN_CRASHES", "\n") in args.model:
-        os.kill(os.getpid(), signal.SIGSEGV)
+    crash(args.model)
     if not os.path.isfile(args.model):
         stop("%s: no such model" % args.model)
     options = onnxruntime.SessionOptions()
@@ -226,7 +240,7 @@ def main():
         output = timed(from_device, output.copy)
         if folder:
             per_file = int(np.prod(shape)) // contents(names[0], dtype).size if args.input else 1
-            for name, part in zip(names, np.split(output, per_file, axis=args.output_batchsize_axis)):
+            for name, part in zip(names, divided(output, names, per_file, args.output_batchsize_axis)):
                 stem = os.path.basename(name).split(".")[0]
                 saved = save(os.path.join(folder, stem + "_0"), part, args.outfmt)
                 filesinfo[len(filesinfo)] = {"infiles": [name], "outfiles": [saved]}
