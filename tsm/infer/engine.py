@@ -256,6 +256,7 @@ def _stateful(network: Any, model: Offline, precision: str, streams: int) -> Tup
     passes = Manager()
     passes.register_pass(MakeStateful({state.input: state.output for state in model.states}))
     passes.run_passes(network)
+    ov.Type.f32.to_dtype()  # here, as two threads that are the first to ask for it at once wait for each other for ever
     ready = compiled(network, model.path, precision, "LATENCY", streams)
 
     def begin() -> Tuple[Callable[[], None], Callable[[np.ndarray], np.ndarray]]:
