@@ -105,19 +105,16 @@ def fails_last(fails, address, folder, **environment):
     return fails("TSM_checkpoint.py", address, cwd=folder, env=dict(QUIET, **environment))
 
 
-def test_a_broken_download_and_wrong_content_leave_nothing(works, fails, url, name, tmp_path):
+def test_wrong_content_leaves_nothing_and_a_name_without_digest_is_taken_with_a_warning(run, works, fails, url, name, tmp_path):
     assert "SHA-256 does not begin with" in fails_last(fails, url + "/cut/" + name, tmp_path)
     assert "SHA-256 does not begin with 00000000" in fails_last(fails, url + "/tsm_demo-00000000.pth", tmp_path)
     assert names(tmp_path) == []
-    works("TSM_checkpoint.py", url + "/" + name, cwd=tmp_path, env=QUIET)
-    assert names(tmp_path) == [name]
-
-
-def test_a_name_without_digest_is_taken_with_a_warning(run, url, tmp_path):
     done = run("TSM_checkpoint.py", url + "/tsm.pth", cwd=tmp_path, env=QUIET)
     assert done.returncode == 0 and "not checked" in done.stderr and names(tmp_path) == ["tsm.pth"]
     done = run("TSM_checkpoint.py", url + "/page/tsm_page.pth", cwd=tmp_path, env=QUIET)
     assert done.returncode == 1 and "not a PyTorch checkpoint" in done.stderr and names(tmp_path) == ["tsm.pth"]
+    works("TSM_checkpoint.py", url + "/" + name, cwd=tmp_path, env=QUIET)
+    assert names(tmp_path) == ["tsm.pth", name]
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -130,6 +127,8 @@ def test_a_proxy_of_the_environment_is_used(works, fails, url, name, tmp_path):
     """The host exists for the proxy only; and official is the published file, which is asked of the proxy, and is not what comes."""
     works("TSM_checkpoint.py", "http://far.example/" + name, cwd=tmp_path, env=dict(QUIET, http_proxy=url))
     assert Server.asked == ["http://far.example/" + name] and names(tmp_path) == [name]
+    for address, folder, path in (("http://x/y/a.pth?b#c", "folder/", "folder/a.pth"), ("http://x/a.pth", ".", "a.pth")):
+        assert published.local_path(address, folder) == path
     line = fails_last(fails, "official", tmp_path, https_proxy=url)
     assert "download.openmmlab.com" in line and "tsm_r50_256h_1x1x8_50e_sthv2_rgb_20210816-032aa4da.pth" in line
 
@@ -142,12 +141,6 @@ def test_what_cannot_be_fetched_is_one_line(fails, url, tmp_path, address, says)
     line = fails_last(fails, address.format(url=url), tmp_path)
     assert says in line and ("pass its path" in line or says == "http(s)")
     assert names(tmp_path) == []
-
-
-def test_where_a_file_will_be():
-    assert published.local_path("http://x/y/a.pth?b#c", "folder/") == "folder/a.pth"
-    official = published.address(published.by_name("official"))
-    assert published.local_path(official, ".") == "tsm_r50_256h_1x1x8_50e_sthv2_rgb_20210816-032aa4da.pth"
 
 
 # What a file is.

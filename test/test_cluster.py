@@ -359,7 +359,7 @@ def job(folder, **changes):
     return made._replace(**changes)
 
 
-def test_a_host_that_differs_says_how(tmp_path):
+def test_a_host_that_differs_or_whose_videos_do_says_how(tmp_path):
     here = versions_here("cpu", "onnxruntime")
     check_host(job(tmp_path), here)
     for says, versions, changes in (
@@ -368,18 +368,6 @@ def test_a_host_that_differs_says_how(tmp_path):
             ("has no /nowhere/videos", {}, {"source": Origin("/nowhere/videos", None, None, "float32")})):
         with pytest.raises(HostCannot, match=says):
             check_host(job(tmp_path, **changes), dict(here, **versions))
-
-
-def test_where_ray_is_missing_one_line_says_what_to_install(repo, setting):
-    program = ("import importlib.util, sys; find = importlib.util.find_spec\n"
-               "importlib.util.find_spec = lambda name, *rest: None if name == 'ray' else find(name, *rest)\n"
-               "del sys.argv[0]; sys.path.insert(0, %r); import runpy\nrunpy.run_path(sys.argv[0], run_name='__main__')" % str(repo))
-    done = ran(sys.executable, "-c", program, repo / "TSM_stream.py", *arguments("--ray", "auto"), cwd=setting)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-    assert "requirements-cluster.txt" in done.stderr and "Python 3.10 or newer" in done.stderr
-
-
-def test_a_host_whose_videos_differ_or_are_missing_names_one(tmp_path):
     for name in ("a.webm", "b.webm"):
         (tmp_path / name).write_bytes(b"video")
     source, clips = Origin(str(tmp_path), IMG, SSV2, "float32"), {3: Clip(4, "a.webm", None, 0), 5: Clip(6, "b.webm", None, 0)}
@@ -392,6 +380,15 @@ def test_a_host_whose_videos_differ_or_are_missing_names_one(tmp_path):
     (tmp_path / "a.webm").unlink()
     with pytest.raises(HostCannot, match="has no usable .*a.webm: no such file"):
         check_clips(host, chunk)
+
+
+def test_where_ray_is_missing_one_line_says_what_to_install(repo, setting):
+    program = ("import importlib.util, sys; find = importlib.util.find_spec\n"
+               "importlib.util.find_spec = lambda name, *rest: None if name == 'ray' else find(name, *rest)\n"
+               "del sys.argv[0]; sys.path.insert(0, %r); import runpy\nrunpy.run_path(sys.argv[0], run_name='__main__')" % str(repo))
+    done = ran(sys.executable, "-c", program, repo / "TSM_stream.py", *arguments("--ray", "auto"), cwd=setting)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert "requirements-cluster.txt" in done.stderr and "Python 3.10 or newer" in done.stderr
 
 
 @pytest.mark.skipif(sys.version_info < (3, 10), reason="NOT RUN: Ray needs Python 3.10 or newer")

@@ -366,7 +366,7 @@ def test_two_videos_of_one_name_do_not_share_their_frames_nor_frames_and_videos_
 
 
 @pytest.mark.parametrize("names, suffix", [(("a, b.webm", "c, d.mp4"), ""), (("f, g", "h; i, j"), " 12")])
-def test_a_list_whose_names_have_commas_is_no_csv(works, fails, repo, tmp_path, names, suffix):
+def test_a_list_whose_names_have_commas_is_no_csv(works, repo, tmp_path, names, suffix):
     for name in names:
         path = tmp_path / "videos" / name
         if suffix:

@@ -212,7 +212,7 @@ def test_only_what_a_terminal_would_obey_or_hide_is_escaped():
     assert first_line("\n a\u3000b \n c") == "a\u3000b" and first_line(ValueError("")) == "ValueError"
 
 
-def test_a_name_that_is_not_utf8_does_not_stop_printing(tmp_path):
+def test_a_name_that_is_not_utf8_does_not_stop_printing():
     """In print() too, and never as a byte that the stream's encoding does not know."""
     code = "import sys; sys.path.insert(0, %r); from tsm.cli import run; run(lambda: print(sys.argv[1]))" % os.path.dirname(
         os.path.dirname(os.path.abspath(__file__)))

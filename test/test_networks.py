@@ -699,7 +699,7 @@ def _own_number_of_frames(model):
 
 @pytest.mark.parametrize("form, change, views", [
     ("cpu", lambda model: None, 1), ("cpu", _own_number_of_frames, 1), ("ascend", lambda model: None, 3)])
-def test_a_large_video_is_proved_on_few_views(works, tmp_path, monkeypatch, form, change, views):
+def test_a_large_video_is_proved_on_few_views(tmp_path, monkeypatch, form, change, views):
     """Whether the exported graph takes fewer views, or, as one with zeros of its own, only all of them."""
     protocol = THIN._replace(segments=8, sampling="uniform", classes=12)
     net = random_network(RESNET50, 8, protocol)

@@ -244,7 +244,7 @@ def test_a_work_folder_that_cannot_be_is_named(begun, tmp_path):
             begun(1, "--work_dir", work)
 
 
-def test_names_of_any_kind_reach_the_shell_as_they_are(begun, repo, tmp_path):
+def test_names_of_any_kind_reach_the_shell_as_they_are(begun, tmp_path):
     folder = tmp_path / "a 'b' $(c) \"d\"\n*\\ 视"
     folder.mkdir()
     (folder / os.fsdecode(b"l\xff")).write_text("")
@@ -453,7 +453,7 @@ def test_what_is_not_given_is_left_to_the_scripts(wired, tmp_path):
     assert infer[1][2:] == ["--model=tsm_new_bs2.onnx", "--loop=5"] and infer[2][2:] == ["--model=tsm_new_bs4.onnx", "--loop=5"]
 
 
-def test_the_model_alone_needs_no_data(wired, tmp_path):
+def test_the_model_alone_needs_no_data(wired):
     done, calls = wired("--model_only", "--checkpoint", "a.pth", "--labels", "list.txt")
     assert [call[0] for call in calls] == ["TSM_checkpoint.py", "pytorch2onnx.py", "modify_onnx.py"]
     assert "\nDone. The model is work/tsm_new_bs1.onnx\nNext:   " in done.stdout
@@ -479,7 +479,7 @@ def test_an_online_model_is_made_measured_by_its_curve_and_reported(wired, tmp_p
     assert names[0] == "expand.py" and "TSM_checkpoint.py" not in names
 
 
-def test_nothing_is_done_twice_and_speed_is_measured_again_where_that_is_asked(wired, tmp_path):
+def test_nothing_is_done_twice_and_speed_is_measured_again_where_that_is_asked(wired):
     for words, again in (((), None), ((), []), (("--again",), ["TSM_infer.py"])):
         done, calls = wired(1, *OWN, *words)
         assert again is None or [call[0] for call in calls] == ["TSM_preprocess.py"] + again, calls
