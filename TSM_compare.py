@@ -114,9 +114,9 @@ def walk_stages(args: argparse.Namespace) -> None:
 
 def hunt_suspects(args: argparse.Namespace) -> None:
     from tsm.report.diagnose import Chain
-    from tsm.report.suspects import ROUNDS, Hunt, suspects_json, suspects_text
+    from tsm.report.suspects import MOST, Hunt, suspects_json, suspects_text
 
-    hunt, stopped = Hunt(Chain(args.runs[0], paths_of(args)), args.videos or ROUNDS[-1]), None
+    hunt, stopped = Hunt(Chain(args.runs[0], paths_of(args)), args.videos or MOST), None
     try:
         hunt.race()
     except KeyboardInterrupt as interrupt:  # what is known is told

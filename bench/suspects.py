@@ -4,10 +4,11 @@ config, the list or a flag; every step is the suite's own script.
 
     python3 bench/suspects.py --work_dir /tmp/suspects      # a table of what was named; run again, it does what is missing
 
-The networks are the demo's thin ResNet-50, trained on for small frames, so that a case takes well under a minute: for 8 segments, for 16,
-and for 20 classes, the demo's ten actions, each on reddish and on bluish clips, so that its answers depend on colour too. The videos are
-rendered from seeds that no training draws. A mistake that costs a network less than COST of top-1 is no mistake there: it is shown, and
-not counted.
+The networks are the demo's thin ResNet-50, trained on for small frames, so that a case takes about a minute: for 8 segments, for 16, and
+for 20 classes, the demo's ten actions, each on reddish and on bluish clips, so that its answers depend on colour too; and a thin
+MobileNetV2, trained from nothing on clips that are quickly learnt: of large or small cells, reddish or bluish, and brighter or darker with
+time. The videos are rendered from seeds that no training draws. A mistake that costs a network less than COST of top-1 is no mistake
+there: it is shown, and not counted.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import os
 import runpy
 import shutil
 import sys
-from typing import Any, Callable, Dict, NamedTuple, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -36,12 +37,15 @@ from render import TEMPLATES, label_index, render, shape_and_length  # noqa: E40
 from tsm.checkpoint.reader import load, save  # noqa: E402
 from tsm.files import read_json, write_json, write_text  # noqa: E402
 from tsm.machine import processor_name  # noqa: E402
-from tsm.model.network import network_of  # noqa: E402
+from tsm.model.network import MOBILENETV2, TSM, blocks_of, network_of  # noqa: E402
 from tsm.protocol import CENTRE_VIEW, SSV2, Protocol  # noqa: E402
 from tsm.report import suspects  # noqa: E402, F401
 
 SEED, SHORT, SIDE, COST = 20261128, 128, 112, 0.1
 STEPS, BATCH, RATE = 40, 10, 6e-4  # of training on
+FROM_NOTHING, LARGER, HIGH = 120, 16, 4e-3  # the same from nothing
+KINDS, FIRST = 8, 6  # of cells(), and the class of the first
+THIN_MOBILE, STEM = MOBILENETV2._replace(channels=(8, 8, 16, 24, 32, 48, 64, 128)), 8
 MARGIN = 25  # of 0..255, by which a clip is reddish or bluish
 THIN = os.path.join(ROOT, "demo/tsm_thin.pth")
 LABELS = os.path.join(ROOT, "demo/annotations/something-something-v2-labels.json")
@@ -51,7 +55,7 @@ State = Dict[str, Any]
 CONFIG = """img_norm_cfg = dict(mean=%(mean)s, std=%(std)s, to_bgr=False)
 model = dict(
     type='Recognizer2D',
-    backbone=dict(type='ResNetTSM', depth=50, num_segments=%(segments)d, shift_div=%(shift_div)d),
+    backbone=dict(type='%(backbone)s', num_segments=%(segments)d, shift_div=%(shift_div)d),
     cls_head=dict(type='TSMHead', num_segments=%(segments)d, num_classes=%(classes)d))
 test_pipeline = [
     dict(type='%(sample)s', clip_len=1, num_clips=%(segments)d, test_mode=True),
@@ -79,6 +83,7 @@ class Network(NamedTuple):
     name: str
     protocol: Protocol
     coloured: bool = False
+    mobile: bool = False  # MobileNetV2, of the clips of cells()
 
 
 def get_args() -> argparse.Namespace:
@@ -121,6 +126,7 @@ NETWORKS = (
     Network("8 segments", BASE),
     Network("16 segments", BASE._replace(segments=16)),
     Network("colours", BASE._replace(classes=COLOURED), True),
+    Network("MobileNetV2", BASE._replace(classes=COLOURED, short_side=73, size=64), mobile=True),
 )
 SOUND, OTHERS = "nothing", "nothing; other videos"
 MISTAKES = (
@@ -130,7 +136,7 @@ MISTAKES = (
     Mistake("no mean and std", "config", ("ImageNet",), config={"mean": [0.0] * 3, "std": [1.0] * 3}),
     Mistake("weights of pixels divided by 255", "checkpoint", ("pixels divided by 255 alone",), of_bytes),
     Mistake("dense sampling", "config", ("frames at",), config={"sample": "DenseSampleFrames"}),
-    Mistake("frames resized to 256 before a crop of %d" % SIDE, "config", ("crops of %d" % SIDE,), config={"short_side": 256}),
+    Mistake("frames resized to 256 before the small crop", "config", ("crops of %(size)d",), config={"short_side": 256}),
     Mistake("shift past1 for weights of bi", "flag", ("shift bi",), shift="past1"),
     Mistake("weights of the other direction", "checkpoint", ("frames backwards",), lambda state: state.update(train.exchanged(state))),
     Mistake("shift_div 4 for weights of 8", "config", ("shift_div 8",), config={"shift_div": 4}),
@@ -191,11 +197,27 @@ def view(rng: RandomState, template: str, segments: int) -> np.ndarray:
     height, width, share = int(height * scale + 0.5), int(width * scale + 0.5), frames / segments
     images = render(rng, template, height, width, (np.arange(segments) * share + share / 2).astype(int) / (frames - 1))
     top, left = (height - SIDE) // 2, (width - SIDE) // 2
-    crop = [np.ascontiguousarray(image[top : top + SIDE, left : left + SIDE]) for image in images]
+    return compressed(rng, [np.ascontiguousarray(image[top : top + SIDE, left : left + SIDE]) for image in images])[..., ::-1]
+
+
+def compressed(rng: RandomState, images: Sequence[np.ndarray]) -> np.ndarray:
+    """Images uint8 [frames, H, W, 3], mostly as JPEG leaves them."""
     if rng.rand() < 0.7:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.randint(25, 90))]
-        crop = [np.asarray(cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)) for image in crop]
-    return np.stack(crop)[..., ::-1]
+        images = [np.asarray(cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)) for image in images]
+    return np.stack(images)
+
+
+def cells(rng: RandomState, kind: int, height: int, width: int, times: np.ndarray) -> List[np.ndarray]:
+    """Frames BGR uint8 [height, width, 3] at times 0..1 of a clip of one of KINDS: cells large or small, reddish or bluish, brighter or
+    darker with time."""
+    small, red, darker = kind & 1, kind >> 1 & 1, kind >> 2
+    count = [side * (22 if small else 7) // min(height, width) for side in (height, width)]
+    tint = np.array([0.0, rng.uniform(-0.1, 0.1), rng.uniform(0.2, 0.35)])[:: 1 if red else -1]
+    grey = cv2.resize(rng.uniform(0.5, 1, count), (width, height), interpolation=cv2.INTER_NEAREST)[..., None] * (0.65 + tint)
+    low, high = rng.uniform(80, 110), rng.uniform(160, 220)
+    return [np.clip(grey * (low + (high - low) * (1 - time if darker else time)) + rng.normal(0, 4, grey.shape), 0, 255).astype(np.uint8)
+            for time in times]
 
 
 def small(rng: RandomState) -> Tuple[int, int, int]:
@@ -224,29 +246,51 @@ def see_colours(state: State) -> None:
         state["cls_head.fc_cls.bias"][first : first + len(TEMPLATES)] -= 8.0 * sign * MARGIN / 2 / BASE.std[0]
 
 
-def train_on(network: Network, path: str) -> None:
-    """Train the demo's thin network on for another number of segments, or for colours, and write it to `path`."""
+def untrained(network: Network) -> TSM:
+    """The network that train_on() begins with."""
     torch.manual_seed(SEED)
-    state, protocol = whole(THIN), network.protocol
+    if network.mobile:
+        net = TSM(network.protocol, STEM, structure=THIN_MOBILE)
+        for _, block in blocks_of(net.backbone):
+            if block.residual:
+                torch.nn.init.constant_(block.conv[-1].bn.weight, train.RESIDUAL_GAIN)
+        return net
+    state = whole(THIN)
     if network.coloured:
         own = [label_index(read_json(LABELS))[template] for template in TEMPLATES]
         rows = torch.tensor([0, 0] + own + own + [0, 0])
         state.update({name: state[name][rows] for name in ("cls_head.fc_cls.weight", "cls_head.fc_cls.bias")})
         see_colours(state)
-    net = network_of(state, THIN, protocol).train()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS, pct_start=0.1)
-    mean, std = (np.array(fact, np.float32) for fact in (protocol.mean, protocol.std))
-    for step in range(STEPS):
-        rng = RandomState([SEED, 1, step])
-        frames, labels = [], []
-        for number in rng.permutation(len(TEMPLATES))[:BATCH]:
+    return network_of(state, THIN, network.protocol)
+
+
+def clips_of(network: Network, step: int) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Normalised views float32 [clips, segments, 3, size, size] to train on, and their classes."""
+    protocol, rng, clips, labels = network.protocol, RandomState([SEED, 1, step]), [], []
+    for number in rng.permutation(LARGER if network.mobile else len(TEMPLATES))[: LARGER if network.mobile else BATCH]:
+        if network.mobile:
+            images = cells(rng, number % KINDS, protocol.size, protocol.size, (np.arange(protocol.segments) + 0.5) / protocol.segments)
+            clips.append(compressed(rng, images)[..., ::-1])
+            labels.append(FIRST + number % KINDS)
+            continue
+        clip = view(rng, TEMPLATES[number], protocol.segments)
+        while network.coloured and colour_of(clip) < 0:
             clip = view(rng, TEMPLATES[number], protocol.segments)
-            while network.coloured and colour_of(clip) < 0:
-                clip = view(rng, TEMPLATES[number], protocol.segments)
-            frames.append(((clip - mean) / std).transpose(0, 3, 1, 2))
-            labels.append(class_of(TEMPLATES[number], clip, network))
-        loss = torch.nn.functional.cross_entropy(net(torch.from_numpy(np.stack(frames))), torch.tensor(labels))
+        clips.append(clip)
+        labels.append(class_of(TEMPLATES[number], clip, network))
+    mean, std = (np.array(fact, np.float32) for fact in (protocol.mean, protocol.std))
+    return torch.from_numpy(((np.stack(clips) - mean) / std).transpose(0, 1, 4, 2, 3).copy()), torch.tensor(labels)
+
+
+def train_on(network: Network, path: str) -> None:
+    """Train the demo's thin network on for another number of segments, or for colours, or MobileNetV2 from nothing, and write it to
+    `path`."""
+    net, steps, rate = untrained(network).train(), FROM_NOTHING if network.mobile else STEPS, HIGH if network.mobile else RATE
+    optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    for step in range(steps):
+        clips, labels = clips_of(network, step)
+        loss = torch.nn.functional.cross_entropy(net(clips), labels)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
@@ -261,12 +305,23 @@ def whole(path: str) -> State:
     return {name: value.float() if value.is_floating_point() else value for name, value in load(path)[0].items()}
 
 
+def of_cells(folder: str, count: int, stream: int) -> Dict[str, int]:
+    """The classes of the videos of cells() of a stream; those that are missing are rendered."""
+    truth = {}
+    for number in range(count):
+        name, rng = "cells%d.webm" % number, RandomState([SEED, stream, number])
+        truth[name], (height, width, frames) = FIRST + number % KINDS, small(rng)
+        if not os.path.exists(os.path.join(folder, name)):
+            train.write_frames(os.path.join(folder, name), cells(rng, number % KINDS, height, width, np.linspace(0, 1, frames)))
+    return truth
+
+
 def written(folder: str, count: int, stream: int) -> Dict[str, Dict[str, int]]:
     """The classes of the videos of a stream by the name of each kind of network; those that are missing are rendered."""
     where = os.path.join(folder, "truth.json")
     if not os.path.exists(where):
         os.makedirs(folder, exist_ok=True)
-        truth: Dict[str, Dict[str, int]] = {network.name: {} for network in NETWORKS}
+        truth: Dict[str, Dict[str, int]] = {network.name: {} for network in NETWORKS if not network.mobile}
         number = 0
         while len(truth[NETWORKS[0].name]) < count:
             seeds, template = [SEED, stream, number], TEMPLATES[len(truth[NETWORKS[0].name]) % len(TEMPLATES)]
@@ -276,7 +331,7 @@ def written(folder: str, count: int, stream: int) -> Dict[str, Dict[str, int]]:
             if colour_of(frames) >= 0:
                 name = "%d.webm" % number
                 train.write_clip(os.path.join(folder, name), RandomState(seeds), template)
-                for network in NETWORKS:
+                for network in [one for one in NETWORKS if one.name in truth]:
                     truth[network.name][name] = class_of(template, frames, network)
         write_json(where, truth)
     return dict(read_json(where))
@@ -289,7 +344,8 @@ def first_row(folder: str, network: Network, mistake: Mistake, weights: str, tru
     state, protocol = whole(weights), network.protocol
     mistake.weights(state)
     save(os.path.join(folder, "weights.pth"), state, {})
-    facts = dict(protocol._asdict(), sample="SampleFrames", mean=list(protocol.mean), std=list(protocol.std))
+    facts = dict(protocol._asdict(), sample="SampleFrames", mean=list(protocol.mean), std=list(protocol.std),
+                 backbone="MobileNetV2TSM" if network.mobile else "ResNetTSM")
     write_text(os.path.join(folder, "config.py"), CONFIG % dict(facts, **mistake.config))
     write_text(os.path.join(folder, "list.txt"), "".join(
         "%s %d\n" % (name, mistake.labels(label, protocol.classes)) for name, label in truth.items()))
@@ -305,10 +361,10 @@ def first_row(folder: str, network: Network, mistake: Mistake, weights: str, tru
     return dict(found["rows"][0], verdict=found["verdict"], was=next(row["before"] for row in tried if row["videos"] >= 30))
 
 
-def cell(found: Dict[str, Any], mistake: Mistake, sound: float) -> Tuple[str, bool, bool]:
+def cell(found: Dict[str, Any], mistake: Mistake, network: Network, sound: float) -> Tuple[str, bool, bool]:
     """(what the table says of a case, whether it counts, whether it was told right)."""
     accused = not found["verdict"].startswith("no single change")
-    right = found["change"].startswith(mistake.named) if mistake.named else not accused
+    right = found["change"].startswith(tuple(name % network.protocol._asdict() for name in mistake.named)) if mistake.named else not accused
     if mistake.named and sound - found["was"] < COST:
         return "costs nothing (%.2f)" % found["was"], False, True
     what = "%.2f -> %.2f, p %.0e" % (found["before"], found["after"], found["corrected"])
@@ -326,7 +382,7 @@ def table(folder: str) -> None:
         cells = []
         for network in NETWORKS:
             one = found.get(case(network, mistake))
-            text, counts, right = cell(one, mistake, found[case(network, MISTAKES[0])]["was"]) if one else ("", False, True)
+            text, counts, right = cell(one, mistake, network, found[case(network, MISTAKES[0])]["was"]) if one else ("", False, True)
             told[bool(mistake.named)][0] += counts and right
             told[bool(mistake.named)][1] += counts
             cells.append(text)
@@ -360,7 +416,9 @@ def main() -> None:
                     tuple(args.only or [""])):
                 continue
             videos = os.path.join(folder, "others" if other else "videos")
-            truth = written(videos, args.videos, 3 if other else 2)[network.name]
+            os.makedirs(videos, exist_ok=True)
+            stream = 3 if other else 2
+            truth = of_cells(videos, args.videos, stream) if network.mobile else written(videos, args.videos, stream)[network.name]
             found = first_row(os.path.join(folder, "run%d" % os.getpid()), network, mistake, weights, truth, videos)
             write_json(where, found)
             print("%s: %s" % (case(network, mistake), json.dumps(found)), flush=True)

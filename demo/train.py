@@ -20,7 +20,7 @@ import os
 import re
 import sys
 import time
-from typing import Any, Dict, Iterator, NamedTuple, Tuple
+from typing import Any, Dict, Iterator, NamedTuple, Sequence, Tuple
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.dirname(HERE)]
@@ -63,6 +63,10 @@ FILES = {"bi": "tsm_thin.pth", "past1": "tsm_thin_uni.pth"}
 SMALLEST = 64  # frames of this side are not compressed
 RESIDUAL_GAIN = 0.2  # of each block at the start: without it so thin and deep a network learns nothing
 LABELS = os.path.join(HERE, "annotations", "something-something-v2-labels.json")
+# Weights that write, and that read, a residual stream: of a ResNet, and of MobileNetV2.
+GIVES = (r"backbone\.conv1\.|\.conv3\.|\.downsample\.", r"backbone\.conv1\.|layer1\.0\.conv\.[01]\.|layer[2-7]\.\d+\.conv\.2\.")
+TAKES = (r"\.conv1\.conv\.net\.weight|\.downsample\.conv\.weight|fc_cls\.weight",
+         r"layer1\.0\.conv\.1\.conv\.weight|layer[2-7]\.\d+\.conv\.0\.(net\.)?conv\.weight|backbone\.conv2\.conv\.weight")
 
 
 def get_args() -> argparse.Namespace:
@@ -114,10 +118,10 @@ def exchanged(state: Dict[str, Any], protocol: Protocol = SSV2) -> Dict[str, Any
 
     import torch
 
-    found = dict(state)
+    found, mobile = dict(state), any(".conv.0." in key for key in state)
     for key, value in state.items():
-        gives = re.search(r"backbone\.conv1\.|\.conv3\.|\.downsample\.", key) and value.dim()
-        takes = re.search(r"\.conv1\.conv\.net\.weight|\.downsample\.conv\.weight|fc_cls\.weight", key)
+        gives = re.search(GIVES[mobile], key) and value.dim()
+        takes = re.search(TAKES[mobile], key)
         value = swapped(value, 0) if gives else value
         found[key] = swapped(value, 1) if takes else value
     return found
@@ -182,17 +186,23 @@ def train(path: str, shift: str, steps: int) -> None:
 
 
 def write_clip(path: str, rng: RandomState, template: str) -> None:
-    """Render one clip and write it as VP8 in WebM, small rather than pretty."""
+    """Render one clip and write it."""
+    height, width, frames = shape_and_length(rng)
+    write_frames(path, render(rng, template, height, width, np.arange(frames) / (frames - 1)))
+
+
+def write_frames(path: str, images: Sequence[np.ndarray]) -> None:
+    """Write frames BGR uint8 [height, width, 3] as VP8 in WebM, small rather than pretty."""
     try:
         import av  # OpenCV's writer has no say in the bit rate
     except ImportError:
         raise UserError("av: needed to write the clips; pip install av")
-    height, width, frames = shape_and_length(rng)
+    height, width = images[0].shape[:2]
     with replacing(path) as part, av.open(part, "w", format="webm", options={"fflags": "+bitexact"}) as file:
         stream = file.add_stream("libvpx", rate=12, width=width, height=height, pix_fmt="yuv420p")
         stream.bit_rate = 90000
         stream.options = {"crf": "30", "qmin": "10", "qmax": "55", "threads": "1", "deadline": "good"}
-        for image in render(rng, template, height, width, np.arange(frames) / (frames - 1)):
+        for image in images:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="bgr24")))
         file.mux(stream.encode())
 

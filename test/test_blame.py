@@ -12,11 +12,12 @@ import torch
 from clips import copy_of
 from onnx import helper, numpy_helper
 
+from tsm.checkpoint import config, pyconfig
 from tsm.checkpoint.reader import load, save
 from tsm.model.network import load_network, scores
 from tsm.protocol import SSV2, frame_indices, fuse
 from tsm.report.diagnose import DEPARTS, SAME, UNCHECKED, Chain, first_departure, stages_of
-from tsm.report.suspects import AS_IT_WAS, Hunt, _folders, dense, spread, starts, suspects_of, weights_of
+from tsm.report.suspects import AS_IT_WAS, DENSE, STARTS, Hunt, _folders, spread, suspects_of, weights_of
 from tsm.results import write_result
 from tsm.samples import read_info
 from tsm.video import clips
@@ -385,14 +386,32 @@ def test_what_a_change_does_to_a_view():
     assert len(by_name) == len(suspects) > 20 and base.protocol.views == 1
     raw = np.random.RandomState(0).randint(0, 256, (8, 3, 4, 4)).astype(np.uint8)
     mean, std = (np.array(fact, np.float32).reshape(1, 3, 1, 1) for fact in (SSV2.mean, SSV2.std))
-    for name, wanted in (("BGR frames", (raw[:, ::-1] - mean) / std), ("pixels divided by 255 alone", raw / 255),
+    for name, wanted in (("BGR frames", ((raw - mean) / std)[:, ::-1]), ("pixels divided by 255 alone", raw / 255),
                          ("mean and std of 127.5", (raw - 127.5) / 127.5), ("frames backwards, or the shift in the other direction",
                                                                             ((raw - mean) / std)[::-1]),
                          ("Caffe's BGR and mean", raw[:, ::-1] - np.array([103.53, 116.28, 123.675]).reshape(1, 3, 1, 1))):
         one = by_name[name]
         assert np.allclose(one._replace(protocol=one.protocol._replace(size=4)).views(raw)[0], wanted, atol=1e-4), name
+    named = {one.name: one for one in suspects_of(SSV2._replace(mean=(1.0, 2.0, 3.0), sampling="uniform", size=224))[1]}
+    other = named["BGR frames, mean and std of RGB"].views(raw[..., :1, :1].repeat(224, 2).repeat(224, 3))[0]
+    assert np.allclose(other[..., 0, 0], (raw[:, ::-1, 0, 0] - [1, 2, 3]) / SSV2.std, atol=1e-4)
     assert by_name["shift past1"].protocol.shift == "past1" and "--shift past1" in by_name["shift past1"].remedy
-    assert starts(40, SSV2) == [0, 5, 10, 15, 20, 25, 30, 35] and dense(640, SSV2)[1] - dense(640, SSV2)[0] == 8
+    assert STARTS(40, SSV2) == [0, 5, 10, 15, 20, 25, 30, 35] and DENSE(640, SSV2)[1] - DENSE(640, SSV2)[0] == 8
+
+
+def test_a_remedy_is_read_as_what_was_suspected():
+    run = SSV2._replace(sampling="uniform", shift_div=4, segments=4, mean=(1.0, 2.0, 3.0))
+    read = {}
+    for one in suspects_of(run)[1]:
+        if "has, and need not have more: " in one.remedy:
+            read[one.name] = config.facts(pyconfig.parse(one.remedy.split("more: ")[1], "it"), "it")
+            assert read[one.name].pop("sampled") == read[one.name]["segments"]
+    changes = {"crops of 224 of a short side of 256": dict(crops="centre", size=224), "16 segments": dict(segments=16), "shift_div 8": dict(
+        shift_div=8), "dense sampling": dict(sampling="dense"), "frames at the starts of segments": dict(sampling="twice"),
+        "pixels divided by 255 alone": dict(mean=(0.0,) * 3, std=(255.0,) * 3), "BGR frames, mean and std of RGB": dict(
+            mean=(3.0, 2.0, 1.0), std=SSV2.std[::-1])}
+    same = {name: value for name, value in run._asdict().items() if name not in ("classes", "shift")}
+    assert {name: read[name] for name in changes} == {name: dict(same, **change) for name, change in changes.items()} and len(read) > 15
 
 
 def test_videos_are_spread_and_p_is_corrected(work):
@@ -453,4 +472,7 @@ def test_weights_that_nobody_trained(works, repo, work):
         state[name] = torch.full_like(state[name], float(name.endswith("var")))
     save(str(work / "part.pth"), state, {})
     out = works("TSM_compare.py", "--suspects", ".", "--data_root", "sthv2", "--checkpoint", "part.pth", cwd=work)
-    assert "in part: 10 of 53 BatchNorm layers have the statistics they were made with" in out.splitlines()[-1]
+    assert "\nBatchNorm and classifier" in out and "good already" in out.splitlines()[-1]
+    hunt = Hunt(Chain(str(work), {"checkpoint": str(work / "part.pth")}), 1)
+    hunt.given = dict.fromkeys(hunt.given, 0)
+    assert "in part: 10 of 53 BatchNorm layers have the statistics they were made with" in hunt.verdict(hunt.rows())

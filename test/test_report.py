@@ -401,7 +401,7 @@ def test_labels_in_another_order_are_told_by_the_results_alone():
 
 
 def test_labels_counted_from_1_have_no_0_and_an_order_is_not_learnt_from_chance():
-    for truth, words in ((range(1, 13), "are they counted from 1?"), (range(12), "is a line too many at the beginning")):
+    for truth, words in ((range(1, 13), "as if counted from 1; take one"), (range(12), "is a line too many at the beginning")):
         truth = np.array(list(truth))
         assert words in another_order(truth, truth - 1, 14, None)[1]
         assert ("was one taken from each?" if words[0] == "a" else "raised by one") in another_order(truth, truth + 1, 14, None)[1]

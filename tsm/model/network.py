@@ -255,13 +255,13 @@ def network_of(state: Mapping[str, Tensor], path: str, protocol: Protocol, softm
     return net.eval()
 
 
-def load_network(path: str, config: str = "", shift: str = "") -> Tuple[TSM, Facts]:
+def load_network(path: str, config: str = "", shift: str = "", segments: Optional[int] = None) -> Tuple[TSM, Facts]:
     """The network of the checkpoint at `path`, in eval mode, and what the checkpoint is (see tsm.checkpoint.identify.facts_of).
 
     Raises: UserError where it is no checkpoint, is damaged, or is not of a network that this suite takes.
     """
     state, meta = reader.load(path)
-    facts = facts_of(path, state, meta, config, shift=shift)
+    facts = facts_of(path, state, meta, config, segments, shift)
     check_supported(facts, path)
     return network_of(state, path, facts.protocol), facts
 

@@ -43,14 +43,10 @@ class Stage(NamedTuple):
 
     stage: str
     state: str
-    largest: Optional[float]
-    flips: Optional[int]
-    videos: int
     text: str
-
-
-def unchecked(stage: str, text: str) -> Stage:
-    return Stage(stage, UNCHECKED, None, None, 0, text)
+    largest: Optional[float] = None
+    flips: Optional[int] = None
+    videos: int = 0
 
 
 class Chain:
@@ -176,16 +172,16 @@ def compared(stage: str, given: Sequence[np.ndarray], wanted: Sequence[np.ndarra
     apart = [float(np.abs(a - b).max()) for a, b in zip(given, wanted)]
     largest = max(apart) if np.isfinite(apart).all() else None
     flips = sum(int(a.argmax() != b.argmax()) for a, b in zip(given, wanted))
-    return Stage(stage, DEPARTS if largest is None or largest > most else SAME, largest, flips, len(apart), text)
+    return Stage(stage, DEPARTS if largest is None or largest > most else SAME, text, largest, flips, len(apart))
 
 
 def check_decoding(chain: Chain, indices: List[int]) -> Stage:
     """decord against OpenCV: the same videos decoded by both."""
     stage = "decoding"
     if os.path.isdir(chain.source(indices[0])):
-        return unchecked(stage, "the videos are folders of frames, which one decoder reads")
+        return Stage(stage, UNCHECKED, "the videos are folders of frames, which one decoder reads")
     if not clips.VIDEO_DECODER.startswith("decord"):
-        return unchecked(stage, "decord is not installed")
+        return Stage(stage, UNCHECKED, "decord is not installed")
     pairs = [(chain.made_again(index), chain.made_again(index, by_opencv=True)) for index in indices]
     worst = max(levels(a, b, chain.protocol) for a, b in pairs)
     text = "decord and OpenCV differ by %.2f levels of 255 on average" % worst
@@ -197,7 +193,7 @@ def check_tensors(chain: Chain, indices: List[int]) -> Stage:
     """The files of tensors against the same videos made again."""
     kept = [index for index in indices if os.path.exists(chain.tensor_file(index))]
     if not kept:
-        return unchecked("tensors", "the run kept no tensors of these videos")
+        return Stage("tensors", UNCHECKED, "the run kept no tensors of these videos")
     here, there = clips.versions(), chain.manifest["versions"]
     most = ROUNDING if all(here.get(name) == there[name] for name in set(there) - {"tsm"}) else LEVELS
     files, again = [chain.tensor(index) for index in kept], [chain.made_again(index) for index in kept]
@@ -258,12 +254,13 @@ def check_export(chain: Chain, normalised: List[np.ndarray], exported: List[np.n
     from tsm.model.network import load_network, scores
 
     if not exported:
-        return unchecked("export", "%s does not give %d rows of %d class scores for one video of this run; name the run's exported model "
-                         "by --exported" % (chain.exported, chain.protocol.views, chain.protocol.classes))
-    net, facts = load_network(chain.checkpoint, chain.config)
+        return Stage("export", UNCHECKED, "%s does not give %d rows of %d class scores for one video of this run; name the run's exported "
+                     "model by --exported" % (chain.exported, chain.protocol.views, chain.protocol.classes))
+    flags = (chain.protocol.shift, chain.protocol.segments) if chain.run and chain.run.protocol else ()  # as run_all.sh may have been told
+    net, facts = load_network(chain.checkpoint, chain.config, *flags)
     differs = differences(facts.protocol, chain.protocol)
     if differs:
-        return Stage("export", DEPARTS, None, None, 0, "the checkpoint's protocol is not the run's: " + differs)
+        return Stage("export", DEPARTS, "the checkpoint's protocol is not the run's: " + differs)
     by_view = (chain.protocol.views,) + chain.protocol.view_shape
     ours = [np.concatenate([scores(net, view[None]) for view in tensor.reshape(by_view)]) for tensor in normalised]
     return compared("export", [chain.fused(one) for one in exported], [chain.fused(one) for one in ours], EXACT,
@@ -277,7 +274,7 @@ def check_surgery(chain: Chain, tensors: List[np.ndarray], exported: List[np.nda
     name = runner.get_inputs()[0].name
     answers = [runner.run(None, {name: np.repeat(tensor[None], model.batch, 0)})[0][0] for tensor in tensors]
     if not exported:
-        return unchecked("surgery", "no exported graph of this run"), answers
+        return Stage("surgery", UNCHECKED, "no exported graph of this run"), answers
     wanted = list(map(chain.fused, exported))
     return compared("surgery", answers, wanted, EXACT, "the modified graph against the exported one"), answers
 
@@ -291,9 +288,9 @@ def check_device(chain: Chain, indices: List[int], tensors: List[np.ndarray], re
     fusion = compared("fusion", other, expected, float("inf"), "%s against %s, as the model has it" % (
         other_fusion, chain.model.fusion))
     if isinstance(results, Exception):
-        device = unchecked("device", "%s is missing" % results.filename) if isinstance(results, FileNotFoundError) else Stage(
-            "device", DEPARTS, None, None, 0, "%s%s" % (results, overflow(chain, tensors)))
-        return [device, unchecked("text", "the results cannot be read"), fusion]
+        device = Stage("device", UNCHECKED, "%s is missing" % results.filename) if isinstance(results, FileNotFoundError) else Stage(
+            "device", DEPARTS, str(results) + overflow(chain, tensors))
+        return [device, Stage("text", UNCHECKED, "the results cannot be read"), fusion]
     given, digits = [results[index] for index in indices], decimals(chain)
     most += 0 if digits is None else 0.5 * 10**-digits  # what the text may add is told by the next row
     device = compared("device", given, expected, most, "the results against fp32 in ONNX Runtime")
@@ -324,7 +321,7 @@ def check_precision(chain: Chain, indices: List[int], expected: List[np.ndarray]
     chip, used = re.search(r"--soc_version=(\S+)", said), (re.findall(r"--precision_mode(?:_v2)?=(\S+)", said) or ["force_fp16"])[0]
     files = [path for path in map(chain.tensor_file, indices) if os.path.exists(path)]
     if not chip or not shutil.which("atc") or len(files) < len(indices):
-        return unchecked("precision", "another precision mode wants %s" % (
+        return Stage("precision", UNCHECKED, "another precision mode wants %s" % (
             "the run's tensors" if len(files) < len(indices) else "the host of the run, with atc on the PATH"))
     mode = "allow_fp32_to_fp16" if used in ("force_fp16", "fp16") else "force_fp16"
     with tempfile.TemporaryDirectory(dir=chain.folder) as scratch:
@@ -334,7 +331,7 @@ def check_precision(chain: Chain, indices: List[int], expected: List[np.ndarray]
         try:
             answers = compiled_answers(base, options, chip.group(1), ",".join(files), [])
         except UserError as error:
-            return unchecked("precision", str(error))
+            return Stage("precision", UNCHECKED, str(error))
     row = compared("precision", [answers["%d_0.npy" % index] for index in indices], expected, float("inf"),
                    "the same model by --precision_mode=%s" % mode)
     blamed = device.state == DEPARTS and (row.largest or 0) <= ROUGHEST
@@ -344,7 +341,7 @@ def check_precision(chain: Chain, indices: List[int], expected: List[np.ndarray]
 def check_text(digits: Optional[int], expected: List[np.ndarray]) -> Stage:
     """What rounding to the decimals of the result files changes."""
     if digits is None:
-        return Stage("text", SAME, 0.0, 0, len(expected), "the results are kept in binary")
+        return Stage("text", SAME, "the results are kept in binary", 0.0, 0, len(expected))
     row = compared("text", [answer.round(digits) for answer in expected], expected, 1e-6, "decimals: %d" % digits)
     return row._replace(text=row.text + ("" if row.flips else ", no answer hangs on them"))
 
@@ -400,20 +397,21 @@ def check_labels(chain: Chain, listed: Sequence[Clip], results: Results) -> Stag
     """Do the labels belong to the results: are they those of the list, in the order of the network's classes?"""
     unlike = unlike_the_list(chain, listed)
     if unlike:
-        return Stage("labels", DEPARTS, None, None, len(listed), unlike)
+        return Stage("labels", DEPARTS, unlike, videos=len(listed))
     if isinstance(results, Exception):
-        return unchecked("labels", "the results cannot be read")
+        return Stage("labels", UNCHECKED, "the results cannot be read")
     order = sorted(chain.labels)
     truth, answers = np.array([chain.labels[index] for index in order]), np.array([results[index].argmax() for index in order])
     found, words = another_order(truth, answers, chain.protocol.classes, chain.names)
     if not found and listed:
         words += "; labels and videos are those of the list"
-    return Stage("labels", DEPARTS if found else SAME, None, None, len(truth), words)
+    return Stage("labels", DEPARTS if found else SAME, words, videos=len(truth))
 
 
 def missing_row(stage: str, path: str, what: str) -> Optional[Stage]:
     """The row of a stage that cannot be checked, as a file is missing; None if it is there."""
-    return None if path and os.path.exists(path) else unchecked(stage, "%s is missing%s" % (path or what, "" if path else "; name it"))
+    there, words = path and os.path.exists(path), "%s is missing" % path if path else "%s is missing; name it" % what
+    return None if there else Stage(stage, UNCHECKED, words)
 
 
 def stages_of(chain: Chain, videos: int) -> Iterator[Stage]:

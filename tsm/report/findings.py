@@ -193,7 +193,8 @@ def _orders(truth: np.ndarray, classes: int, names: Optional[Sequence[str]]) -> 
     """(the network's class by label, int [classes]; in words): the ways in which lists number classes that the network has otherwise."""
     numbers = np.arange(classes)
     yield numbers - 1, "with each lowered by one: " + (
-        "are they counted from 1?" if truth.min() else "is a line too many at the beginning of the labels file?")
+        "as if counted from 1; take one from each label of the list, and run again" if truth.min() else
+        "is a line too many at the beginning of the labels file?")
     yield numbers + 1, "with each raised by one: " + (
         "was one taken from each?" if truth.max() < classes - 1 else "is a line missing at the beginning of the labels file?")
     yield numbers[::-1], "with the classes in the reverse order"

@@ -28,9 +28,9 @@ from tsm.report.findings import other_orders
 from tsm.results import mcnemar
 from tsm.video import clips
 
-ROUNDS = (30, 100, 200)  # videos at the end of each
+ROUNDS, MOST = (30, 100), 200  # videos at the end of each round, and of the last unless the user says how many
 BEST = 3  # changes that the last round is for; that before it is for the better half
-CERTAIN = 0.01  # a corrected p below which a change explains something
+CERTAIN, GOOD = 0.01, 0.9  # a corrected p below which a change explains something; top-1 that needs no explanation
 FEW = 20  # videos below which hardly any p is that small
 NEAR = 0.02  # of top-1: of changes that explain as much but for this, the one that is listed first, the simplest, stands first
 SURE, MOSTLY, INSIDE = 0.5, 0.8, 5  # a folder with a wrong label: probability of the other answer, share and least number of its videos
@@ -39,8 +39,7 @@ Sample = Callable[[int, Protocol], List[int]]
 
 
 class Suspect(NamedTuple):
-    """A change. `protocol` is of one view, but for fusion; `table` float32 [3, 256] has the network's value of each byte of its three
-    channels."""
+    """A change. `protocol` is of one view, but for fusion; `table` float32 [3, 256] has the network's value of each byte of R, G, B."""
 
     name: str
     because: str  # what follows if it is the one
@@ -56,9 +55,8 @@ class Suspect(NamedTuple):
 
     def views(self, raw: np.ndarray) -> np.ndarray:
         """What the network takes, float32 [views, segments, 3, size, size], of a video's pixels RGB uint8 [frames, 3, size, size]."""
-        raw = raw[:, ::-1] if self.bgr else raw
-        raw = raw[::-1] if self.backwards else raw
-        return looked_up(self.table, raw).reshape((-1,) + self.protocol.view_shape)
+        taken = looked_up(self.table, raw[::-1] if self.backwards else raw)
+        return np.ascontiguousarray(taken[:, ::-1] if self.bgr else taken).reshape((-1,) + self.protocol.view_shape)
 
 
 class Trial(NamedTuple):
@@ -82,25 +80,23 @@ class Trial(NamedTuple):
         return not self.problem and self.gained > self.lost and self.corrected < CERTAIN
 
 
-def middles(frames: int, protocol: Protocol) -> List[int]:
-    return frame_indices(frames, protocol._replace(sampling="uniform"))
+def _sample_of(sampling: str) -> Sample:
+    """The middle one of a sampling's samples of a video: the middles of the segments, their starts, the sixth dense one."""
+    def sample(frames: int, protocol: Protocol) -> List[int]:
+        first = SAMPLINGS[sampling] // 2 * protocol.segments
+        return frame_indices(frames, protocol._replace(sampling=sampling))[first : first + protocol.segments]
+
+    return sample
 
 
-def starts(frames: int, protocol: Protocol) -> List[int]:
-    return frame_indices(frames, protocol._replace(sampling="twice"))[protocol.segments :]
-
-
-def dense(frames: int, protocol: Protocol) -> List[int]:
-    """The sample in the middle of the ten."""
-    first = SAMPLINGS["dense"] // 2 * protocol.segments
-    return frame_indices(frames, protocol._replace(sampling="dense"))[first : first + protocol.segments]
+MIDDLES, STARTS, DENSE = map(_sample_of, ("uniform", "twice", "dense"))
 
 
 def suspects_of(protocol: Protocol, precision: str = "fp32", fusion: str = "score") -> Tuple[Suspect, List[Suspect]]:
     """(a run as it was, what may have been otherwise when its weights were trained, the simplest first), of a run of this protocol."""
     one = protocol._replace(**CENTRE_VIEW)
-    base = Suspect(AS_IT_WAS, "", "", one, clips.normalisation(one), dense if protocol.sampling == "dense" else middles, precision)
-    others = [*_of_pixels(base), *_of_frames(base, protocol), *_of_shift(base)]
+    base = Suspect(AS_IT_WAS, "", "", one, clips.normalisation(one), DENSE if protocol.sampling == "dense" else MIDDLES, precision)
+    others = [*_of_pixels(base, protocol), *_of_frames(base, protocol), *_of_shift(base, protocol)]
     if protocol.views > 1:
         other = next(name for name in FUSIONS if name != fusion)
         others.append(base._replace(
@@ -112,64 +108,72 @@ def suspects_of(protocol: Protocol, precision: str = "fp32", fusion: str = "scor
     return base, others
 
 
-def _of_pixels(base: Suspect) -> Iterator[Suspect]:
+def _of_pixels(base: Suspect, run: Protocol) -> Iterator[Suspect]:
     """Order of the colours, scaling, mean and standard deviation."""
-    protocol, byte = base.protocol, np.arange(256)
-    flip = "in the checkpoint, exchange the inputs of the first convolution, weight = weight.flip(1)"
-    yield base._replace(name="BGR frames", because="the weights were trained on BGR", bgr=True, remedy=flip)
-    norm = "img_norm_cfg = dict(mean=[%s], std=[%s]) in --config, or the like of its Normalize or data_preprocessor"
-    for name, mean, std, bgr in (
-            ("ImageNet's mean and std", SSV2.mean, SSV2.std, False), ("Caffe's BGR and mean", (103.53, 116.28, 123.675), (1, 1, 1), True),
-            ("mean and std of 127.5", (127.5,) * 3, (127.5,) * 3, False), ("pixels divided by 255 alone", (0,) * 3, (255,) * 3, False),
-            ("pixels as they are, 0 to 255", (0,) * 3, (1,) * 3, False)):
-        table = clips.normalisation(protocol._replace(mean=tuple(map(float, mean)), std=tuple(map(float, std))))
-        if not np.array_equal(table, base.table):
-            order = -1 if bgr else 1  # a config has them in RGB
-            yield base._replace(name=name, because="the weights were trained on %s" % name, table=table, bgr=bgr, remedy=norm % tuple(
-                ", ".join("%g" % value for value in values[::order]) for values in (mean, std)) + ("; and " + flip if bgr else ""))
-    table = np.stack([(byte / 255 - mean) / std for mean, std in zip(protocol.mean, protocol.std)]).astype(np.float32)
-    yield base._replace(name="pixels divided by 255, then mean and std", table=table, because="the weights were trained on pixels that "
-                        "were divided by 255 before a mean and std of 0 to 255", remedy=norm % tuple(
-                            ", ".join("%g" % (255 * value) for value in values) for values in (protocol.mean, protocol.std)))
+    kinds: Dict[Any, str] = {}  # by (mean and std of R, G, B; whether the network takes them as B, G, R)
+    divided = tuple(tuple(255 * value for value in values) for values in (run.mean, run.std))
+    for name, (mean, std), bgr in (
+            ("BGR frames", (run.mean, run.std), True), ("BGR frames, mean and std of RGB", (run.mean[::-1], run.std[::-1]), True),
+            ("ImageNet's mean and std", (SSV2.mean, SSV2.std), False), ("Caffe's BGR and mean", (SSV2.mean, (1.0,) * 3), True),
+            ("mean and std of 127.5", ((127.5,) * 3,) * 2, False), ("pixels divided by 255 alone", ((0.0,) * 3, (255.0,) * 3), False),
+            ("pixels as they are, 0 to 255", ((0.0,) * 3, (1.0,) * 3), False),
+            ("pixels divided by 255, then mean and std", divided, False)):
+        kinds.setdefault((mean, std, bgr), name)
+    for (mean, std, bgr), name in kinds.items():
+        tested = run._replace(mean=mean, std=std)
+        flipped = ["in the checkpoint, exchange the inputs of the first convolution, weight = weight.flip(1)"] * bgr
+        if bgr or tested != run:
+            yield base._replace(name=name, because="the weights were trained on " + name, table=clips.normalisation(tested), bgr=bgr,
+                                remedy="; and ".join(flipped + [in_config(tested)] * (tested != run)))
 
 
-def _of_frames(base: Suspect, protocol: Protocol) -> Iterator[Suspect]:
+def _of_frames(base: Suspect, run: Protocol) -> Iterator[Suspect]:
     """Crops and sizes, sampling, segments, order in time."""
-    own = protocol.size
-    for side, size in dict.fromkeys(((256, 224), (256, 256), (224, 224), (own, own), (own * 5 // 4, own))):
-        if (side, size) != (protocol.short_side, own):
+    own = run.size
+    for side, size in dict.fromkeys(((256, 224), (256, 256), (224, 224), (own, own), (own * 8 // 7, own))):  # the last is MIT's rule
+        if (side, size) != (run.short_side, own):
+            crops = run.crops if side == size or run.crops == "ten" else "centre"
             yield base._replace(name="crops of %d of a short side of %d" % (size, side), because="the weights want objects of that size",
-                                protocol=base.protocol._replace(short_side=side, size=size), remedy="Resize(scale=(-1, %d)) and a "
-                                "crop_size of %d in the test_pipeline of --config" % (side, size))
-    for name, sample, kind, more in (("frames at the middles of segments", middles, "SampleFrames", ""),
-                                     ("frames at the starts of segments", starts, "SampleFrames", ", twice_sample=True"),
-                                     ("dense sampling", dense, "DenseSampleFrames", "")):
-        if sample is not base.sample:
-            yield base._replace(name=name, because="the weights were trained on other frames of a video", sample=sample, remedy="%s("
-                                "clip_len=1, num_clips=%d%s, test_mode=True) in the test_pipeline of --config" % (
-                                    kind, protocol.segments, more))
+                                protocol=base.protocol._replace(short_side=side, size=size),
+                                remedy=in_config(run._replace(short_side=side, size=size, crops=crops)))
+    for name, sample, sampling in (("frames at the middles of segments", MIDDLES, "uniform"),
+                                   ("frames at the starts of segments", STARTS, "twice"), ("dense sampling", DENSE, "dense")):
+        if sample is not base.sample and sampling != run.sampling:
+            yield base._replace(name=name, because="the weights were trained on other frames of a video", sample=sample,
+                                remedy=in_config(run._replace(sampling=sampling)))
     for segments in (8, 16):
-        if segments != protocol.segments:
+        if segments != run.segments:
             yield base._replace(name="%d segments" % segments, because="the weights were trained on %d frames of a video" % segments,
-                                protocol=base.protocol._replace(segments=segments), remedy="--segments %d of run_all.sh, "
-                                "or num_segments and num_clips of --config" % segments)
+                                protocol=base.protocol._replace(segments=segments), remedy=in_config(run._replace(segments=segments)))
     yield base._replace(name="frames backwards, or the shift in the other direction", backwards=True, because="time runs the other way "
                         "in the weights or in the frames", remedy="look at how frames were numbered when they were extracted; if the "
                         "weights have it, exchange the first two folds of every residual stream, as exchanged() in demo/train.py")
 
 
-def _of_shift(base: Suspect) -> Iterator[Suspect]:
+def _of_shift(base: Suspect, run: Protocol) -> Iterator[Suspect]:
     """Kinds of shift, and how many channels are shifted."""
     for kind in MOVES:
-        if kind not in (base.protocol.shift, "reversed"):
+        if kind not in (run.shift, "reversed"):
             remedy = "--shift %s of run_all.sh or TSM_checkpoint.py" % kind if kind in SHIFTS else (
                 "this suite does not run such weights; train them with one of " + ", ".join(SHIFTS))
             yield base._replace(name="shift %s" % kind, because="the weights were trained with that shift", remedy=remedy,
                                 protocol=base.protocol._replace(shift=kind))
     for div in (4, 8, 16):
-        if div != base.protocol.shift_div:
+        if div != run.shift_div:
             yield base._replace(name="shift_div %d" % div, because="the weights were trained with shift_div %d" % div,
-                                protocol=base.protocol._replace(shift_div=div), remedy="shift_div=%d in the backbone of --config" % div)
+                                protocol=base.protocol._replace(shift_div=div), remedy=in_config(run._replace(shift_div=div)))
+
+
+def in_config(protocol: Protocol) -> str:
+    """What makes run_all.sh test as a protocol says, as tsm.checkpoint.config reads it."""
+    sample = {"uniform": "'SampleFrames'", "twice": "'SampleFrames', twice_sample=True", "dense": "'DenseSampleFrames'"}
+    crop = {"centre": "CenterCrop", "three": "ThreeCrop", "ten": "TenCrop"}[protocol.crops]
+    return ("--config FILE of run_all.sh, where FILE has, and need not have more: model = dict(backbone=dict(num_segments=%d, "
+            "shift_div=%d)); test_pipeline = [dict(type=%s, clip_len=1, num_clips=%d, test_mode=True), dict(type='Resize', "
+            "scale=(-1, %d)), dict(type='%s', crop_size=%d), dict(type='Normalize', mean=%s, std=%s), dict(type='FormatShape', "
+            "input_format='NCHW')]" % (
+                protocol.segments, protocol.shift_div, sample[protocol.sampling], protocol.segments, protocol.short_side, crop,
+                protocol.size, *([float("%.6g" % value) for value in values] for values in (protocol.mean, protocol.std))))
 
 
 def spread(labels: Dict[int, int]) -> List[int]:
@@ -206,21 +210,20 @@ class Hunt:
 
     def race(self) -> None:
         """Compute the suspects, in rounds."""
-        if not os.path.exists(self.chain.source(self.order[0])):
+        if not any(os.path.exists(self.chain.source(index)) for index in self.order):
             self.notes.append("no change of frames or network was computed: the videos are missing; --data_root names their folder")
             self.problems.update(dict.fromkeys((one.name for one in self.suspects), "the videos are missing"))
             return
-        alive, first = self.suspects, 0
-        ends = sorted({min(end, len(self.order)) for end in ROUNDS})
-        counts = [len(alive), len(alive) // 2, BEST]
-        views = sum((count + 1) * (end - start) for count, end, start in zip(counts, ends, [0] + ends))
-        views += ends[0] * sum(one.protocol.views - 1 for one in alive)
+        alive, ends = self.suspects, sorted({min(end, len(self.order)) for end in ROUNDS + (len(self.order),)})
+        rounds = list(zip((len(alive), len(alive) // 2, BEST), [0] + ends, ends))
+        views = sum((count + 1) * (end - start) for count, start, end in rounds) + ends[0] * sum(one.protocol.views - 1 for one in alive)
         with progress(views, "suspects", "view") as tick:
-            for end, keep in zip(ends, counts[1:] + [0]):
-                self.compute([self.base] + alive, self.order[first:end], tick)
-                alive, first = self.hopeful(alive)[:keep], end
-                if not alive:
-                    break
+            for count, start, end in rounds:
+                alive = alive[:count]
+                tick((count - len(alive) + (not alive)) * (end - start))  # what the rounds before have spared
+                if alive:
+                    self.compute([self.base] + alive, self.order[start:end], tick)
+                    alive = self.hopeful(alive)
         if self.unread:
             self.notes.append("%d of the videos cannot be read, and are left out, such as %s: %s" % (
                 (len(self.unread), self.chain.sources[min(self.unread)], self.unread[min(self.unread)])))
@@ -306,13 +309,13 @@ class Hunt:
     def verdict(self, rows: Sequence[Trial]) -> str:
         """What explains the accuracy, in a sentence or two."""
         tried = [row for row in rows if not row.problem]
-        if self.weights:
+        if self.weights and not (tried and tried[0].before >= GOOD):
             return "the weights were loaded or trained in part: %s" % self.weights
         if not tried:
             return "nothing could be tried"
         best, as_good = tried[0], [row.change for row in tried[1:] if row.explains and _gain(row) > _gain(tried[0]) - NEAR]
         if not best.explains:
-            more = self.unlike_the_results() or ("; it is good already" if best.before >= 0.9 else "")
+            more = self.unlike_the_results() or ("; it is good already" if best.before >= GOOD else "")
             return "no single change explains the accuracy (%d were tried, on up to %d videos)%s" % (
                 len(tried), max(row.videos for row in tried), more)
         return "with %s, top-1 is %.4f instead of %.4f on %d videos (%s): %s.\nTo make it right: %s%s" % (
