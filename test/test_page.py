@@ -261,8 +261,8 @@ def test_what_tuning_tried_is_a_table():
     shown = re.findall("<tr>(.*?)</tr>", report_page(made).split("Forms tried on a chip")[1], re.DOTALL)[:4]
     cells = [re.findall("<bdi>(.*?)</bdi>", row) for row in shown]
     same = "top-1 the same on %d of 8, largest difference %s"
-    assert cells == [[], ["guide", "float32", "kept", same % (8, "0.0e+00"), "20.00", "19.00"],
-                     ["parts", "uint8", "", same % (2, "3.0e-01") + ", which is too large", "60.00", "55.50"],
+    assert cells == [[], ["guide", "float32", "kept", same % (8, "0"), "20.00", "19.00"],
+                     ["parts", "uint8", "", same % (2, "0.3") + ", which is too large", "60.00", "55.50"],
                      ["mask", "aipp", "", "refused: atc: &lt;E1&gt;", "", ""]]
 
 

@@ -140,7 +140,7 @@ def candidate(args: argparse.Namespace, form: str, kind: str, source: str, refer
 def cells_of(row: Candidate, videos: int) -> List[str]:
     """A row of the table: HEADING's."""
     rates = ["" if rate is None else "%.2f" % rate for rate in (row.videos_per_second, row.with_transfer)]
-    answers = "top-1 the same on %d of %d, largest difference %.1e%s" % (
+    answers = "top-1 the same on %d of %d, largest difference %.2g%s" % (
         row.top1_agreement or 0, videos, row.largest_difference or 0, "" if row.usable else ", which is too large")
     return [row.form, row.input, *rates, "refused: " + row.refused if row.refused else answers]
 

@@ -193,7 +193,7 @@ def _precision(report: Dict[str, Any]) -> Dict[str, str]:
     agreement, device = report["agreement"], report["device"]
     if agreement:
         return check("agreement with fp32", NOTE if agreement["flips"] else PASS,
-                     "%s; largest difference of a probability from the CPU's %.1e" % (flips_in_words(
+                     "%s; largest difference of a probability from the CPU's %.2g" % (flips_in_words(
                          agreement["flips"], agreement["videos"], agreement.get("listed")), agreement["largest_difference"]))
     same = report["inference"][OWN].get("top1_agreement_with_fp32")
     if same:

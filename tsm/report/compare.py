@@ -235,7 +235,7 @@ def comparison_text(found: Dict[str, Any], most: int = 20) -> str:
             title, found[key][0], found[key][1], found[key][1] - found[key][0]))
     lines.append("right in A alone %d, in B alone %d: McNemar's exact test %s" % (lost, gained, chance(found["mcnemar"]["p"])))
     apart = found["probability"]
-    lines.append("probability of %s: largest difference %.6f (%s), mean %.2e" % (
+    lines.append("probability of %s: largest difference %.6f (%s), mean %.2g" % (
         apart["of"], apart["largest"], printable(apart["video"]), apart["mean"]))
     lines.append("%d answer%s%s" % (len(flips), " differs" if len(flips) == 1 else "s differ", ":" if flips else ""))
     for flip in flips[:most]:

@@ -392,7 +392,7 @@ def suspects_text(hunt: Hunt) -> str:
     rows = hunt.rows()
     wide = max(len(row.change) for row in rows)
     lines = ["%-*s  videos  as it was  changed  difference  p (Holm)" % (wide, "change")]
-    lines += ["%-*s  %s" % (wide, row.change, row.problem or "%6d  %9.4f  %7.4f  %+10.4f  %.1e" % (
+    lines += ["%-*s  %s" % (wide, row.change, row.problem or "%6d  %9.4f  %7.4f  %+10.4f  %.2g" % (
         row.videos, row.before, row.after, row.after - row.before, row.corrected)) for row in rows]
     return "\n".join(map(printable, lines + [""] + ["note: " + note for note in hunt.notes] + hunt.verdict(rows).split("\n")))
 
