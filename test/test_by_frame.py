@@ -130,7 +130,7 @@ def viewed(network, greys, prefix="", cuts=(), sizes=None, every=1.0, **given):
 
 def probabilities(viewer):
     """Those of class a, per frame."""
-    return [next(one["probability"] for one in window["top"] if one["label"] == "a") for window in viewer.windows()]
+    return [next(one["probability"] for one in window["top"] if one["label"] == "a") for window in viewer.rows]
 
 
 SCORES = {0: (5, 0), 200: (0, 9), 90: (2, 1)}
@@ -144,8 +144,8 @@ def test_the_running_answer_is_a_mean_of_scores(capsys, prefix, memory, kept):
     for number, found in enumerate(probabilities(viewer)):
         first = 0 if kept == 9 else max(0, number + 1 - kept)
         assert found == pytest.approx(softmax(scores[first : number + 1].mean(0))[0], abs=1e-6)
-        assert (viewer.windows()[number]["start"], viewer.windows()[number]["end"]) == (first, number)
-    labels = [window["top"][0]["label"] for window in viewer.windows()]
+        assert (viewer.rows[number]["start"], viewer.rows[number]["end"]) == (first, number)
+    labels = [window["top"][0]["label"] for window in viewer.rows]
     changes = sum(one != other for one, other in zip([""] + labels, labels))
     assert sum(" | " in line for line in capsys.readouterr().out.splitlines()) == changes
     segments = viewer.close()
@@ -157,10 +157,10 @@ def test_what_hours_of_a_camera_say_takes_little_memory(tmp_path):
     greys = [0, 200, 90, 0, 0, 200, 200, 200, 90, 0] * 9
     for top in (1, 3):
         viewer, plain = viewed(Network(SCORES), greys, "  ", top=top), viewed(Network(SCORES), greys, "  ", top=top, json=None)
-        rows = viewer.windows()
+        rows = viewer.rows
         assert len(rows) == 90 == len(list(rows)) and rows[-1] == list(rows)[-1] and evenly(rows, 9) == list(rows)[::10]
         assert rows.kept.itemsize * len(rows.kept) == 90 * 16 * (1 + top) and viewer.waits.itemsize == 4
-        assert len(plain.windows()) == 0 and len(plain.answers) == 1 and plain.close() == viewer.close()
+        assert len(plain.rows) == 0 and len(plain.answers) == 1 and plain.close() == viewer.close()
         write_json(str(tmp_path / "rows"), {"windows": rows})
         write_json(str(tmp_path / "list"), {"windows": list(rows)})
         assert (tmp_path / "rows").read_bytes() == (tmp_path / "list").read_bytes() != b""
@@ -173,7 +173,7 @@ def test_what_was_seen_before_is_forgotten_when_it_has_to_be(capsys, given, rese
     viewer = viewed(Network(SCORES), [0, 0, 0, 200, 0, 0, 0, 0], **given)
     assert viewer.facts()["resets"] == resets and capsys.readouterr().err.count("what it saw before is forgotten") == said
     since = [max([0] + [moment for moment in resets if moment <= number]) for number in range(8)]
-    assert [window["start"] for window in viewer.windows()] == since
+    assert [window["start"] for window in viewer.rows] == since
     assert viewer.network.count == 8 - since[-1]
     scores = np.array([SCORES[0] + (number,) for number in range(1, 9 - since[-1])], float)
     if since[-1] > 3:

@@ -52,6 +52,7 @@ class Viewer(abc.ABC):
     def __init__(self, name: str, log: "Log", prefix: str) -> None:
         self.name, self.log, self.prefix = name, log, prefix
         self.answers: List[Answer] = []
+        self.rows: List[Dict[str, Any]] = []  # as --json has them, where there are more than are kept
 
     @abc.abstractmethod
     def take(self, result: Any) -> None:
@@ -64,10 +65,6 @@ class Viewer(abc.ABC):
     @abc.abstractmethod
     def close(self) -> List[Segment]:
         """Print what is known in the end, and give its segments, if it has any."""
-
-    def windows(self) -> List[Dict[str, Any]]:
-        """The answers, as --json has them."""
-        return list(map(window_of, self.answers))
 
     def facts(self) -> Dict[str, Any]:
         """What --json has beside the answers."""
@@ -116,7 +113,8 @@ def window_of(answer: Answer) -> Dict[str, Any]:
 
 def entry_of(viewer: Viewer, segments: Sequence[Segment], error: str) -> Dict[str, Any]:
     """One input for --json: {input, error, windows: [{start, end, top: [{class_id, label, probability}]}], segments}."""
-    entry: Dict[str, Any] = {"input": viewer.name, "error": error or None, "windows": viewer.windows()}
+    windows = viewer.rows or list(map(window_of, viewer.answers))
+    entry: Dict[str, Any] = {"input": viewer.name, "error": error or None, "windows": windows}
     if segments:
         entry["segments"] = [segment._asdict() for segment in segments]
     return dict(entry, **viewer.facts())

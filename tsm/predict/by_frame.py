@@ -119,7 +119,7 @@ class FrameViewer(Viewer):
         self.moments: List[float] = []  # of a file's frames
         self.best = 0  # the last answer's class
         self.named, self.lasting = bool(prefix), self.args.threshold is None
-        self.rows, self.recorded = Rows(way.names), bool(self.args.json or self.args.csv or self.args.html)
+        self.rows: Rows = Rows(way.names)  # if they will be written
         self.segments: List[Segment] = []  # stretches of one label; the last one is of `weight` frames
         self.weight = 0
         network.reset()
@@ -194,7 +194,7 @@ class FrameViewer(Viewer):
         self.answers[:] = [answer]  # those before are in the rows, if these are wanted
         self.segments[-1:] = [last._replace(end=end) for last in self.segments[-1:]]
         self.weight = lengthen(self.segments, self.weight, ranked[0], end, end)
-        if self.recorded:
+        if self.args.json or self.args.csv or self.args.html:
             self.rows.add(start, end, ranked)
         self.log.add(self.name, answer)
         if self.weight == 1:
@@ -245,9 +245,6 @@ class FrameViewer(Viewer):
             warn("%s: is shorter than --every %g s, so one frame is all that it is judged by" % (self.name, self.args.every))
         self.image, self.frames = None, []
         return segments
-
-    def windows(self) -> List[Dict[str, Any]]:
-        return self.rows if self.lasting else super().windows()
 
     def facts(self) -> Dict[str, Any]:
         """What --json has of an input of an online model, beside its answers."""
