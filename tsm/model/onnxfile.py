@@ -43,9 +43,9 @@ def read_onnx(path: str) -> onnx.ModelProto:
     try:
         model.ParseFromString(raw)
     except Exception:  # protobuf's errors differ between its versions
-        raise UserError("%s: not an ONNX model, or cut short; export it again" % path)
+        model = onnx.ModelProto()
     if not model.graph.node or not model.opset_import:
-        raise UserError("%s: not an ONNX model (no graph in it); export it again" % path)
+        raise UserError("%s: not an ONNX model, or cut short; export it again" % path)
     folder = os.path.dirname(os.path.abspath(path))
     for tensor in model.graph.initializer:
         for name in (entry.value for entry in tensor.external_data if entry.key == "location"):
