@@ -121,6 +121,7 @@ def hunt_suspects(args: argparse.Namespace) -> None:
         hunt.race()
     except KeyboardInterrupt as interrupt:  # what is known is told
         stopped = interrupt
+        hunt.notes.append("interrupted: a change that was not reached may explain as much")
     print(suspects_text(hunt))
     if args.json:
         write_json(args.json, suspects_json(hunt))

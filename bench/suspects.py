@@ -382,7 +382,7 @@ def table(folder: str) -> None:
         cells = []
         for network in NETWORKS:
             one = found.get(case(network, mistake))
-            text, counts, right = cell(one, mistake, network, found[case(network, MISTAKES[0])]["was"]) if one else ("", False, True)
+            text, counts, right = cell(one, mistake, network, found[case(network, MISTAKES[0])]["was"]) if one else ("not run", False, True)
             told[bool(mistake.named)][0] += counts and right
             told[bool(mistake.named)][1] += counts
             cells.append(text)
