@@ -82,11 +82,9 @@ class Trial(NamedTuple):
 
 def _sample_of(sampling: str) -> Sample:
     """The middle one of a sampling's samples of a video: the middles of the segments, their starts, the sixth dense one."""
-    def sample(frames: int, protocol: Protocol) -> List[int]:
-        first = SAMPLINGS[sampling] // 2 * protocol.segments
-        return frame_indices(frames, protocol._replace(sampling=sampling))[first : first + protocol.segments]
-
-    return sample
+    place = SAMPLINGS[sampling] // 2
+    return lambda frames, protocol: frame_indices(frames, protocol._replace(sampling=sampling))[
+        place * protocol.segments : (place + 1) * protocol.segments]
 
 
 MIDDLES, STARTS, DENSE = map(_sample_of, ("uniform", "twice", "dense"))
@@ -373,8 +371,7 @@ def _folders(chain: Chain, results: Dict[int, np.ndarray]) -> List[str]:
 
 def weights_of(trunk: Trunk, checkpoint: str) -> str:
     """What of the weights is as nobody trains it, in words; empty if nothing is, as far as the checkpoint is there."""
-    equal = (trunk.fc_weight == trunk.fc_weight[0]).all()
-    found = ["the classifier's rows are all equal, so every class has the same score but for its bias"] if equal else []
+    found = ["the classifier's rows are all equal, so all videos get one answer"] * bool((trunk.fc_weight == trunk.fc_weight[0]).all())
     if os.path.exists(checkpoint):
         from tsm.checkpoint.reader import load
 
