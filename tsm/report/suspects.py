@@ -166,12 +166,13 @@ def in_config(protocol: Protocol) -> str:
     """What makes run_all.sh test as a protocol says, as tsm.checkpoint.config reads it."""
     sample = {"uniform": "'SampleFrames'", "twice": "'SampleFrames', twice_sample=True", "dense": "'DenseSampleFrames'"}
     crop = {"centre": "CenterCrop", "three": "ThreeCrop", "ten": "TenCrop"}[protocol.crops]
+    mean, std = ([float("%.6g" % value) for value in values] for values in (protocol.mean, protocol.std))
     return ("--config FILE of run_all.sh, where FILE has, and need not have more: model = dict(backbone=dict(num_segments=%d, "
             "shift_div=%d)); test_pipeline = [dict(type=%s, clip_len=1, num_clips=%d, test_mode=True), dict(type='Resize', "
             "scale=(-1, %d)), dict(type='%s', crop_size=%d), dict(type='Normalize', mean=%s, std=%s), dict(type='FormatShape', "
             "input_format='NCHW')]" % (
                 protocol.segments, protocol.shift_div, sample[protocol.sampling], protocol.segments, protocol.short_side, crop,
-                protocol.size, *([float("%.6g" % value) for value in values] for values in (protocol.mean, protocol.std))))
+                protocol.size, mean, std))
 
 
 def spread(labels: Dict[int, int]) -> List[int]:
