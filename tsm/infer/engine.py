@@ -247,16 +247,25 @@ Requests = Callable[[], Tuple[Callable[[], None], Callable[[np.ndarray], np.ndar
 
 
 def _stateful(network: Any, model: Offline, precision: str, streams: int) -> Tuple[str, Requests]:
-    """By OpenVINO, with the states inside its requests, zeros at first."""
+    """By OpenVINO, with the states inside its requests: each is read, zeros at first, where it came in, and assigned where it went out.
+
+    OpenVINO's own MakeStateful gives no zeros, and so no int8: "index '0' out of range".
+    """
     import openvino as ov
-    from openvino.passes import MakeStateful, Manager
+    from openvino import opset6
 
     if not isinstance(network, ov.Model):
         network = ov.Core().read_model(network.SerializeToString())
-    passes = Manager()
-    passes.register_pass(MakeStateful({state.input: state.output for state in model.states}))
-    passes.run_passes(network)
-    ov.Type.f32.to_dtype()  # here, as two threads that are the first to ask for it at once wait for each other for ever
+    sinks = []
+    for state in model.states:
+        given, made = network.input(state.input), network.output(state.output).get_node().input_value(0)
+        kind = given.get_element_type()  # to_dtype() is asked before threads start: the first two to ask at once wait for ever
+        value = opset6.read_value(opset6.constant(np.zeros(state.shape, kind.to_dtype())), state.input, kind, list(state.shape))
+        for reader in given.get_target_inputs():
+            reader.replace_source_output(value.output(0))
+        whole = made.get_node().get_output_size() == 1  # assign() takes no output of a Split
+        sinks.append(opset6.assign(made.get_node() if whole else opset6.multiply(made, np.float32(1)), state.input))
+    network = ov.Model([network.output("output").get_node()], sinks, [network.input("input").get_node()])
     ready = compiled(network, model.path, precision, "LATENCY", streams)
 
     def begin() -> Tuple[Callable[[], None], Callable[[np.ndarray], np.ndarray]]:
