@@ -298,7 +298,7 @@ def test_mits_online_file_is_its_own_demo_frame_by_frame(tmp_path):
 
 @pytest.mark.all
 def test_mits_online_file_by_the_scripts(works, tmp_path):
-    """From the file to an online model of its own size, the class names in the order of the alphabet said."""
+    """From the file to an online model of its own size, and its int8, the class names in the order of the alphabet said."""
     torch.save(mits_weights(), str(tmp_path / "mobilenetv2_jester_online.pth.tar"))
     said = works("TSM_checkpoint.py", "mobilenetv2_jester_online.pth.tar", cwd=tmp_path)
     assert {"shift: past1 (MIT's online demo)", "classes: 27 (its weights)", "shape: 1 8 3 224 224"} <= set(said.splitlines())
@@ -306,6 +306,12 @@ def test_mits_online_file_by_the_scripts(works, tmp_path):
     works("pytorch2onnx.py", "mobilenetv2_jester_online.pth.tar", "--output-file", "a.onnx", cwd=tmp_path)
     said = works("modify_onnx.py", "-m1", "a.onnx", "-m2", "online.onnx", "--target", "online", cwd=tmp_path)
     assert "10 shifts" in said and "100 frames one by one" in said and "of a probability from the exported view" in said
+    pytest.importorskip("nncf")
+    np.random.RandomState(0).standard_normal((8, 3, 224, 224)).astype(np.float32).tofile(str(tmp_path / "0.bin"))
+    said = works("TSM_quantise.py", "--model", "online.onnx", "--input", "0.bin", cwd=tmp_path)
+    assert "frame by frame its scores are" in said
+    assert ", frame by frame, fused by score" in works(
+        "TSM_infer.py", "-m", "online.onnx", "-i", "0.bin", "--precision", "int8", cwd=tmp_path)
 
 
 def test_an_image_network_of_the_same_names_is_told_from_mits(tmp_path):
