@@ -127,7 +127,7 @@ AT_BATCHES = {  # name: (structure, width, protocol, batches)
     "ResNet-50, past1": (RESNET50, 8, THIN._replace(shift="past1"), GUIDES),
     "ResNet-50, past1-zero": (RESNET50, 8, THIN._replace(shift="past1-zero"), GUIDES),
     "MobileNetV2, past1-zero": (MOBILENET, 16, THIN._replace(shift="past1-zero"), GUIDES)}
-if os.environ.get("TSM_FORMS") == "full":  # minutes, and up to 10 GB of memory
+if os.environ.get("TSM_FORMS") == "full":  # minutes, and up to 19 GB of memory
     AT_BATCHES.update({
         "ResNet-50, full size": (RESNET50, 64, SSV2, (1, 4)), "ResNet-101, full size": (RESNET101, 64, SSV2, (1, 4)),
         "ResNet-50, 16 segments, full size": (RESNET50, 64, SSV2._replace(segments=16), (1, 4)),

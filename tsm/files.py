@@ -68,7 +68,8 @@ def write_text(path: str, text: Iterable[str]) -> None:
     if path == "-":
         for piece in pieces:
             print(piece, end="", file=sys.__stdout__)
-        return print(end="", file=sys.__stdout__, flush=True)
+        print(end="", file=sys.__stdout__, flush=True)
+        return
     with replacing(path) as part, open(part, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         file.writelines(pieces)
 

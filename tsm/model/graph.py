@@ -325,14 +325,13 @@ def shift(graph: Graph, x: str, name: str, shape: Shape, form: str, protocol: Pr
         return _masked_shift(graph, x, name, channels, found)
     if form in BY_VIEW:
         return _split_shift(graph, x, name, name, found, 0)
-    move = mover(graph, form, protocol, batch)
     if form in FLAT:
-        return _slice_shift(graph, x, name, name, shape, found, 0, move)
+        return _slice_shift(graph, x, name, name, shape, found, 0, mover(graph, form, protocol, batch))
     x = graph.node("Reshape", [x, graph.ints(-1, protocol.segments, channels, height * width)], name + "/views")
     if form == "cpu":
         x = _split_shift(graph, x, name + "/joined", name, found, 1)
     else:
-        x = _slice_shift(graph, x, name + "/joined", name, shape, found, 1, move)
+        x = _slice_shift(graph, x, name + "/joined", name, shape, found, 1, mover(graph, form, protocol, batch))
     return graph.node("Reshape", [x, graph.ints(-1, channels, height, width)], name)
 
 

@@ -182,7 +182,7 @@ class FrameViewer(Viewer):
         if image.shape != self.image.shape:
             return "its frames change their shape"
         rule: Any = self.args.reset or "never"
-        due = differ(self.image, image) if rule == "scene" else rule != "never" and moment - sum(self.resets[-1:]) >= rule
+        due = differ(self.image, image) if rule == "scene" else rule != "never" and moment - (self.resets or [0.0])[-1] >= rule
         return "" if due else None
 
     def _tell(self, moment: float, probabilities: np.ndarray) -> None:
