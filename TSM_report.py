@@ -22,7 +22,7 @@ from tsm.files import read_json, write_json, write_text
 from tsm.labels import labels_in, read_labels
 from tsm.model.offline import read_offline
 from tsm.report.collect import collect, report_text
-from tsm.report.findings import columns_of, confusion_rows, findings, gallery, prediction_rows, with_strips, write_csv
+from tsm.report.findings import columns_of, confusion_rows, findings, gallery, prediction_rows, write_csv
 from tsm.report.page import report_page
 from tsm.results import accuracy_from, read_accuracy, read_curve, read_results, read_summary, views_agree
 from tsm.samples import manifest_path, read_info, read_manifest
@@ -97,7 +97,7 @@ def main() -> None:
     found = findings(columns_of(scores, labels, sources, views_agree(summary)), classes, names)
     found["curve"], found["clip"] = read_curve(args.result_path, labels), clip
     most = GALLERY if args.gallery is None else args.gallery
-    found["gallery"] = with_strips(gallery(found["videos"], most), scores, found["videos"], args.data_root)
+    found["gallery"] = gallery(found["videos"], scores, most, args.data_root)
     report = collect(vars(args), model, summary, manifest, accuracy, names, found, counted)
     print(report_text(report) + "\n")
     write_json(args.output, report, "report")

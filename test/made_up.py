@@ -4,7 +4,7 @@ import numpy as np
 
 from tsm.protocol import SSV2
 from tsm.report.collect import NOTE, checks_of, latency
-from tsm.report.findings import columns_of, findings, gallery, with_strips
+from tsm.report.findings import columns_of, findings, gallery
 from tsm.results import accuracy_from
 
 
@@ -29,7 +29,7 @@ def report(videos=60, classes=12, names=None, scores=None, labels=None, sources=
     accuracy = accuracy_from(scores, labels, 0)
     found = findings(columns_of(scores, labels, sources), classes, names)
     found["curve"] = []
-    found["gallery"] = with_strips(gallery(found["videos"], most), scores, found["videos"], None)
+    found["gallery"] = gallery(found["videos"], scores, most, None)
     facts = {"tsm.fusion": "score", "tsm.checkpoint": "made_up.pth",
              "tsm.proof": '{"file": {"largest_difference": 1e-7, "tolerance": 1e-5}}'}
     protocol = dict(SSV2._asdict(), classes=classes, shape=list(SSV2.video_shape), dtype="float32")

@@ -49,14 +49,11 @@ def columns_of(scores: Mapping[int, np.ndarray], labels: Mapping[int, int], sour
     table = np.stack([scores[index] for index in order])
     truth = np.array([labels[index] for index in order])
     places = np.arange(len(order))
-    own, answer = table[places, truth], table.argmax(1)
-    best = table[places, answer]
-    others = table.copy()
-    others[places, answer] = -np.inf
-    margin = best - others.max(1) if table.shape[1] > 1 else np.zeros_like(best)
+    own, best = table[places, truth], table.max(1)
+    margin = best - np.sort(table, axis=1)[:, -2:][:, 0]  # 0 of a single class
     return {
         "id": order, "video": [sources.get(index, str(index)) for index in order], "label": truth.tolist(),
-        "answer": answer.tolist(), "probability": best.round(DIGITS).tolist(), "truth": own.round(DIGITS).tolist(),
+        "answer": table.argmax(1).tolist(), "probability": best.round(DIGITS).tolist(), "truth": own.round(DIGITS).tolist(),
         "rank": (1 + ranks(table, truth)[0]).tolist(), "margin": margin.round(DIGITS).tolist(),
         "views_agree": [(votes or {}).get(index) for index in order],
     }
@@ -234,27 +231,27 @@ def findings(columns: Columns, classes: int, names: Optional[Sequence[str]]) -> 
             "confidence": confidence(columns), "videos": columns}
 
 
-def gallery(columns: Columns, most: int) -> Dict[str, List[int]]:
-    """The places of at most `most` videos of each kind: failures, the most certain first; near misses, where the truth came
-    second and closest; successes, drawn at random by a fixed seed."""
+def gallery(
+    columns: Columns, scores: Mapping[int, np.ndarray], most: int, data_root: Optional[str]
+) -> Dict[str, List[Dict[str, Any]]]:
+    """At most `most` videos of each kind, as report.json has them: failures, the most certain first; near misses, where the truth came
+    second and closest; successes, drawn at random by a fixed seed.
+
+    Each has its `place` in the columns, its `top` [class, probability] and its `strip`, a data URI, or None without a data root;
+    `problem` says why a video has none.
+    """
     rank, margin, probability = (np.array(columns[name]) for name in ("rank", "margin", "probability"))
     failures = [int(place) for place in np.argsort(-probability, kind="stable") if rank[place] > 1][:most]
     near = [int(place) for place in np.argsort(margin, kind="stable") if rank[place] == 2 and place not in failures][:most]
     right = np.flatnonzero(rank == 1)
     some = np.sort(np.random.RandomState(0).permutation(len(right))[:most])
-    return {"failures": failures, "near_misses": near, "successes": right[some].tolist()}
 
-
-def with_strips(
-    chosen: Mapping[str, List[int]], scores: Mapping[int, np.ndarray], columns: Columns, data_root: Optional[str]
-) -> Dict[str, List[Dict[str, Any]]]:
-    """The gallery as report.json has it: per video its `place` in the columns, its `top` [class, probability] and its
-    `strip`, a data URI, or None without a data root; `problem` says why a video has none."""
     def entry(place: int) -> Dict[str, Any]:
         best = top(scores[columns["id"][place]], None, ANSWERS)
         return dict(zip(("strip", "problem"), strip_of(data_root, columns["video"][place])), place=place,
                     top=[[ranked.class_id, round(ranked.probability, DIGITS)] for ranked in best])
 
+    chosen = {"failures": failures, "near_misses": near, "successes": right[some].tolist()}
     return {kind: list(map(entry, places)) for kind, places in chosen.items()}
 
 
@@ -264,11 +261,6 @@ def strip_of(data_root: Optional[str], source: str) -> Tuple[Optional[str], Opti
         return None, None
     (made,), problem = strips_of(os.path.join(data_root, source), [(None, None)])
     return made, problem or None
-
-
-def as_uri(jpeg: bytes) -> str:
-    """A film strip as a data URI."""
-    return STRIP + base64.b64encode(jpeg).decode()
 
 
 def strips_of(path: str, spans: Sequence[Tuple[Optional[float], Optional[float]]]) -> Tuple[List[Optional[str]], str]:
@@ -282,7 +274,8 @@ def strips_of(path: str, spans: Sequence[Tuple[Optional[float], Optional[float]]
     made: List[Optional[str]] = []
     problem = ""
     try:
-        made += map(as_uri, strips(path, [Window(*span) for span in spans]))
+        for jpeg in strips(path, [Window(*span) for span in spans]):
+            made.append(STRIP + base64.b64encode(jpeg).decode())
     except Corrupt as error:
         problem = str(error)
     return made + [None] * (len(spans) - len(made)), problem
@@ -315,7 +308,6 @@ def prediction_rows(columns: Columns, names: Optional[Sequence[str]]) -> Iterato
 
 def confusion_rows(columns: Columns, names: Optional[Sequence[str]], classes: int) -> Iterator[Sequence[Any]]:
     """confusion.csv: the whole confusion matrix, truth by row, answer by column, after a heading of names."""
-    heading: Tuple[Any, ...] = ("truth \\ answer",) + tuple(name_of(number, names) for number in range(classes))
-    yield heading
+    yield ["truth \\ answer"] + [name_of(number, names) for number in range(classes)]
     for number, row in enumerate(confusion(columns, classes)):
-        yield (name_of(number, names),) + tuple(row.tolist())
+        yield [name_of(number, names), *row.tolist()]
