@@ -16,7 +16,6 @@ from tsm.files import write_json, write_text
 from tsm.labels import Ranked, labels_in, read_labels
 from tsm.model.offline import Offline
 from tsm.predict.captions import Caption, write_captions
-from tsm.predict.live import Recent
 from tsm.report import page
 from tsm.report.findings import strips_of, write_csv
 from tsm.samples import evenly
@@ -42,7 +41,7 @@ class Segment(NamedTuple):
 
 
 class Viewer(abc.ABC):
-    """One input and the answers about it: what is seen comes by take() or see(), and close() is the end.
+    """One input and the answers about it: what a file gives comes by take(), what a live source shows by see(); close() is the end.
 
     `prefix` begins each line about a live source, and is empty of a file. `lasting`: the last answer holds to the input's end.
     """
@@ -55,14 +54,6 @@ class Viewer(abc.ABC):
         self.rows: List[Dict[str, Any]] = []  # as --json has them, where there are more than are kept
 
     @abc.abstractmethod
-    def take(self, result: Any) -> None:
-        """What a file gives."""
-
-    @abc.abstractmethod
-    def see(self, recent: Recent) -> None:
-        """What a camera or stream shows."""
-
-    @abc.abstractmethod
     def close(self) -> List[Segment]:
         """Print what is known in the end, and give its segments, if it has any."""
 
@@ -73,9 +64,13 @@ class Viewer(abc.ABC):
     def say(self, line: str) -> None:
         tqdm.write((self.prefix or "  ") + line)
 
-    def heading(self) -> str:
-        """The name of the input, where there are several or it is a file."""
-        return "in all" if self.prefix and not self.prefix.strip() else self.name
+    def sum_up(self, segments: Sequence[Segment]) -> None:
+        """Print the name, but of the only camera, then per segment, or per rank of the whole, probability and label."""
+        tqdm.write("in all" if self.prefix and not self.prefix.strip() else printable(self.name))
+        for one in segments:
+            tqdm.write("  %s - %s  %.4f  %s" % (clock(one.start), clock(one.end), one.probability, printable(one.label)))
+        for ranked in self.answers[0].ranked if not segments else ():
+            tqdm.write("  " + in_a_line([ranked]))
 
 
 def segments_of(answers: Sequence[Answer]) -> List[Segment]:
@@ -85,9 +80,8 @@ def segments_of(answers: Sequence[Answer]) -> List[Segment]:
     the last to its end, so the stretches cover the video once.
     """
     spans = [(answer.window.start or 0.0, answer.window.end or 0.0) for answer in answers]
-    edges = [start for start, _ in spans[:1]] + [
-        round((start + end + after + until) / 4, 3) for (start, end), (after, until) in zip(spans, spans[1:])]
-    edges += [end for _, end in spans[-1:]]
+    between = [round((start + end + after + until) / 4, 3) for (start, end), (after, until) in zip(spans, spans[1:])]
+    edges = [spans[0][0], *between, spans[-1][1]] if spans else []
     segments: List[Segment] = []
     weight = 0
     for answer, start, end in zip(answers, edges, edges[1:]):
@@ -127,9 +121,8 @@ def as_cards(entry: Dict[str, Any]) -> Dict[str, Any]:
     camera or cannot be read a second time, which `problem` tells. Frame by frame there is one card, of the last answer, and a curve.
     """
     path, windows, by_frame = entry["input"], entry["windows"], "every" in entry
-    parts = [(segment["start"], segment["end"], [segment]) for segment in entry.get("segments", ())]
     running = by_frame and entry["threshold"] is None
-    parts = [] if running else parts
+    parts = [] if running else [(one["start"], one["end"], [one]) for one in entry.get("segments", ())]
     parts = parts or ([(None, None, windows[-1]["top"])] if windows else [])
     strips: Sequence[Optional[str]] = [None] * len(parts)
     name, place, problem, length = path, "", "", parts[-1][1] if parts and not by_frame else None
@@ -164,7 +157,6 @@ def drawn_curve(windows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
     return {"svg": page.svg(320, 170, "Probability of the running answer over time", *parts), "labels": list(zip(labels, CURVES))}
 
 
-CAUSAL = "bi-directional weights run causally: another network than the one that was trained, with other answers"
 CURVES = ("line", "warm", "dash")  # how the page draws the labels of a curve, the most frequent first
 COLUMNS = ("input", "start", "end", "rank", "label", "class_id", "probability", "error")
 
@@ -194,9 +186,8 @@ class Log:
 
     def add(self, name: str, answer: Optional[Answer], error: Optional[str] = None) -> None:
         """A line of one answer, or of the error that an input ended with."""
-        window, ranked = answer or Answer(WHOLE, [])
-        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "input": name, "error": error, "start": window.start,
-                "end": window.end, "top": [one._asdict() for one in ranked], **self.more}
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "input": name, "error": error,
+                **window_of(answer or Answer(WHOLE, [])), **self.more}
         if self.file and not self.failed:
             try:
                 self.file.write(json.dumps(line).encode() + b"\n")
@@ -211,18 +202,16 @@ def write_files(args: argparse.Namespace, facts: Dict[str, Any], entries: List[D
     Args:
         facts: tsm.infer.engine.about()'s, and `views` or, of an online model, `shift` and `approximates`.
     """
-    document = dict(facts, inputs=entries)
-
     def write_page() -> None:
         write_text(args.html, page.predict_page({
-            "model": os.path.basename(args.model), "about": facts["model"].get("tsm.about", ""), "engine": facts["engine"],
-            "precision": facts["precision"], "approximates": CAUSAL if facts.get("approximates") else "", "how": (
+            "model": os.path.basename(args.model), "about": page.about_model(facts["model"]), "engine": facts["engine"],
+            "precision": facts["precision"], "how": (
                 "%d view%s of a video" % (facts["views"], "s" if facts["views"] > 1 else "") if "views" in facts
                 else "frame by frame, shift %s" % facts["shift"]),
             "inputs": list(map(as_cards, entries))}))
 
     whole = True
-    for path, write in ((args.json, lambda: write_json(args.json, document)), (args.html, write_page),
+    for path, write in ((args.json, lambda: write_json(args.json, dict(facts, inputs=entries))), (args.html, write_page),
                         (args.csv, lambda: write_csv(args.csv, csv_rows(entries, facts.get("approximates", "")), args.csv_bom))):
         try:
             if path:
@@ -243,16 +232,6 @@ def in_figures(frames: int, missed: int, waits: Dict[str, float], steps: Dict[st
 def in_a_line(ranked: Sequence[Ranked]) -> str:
     """Classes on one line, the most probable first: `0.9731  Closing something | 0.0102  Opening something`."""
     return " | ".join("%.4f  %s" % (one.probability, printable(one.label)) for one in ranked)
-
-
-def lines_of(name: str, answers: Sequence[Answer], segments: Sequence[Segment]) -> Iterator[str]:
-    """What is printed of an input: its name, then per segment, or per rank of the whole, probability and label."""
-    if answers:
-        yield printable(name)
-    for segment in segments:
-        yield "  %s - %s  %.4f  %s" % (clock(segment.start), clock(segment.end), segment.probability, printable(segment.label))
-    for ranked in answers[0].ranked if answers and not segments else ():
-        yield "  %.4f  %s" % (ranked.probability, printable(ranked.label))
 
 
 def finished(viewer: Viewer, failed: str, annotated: str) -> Dict[str, Any]:
@@ -290,10 +269,8 @@ def annotate(output: str, viewer: Viewer, segments: Sequence[Segment]) -> None:
 def label_names(args: argparse.Namespace, model: Offline) -> Optional[List[str]]:
     """The classes' names, from --labels or from the model; None, with a note, if there are none. What else is to be known of the
     model before its answers is printed."""
-    if "tsm.about" in model.metadata:
-        print("%s: %s" % (args.model, printable(model.metadata["tsm.about"])), flush=True)
-    if "tsm.approximates" in model.metadata:
-        print("%s: %s" % (args.model, CAUSAL), flush=True)
+    for line in page.about_model(model.metadata):
+        print("%s: %s" % (args.model, printable(line)), flush=True)
     classes = model.tested_by.classes
     names = read_labels(args.labels, classes) if args.labels else labels_in(model.metadata, classes)
     if names is None:

@@ -11,7 +11,7 @@ from tsm.cli import Corrupt, Killed, warn
 from tsm.infer.engine import Computing, about, open_engine, run_stream
 from tsm.labels import top
 from tsm.model.offline import Offline
-from tsm.predict.answers import Answer, Log, Segment, Viewer, clock, in_a_line, lines_of, segments_of, warn_if_few
+from tsm.predict.answers import Answer, Log, Segment, Viewer, clock, in_a_line, segments_of, warn_if_few
 from tsm.predict.live import LIVE_WINDOW, Recent
 from tsm.protocol import Protocol, frame_indices
 from tsm.video.clips import as_video, decoded
@@ -39,7 +39,7 @@ class ByClip:
         if not self.long:
             self.results = in_order(self.results)
 
-    def viewer(self, name: str, log: Log, prefix: str = "") -> Viewer:
+    def viewer(self, name: str, log: Log, prefix: str = "") -> "ClipViewer":
         return ClipViewer(name, log, prefix, self)
 
     def about(self) -> Dict[str, Any]:
@@ -75,9 +75,8 @@ class ClipViewer(Viewer):
     def close(self) -> List[Segment]:
         """Print a file's answers, or a live source's stretches; these."""
         segments = segments_of(self.answers) if self.way.long or self.prefix else []
-        if not self.prefix or len(self.answers) > 1:
-            for line in lines_of(self.heading(), self.answers, segments):
-                tqdm.write(line)
+        if len(self.answers) > (1 if self.prefix else 0):
+            self.sum_up(segments)
         return segments
 
 

@@ -15,7 +15,7 @@ from tsm.cli import printable, warn
 from tsm.infer.engine import BACKENDS, Computing, Engine, Online, computed_by, default_backend, open_online, percentiles
 from tsm.labels import Ranked, name_of, top
 from tsm.model.offline import Offline, clip_of
-from tsm.predict.answers import Answer, Log, Segment, Viewer, clock, in_a_line, in_figures, lengthen, lines_of, warn_if_few, window_of
+from tsm.predict.answers import Answer, Log, Segment, Viewer, clock, in_a_line, in_figures, lengthen, warn_if_few, window_of
 from tsm.predict.live import LIVE_WINDOW, Recent
 from tsm.protocol import CENTRE_VIEW, softmax
 from tsm.video.clips import as_video
@@ -48,7 +48,7 @@ class ByFrame:
             self.clip = BACKENDS[default_backend()](trained, model.path, "fp32", 1)
         self.same: List[bool] = []  # per file, whether that answers the same
 
-    def viewer(self, name: str, log: Log, prefix: str = "") -> Viewer:
+    def viewer(self, name: str, log: Log, prefix: str = "") -> "FrameViewer":
         """Files, which come one after the other, share a network."""
         network = self.networks[sum(1 for one in self.viewers if one.prefix)] if prefix else self.networks[0]
         self.viewers.append(FrameViewer(name, log, prefix, self, network))
@@ -226,8 +226,8 @@ class FrameViewer(Viewer):
         segments = self.segments if self.lasting else [
             Segment(one.window.start or 0.0, one.window.end or 0.0, *one.ranked[0][1:]) for one in self.answers]
         if self.prefix:
-            for line in lines_of(self.heading(), self.answers, segments) if len(self.steps if self.lasting else self.answers) > 1 else ():
-                tqdm.write(line)
+            if len(self.steps if self.lasting else self.answers) > 1:
+                self.sum_up(segments)
             if len(self.steps):
                 self.say(in_figures(len(self.waits), self.missed, percentiles(self.waits), percentiles(self.steps)))
             due = len(self.steps) + self.missed

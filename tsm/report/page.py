@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 from collections import Counter
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from tsm.chain import tune
 from tsm.labels import name_of
@@ -30,7 +30,6 @@ TITLES = {  # of the gallery's parts
 }
 WIDTH, HEIGHT = 320, 170  # of a chart, in its own units
 HEATS = 5
-CAUSALLY = "bi-directional weights run causally: another network than the one that was trained"  # which are called so in its metadata
 STAGE_NAMES = {"lists": "lists of the videos", "preprocess": "preprocessing", "export": "export to ONNX", "surgery": "graph surgery",
                "atc": "compiling by ATC", "quantise": "quantisation to int8", "infer": "inference", "throughput": "speed",
                "agreement": "agreement with fp32"}  # of run_all.sh; the others are called what they are
@@ -56,6 +55,12 @@ def stage_name(name: str) -> str:
     """A stage of run_all.sh in words: `surgery_bs4` is `graph surgery, batch 4`."""
     first, _, batch = name.partition("_bs")
     return STAGE_NAMES.get(first, first) + (", batch " + batch if batch else "")
+
+
+def about_model(metadata: Mapping[str, str]) -> List[str]:
+    """What is to be known of a model before its answers."""
+    causal = "bi-directional weights run causally: another network than the one that was trained, with other answers"
+    return [metadata[key] if key == "tsm.about" else causal for key in ("tsm.about", "tsm.approximates") if key in metadata]
 
 
 def safe_json(value: Any) -> str:
@@ -111,17 +116,14 @@ def report_values(report: Dict[str, Any]) -> Dict[str, Any]:
     """What the template of a report is given."""
     names, found, accuracy = report["names"], report["findings"], report["accuracy"]
     low, high = accuracy["top1_interval_95"]
-    published = report["published"]["top1_acc"] if report["published"] else None
     longest = max([entry["seconds"] for entry in report["stages"].values()] + [1e-9])
     split = time_split(report)
     total = sum(ms for _, ms in split) or 1
     values: Dict[str, Any] = {
         "r": report, "accuracy": accuracy, "found": found, "subject": subject(report), "low": low, "high": high, "verdict": verdict(report),
-        "about": [report["model"][key] if key == "tsm.about" else CAUSALLY for key in ("tsm.about", "tsm.approximates")
-                  if key in report["model"]], "classes": report["protocol"]["classes"],
+        "about": about_model(report["model"]), "classes": report["protocol"]["classes"],
         "name": lambda number: name_of(number, names), "views": protocol_from(report["protocol"], "report.json").views,
         "engine": report["inference"][OWN].get("engine"), "workers": worker_rows(report["inference"][OWN].get("workers") or []),
-        "published": published,
         "speeds": sorted((int(batch), speed) for batch, speed in report["throughput"].items()),
         "speed_rows": [row[:2] + row[4:] for row in closing_rows(report) if row[4]],
         "tuned": tune_rows(report["tune"]) if report["tune"] else [],
