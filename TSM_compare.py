@@ -99,12 +99,12 @@ def compare_two(args: argparse.Namespace) -> None:
 
 
 def walk_stages(args: argparse.Namespace) -> None:
-    from tsm.report.diagnose import Chain, first_departure, row_line, stages_of
+    from tsm.report.diagnose import HEADING, Chain, first_departure, row_line, stages_of
 
     rows: List[Any] = []
     for row in stages_of(Chain(args.runs[0], paths_of(args)), args.videos or 4):
         if not rows:
-            print(row_line(None))
+            print(HEADING)
         rows.append(row)
         print(row_line(row), flush=True)
     print("\n" + first_departure(rows))

@@ -398,8 +398,8 @@ def test_two_runs_have_a_page(page, tmp_path):
         scores, labels = scores_of(40, 12)
         scores = scores if not seed else {index: np.roll(row, index % 2) for index, row in scores.items()}
         columns = columns_of(scores, labels, {index: NASTY[index % len(NASTY)] for index in labels})
-        about = dict.fromkeys(("checkpoint", "precision", "device", "date", "data_root"))
-        runs.append(Measured("run <%d>" % seed, about, NASTY, 12, columns, np.stack(list(scores.values()))))
+        about = dict(dict.fromkeys(("precision", "device", "data_root")), title="run <%d>" % seed)
+        runs.append(Measured(about["title"], about, NASTY, 12, columns, np.stack(list(scores.values()))))
     path = tmp_path / "c.html"
     path.write_text(compare_page(compare(*runs)), encoding="utf-8")
     for width in (400, 1400):

@@ -25,7 +25,7 @@ class Measured(NamedTuple):
     """A run, as far as it is compared. `scores`, float64 [videos, classes], is None where its result files are gone."""
 
     name: str  # the path that was given
-    about: Dict[str, Any]  # checkpoint, precision, device, fusion, date, data_root: what is known of them, else None
+    about: Dict[str, Any]  # checkpoint, precision, device, fusion, date, data_root: what is known of them, else None; name and title
     names: Optional[List[str]]
     classes: int
     columns: Columns
@@ -39,16 +39,18 @@ def load_run(path: str) -> Measured:
     names what is missing.
     """
     report: Dict[str, Any] = {}
-    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    name, folder = os.path.normpath(path), path if os.path.isdir(path) else os.path.dirname(path)
     given = os.path.join(path, REPORT) if os.path.isdir(path) else path
     if given == path or os.path.exists(given):
         report = read_json(given, "report")
     arguments, device = report.get("arguments", {}), report.get("device", {})
-    result_path, info_path = (_moved_with(folder, arguments.get(name) or default)
-                              for name, default in (("result_path", SUMMARY), ("info_path", LABELS)))
+    result_path, info_path = (_moved_with(folder, arguments.get(key) or usual)
+                              for key, usual in (("result_path", SUMMARY), ("info_path", LABELS)))
     about = {"checkpoint": report.get("model", {}).get("tsm.checkpoint"), "precision": device.get("precision"),
              "device": device.get("name"), "fusion": report.get("fusion"), "date": report.get("made", {}).get("date"),
-             "data_root": os.path.join(folder, arguments["data_root"]) if arguments.get("data_root") else None}
+             "data_root": os.path.join(folder, arguments["data_root"]) if arguments.get("data_root") else None, "name": name}
+    about["title"] = ", ".join(filter(None, [about["checkpoint"], about["precision"], about["date"],
+                                             "in " + os.path.basename(os.path.abspath(folder))]))
     try:
         manifest = read_manifest(manifest_path(info_path))
         classes = manifest["protocol"]["classes"]
@@ -58,21 +60,14 @@ def load_run(path: str) -> Measured:
         if not report:
             raise UserError("%s: holds no results of single videos (%s is missing); give the work folder of a run, or its "
                             "report.json" % (path, error.filename))
-        return Measured(os.path.normpath(path), about, report["names"], report["protocol"]["classes"], report["findings"]["videos"], None)
+        return Measured(name, about, report["names"], report["protocol"]["classes"], report["findings"]["videos"], None)
     counted = accuracy_from(scores, labels, len(manifest["skipped"]))
     if report and (report["protocol"]["classes"], report["accuracy"]["top1_acc"]) != (classes, counted.top1_acc):
         raise UserError("%s: its report.json is of %d classes and says top-1 %.4f, and %s has %d and gives %.4f; make the report again "
                         "with TSM_report.py" % (path, report["protocol"]["classes"], report["accuracy"]["top1_acc"], result_path, classes,
                                                 counted.top1_acc))
     columns = columns_of(scores, labels, {entry["id"]: entry["source"] for entry in manifest["samples"]})
-    return Measured(os.path.normpath(path), about, report.get("names"), classes, columns,
-                    np.stack([scores[index] for index in columns["id"]]))
-
-
-def _title(run: Measured) -> str:
-    """What a run is called: checkpoint, precision and date as far as these are known, and always the folder."""
-    folder = os.path.basename(os.path.abspath(run.name if os.path.isdir(run.name) else os.path.dirname(run.name)))
-    return ", ".join(filter(None, [run.about["checkpoint"], run.about["precision"], run.about["date"], "in " + folder]))
+    return Measured(name, about, report.get("names"), classes, columns, np.stack([scores[index] for index in columns["id"]]))
 
 
 def _moved_with(folder: str, path: str) -> str:
@@ -144,58 +139,60 @@ def compare(a: Measured, b: Measured) -> Dict[str, Any]:
     pairs, renamed = _join(a.columns, b.columns)
     if not pairs:
         raise UserError("%s and %s have no video in common; are they of the same data?" % (a.name, b.name))
-    for place, other in pairs:
-        if a.columns["label"][place] != b.columns["label"][other]:
+    only = [len(run.columns["video"]) - len(pairs) for run in (a, b)]
+    a, b = (_of(run, places) for run, places in zip((a, b), zip(*pairs)))
+    for video, label, other in zip(a.columns["video"], a.columns["label"], b.columns["label"]):
+        if label != other:
             raise UserError("%s: has label %d in %s, and %d in %s; the runs were made with different lists" % (
-                a.columns["video"][place], a.columns["label"][place], a.name, b.columns["label"][other], b.name))
-    right_a, right_b = (np.array([run.columns["rank"][pair[side]] == 1 for pair in pairs])
-                        for side, run in enumerate((a, b)))
+                video, label, a.name, other, b.name))
+    rank_a, rank_b = (np.array(run.columns["rank"]) for run in (a, b))
+    right_a, right_b = rank_a == 1, rank_b == 1
     lost, gained = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    top5 = [float(np.mean([run.columns["rank"][pair[side]] <= 5 for pair in pairs])) for side, run in enumerate((a, b))]
     return {
-        "a": dict(a.about, name=a.name, title=_title(a)), "b": dict(b.about, name=b.name, title=_title(b)),
-        "names": a.names or b.names, "number_of_classes": a.classes, "videos": len(pairs),
-        "renamed": renamed, "only_a": len(a.columns["video"]) - len(pairs), "only_b": len(b.columns["video"]) - len(pairs),
-        "top1": [float(right_a.mean()), float(right_b.mean())], "top5": top5,
+        "a": a.about, "b": b.about, "names": a.names or b.names, "number_of_classes": a.classes, "videos": len(pairs),
+        "renamed": renamed, "only_a": only[0], "only_b": only[1],
+        "top1": [float(right_a.mean()), float(right_b.mean())], "top5": [float((rank_a <= 5).mean()), float((rank_b <= 5).mean())],
         "mcnemar": {"lost": lost, "gained": gained, "p": mcnemar(lost, gained)},
-        "probability": _differences(a, b, pairs), "classes": _classes(a.columns, pairs, right_a, right_b),
-        "flips": _flips(a.columns, b.columns, pairs),
+        "probability": _differences(a, b), "classes": _classes(np.array(a.columns["label"]), right_a, right_b),
+        "flips": _flips(a.columns, b.columns),
     }
 
 
-def _flips(a: Columns, b: Columns, pairs: Sequence[Tuple[int, int]]) -> List[Dict[str, Any]]:
-    """The videos whose answer differs: those that were lost, then gained, then wrong both times; the most certain first."""
+def _of(run: Measured, places: Sequence[int]) -> Measured:
+    """A run, of the videos at these places alone."""
+    columns = {key: [column[place] for place in places] for key, column in run.columns.items()}
+    return run._replace(columns=columns, scores=None if run.scores is None else run.scores[list(places)])
+
+
+def _flips(a: Columns, b: Columns) -> List[Dict[str, Any]]:
+    """Those of the same videos whose answer differs: that were lost, then gained, then wrong both times; the most certain first."""
     flips = []
-    for place, other in pairs:
-        if a["answer"][place] != b["answer"][other]:
-            kind = "lost" if a["rank"][place] == 1 else "gained" if b["rank"][other] == 1 else "wrong"
+    for place in range(len(a["video"])):
+        if a["answer"][place] != b["answer"][place]:
+            kind = "lost" if a["rank"][place] == 1 else "gained" if b["rank"][place] == 1 else "wrong"
             flips.append({"video": a["video"][place], "label": a["label"][place], "kind": kind,
                           "a": {key: a[key][place] for key in ("answer", "probability", "margin")},
-                          "b": {key: b[key][other] for key in ("answer", "probability", "margin")}})
+                          "b": {key: b[key][place] for key in ("answer", "probability", "margin")}})
     return sorted(flips, key=lambda flip: (("lost", "gained", "wrong").index(flip["kind"]),
                                            -min(flip["a"]["margin"], flip["b"]["margin"])))
 
 
-def _classes(a: Columns, pairs: Sequence[Tuple[int, int]], right_a: np.ndarray, right_b: np.ndarray) -> List[Dict[str, int]]:
+def _classes(labels: np.ndarray, right_a: np.ndarray, right_b: np.ndarray) -> List[Dict[str, int]]:
     """The classes whose number of right videos changed, the largest change first."""
-    labels = np.array([a["label"][place] for place, _ in pairs])
     rows = [{"class": int(number), "videos": int((labels == number).sum()), "right_a": int(right_a[labels == number].sum()),
              "right_b": int(right_b[labels == number].sum())} for number in np.unique(labels)]
     return sorted((row for row in rows if row["right_a"] != row["right_b"]),
                   key=lambda row: -abs(row["right_a"] - row["right_b"]))
 
 
-def _differences(a: Measured, b: Measured, pairs: Sequence[Tuple[int, int]]) -> Dict[str, Any]:
+def _differences(a: Measured, b: Measured) -> Dict[str, Any]:
     """Largest and mean absolute difference of a probability: of all classes, or if result files are gone of the true one."""
     if a.scores is not None and b.scores is not None:
-        apart = np.array([np.abs(a.scores[place] - b.scores[other]).max() for place, other in pairs])
-        mean = float(np.mean([np.abs(a.scores[place] - b.scores[other]).mean() for place, other in pairs]))
+        of, apart = "all classes", np.abs(a.scores - b.scores)
     else:
-        apart = np.array([abs(a.columns["truth"][place] - b.columns["truth"][other]) for place, other in pairs])
-        mean = float(apart.mean())
-    worst = int(apart.argmax())
-    return {"of": "all classes" if a.scores is not None and b.scores is not None else "the true class",
-            "largest": float(apart[worst]), "mean": mean, "video": a.columns["video"][pairs[worst][0]]}
+        of, apart = "the true class", np.abs(np.subtract(a.columns["truth"], b.columns["truth"]))[:, None]
+    worst = int(apart.max(1).argmax())
+    return {"of": of, "largest": float(apart.max()), "mean": float(apart.mean(1).mean()), "video": a.columns["video"][worst]}
 
 
 def chance(p: float) -> str:

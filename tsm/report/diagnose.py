@@ -10,6 +10,7 @@ import tempfile
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
+import onnx
 
 from tsm.chain.npu import atc_options
 from tsm.chain.tune import compiled_answers
@@ -20,6 +21,7 @@ from tsm.labels import labels_in
 from tsm.model import aipp
 from tsm.model.offline import one_view, read_offline
 from tsm.model.onnxfile import read_onnx, session
+from tsm.model.proof import take_scores
 from tsm.protocol import FUSIONS, Protocol, differences, frame_indices, fuse, protocol_from
 from tsm.report.findings import another_order
 from tsm.results import read_results
@@ -35,6 +37,8 @@ LEVELS = 1.0  # mean difference of pixels, of 0..255, above which tensors are no
 ROUNDING = 0.05  # the same where the decoders are those that made the tensors: only the processor may be another
 DECODED = 4.0  # the same between two decoders, which convert colours in their own ways
 FP16_MOST = 65504.0
+LINE = "%-10s %-12s %-10s %-8s %s"
+HEADING = LINE % ("stage", "", "largest", "flips", "")
 Results = Union[Dict[int, np.ndarray], UserError, FileNotFoundError]  # class scores by index, or why there are none
 
 
@@ -224,20 +228,19 @@ def explain_pixels(chain: Chain, index: int, file: np.ndarray, made: np.ndarray)
                          ("the frames run backwards", wanted[:, :, ::-1])):
         if near(other) and not np.array_equal(other, wanted):
             return ": " + words
-    for step in (1, -1):
-        def stepped(count: int, protocol: Protocol, step: int = step) -> List[int]:
-            return [min(max(number + step, 0), count - 1) for number in frame_indices(count, protocol)]
-
-        if near(as_pixels(chain.made_again(index, stepped), chain.protocol)):
-            return ": the frames are those %s by one" % ("after" if step > 0 else "before")
-    others = (other for other in sorted(set(chain.labels) - {index})[:20] if near(as_pixels(chain.made_again(other), chain.protocol)))
-    return "".join(": file %d.bin holds the video of sample %d" % (index, other) for other in list(others)[:1])
+    for words, step in (("after", 1), ("before", -1)):
+        made = chain.made_again(index, lambda count, protocol: [
+            min(max(number + step, 0), count - 1) for number in frame_indices(count, protocol)])
+        if near(as_pixels(made, chain.protocol)):
+            return ": the frames are those %s by one" % words
+    for other in sorted(set(chain.labels) - {index})[:20]:
+        if near(as_pixels(chain.made_again(other), chain.protocol)):
+            return ": file %d.bin holds the video of sample %d" % (index, other)
+    return ""
 
 
 def by_export(chain: Chain, normalised: List[np.ndarray]) -> List[np.ndarray]:
     """Class scores of the views, [views, classes], of each tensor float32, by the exported graph; none if it gives no such."""
-    from tsm.model.proof import take_scores
-
     model, wanted = read_onnx(chain.exported), (chain.protocol.views, chain.protocol.classes)
     try:
         take_scores(model, 1, chain.protocol.frames)
@@ -364,8 +367,6 @@ def explain_results(chain: Chain, indices: List[int], expected: List[np.ndarray]
 
 def overflow(chain: Chain, tensors: List[np.ndarray]) -> str:
     """The first layer whose values are beyond fp16, in words; empty if there is none."""
-    import onnx
-
     model = one_view(chain.model)
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(value) for node in model.graph.node
                               for value in node.output if node.op_type == "Conv")
@@ -463,10 +464,8 @@ def agreement_with_fp32(chain: Chain, videos: int) -> Dict[str, Any]:
     return found
 
 
-def row_line(row: Optional[Stage]) -> str:
-    """A row for a terminal; None gives the heading."""
-    if row is None:
-        return "%-10s %-12s %-10s %-8s" % ("stage", "", "largest", "flips")
+def row_line(row: Stage) -> str:
+    """A row for a terminal, below HEADING."""
     flips = "" if row.flips is None else "%d of %d" % (row.flips, row.videos)
     largest = "" if row.largest is None else "%.1e" % row.largest
-    return ("%-10s %-12s %-10s %-8s %s" % (row.stage, row.state, largest, flips, row.text)).rstrip()
+    return (LINE % (row.stage, row.state, largest, flips, row.text)).rstrip()

@@ -14,6 +14,9 @@ import shlex
 from collections import Counter
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+import jinja2
+from markupsafe import Markup, escape
+
 from tsm.chain import tune
 from tsm.labels import name_of
 from tsm.protocol import protocol_from
@@ -70,9 +73,6 @@ def safe_json(value: Any) -> str:
 
 def rendered(template: str, title: str, values: Dict[str, Any]) -> str:
     """The page of a template."""
-    import jinja2
-    from markupsafe import Markup, escape
-
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["whole"] = lambda text: Markup(re.sub(r"(?<![^\s(])--\w+", r"<code>\g<0></code>", str(escape(text))))  # --option
@@ -218,8 +218,6 @@ def provenance(report: Dict[str, Any]) -> List[Tuple[str, str]]:
 
 def svg(width: int, height: int, label: str, *parts: str) -> Any:
     """An SVG picture; `parts` are markup made of numbers and of this module's own words alone."""
-    from markupsafe import Markup, escape
-
     return Markup('<svg viewBox="0 0 %d %d" width="%d" height="%d" role="img" aria-label="%s">%s</svg>' % (
         width, height, width, height, escape(label), "".join(parts)))
 
