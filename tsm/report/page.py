@@ -1,13 +1,12 @@
 """The pages: a report, two runs compared, answers for one's own videos; each is one HTML file that needs no network.
 
 They are drawn from plain values alone, and equal values give equal bytes. Whatever comes from the data is escaped (Jinja2's
-autoescape, and a JSON of which no character can end a script); the page's own policy forbids every request and every script but
+autoescape, and its JSON, of which no character can end a script); the page's own policy forbids every request and every script but
 its own.
 """
 
 import base64
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -66,15 +65,11 @@ def about_model(metadata: Mapping[str, str]) -> List[str]:
     return [metadata[key] if key == "tsm.about" else causal for key in ("tsm.about", "tsm.approximates") if key in metadata]
 
 
-def safe_json(value: Any) -> str:
-    """JSON that may stand inside a script element: no character in it can end the script or its lines."""
-    return re.sub("[<>&]", lambda found: "\\u%04x" % ord(found.group()), json.dumps(value, separators=(",", ":"), allow_nan=False))
-
-
 def rendered(template: str, title: str, values: Dict[str, Any]) -> str:
     """The page of a template."""
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters["whole"] = lambda text: Markup(re.sub(r"(?<![^\s(])--\w+", r"<code>\g<0></code>", str(escape(text))))  # --option
     css, script = (Markup(loader.get_source(environment, name)[0]) for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -153,7 +148,7 @@ def found_values(found: Dict[str, Any], names: Optional[Sequence[str]]) -> Dict[
         "problems": any(entry["problem"] for part in gallery for entry in part[3]),
         "wrong": sum(rank > 1 for rank in videos["rank"]), "seen": seen, "unseen": len(found["classes"]) - len(seen),
         "any_reversed": any(pair["reversed"] for pair in found["pairs"]), "matrix": matrix(found["matrix"]),
-        "data": safe_json(data),
+        "data": data,
         "curve": [["seen", "top-1", "95 % interval"]] + [
             [percent(one["share"], 0), percent(one["top1_acc"]), " to ".join(map(percent, one["top1_interval_95"]))]
             for one in found["curve"]],
