@@ -23,12 +23,6 @@ RETRY = 1.0  # seconds from one attempt to reach a source to the next
 LEAP = 5.0  # seconds by which a source's own clock may go on from one frame to the next
 GAPS = 15  # between frames; half of their median is the jitter that is allowed for
 MOST_FRAMES = 1000  # of a window; of more, as of 60 seconds of a fast camera, some are passed over
-REASONS = {  # of PyAV's errors, those that FFmpeg words for programmers
-    "HTTPUnauthorizedError": "it wants a user and a password, or others (401)", "HTTPForbiddenError": "it refuses access (403)",
-    "HTTPNotFoundError": "it has no such path (404)", "ConnectionRefusedError": "nobody answers at that host and port",
-    "ExitError": "it sends no frames", "TimeoutError": "it does not answer",
-    "ProtocolNotFoundError": "FFmpeg knows no such kind of address", "InvalidDataError": "what it sends is no video",
-}
 HOPELESS = ("HTTPUnauthorizedError", "HTTPForbiddenError", "ProtocolNotFoundError")  # asking again would lock a user out
 
 
@@ -112,7 +106,8 @@ def _by_av(address: str) -> Moments:
         kind = type(error).__name__
         if began is None and time.monotonic() > asked + SILENCE:  # FFmpeg calls the silence of RTSP something else
             kind = "ExitError"
-        words = "the connection failed" if error.errno == errno.EIO else REASONS.get(kind) or first_line(error.strerror).lower()
+        words = "it sends no frames" if kind == "ExitError" else first_line(error.strerror).lower()
+        words = "the connection failed" if error.errno == errno.EIO else words
         if kind in HOPELESS or began is None and kind == "InvalidDataError":
             raise Corrupt("cannot be opened: " + words)
         lasting = Lost if began is None or length <= 0 else Corrupt
