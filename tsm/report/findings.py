@@ -137,26 +137,19 @@ def reverses(names: Optional[Sequence[str]]) -> Dict[int, int]:
     "opening" and "closing", "from left to right" and "from right to left" (SWAPS). Both directions are in it."""
     plain = {" ".join(name.lower().split()): number for number, name in enumerate(names or ())}
     plain = {name: number for name, number in plain.items() if name not in POSES}
+    swaps: Dict[str, List[str]] = {}  # what may stand in the place of a phrase: itself, or an opposite
+    for one, other in [*SWAPS, *(pair[::-1] for pair in SWAPS)]:
+        swaps.setdefault(one, [one]).append(other)
+    phrase = re.compile(r"(?<!\S)(%s)(?!\S)" % "|".join(sorted(swaps, key=len, reverse=True)))
     found: Dict[int, int] = {}
     for name, number in plain.items():
-        for other in _swapped(" %s " % name):
-            if plain.get(other, number) != number:
-                found[number] = plain[other]
-                found.setdefault(plain[other], number)
+        choices = [swaps.get(part, [part]) for part in phrase.split(name)]
+        for chosen in itertools.islice(itertools.product(*choices), 1000):
+            back = plain.get("".join(chosen), number)
+            if back != number:
+                found[number] = back
+                found.setdefault(back, number)
     return found
-
-
-def _swapped(name: str) -> Iterator[str]:
-    """The names that come of swapping one or several of SWAPS' pairs that occur in a name."""
-    present = [(" %s " % one, two) for pair in SWAPS for one, two in (pair, pair[::-1]) if " %s " % one in name]
-    for count in range(1, min(len(present), 3) + 1):
-        for chosen in itertools.permutations(present, count):
-            text = name
-            for number, (one, _) in enumerate(chosen):
-                text = text.replace(one, " \0%d " % number)
-            for number, (_, two) in enumerate(chosen):
-                text = text.replace("\0%d" % number, two)
-            yield " ".join(text.split())
 
 
 def another_order(truth: np.ndarray, answers: np.ndarray, classes: int, names: Optional[Sequence[str]]) -> Tuple[bool, str]:
