@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections import Counter
-from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from tsm.cli import check_outputs, describe, fail, identity, printable, seconds, warn
 from tsm.files import natural
@@ -202,18 +202,15 @@ def annotated_names(folder: str, paths: Sequence[str], inputs: Iterable[str]) ->
     """Where each video goes with its labels drawn in: FOLDER/<name>.mp4, no two to the same, and never onto another file than
     an earlier run's output; if that is one of the `inputs`, not onto it either."""
     read = {identity(path) for path in inputs}
-    names: List[str] = []
-    taken = set()
-    last: Counter = Counter()  # type: ignore[type-arg]
+    names: Dict[str, None] = {}  # in their order
     for path in paths:
-        stem = os.path.splitext(os.path.basename(path))[0]
-        name = ""
-        while not name or name in taken or os.path.lexists(name) and (identity(name) in read or not has_captions(name)):
-            last[stem] += 1
-            name = os.path.join(folder, stem + ("_%d" % last[stem] if last[stem] > 1 else "") + ".mp4")
-        taken.add(name)
-        names.append(name)
-    return names
+        stem = os.path.join(folder, os.path.splitext(os.path.basename(path))[0])
+        name, number = stem + ".mp4", 1
+        while name in names or os.path.lexists(name) and (identity(name) in read or not has_captions(name)):
+            number += 1
+            name = "%s_%d.mp4" % (stem, number)
+        names[name] = None
+    return list(names)
 
 
 def check_paths(args: argparse.Namespace, inputs: Sequence[Input], lists: List[str], int8_model: str) -> List[str]:
