@@ -25,7 +25,7 @@ import argparse
 import contextlib
 import os
 import sys
-from typing import Any, Dict, List, Optional
+from typing import Any, List, Optional
 
 from tsm.cli import check_outputs, parser, positive, run
 from tsm.files import write_json, write_text
@@ -69,14 +69,6 @@ def get_args() -> argparse.Namespace:
     return args
 
 
-def paths_of(args: argparse.Namespace) -> Dict[str, Optional[str]]:
-    """The paths that the user names; OSError where one is not there."""
-    paths = {name: getattr(args, name) for name in PATHS}
-    for path in filter(None, paths.values()):
-        os.stat(path)
-    return paths
-
-
 def tell_written(*paths: Optional[str]) -> None:
     for path in paths:
         if path not in (None, "-"):
@@ -98,11 +90,11 @@ def compare_two(args: argparse.Namespace) -> None:
     tell_written(args.json, args.csv, args.html)
 
 
-def walk_stages(args: argparse.Namespace) -> None:
-    from tsm.report.diagnose import HEADING, Chain, first_departure, row_line, stages_of
+def walk_stages(args: argparse.Namespace, chain: Any) -> None:
+    from tsm.report.diagnose import HEADING, first_departure, row_line, stages_of
 
     rows: List[Any] = []
-    for row in stages_of(Chain(args.runs[0], paths_of(args)), args.videos or 4):
+    for row in stages_of(chain, args.videos or 4):
         if not rows:
             print(HEADING)
         rows.append(row)
@@ -112,11 +104,10 @@ def walk_stages(args: argparse.Namespace) -> None:
         write_json(args.json, {"stages": [row._asdict() for row in rows], "verdict": first_departure(rows)})
 
 
-def hunt_suspects(args: argparse.Namespace) -> None:
-    from tsm.report.diagnose import Chain
+def hunt_suspects(args: argparse.Namespace, chain: Any) -> None:
     from tsm.report.suspects import MOST, Hunt, suspects_json, suspects_text
 
-    hunt, stopped = Hunt(Chain(args.runs[0], paths_of(args)), args.videos or MOST), None
+    hunt, stopped = Hunt(chain, args.videos or MOST), None
     try:
         hunt.race()
     except KeyboardInterrupt as interrupt:  # what is known is told
@@ -134,10 +125,10 @@ def hunt_suspects(args: argparse.Namespace) -> None:
         raise stopped
 
 
-def agree(args: argparse.Namespace) -> None:
-    from tsm.report.diagnose import Chain, agreement_with_fp32
+def agree(args: argparse.Namespace, chain: Any) -> None:
+    from tsm.report.diagnose import agreement_with_fp32
 
-    found = agreement_with_fp32(Chain(args.runs[0], paths_of(args)), args.agreement)
+    found = agreement_with_fp32(chain, args.agreement)
     print("top-1: %s; largest difference of a probability %.6f" % (
         flips_in_words(found["flips"], found["videos"], found["listed"]), found["largest_difference"]))
     for flip in found["flipped"]:
@@ -151,9 +142,16 @@ def agree(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = get_args()
-    work = hunt_suspects if args.suspects else walk_stages if args.stages else agree if args.agreement else compare_two
     with contextlib.redirect_stdout(sys.stderr if args.json == "-" else sys.stdout):
-        work(args)
+        if len(args.runs) == 2:
+            return compare_two(args)
+        from tsm.report.diagnose import Chain
+
+        paths = {name: getattr(args, name) for name in PATHS}
+        for path in filter(None, paths.values()):
+            os.stat(path)  # OSError where it is not there
+        work = hunt_suspects if args.suspects else walk_stages if args.stages else agree
+        return work(args, Chain(args.runs[0], paths))
 
 
 if __name__ == "__main__":

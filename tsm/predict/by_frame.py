@@ -241,8 +241,8 @@ class FrameViewer(Viewer):
             self.way.compare(self.frames, self.best)
             if not self.args.every:
                 warn_if_few(self.name, len(set(self.moments)), self.way.model.tested_by.segments)
-        if not self.prefix and self.args.every and len(self.steps) == 1:
-            warn("%s: is shorter than --every %g s, so one frame is all that it is judged by" % (self.name, self.args.every))
+            elif len(self.steps) == 1:
+                warn("%s: is shorter than --every %g s, so one frame is all that it is judged by" % (self.name, self.args.every))
         self.image, self.frames = None, []
         return segments
 
