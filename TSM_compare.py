@@ -91,12 +91,12 @@ def compare_two(args: argparse.Namespace) -> None:
 
 
 def walk_stages(args: argparse.Namespace, chain: Any) -> None:
-    from tsm.report.diagnose import HEADING, first_departure, row_line, stages_of
+    from tsm.report.diagnose import STAGE_HEADING, first_departure, row_line, stages_of
 
     rows: List[Any] = []
     for row in stages_of(chain, args.videos or 4):
         if not rows:
-            print(HEADING)
+            print(STAGE_HEADING)
         rows.append(row)
         print(row_line(row), flush=True)
     print("\n" + first_departure(rows))

@@ -37,8 +37,8 @@ LEVELS = 1.0  # mean difference of pixels, of 0..255, above which tensors are no
 ROUNDING = 0.05  # the same where the decoders are those that made the tensors: only the processor may be another
 DECODED = 4.0  # the same between two decoders, which convert colours in their own ways
 FP16_MOST = 65504.0
-LINE = "%-10s %-12s %-10s %-8s %s"
-HEADING = LINE % ("stage", "", "largest", "flips", "")
+_STAGE_LINE = "%-10s %-12s %-10s %-8s %s"
+STAGE_HEADING = _STAGE_LINE % ("stage", "", "largest", "flips", "")
 Results = Union[Dict[int, np.ndarray], UserError, FileNotFoundError]  # class scores by index, or why there are none
 
 
@@ -465,7 +465,7 @@ def agreement_with_fp32(chain: Chain, videos: int) -> Dict[str, Any]:
 
 
 def row_line(row: Stage) -> str:
-    """A row for a terminal, below HEADING."""
+    """A row for a terminal, below STAGE_HEADING."""
     flips = "" if row.flips is None else "%d of %d" % (row.flips, row.videos)
     largest = "" if row.largest is None else "%.1e" % row.largest
-    return (LINE % (row.stage, row.state, largest, flips, row.text)).rstrip()
+    return (_STAGE_LINE % (row.stage, row.state, largest, flips, row.text)).rstrip()
