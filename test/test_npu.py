@@ -296,7 +296,7 @@ RULE = "+-------------------------------+-----------------+---------------------
     ("", []),
 ])
 def test_every_form_of_the_listing(rows, names):
-    assert [name for name, _ in npu.rows(ROWS % rows)] == names
+    assert [name for name, _ in npu.chips_in(ROWS % rows)] == names
     wanted = [int(number) for number in re.findall(r"^\| \d+  (\d+) \| (?:0000|NA)", rows, re.MULTILINE)]
     assert devices(ROWS % rows) == (wanted or list(range(len(names))))  # 910B boards list no device
 

@@ -117,12 +117,10 @@ def _given_to_ais_bench(folder: str) -> Iterator[str]:
 
 def devices(listing: str) -> List[int]:
     """The devices, as ais_bench counts them, of the chips in the output of `npu-smi info`, in its order."""
-    found = [device for _, device in rows(listing)]
-    numbered = [number for number, device in enumerate(found) if device is None]
-    return list(range(len(found))) if numbered else [int(device or 0) for device in found]
+    return [place if device is None else device for place, (_, device) in enumerate(chips_in(listing))]
 
 
-def rows(listing: str) -> List[Tuple[str, Optional[int]]]:
+def chips_in(listing: str) -> List[Tuple[str, Optional[int]]]:
     """(name, device) of each chip in the output of `npu-smi info`; None where the listing numbers no devices.
 
     Two rows describe a chip: `| NPU  Name | Health | …` and `| Chip  Device | Bus-Id | …`, in which health and bus id may be
@@ -149,7 +147,7 @@ def rows(listing: str) -> List[Tuple[str, Optional[int]]]:
     return found
 
 
-def listing() -> str:
+def smi_info() -> str:
     """What `npu-smi info` prints. Raises UserError with its own words if it fails."""
     try:
         done = subprocess.run(["npu-smi", "info"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -173,7 +171,7 @@ def own_words(text: str) -> str:
 
 def the_chip(text: str) -> str:
     """The one name that all chips of a listing have. Raises UserError if it has no chip, or chips of differing names."""
-    names = sorted({name for name, _ in rows(text)})
+    names = sorted({name for name, _ in chips_in(text)})
     if len(names) == 1:
         return names[0]
     raise UserError("npu-smi info: lists " + (

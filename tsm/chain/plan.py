@@ -135,7 +135,7 @@ def begin(args: argparse.Namespace) -> Optional[Dict[str, Any]]:
     own = "python3" if args.device == "npu" else args.suite + ".venv/bin/python"
     examine = [args.checkpoint or (DEMO_ONLINE if args.online else "")] + flags(vars(args), "config segments shift labels")
     return dict(python=(absolute(python) if "/" in python else python) or own, s=args.suite, device=args.device, work_dir=args.work_dir,
-                set_env=set_env, said="Running on the %s (%s), in %s" % (args.device.upper(), why, shown(args, args.work_dir)),
+                set_env=set_env, said="Running on the %s (%s), in %s" % (args.device.upper(), why, typed(args, args.work_dir)),
                 own_checkpoint=args.checkpoint or "", fetched="" if os.path.isabs(args.checkpoint or "/") else "yes",
                 own_data=args.data_root or "", online="yes" if args.online else "",
                 demo=DEMO_ONLINE if args.online else DEMO[0], model_only="yes" if args.model_only else "",
@@ -151,7 +151,7 @@ def from_folder(work: str) -> str:
     return (os.path.relpath(suite, work) if work.startswith(suite + "/") else SUITE) + "/"
 
 
-def shown(args: argparse.Namespace, path: str) -> str:
+def typed(args: argparse.Namespace, path: str) -> str:
     """A path as the caller can type it: from where they stand, if it lies below."""
     return shlex.quote(os.path.relpath(path, args.here) if (path + "/").startswith(args.here.rstrip("/") + "/") else path)
 
@@ -215,7 +215,7 @@ def tools(args: argparse.Namespace) -> Dict[str, Any]:
     python, on_npu = sys.executable, args.device == "npu"
     missing = [name for name in PACKAGES if not find_spec(name)]
     if on_npu and shutil.which("atc"):
-        args.chip = args.chip or npu.the_chip(npu.listing())
+        args.chip = args.chip or npu.the_chip(npu.smi_info())
     for wrong, said in (
         (on_npu and not shutil.which("atc"),
          "atc: not found; it comes with the CANN toolkit; name its set_env.sh with ASCEND_SET_ENV, or use --device cpu"),
@@ -276,7 +276,7 @@ def stages(args: argparse.Namespace) -> Dict[str, Any]:
         args.chunk = "auto" if chunk_size(len(read_list(args.ann_file, protocol)), dtype, 2, protocol) else "0"
     streamed, on_npu = args.stream or args.online or args.chunk != "0", args.device == "npu"
     export = exporting(args, facts, stated)
-    modified = workfolder.ONLINE if args.online else workfolder.MODIFIED.replace("*", str(args.batch))
+    modified = workfolder.ONLINE_MODEL if args.online else workfolder.MODIFIED.replace("*", str(args.batch))
     model = modified.replace("new_", "").replace(".onnx", ".om") if on_npu else modified
     told = workfolder.Run(
         args.data_root, args.ann_file, facts["checkpoint"], args.config or "", args.labels or "", stated,
@@ -372,10 +372,10 @@ def in_shell(settings: Dict[str, Any]) -> str:
 def end(args: argparse.Namespace) -> None:
     """The closing words: where to look, what to run next; that nothing was to do where no stage did anything."""
     def of_suite(name: str) -> str:
-        return shown(args, os.path.join(SUITE, name))
+        return typed(args, os.path.join(SUITE, name))
 
     def of_work(name: str) -> str:
-        return shown(args, os.path.join(args.work_dir, name))
+        return typed(args, os.path.join(args.work_dir, name))
 
     entries = workfolder.read_stages().values()
     done = not entries or any(entry.get("ended", "") >= args.begun for entry in entries)

@@ -30,11 +30,11 @@ from tsm.workfolder import BINS, TUNE, TUNING
 # isort: split
 import numpy as np
 
-FORMS, INPUTS = ("guide", "parts", "mask"), {"float32": "float32", "uint8": "uint8", "aipp": "uint8_nhwc"}  # with their tensors
+INPUTS = {"float32": "float32", "uint8": "uint8", "aipp": "uint8_nhwc"}  # with their tensors
 HEADING, LINE = ("form", "input", "videos/s", "with transfer", "answers"), "%-6s %-8s %9s %14s   %s"
 BENCH = [sys.executable, "-m", "ais_bench", "--model"]
-VIDEOS = 8  # whose answers are compared
-TOLERANCE = 0.02  # largest difference of a probability from the guide's form with float32, which the chip computes in fp16 as well
+TRIED = 8  # videos whose answers are compared
+APART = 0.02  # largest difference of a probability from the guide's form with float32, which the chip computes in fp16 as well
 
 
 class Candidate(NamedTuple):
@@ -51,7 +51,7 @@ class Candidate(NamedTuple):
 
     @property
     def usable(self) -> bool:
-        return not self.refused and self.largest_difference is not None and self.largest_difference <= TOLERANCE
+        return not self.refused and self.largest_difference is not None and self.largest_difference <= APART
 
 
 def get_args() -> argparse.Namespace:
@@ -85,7 +85,7 @@ def tensors(args: argparse.Namespace, kind: str, commands: List[str]) -> str:
     """The folder of the tensors of the first videos, made."""
     folder = os.path.join(TUNING, kind)
     call("TSM_preprocess.py", [sys.executable, os.path.join(SUITE, "TSM_preprocess.py"), "--data_root", args.data_root, "--ann_file",
-                               args.ann_file, "--range", "0:%d" % VIDEOS, "--on_error", "skip", "--dtype", kind, "--output_dir", folder]
+                               args.ann_file, "--range", "0:%d" % TRIED, "--on_error", "skip", "--dtype", kind, "--output_dir", folder]
          + given(args, "protocol", "filename_tmpl", "start_index"), commands)
     return os.path.join(folder, BINS)
 
@@ -104,7 +104,7 @@ def compiled_answers(base: str, options: List[str], chip: str, inputs: str, comm
     return {name: read_npy(os.path.join(base, name)).astype(np.float64).reshape(-1) for name in names}
 
 
-def measure(args: argparse.Namespace, form: str, kind: str, source: str, commands: List[str]) -> Tuple[Dict[str, np.ndarray], List[float]]:
+def timed(args: argparse.Namespace, form: str, kind: str, source: str, commands: List[str]) -> Tuple[Dict[str, np.ndarray], List[float]]:
     """(a candidate's answers, its milliseconds a batch, as far as they are told: computing, to the chip, from it). Raises UserError."""
     base = os.path.join(TUNING, "%s_%s" % (form, kind))
     call("modify_onnx.py", [sys.executable, os.path.join(SUITE, "modify_onnx.py"), "-m1", source, "-m2", base + ".onnx", "-bs",
@@ -122,7 +122,7 @@ def candidate(args: argparse.Namespace, form: str, kind: str, source: str, refer
     """Try one; what is the first to answer becomes the `reference`."""
     commands: List[str] = []
     try:
-        answers, times = measure(args, form, kind, source, commands)
+        answers, times = timed(args, form, kind, source, commands)
     except UserError as error:
         return Candidate(form, kind, commands, str(error))
     if len(times) < 3:
@@ -180,7 +180,7 @@ def main() -> None:
         print(LINE % tuple(cells_of(row, len(reference))), flush=True)
 
     print(LINE % HEADING, flush=True)
-    for form in FORMS:
+    for form in ("guide", "parts", "mask"):
         attempt(form, "float32")
     best = fastest(rows)
     for kind in ("uint8", "aipp"):
@@ -188,7 +188,7 @@ def main() -> None:
     best = fastest(rows)
     write_json(TUNE, {
         "chip": args.chip, "cann": cann_version(), "checkpoint_sha256": sha256(args.checkpoint), "batch_size": args.batch_size,
-        "videos": len(reference), "tolerance": TOLERANCE, "candidates": [row._asdict() for row in rows],
+        "videos": len(reference), "tolerance": APART, "candidates": [row._asdict() for row in rows],
         "chosen": {"form": best.form, "input": best.input} if best else None}, "tune")
     shutil.rmtree(TUNING, ignore_errors=True)
     if not best:

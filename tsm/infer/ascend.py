@@ -20,7 +20,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
-from tsm.chain.npu import devices, listing, the_chip, why_it_failed
+from tsm.chain.npu import devices, smi_info, the_chip, why_it_failed
 from tsm.cli import Corrupt, UserError, warn
 from tsm.infer import preprocess
 from tsm.infer.journal import Done, Piece, Skipped
@@ -57,7 +57,7 @@ def chip_list(text: str) -> List[int]:
 
 def chips_here() -> List[int]:
     """The chips that npu-smi lists. Raises UserError, with npu-smi's own words, if there is none."""
-    listed = listing()
+    listed = smi_info()
     the_chip(listed)
     return devices(listed)
 

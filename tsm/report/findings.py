@@ -22,7 +22,7 @@ Columns = Dict[str, List[Any]]
 PAIRS = 20  # most confused pairs that are kept
 MATRIX = 12  # classes of the small confusion matrix
 HISTOGRAM, RELIABILITY, COVERAGE = 20, 15, 50  # bins of the probability, bins of ECE, points of the coverage curve
-GAIN, CHANCE = 0.2, 0.01  # of top-1, and McNemar's p, from which another order of the labels explains the accuracy
+GAIN, MOST_P = 0.2, 0.01  # of top-1, and McNemar's p, from which another order of the labels explains the accuracy
 ANSWERS = 3  # of a video in the gallery that are kept
 STRIP = "data:image/jpeg;base64,"  # what a film strip begins with
 DIGITS = 6  # of a probability, as in the result files
@@ -155,13 +155,13 @@ def reverses(names: Optional[Sequence[str]]) -> Dict[int, int]:
 def another_order(truth: np.ndarray, answers: np.ndarray, classes: int, names: Optional[Sequence[str]]) -> Tuple[bool, str]:
     """(does another order of the labels explain the accuracy, in words), of labels and answers int [videos].
 
-    Of other_orders() the best explains it if it gains GAIN of top-1 and that is no CHANCE.
+    Of other_orders() the best explains it if it gains GAIN of top-1 by a p below MOST_P.
     """
     given = "top-1 is %.4f with the labels as they are" % (answers == truth).mean()
     *known, learnt = other_orders(truth, answers, classes, names)
     for found, before, words in sorted(known, key=lambda one: -one[0].mean()) + [learnt]:
         gained, lost = int((found & ~before).sum()), int((before & ~found).sum())
-        if gained - lost > GAIN * len(found) and mcnemar(lost, gained) < CHANCE:
+        if gained - lost > GAIN * len(found) and mcnemar(lost, gained) < MOST_P:
             return True, "another order of the labels explains the accuracy: %s, and %.4f %s" % (given, found.mean(), words)
     return False, "%s; no other order explains more%s" % (
         given, "" if len(learnt[0]) else " (no class has two videos, so only the usual ones were tried)")
