@@ -13,7 +13,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from typing import Dict, Iterator, List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from tsm.cli import UserError, first_line
 from tsm.workfolder import BINS, COMPILED, RESULTS
@@ -93,7 +93,8 @@ def prepare(folder: str) -> None:
     Raises UserError for what it would refuse all the same: a symbolic link, the file of another user, rights that cannot
     be changed.
     """
-    for path in _given_to_ais_bench(folder):
+    patterns = (COMPILED, *OUTPUTS, os.path.join("*", BINS), os.path.join("*", BINS, "*.bin"))
+    for path in (path for pattern in patterns for path in glob.glob(os.path.join(glob.escape(folder), pattern))):
         refused = OTHERS_WRITE | stat.S_IRWXO if os.path.relpath(path, folder) in OUTPUTS else OTHERS_WRITE
         found, wrong = os.lstat(path), ""
         if stat.S_ISLNK(found.st_mode):
@@ -107,12 +108,6 @@ def prepare(folder: str) -> None:
                 wrong = "has the mode %o, which cannot be changed (%s)" % (stat.S_IMODE(found.st_mode), error.strerror)
         if wrong:
             raise UserError("%s: %s, so ais_bench refuses it; remove it or choose another folder, with --work_dir" % (path, wrong))
-
-
-def _given_to_ais_bench(folder: str) -> Iterator[str]:
-    base = glob.escape(folder)
-    for pattern in (COMPILED, *OUTPUTS, os.path.join("*", BINS), os.path.join("*", BINS, "*.bin")):
-        yield from glob.glob(os.path.join(base, pattern))
 
 
 def devices(listing: str) -> List[int]:

@@ -154,7 +154,7 @@ def drawn_curve(windows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
             elif line:  # it is not among the classes that were kept
                 parts.append(page.path(line + [(line[-1][0] + 3, line[-1][1])], kind))
                 line = []
-    return {"svg": page.svg(320, 170, "Probability of the running answer over time", *parts), "labels": list(zip(labels, CURVES))}
+    return {"svg": page.svg("Probability of the running answer over time", *parts), "labels": list(zip(labels, CURVES))}
 
 
 CURVES = ("line", "warm", "dash")  # how the page draws the labels of a curve, the most frequent first

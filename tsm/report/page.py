@@ -7,6 +7,7 @@ its own.
 
 import base64
 import hashlib
+import itertools
 import os
 import re
 import shlex
@@ -211,10 +212,10 @@ def provenance(report: Dict[str, Any]) -> List[Tuple[str, str]]:
     return known + [("preprocessing: " + name, str(version)) for name, version in report["preprocessing_versions"].items()]
 
 
-def svg(width: int, height: int, label: str, *parts: str) -> Any:
-    """An SVG picture; `parts` are markup made of numbers and of this module's own words alone."""
+def svg(label: str, *parts: str) -> Any:
+    """A chart; `parts` are markup made of numbers and of this module's own words alone."""
     return Markup('<svg viewBox="0 0 %d %d" width="%d" height="%d" role="img" aria-label="%s">%s</svg>' % (
-        width, height, width, height, escape(label), "".join(parts)))
+        WIDTH, HEIGHT, WIDTH, HEIGHT, escape(label), "".join(parts)))
 
 
 def words(x: float, y: float, text: str, anchor: str = "middle") -> str:
@@ -247,6 +248,19 @@ def axes(x_ticks: Sequence[Tuple[float, str]], y_ticks: Sequence[Tuple[float, st
     return parts + [words(across(share), HEIGHT - 5, text) for share, text in x_ticks]
 
 
+def bars(x_ticks: Sequence[Tuple[float, str]], *kinds: Tuple[str, Sequence[int]]) -> List[str]:
+    """A histogram with its axes: at each place the counts of all kinds, one above the other."""
+    stacks = [[0, *itertools.accumulate(stack)] for stack in zip(*(counts for _, counts in kinds))]
+    most, step = max(stack[-1] for stack in stacks) or 1, 1 / len(stacks)
+    parts = axes(x_ticks, [(0, "0"), (1, "%d" % most)])
+    for place, stack in enumerate(stacks):
+        for (kind, _), base, end in zip(kinds, stack, stack[1:]):
+            if end > base:
+                top, bottom = upwards(end / most), upwards(base / most)
+                parts.append(box(across(place * step) + 0.5, top, across(step) - across(0) - 1, bottom - top, kind))
+    return parts
+
+
 def dot(x: float, y: float, radius: float) -> str:
     """A dot at shares of the sides."""
     return '<circle class="fill" cx="%.1f" cy="%.1f" r="%.1f"/>' % (across(x), upwards(y), radius)
@@ -258,16 +272,6 @@ PERCENTS = [(number / 4, "%d" % (25 * number)) for number in range(5)]
 
 def confidence_charts(facts: Dict[str, Any]) -> Dict[str, Any]:
     """The three charts of the probabilities."""
-    right, wrong = facts["right"], facts["wrong"]
-    most = max([a + b for a, b in zip(right, wrong)] + [1])
-    step = 1 / len(right)
-    bars = []
-    for place, (a, b) in enumerate(zip(right, wrong)):
-        x, width = across(place * step) + 0.5, (across(step) - across(0)) - 1
-        for count, base, kind in ((a, 0, "fill"), (b, a, "bad")):
-            if count:
-                top, bottom = upwards((base + count) / most), upwards(base / most)
-                bars.append(box(x, top, width, bottom - top, kind))
     points = [(row["probability"], row["right"], row["videos"]) for row in facts["reliability"]]
     largest = max(count for _, _, count in points)
     dots = [dot(p, share, 2 + 4 * (count / largest) ** 0.5) for p, share, count in points]
@@ -275,12 +279,12 @@ def confidence_charts(facts: Dict[str, Any]) -> Dict[str, Any]:
     floor = min(0.8, int(5 * min(share for _, share in curve)) / 5)  # so that ticks are whole numbers
     ticks = [(number / 4, "%g" % (100 * (floor + (1 - floor) * number / 4))) for number in range(5)]
     return {
-        "histogram": svg(WIDTH, HEIGHT, "Histogram of the answers' probabilities",
-                         *(axes(FIFTHS, [(0, "0"), (1, "%d" % most)]) + bars)),
-        "reliability": svg(WIDTH, HEIGHT, "Share that is right by probability", *(axes(FIFTHS, PERCENTS) + [
+        "histogram": svg("Histogram of the answers' probabilities",
+                         *bars(FIFTHS, ("fill", facts["right"]), ("bad", facts["wrong"]))),
+        "reliability": svg("Share that is right by probability", *(axes(FIFTHS, PERCENTS) + [
             path([(across(0), upwards(0)), (across(1), upwards(1))], "dash"),
             path([(across(p), upwards(share)) for p, share, _ in points], "line")] + dots)),
-        "coverage": svg(WIDTH, HEIGHT, "Accuracy of the most certain videos", *(axes(PERCENTS, ticks) + [
+        "coverage": svg("Accuracy of the most certain videos", *(axes(PERCENTS, ticks) + [
             path([(across(part), upwards((share - floor) / (1 - floor))) for part, share in curve], "line"),
             dot(curve[-1][0], (curve[-1][1] - floor) / (1 - floor), 3)])),
     }
@@ -293,19 +297,14 @@ def share_chart(points: Sequence[Dict[str, Any]], clip: Optional[Dict[str, Any]]
         ("dash", lambda point: point["top1_interval_95"][1]))] if points else []
     if clip:
         lines.append(path([(across(share), upwards(clip["top1_acc"])) for share in (0, 1)], "mark"))
-    return svg(WIDTH, HEIGHT, "Top-1 by the share of a clip that was seen", *(axes(PERCENTS, PERCENTS) + lines))
+    return svg("Top-1 by the share of a clip that was seen", *(axes(PERCENTS, PERCENTS) + lines))
 
 
 def latency_chart(facts: Dict[str, Any]) -> Any:
     """Histogram of the batches' times with p50, p90 and p99."""
-    low, high, most = facts["low"], facts["high"], max(facts["bins"])
-    step = 1 / len(facts["bins"])
-    parts = axes([(share, plain(low + share * (high - low))) for share in (0, 0.5, 1)], [(0, "0"), (1, "%d" % most)])
-    for place, count in enumerate(facts["bins"]):
-        if count:
-            parts.append(box(across(place * step) + 0.5, upwards(count / most), across(step) - across(0) - 1,
-                             upwards(0) - upwards(count / most), "rest"))
+    low, high = facts["low"], facts["high"]
+    parts = bars([(share, plain(low + share * (high - low))) for share in (0, 0.5, 1)], ("rest", facts["bins"]))
     for name in ("p50", "p90", "p99"):
         share = min(1.0, (facts[name] - low) / (high - low))
         parts.append(path([(across(share), upwards(0)), (across(share), upwards(1))], "line" if name == "p50" else "mark"))
-    return svg(WIDTH, HEIGHT, "Histogram of the batches' times in ms", *parts)
+    return svg("Histogram of the batches' times in ms", *parts)
