@@ -113,13 +113,14 @@ def hunt_suspects(args: argparse.Namespace, chain: Any) -> None:
     except KeyboardInterrupt as interrupt:  # what is known is told
         stopped = interrupt
         hunt.notes.append("interrupted: a change that was not reached may explain as much")
-    print(suspects_text(hunt))
+    found = suspects_json(hunt)
+    print(suspects_text(found))
     if args.json:
-        write_json(args.json, suspects_json(hunt))
+        write_json(args.json, found)
     if args.html:
         from tsm.report.page import suspects_page
 
-        write_text(args.html, suspects_page(suspects_json(hunt)))
+        write_text(args.html, suspects_page(found))
     tell_written(args.json, args.html)
     if stopped:
         raise stopped

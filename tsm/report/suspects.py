@@ -385,18 +385,18 @@ def weights_of(trunk: Trunk, checkpoint: str) -> str:
     return "; ".join(found)
 
 
-def suspects_text(hunt: Hunt) -> str:
-    """What is known, for a terminal."""
-    rows = hunt.rows()
-    wide = max(len(row.change) for row in rows)
+def suspects_text(found: Dict[str, Any]) -> str:
+    """suspects_json() for a terminal."""
+    wide = max(len(row["change"]) for row in found["rows"])
     lines = ["%-*s  videos  as it was  changed  difference  p (Holm)" % (wide, "change")]
-    lines += ["%-*s  %s" % (wide, row.change, row.problem or "%6d  %9.4f  %7.4f  %+10.4f  %.2g" % (
-        row.videos, row.before, row.after, row.after - row.before, row.corrected)) for row in rows]
-    return "\n".join(map(printable, lines + [""] + ["note: " + note for note in hunt.notes] + hunt.verdict(rows).split("\n")))
+    lines += ["%-*s  %s" % (wide, row["change"], row["problem"] or "%6d  %9.4f  %7.4f  %+10.4f  %.2g" % (
+        row["videos"], row["before"], row["after"], row["after"] - row["before"], row["corrected"])) for row in found["rows"]]
+    lines += ["", *("note: " + note for note in found["notes"]), *found["verdict"].split("\n")]
+    return "\n".join(map(printable, lines))
 
 
 def suspects_json(hunt: Hunt) -> Dict[str, Any]:
-    """The same for JSON and the page."""
+    """What is known, for JSON and the page."""
     rows = hunt.rows()
     return {"run": os.path.abspath(hunt.chain.folder), "rows": [row._asdict() for row in rows], "notes": hunt.notes,
             "verdict": hunt.verdict(rows), "about": hunt.chain.model.metadata.get("tsm.about"), "precision": hunt.base.precision}
