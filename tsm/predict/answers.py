@@ -287,7 +287,7 @@ def warn_if_few(name: str, different: int, taken: int) -> None:
 
 def clock(seconds: float) -> str:
     """Seconds as 1:02.5, or 1:01:02.5 from an hour on."""
-    tenths = int(round(seconds * 10))
+    tenths = round(seconds * 10)
     minutes, rest = divmod(tenths, 600)
     hours, minutes = divmod(minutes, 60)
     text = "%02d.%d" % divmod(rest, 10)

@@ -127,8 +127,7 @@ def _frames(container: Any) -> Iterator[Any]:
             limit = time.monotonic() + SILENCE
         if time.monotonic() > limit:
             raise Lost("sends no frames")
-        for frame in frames:
-            yield frame
+        yield from frames
 
 
 class _Reader(threading.Thread):

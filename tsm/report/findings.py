@@ -267,8 +267,7 @@ def strips_of(path: str, spans: Sequence[Tuple[Optional[float], Optional[float]]
     made: List[Optional[str]] = []
     problem = ""
     try:
-        for jpeg in strips(path, [Window(*span) for span in spans]):
-            made.append(STRIP + base64.b64encode(jpeg).decode())
+        made += (STRIP + base64.b64encode(jpeg).decode() for jpeg in strips(path, [Window(*span) for span in spans]))
     except Corrupt as error:
         problem = str(error)
     return made + [None] * (len(spans) - len(made)), problem
