@@ -25,10 +25,8 @@ SEAL = ("kind", "format", "digest")
 
 
 def part_name(path: str) -> str:
-    """The name a file has while it is being written: beside the final one, hidden, and always the same.
-
-    Always the same, so that what a killed run left behind is overwritten by the next instead of piling up.
-    """
+    """The name a file has while it is being written: beside the final one, hidden, and always the same, so that the next run
+    overwrites what a killed one left behind."""
     folder, name = os.path.split(path)
     return os.path.join(folder, ".%s.part" % name)
 

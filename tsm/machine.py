@@ -20,10 +20,7 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
 
 
 def cores() -> int:
-    """Processors that this process may use: those it is bound to, or fewer if its control group has a CPU quota.
-
-    A part of a processor counts as one.
-    """
+    """Processors that this process may use: those it is bound to, or fewer, rounded up, by its control group's CPU quota."""
     return max(1, math.ceil(min(len(os.sched_getaffinity(0)), cpu_quota())))
 
 
@@ -101,4 +98,4 @@ def keep_freed_memory(most: int = 1 << 26) -> None:
     """Have malloc keep up to `most` freed bytes: frames come and go, and giving their pages back each time costs 13 %."""
     with contextlib.suppress(AttributeError):  # glibc only
         for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
-            ctypes.CDLL(None).mallopt(parameter, most)
+            _LIBC.mallopt(parameter, most)

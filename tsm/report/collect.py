@@ -38,12 +38,7 @@ def read_throughput(batches: Sequence[int]) -> Dict[str, float]:
 
 
 def published_of(fusion: str, protocol: Protocol, checkpoint_sha256: Optional[str]) -> Tuple[Optional[published.Published], str]:
-    """(what was published of the checkpoint under this test and fusion, why nothing can be compared with: empty if it can).
-
-    Args:
-        protocol: that was measured by.
-        checkpoint_sha256: in hex, or None where it is not known.
-    """
+    """(what was published of a checkpoint under this test and fusion, why nothing can be compared with: empty if it can)."""
     if not checkpoint_sha256:
         return None, "the checkpoint is not known (--checkpoint names it)"
     row = published.by_sha256(checkpoint_sha256)
@@ -79,8 +74,7 @@ def collect(
     """Everything that the table and the page show and what made it, as report.json holds it.
 
     Args:
-        arguments: TSM_report.py's. summary: of the inference. manifest: of the preprocessing. accuracy: that is reported.
-        names: of the classes, if known.
+        arguments: TSM_report.py's. accuracy: that is reported.
         found: tsm.report.findings.findings(), and `counted`, the accuracy of the same results.
     """
     facts = {key: value for key, value in model.metadata.items() if key.startswith("tsm.")}
@@ -127,10 +121,8 @@ def checks_of(report: Dict[str, Any], tested_by: Protocol, counted: Accuracy, st
 
 
 def latency(times: Any) -> Optional[Dict[str, Any]]:
-    """The distribution of the batches' times in ms: percentiles, and counts in equal bins; None without a list of numbers.
-
-    The bins end at the 99.5th percentile; what is slower counts in the last one.
-    """
+    """Percentiles of the batches' times in ms, and counts in equal bins, the last of which has all that is slower than 99.5 %; None
+    without a list of numbers."""
     if not isinstance(times, list) or not times or not all(map(is_time, times)):
         return None
     values = np.array(times, np.float64)
