@@ -152,7 +152,7 @@ def main() -> None:
         for path in filter(None, paths.values()):
             os.stat(path)  # OSError where it is not there
         work = hunt_suspects if args.suspects else walk_stages if args.stages else agree
-        return work(args, Chain(args.runs[0], paths))
+        work(args, Chain(args.runs[0], paths))
 
 
 if __name__ == "__main__":

@@ -229,13 +229,13 @@ def explain_pixels(chain: Chain, index: int, file: np.ndarray, made: np.ndarray)
         if near(other) and not np.array_equal(other, wanted):
             return ": " + words
     for words, step in (("after", 1), ("before", -1)):
-        made = chain.made_again(index, lambda count, protocol: [
+        moved = chain.made_again(index, lambda count, protocol: [
             min(max(number + step, 0), count - 1) for number in frame_indices(count, protocol)])
-        if near(as_pixels(made, chain.protocol)):
+        if near(as_pixels(moved, chain.protocol)):
             return ": the frames are those %s by one" % words
-    for other in sorted(set(chain.labels) - {index})[:20]:
-        if near(as_pixels(chain.made_again(other), chain.protocol)):
-            return ": file %d.bin holds the video of sample %d" % (index, other)
+    for sample in sorted(set(chain.labels) - {index})[:20]:
+        if near(as_pixels(chain.made_again(sample), chain.protocol)):
+            return ": file %d.bin holds the video of sample %d" % (index, sample)
     return ""
 
 
