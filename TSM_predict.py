@@ -101,9 +101,8 @@ def watch(
 
 def main() -> None:
     args = get_args()
-    aside = contextlib.ExitStack()
     if args.json == "-":  # then stdout holds nothing else
-        aside.enter_context(contextlib.redirect_stdout(sys.stderr))
+        sys.stdout = sys.stderr
     args.model = find_model(args.model)
     lists: List[str] = []
     inputs = expand(args.inputs, lists=lists) + [Input("camera %d" % number, live=number) for number in args.camera]
@@ -135,7 +134,6 @@ def main() -> None:
     finally:  # an error loses nothing that was found
         if way.in_all():
             print(way.in_all(), flush=True)
-        aside.close()
         if entries:
             facts = dict(way.about(), model=model.metadata, labels=names is not None)
             written = predict.write_files(args, facts, [entries[number] for number in sorted(entries)])

@@ -189,10 +189,8 @@ def use_utf8() -> None:
             stream.reconfigure(errors="readable", line_buffering=True)  # a log is read while the work goes on
 
 
-def _readable(error: UnicodeError) -> Tuple[bytes, int]:
+def _readable(error: Any) -> Tuple[bytes, int]:
     """Encoding error handler: bytes that came as surrogates are shown as UTF-8 if they are, all else is escaped."""
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
     return _decoded(error.object[error.start : error.end]).encode(error.encoding, "backslashreplace"), error.end
 
 
