@@ -189,7 +189,8 @@ def begun(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("args, says", [
-    ((), "BATCH_SIZE is missing"), ((0,), "0 is below 1"), (("x",), "'x' is not a whole number"), ((1, 2), "unrecognized arguments: 2"),
+    ((), "BATCH_SIZE is missing"), ((0,), "'0' is no whole number >= 1"), (("x",), "'x' is no whole number >= 1"),
+    ((1, 2), "unrecognized arguments: 2"),
     ((1, "--device", "gpu"), "--device: invalid choice: 'gpu'"), ((1, "--fusion"), "--fusion: expected one argument"),
     ((1, "--what"), "--what"), ((1, "--dev", "cpu"), "--dev"),
     ((1, "--stream", "--chunk", "7"), "--stream"), ((1, "--stream", "--ray", "auto"), "--stream"),
@@ -201,8 +202,8 @@ def begun(tmp_path, monkeypatch):
     ((1, "--perf_batches", "1,x"), "--perf_batches: '1,x'"), ((1, "--perf_batches", ","), "--perf_batches: ','"),
     ((1, "--data_root", "", "--ann_file", ""), "--data_root: '': wants a value"), ((1, "--ann_file="), "--ann_file: '': wants a value"),
     ((1, "--devices", "0,3,0"), "each once"), ((1, "--ray", "nonsense"), "--ray: 'nonsense'"), ((1, "--ray", "http://x:1"), "--ray"),
-    ((1, "--agreement", "-1"), "-1 is below 0"), ((1, "--gallery", "many"), "'many' is not"),
-    ((1, "--backend", "tensorrt"), "--backend: invalid choice: 'tensorrt'"), ((1, "--num_worker", "0"), "--num_worker: 0 is below 1"),
+    ((1, "--agreement", "-1"), "'-1' is no whole number >= 0"), ((1, "--gallery", "many"), "'many' is no"),
+    ((1, "--backend", "tensorrt"), "--backend: invalid choice: 'tensorrt'"), ((1, "--num_worker", "0"), "--num_worker: '0' is no"),
     ((1, "--backend", "onnxruntime", "--precision", "int8"), "--precision int8 needs --backend openvino"),
     ((1, "--config", "a.py"), "--config, --segments and --shift are for --checkpoint"), ((1, "--segments", "8"), "are for --checkpoint"),
     ((4, "--online"), "BATCH_SIZE is 1"), (("--model_only", "--precision", "int8"), "--model_only measures nothing"),

@@ -85,13 +85,12 @@ def parser(doc: Optional[str]) -> argparse.ArgumentParser:
 
 def _between(text: str, low: int, high: float = math.inf, whole: bool = False) -> Any:
     """argparse type: the number in `text`, an int from `low` to `high`, or a finite number above `low`."""
-    wrong, value = "%r is not a %snumber" % (text, "whole " if whole else ""), math.nan
     with contextlib.suppress(ValueError):
         value = int(text) if whole else float(text)
-        wrong = text + (" is above %d" % high if high < value else " is below %d" % low if whole else " is no finite number above %d" % low)
-    if not low <= value <= high or not whole and value in (low, math.inf):
-        raise argparse.ArgumentTypeError(wrong)
-    return value
+        if low <= value <= high and (whole or low < value < math.inf):
+            return value
+    wanted = ("whole number >= %d" if whole else "number > %d") % low + (" and <= %d" % high if high < math.inf else "")
+    raise argparse.ArgumentTypeError("%r is no %s" % (text, wanted))
 
 
 positive, non_negative = functools.partial(_between, low=1, whole=True), functools.partial(_between, low=0, whole=True)

@@ -176,8 +176,7 @@ def _inside(folder: str) -> List[Input]:
         return [Input(folder, "no %svideos and no frames in it%s" % (
             "other " if videos else "", " (passed over, for their suffix: %s)" % counts if left else ""))]
     if left:
-        warn("%s: passed over, for their suffix%s: %s; a file that is named itself is taken"
-             % (folder, " is no video's", counts))
+        warn("%s: passed over, for their suffix is no video's: %s; a file that is named itself is taken" % (folder, counts))
     return [Input(path) for path in kept or frames] + unread
 
 
@@ -241,15 +240,12 @@ def reset_rule(text: str) -> Union[str, float]:
 def check_options(args: argparse.Namespace, inputs: Sequence[Input], model: Offline) -> None:
     """Refuse, as wrong usage, options that do not fit the kind of model."""
     online, files = model.target == "online", [one.path for one in inputs if one.is_file]
-    ways = {"--window": args.window, "--views": args.views} if online else {
-        "--memory": args.memory, "--threshold": args.threshold, "--reset": args.reset}
-    strange = next((option for option, value in ways.items() if value is not None), "")
+    others = ("window", "views") if online else ("memory", "threshold", "reset")
+    strange = [name for name in others if getattr(args, name) is not None]
     wrong = ""
-    if strange and online:
-        wrong = "%s is for models of clips; of an online model, as %s is one, --every and --memory say what an answer is about" % (
-            strange, model.path)
-    elif strange:
-        wrong = "%s is for online models, of modify_onnx.py --target online; %s is a model of clips" % (strange, model.path)
+    if strange:
+        kind = "models of clips" if online else "online models, of modify_onnx.py --target online"
+        wrong = "--%s is for %s; %s is none" % (strange[0], kind, model.path)
     elif args.every and not online and not args.window and (files or not any(one.is_live for one in inputs)):
         wrong = "--every needs --window or an online model, but for a camera or an address%s" % (
             "; %s is none" % files[0] if files else "")
