@@ -195,8 +195,8 @@ def check_usage(args: argparse.Namespace) -> None:
         (spread and args.chunk == "0", "--chunk 0 is all at once here; leave it out with --devices and --ray"),
         (on_npu and args.precision != "fp32", "--precision is for the CPU; atc decides it on an NPU"),
         (on_npu and args.backend, "--backend is for the CPU; ais_bench runs the model on an NPU"),
-        (args.tune and (args.online or args.model_only or not on_npu), "--tune measures clips on an NPU's chip; leave it out, or "
-         + ("--online and --model_only" if on_npu else "run it where CANN is installed")),
+        (args.tune and (args.online or args.model_only or not on_npu), "--tune measures clips on an NPU's chip, where CANN is installed; "
+         "leave it out, or --online and --model_only"),
         (args.aipp and (args.online or not on_npu), "--aipp is for clips on an NPU; leave it out, or --online"),
         (args.aipp and args.dtype != "float32", "--aipp takes uint8 as it is; leave out --dtype"),
         (not on_npu and (args.precision_mode or args.precision_mode_v2), "--precision_mode and --precision_mode_v2 are for atc, on an NPU"),

@@ -324,8 +324,7 @@ def check_precision(chain: Chain, indices: List[int], expected: List[np.ndarray]
     chip, used = re.search(r"--soc_version=(\S+)", said), (re.findall(r"--precision_mode(?:_v2)?=(\S+)", said) or ["force_fp16"])[0]
     files = [path for path in map(chain.tensor_file, indices) if os.path.exists(path)]
     if not chip or not shutil.which("atc") or len(files) < len(indices):
-        return Stage("precision", UNCHECKED, "another precision mode wants %s" % (
-            "the run's tensors" if len(files) < len(indices) else "the host of the run, with atc on the PATH"))
+        return Stage("precision", UNCHECKED, "another precision mode wants the run's tensors, and its host with atc on the PATH")
     mode = "allow_fp32_to_fp16" if used in ("force_fp16", "fp16") else "force_fp16"
     with tempfile.TemporaryDirectory(dir=chain.folder) as scratch:
         base, config = os.path.join(scratch, "model"), os.path.splitext(chain.model.path)[0] + ".cfg"
