@@ -117,7 +117,7 @@ def checks_of(report: Dict[str, Any], tested_by: Protocol, counted: Accuracy, st
     """The checks that a report allows; `tested_by` is the model's protocol, `state` that of the published accuracy."""
     found = (_joined(report, counted), _labels(report), _proved(report), _same_protocol(report, tested_by), _nothing_skipped(report),
              _precision(report), check("published accuracy", state, report["comparison"]), _no_ties(report))
-    return [entry for entry in found if entry and entry["text"]]
+    return [entry for entry in found if entry["text"]]
 
 
 def latency(times: Any) -> Optional[Dict[str, Any]]:
@@ -197,9 +197,9 @@ def _precision(report: Dict[str, Any]) -> Dict[str, str]:
     return check("agreement with fp32", NOTE, "not measured")
 
 
-def _no_ties(report: Dict[str, Any]) -> Optional[Dict[str, str]]:
+def _no_ties(report: Dict[str, Any]) -> Dict[str, str]:
     ties = report["accuracy"]["verdicts_on_ties"]
-    return check("ties", NOTE, "%d verdicts hang on equal scores; NPY and BIN results keep more digits" % ties) if ties else None
+    return check("ties", NOTE, "%d verdicts hang on equal scores; NPY and BIN results keep more digits" % ties if ties else "")
 
 
 def verdict(report: Dict[str, Any]) -> str:
