@@ -74,7 +74,8 @@ def write_text(path: str, text: Iterable[str]) -> None:
 
 def sealed(value: Dict[str, Any], kind: str) -> Dict[str, Any]:
     """`value` behind its kind, its format (KINDS) and a digest of the rest: what a damaged or edited file does not have."""
-    return dict(_seal(value, kind), **value)
+    digest = hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
+    return dict(zip(SEAL, (kind, KINDS[kind][0], digest)), **value)
 
 
 def unsealed(value: Any, kind: str) -> Optional[Dict[str, Any]]:
@@ -82,12 +83,7 @@ def unsealed(value: Any, kind: str) -> Optional[Dict[str, Any]]:
     if not isinstance(value, dict):
         return None
     rest = {key: item for key, item in value.items() if key not in SEAL}
-    return rest if {key: value.get(key) for key in SEAL} == _seal(rest, kind) else None
-
-
-def _seal(rest: Dict[str, Any], kind: str) -> Dict[str, Any]:
-    digest = hashlib.blake2b(json.dumps(rest).encode(), digest_size=16).hexdigest()
-    return dict(zip(SEAL, (kind, KINDS[kind][0], digest)))
+    return rest if value == sealed(rest, kind) else None
 
 
 def write_json(path: str, value: Any, kind: str = "") -> None:
