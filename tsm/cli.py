@@ -109,10 +109,7 @@ def folder_name(text: str) -> str:
 @contextlib.contextmanager
 def progress(total: int, what: str, unit: str, ready: int = 0) -> Iterator[Callable[..., None]]:
     """A function to be told of what is done, as by tick(1); a note, as in tick(0, "host: 2"), stays until the next. Of `total` units,
-    `ready` were done before.
-
-    On a terminal it moves a bar; elsewhere it prints a line per 10 %.
-    """
+    `ready` were done before. On a terminal it moves a bar; elsewhere it prints a line per 10 %."""
     from tqdm import tqdm
 
     done, out = ready, sys.stdout

@@ -95,10 +95,8 @@ def write_json(path: str, value: Any, kind: str = "") -> None:
 
 
 def read_json(path: str, kind: str = "") -> Any:
-    """The JSON value in `path`; of a `kind`, what was sealed.
-
-    Raises: UserError where it is not JSON in UTF-8, has a number that is not finite, or is not as this version seals that kind.
-    """
+    """The JSON value in `path`; of a `kind`, what was sealed. Raises UserError where it is not JSON in UTF-8, has a number that is not
+    finite, or is not as this version seals that kind."""
     text = read_text(path)
     try:
         value = json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_finite_int)

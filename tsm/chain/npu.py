@@ -88,11 +88,8 @@ def check_path(folder: str) -> None:
 
 
 def prepare(folder: str) -> None:
-    """Take the rights away that ais_bench does not tolerate on models, tensors and results that `folder` already has.
-
-    Raises UserError for what it would refuse all the same: a symbolic link, the file of another user, rights that cannot
-    be changed.
-    """
+    """Take the rights away that ais_bench does not tolerate on models, tensors and results that `folder` already has. Raises UserError
+    for a symbolic link, the file of another user, and rights that cannot be changed."""
     patterns = (COMPILED, *OUTPUTS, os.path.join("*", BINS), os.path.join("*", BINS, "*.bin"))
     for path in (path for pattern in patterns for path in glob.glob(os.path.join(glob.escape(folder), pattern))):
         refused = OTHERS_WRITE | stat.S_IRWXO if os.path.relpath(path, folder) in OUTPUTS else OTHERS_WRITE

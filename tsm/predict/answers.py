@@ -176,10 +176,8 @@ def csv_rows(entries: Iterable[Dict[str, Any]], approximates: str) -> Iterator[S
 
 
 class Log:
-    """--jsonl: one JSON object per line, {time, input, error, start, end, top} and `more`, added to the file as each answer comes.
-
-    Each line is there whole once it was written, whatever ends the run. `failed` once one could not be.
-    """
+    """--jsonl: one JSON object per line, {time, input, error, start, end, top} and `more`, added whole to the file as each answer comes;
+    `failed` once one could not be."""
 
     def __init__(self, path: Optional[str], more: Optional[Dict[str, Any]] = None) -> None:
         self.file, self.failed, self.more = open(path, "ab", buffering=0) if path else None, False, more or {}
@@ -197,11 +195,8 @@ class Log:
 
 
 def write_files(args: argparse.Namespace, facts: Dict[str, Any], entries: List[Dict[str, Any]]) -> bool:
-    """--json, --csv and --html, of the entries of --json; whether each could be written, for one that cannot costs no other.
-
-    Args:
-        facts: tsm.infer.engine.about()'s, and `views` or, of an online model, `shift` and `approximates`.
-    """
+    """--json, --csv and --html, of a way's about() and the entries of --json; whether each could be written, for one that cannot costs no
+    other."""
     def write_page() -> None:
         write_text(args.html, page.predict_page({
             "model": os.path.basename(args.model), "about": page.about_model(facts["model"]), "engine": facts["engine"],

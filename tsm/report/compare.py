@@ -33,11 +33,8 @@ class Measured(NamedTuple):
 
 
 def load_run(path: str) -> Measured:
-    """A run from its work folder or its report.json.
-
-    Result files are read if they are there, and else what report.json keeps of every video. Raises UserError, or OSError, that
-    names what is missing.
-    """
+    """A run from its work folder or its report.json: its result files if they are there, and else what report.json keeps of every
+    video. Raises UserError, or OSError, that names what is missing."""
     report: Dict[str, Any] = {}
     name, folder = os.path.normpath(path), path if os.path.isdir(path) else os.path.dirname(path)
     given = os.path.join(path, REPORT) if os.path.isdir(path) else path

@@ -153,10 +153,8 @@ def reverses(names: Optional[Sequence[str]]) -> Dict[int, int]:
 
 
 def another_order(truth: np.ndarray, answers: np.ndarray, classes: int, names: Optional[Sequence[str]]) -> Tuple[bool, str]:
-    """(does another order of the labels explain the accuracy, in words), of labels and answers int [videos].
-
-    Of other_orders() the best explains it if it gains GAIN of top-1 by a p below MOST_P.
-    """
+    """(does another order of the labels explain the accuracy, in words), of labels and answers int [videos]: the best of other_orders()
+    does if it gains GAIN of top-1 by a p below MOST_P."""
     given = "top-1 is %.4f with the labels as they are" % (answers == truth).mean()
     *known, learnt = other_orders(truth, answers, classes, names)
     for found, before, words in sorted(known, key=lambda one: -one[0].mean()) + [learnt]:
@@ -200,10 +198,8 @@ def _orders(truth: np.ndarray, classes: int, names: Optional[Sequence[str]]) -> 
 
 
 def permutation(truth: np.ndarray, answers: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """(the videos that it is measured on, bool; of these, which are right if each class is called what it is mostly answered as).
-
-    The naming is learnt on one half of each class's videos and measured on the other; a name is given once.
-    """
+    """(the videos that it is measured on, bool; of these, which are right if each class is called what it is mostly answered as, which
+    is learnt on the other half of each class's videos; a name is given once)."""
     measured = np.zeros(len(truth), bool)
     for number in np.unique(truth):
         measured[np.flatnonzero(truth == number)[1::2]] = True
@@ -257,11 +253,8 @@ def strip_of(data_root: Optional[str], source: str) -> Tuple[Optional[str], Opti
 
 
 def strips_of(path: str, spans: Sequence[Tuple[Optional[float], Optional[float]]]) -> Tuple[List[Optional[str]], str]:
-    """(a film strip, as a data URI, of each span of the video or folder of frames at `path`; why some are None, if they are).
-
-    Args:
-        spans: (start, end) in seconds, in their order in time; (None, None) is the whole.
-    """
+    """(a film strip, as a data URI, of each span of the video or folder of frames at `path`; why some are None, if they are). Spans are
+    (start, end) in seconds, in their order in time; (None, None) is the whole."""
     from tsm.video.windows import Window, strips
 
     made: List[Optional[str]] = []
