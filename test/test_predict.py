@@ -32,7 +32,7 @@ from tsm.labels import Ranked, labels_in, top
 from tsm.predict import by_clip, live
 from tsm.predict.answers import Answer, Log, clock, segments_of
 from tsm.predict.by_clip import in_order, parts_of
-from tsm.predict.captions import Caption, has_captions, write_captions
+from tsm.predict.captions import has_captions, write_captions
 from tsm.predict.inputs import annotated_names, expand, without_password
 from tsm.protocol import SSV2, frame_indices
 from tsm.video import clips as clips_module
@@ -364,7 +364,7 @@ def test_videos_of_any_rate_and_size_are_annotated(tmp_path, count, rate, size):
     for number in range(count):
         writer.write(np.full((size[1], size[0], 3), 4 * number, np.uint8))
     writer.release()
-    write_captions(str(tmp_path / "v.avi"), str(tmp_path / "o.mp4"), [Caption(0.0, None, "label")])
+    write_captions(str(tmp_path / "v.avi"), str(tmp_path / "o.mp4"), [(0.0, np.inf, "label")])
     assert frames_in(tmp_path / "o.mp4") == count and has_captions(str(tmp_path / "o.mp4")) and len(list(tmp_path.iterdir())) == 2
 
 
@@ -616,7 +616,7 @@ def test_segments_of_a_variable_rate_tell_when_it_happens(predict, paused):
 def test_an_annotated_copy_keeps_the_pace(tmp_path, gaps):
     starts = np.append(0, np.cumsum(np.resize(gaps, 40)))
     filmed(tmp_path / "v.mp4", greys(40), starts)
-    write_captions(str(tmp_path / "v.mp4"), str(tmp_path / "o.mp4"), [Caption(0.0, None, "label")])
+    write_captions(str(tmp_path / "v.mp4"), str(tmp_path / "o.mp4"), [(0.0, np.inf, "label")])
     assert times_of(tmp_path / "o.mp4") == pytest.approx(starts, abs=1e-4) and has_captions(str(tmp_path / "o.mp4"))
 
 
@@ -632,7 +632,7 @@ def sound_of(path):
     ("v.mkv", "mpeg4", "libmp3lame", "mp3"), ("v.avi", "mpeg4", "pcm_s16le", "aac"), ("v.mkv", "libx264", "ac3", "aac")])
 def test_an_annotated_copy_plays_in_a_browser_with_its_sound(tmp_path, name, codec, sound, kept):
     filmed(tmp_path / name, greys(50), 25, codec, sound)
-    write_captions(str(tmp_path / name), str(tmp_path / "o.mp4"), [Caption(0.0, None, "label")])
+    write_captions(str(tmp_path / name), str(tmp_path / "o.mp4"), [(0.0, np.inf, "label")])
     with av.open(str(tmp_path / "o.mp4")) as film:
         context = film.streams.video[0].codec_context
         assert (context.name, context.pix_fmt, context.width, context.height) == ("h264", "yuv420p", 64, 48)
@@ -643,7 +643,7 @@ def test_an_annotated_copy_plays_in_a_browser_with_its_sound(tmp_path, name, cod
 def test_pictures_of_a_copy_are_those_of_the_video_and_sizes_become_even(tmp_path):
     pictures = [cv2.GaussianBlur(np.random.RandomState(0).randint(0, 256, (241, 321, 3), np.uint8), (0, 0), 9) for _ in range(3)]
     filmed(tmp_path / "v.mkv", pictures, codec="ffv1", pix_fmt="bgr0")
-    write_captions(str(tmp_path / "v.mkv"), str(tmp_path / "o.mp4"), [Caption(9.0, None, "")])
+    write_captions(str(tmp_path / "v.mkv"), str(tmp_path / "o.mp4"), [(9.0, np.inf, "")])
     with strict():
         copied = [frame for _, frame in read_video(str(tmp_path / "o.mp4"), range)]
     assert copied[0].shape == (242, 322, 3) and np.abs(copied[2][:241, :321].astype(int) - pictures[2]).mean() < 3
@@ -658,14 +658,14 @@ def test_a_damaged_video_is_no_fault_of_the_folder_it_is_copied_to(tmp_path):
     for name, content in (("a.ts", data), ("b.webm", (DATA / "video_a.webm").read_bytes()[:-2000])):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(Corrupt):
-            write_captions(str(tmp_path / name), str(tmp_path / "o.mp4"), [Caption(0.0, None, "label")])
+            write_captions(str(tmp_path / name), str(tmp_path / "o.mp4"), [(0.0, np.inf, "label")])
     assert len(list(tmp_path.iterdir())) == 3
 
 
 def drawn(folder, text, size=(320, 240)):
     """The picture of a grey video into which a text was drawn, RGB."""
     filmed(folder / "v.mp4", greys(10, size)[9:])
-    write_captions(str(folder / "v.mp4"), str(folder / "o.mp4"), [Caption(0.0, None, text)])
+    write_captions(str(folder / "v.mp4"), str(folder / "o.mp4"), [(0.0, np.inf, text)])
     with strict():
         return next(read_video(str(folder / "o.mp4"), range))[1].astype(int)
 

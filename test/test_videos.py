@@ -212,7 +212,7 @@ def test_decoding_waits_while_the_consumer_does(monkeypatch, wide):
 
 PEAK = """
 import resource, sys
-from tsm.predict.captions import Caption, write_captions
+from tsm.predict.captions import write_captions
 from tsm.protocol import SSV2
 from tsm.video.clips import fill
 from tsm.video.decode import extract
@@ -229,7 +229,7 @@ elif sys.argv[1] == "strip":
 elif sys.argv[1] == "frames":
     assert extract(path, path + ".frames") == 120
 else:
-    write_captions(path, path + ".out.mp4", [Caption(0, None, "label")])
+    write_captions(path, path + ".out.mp4", [(0, float("inf"), "label")])
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 

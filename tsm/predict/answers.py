@@ -4,6 +4,7 @@ import abc
 import argparse
 import contextlib
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from tsm.cli import Corrupt, UserError, complain, describe, printable, warn
 from tsm.files import write_json, write_text
 from tsm.labels import Ranked, labels_in, read_labels
 from tsm.model.offline import Offline
-from tsm.predict.captions import Caption, write_captions
+from tsm.predict.captions import write_captions
 from tsm.report import page
 from tsm.report.findings import strips_of, write_csv
 from tsm.samples import evenly
@@ -255,9 +256,8 @@ def annotate(output: str, viewer: Viewer, segments: Sequence[Segment]) -> None:
     if os.path.isdir(viewer.name):
         raise Corrupt("is a folder of frames; --annotate is for videos")
     shown = segments or [Segment(0.0, 0.0, *viewer.answers[0].ranked[0][1:])]
-    captions = [Caption(one.start, one.end, "%.2f %s" % (one.probability, one.label)) for one in shown]
-    if viewer.lasting:
-        captions[-1] = captions[-1]._replace(end=None)
+    ends = [one.end for one in shown[:-1]] + [math.inf if viewer.lasting else shown[-1].end]
+    captions = [(one.start, end, "%.2f %s" % (one.probability, one.label)) for one, end in zip(shown, ends)]
     write_captions(viewer.name, output, captions)
 
 

@@ -5,7 +5,7 @@ import os
 import textwrap
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -19,18 +19,11 @@ _OURS = b"labels drawn in by TSM_predict.py"  # the comment of each output, whic
 _UNIT = Fraction(1, 60000)  # seconds; a copy's frames are shown at multiples of it
 _CARRIED = ("aac", "mp3", "opus", "flac")  # sound that browsers play from MP4; other sound becomes AAC
 _SMALLEST = 6  # pixels that letters are high at least
-
-
-class Caption(NamedTuple):
-    """A text over a video, from `start` to `end` in seconds; to its end where that is None."""
-
-    start: float
-    end: Optional[float]
-    text: str
+Caption = Tuple[float, float, str]
 
 
 def write_captions(path: str, output: str, captions: Sequence[Caption]) -> None:
-    """Copy a video to `output` (.mp4, H.264) with captions drawn in, frame by frame; whole or not at all.
+    """Copy a video to `output` (.mp4, H.264) with captions (start, end in seconds, text) drawn in, frame by frame; whole or not at all.
 
     Each frame is shown when it is in the original, and sound is kept. Memory is bounded, whatever the length. Raises Corrupt, or
     UserError or OSError where `output` cannot be written.
@@ -108,7 +101,7 @@ def _copy(source: Any, stream: Any, copy: Any, track: Any, moments: np.ndarray, 
             if played == len(moments) - 1:
                 check_played(played + 1, played)
             moment = moments[played] - moments[0]
-            text = next((c.text for c in captions if c.start <= moment and (c.end is None or moment < c.end)), "")
+            text = next((text for start, end, text in captions if start <= moment < end), "")
             drawn = av.VideoFrame.from_ndarray(_even(as_rgb(frame, filters), text, track), format="rgb24").reformat(format="yuv420p")
             drawn.pts, drawn.time_base = int(ticks[played]), _UNIT
             played += 1

@@ -208,8 +208,8 @@ class _Reader(threading.Thread):
 def watched(
     sources: Sequence[Tuple[str, Any]], seconds: float, stride: float, protocol: Protocol, reconnect: float = 0.0
 ) -> Generator[Tuple[int, Union[Recent, Corrupt]], None, None]:
-    """(number of the source, its newest `seconds`) of `sources`, once every `stride` seconds until all have ended. A source is what warnings
-    call it, and its address or a camera's number; one that is Lost is tried again for `reconnect` seconds.
+    """(number of the source, its newest `seconds`) of `sources`, once every `stride` seconds until all have ended. A source is what
+    warnings call it, and its address or a camera's number; one that is Lost is tried again for `reconnect` seconds.
 
     Each is read in a thread of its own and never waits: frames that arrive while the caller computes push the oldest out, so an
     answer is never about the past. Frames are kept resized, MOST_FRAMES of a window, so memory is bounded; the newest alone for 0
