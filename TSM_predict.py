@@ -107,9 +107,12 @@ def main() -> None:
     lists: List[str] = []
     inputs = expand(args.inputs, lists=lists) + [Input("camera %d" % number, live=number) for number in args.camera]
     computing = computing_of(args, args.model)
-    annotated = check_paths(args, inputs, lists, computing.int8_model)
+    files = [number for number, one in enumerate(inputs) if not one.error and one.live is None]
+    live = [number for number, one in enumerate(inputs) if not one.error and one.live is not None]
+    paths, sources = [inputs[number].path for number in files], [inputs[number] for number in live]
+    annotated = check_paths(args, paths, sources, lists, computing.int8_model)
     model = read_offline(args.model)
-    check_options(args, inputs, model)
+    check_options(args, paths, model)
     names = predict.label_names(args, model)
     if args.views == 1:
         print("the centre view alone: 1/%d of the cost, less accurate than all views" % model.tested_by.views, flush=True)
@@ -118,16 +121,13 @@ def main() -> None:
     log = predict.Log(args.jsonl, {"approximates": approximates} if approximates else {})
     entries = {number: {"input": one.path, "error": predict.say_failed(one.path, one.error, log), "windows": []}
                for number, one in enumerate(inputs) if one.error}
-    live = [number for number, one in enumerate(inputs) if one.is_live]
-    files = [number for number, one in enumerate(inputs) if one.is_file]
-    paths = [inputs[number].path for number in files]
     way = (ByFrame if model.target == "online" else ByClip)(args, model, computing, names, paths, len(live))
     interrupt, written = None, True
     try:
         for number, entry in zip(files, predict_files(way, paths, annotated, log)):
             entries[number] = entry
         if live:
-            found, interrupt = watch(way, [inputs[number] for number in live], args.reconnect, log)
+            found, interrupt = watch(way, sources, args.reconnect, log)
             entries.update(zip(live, found))
     except KeyboardInterrupt as stopped:
         interrupt = stopped

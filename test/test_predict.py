@@ -300,7 +300,7 @@ def test_names_in_a_model_are_as_many_as_its_classes_and_top_puts_the_lower_clas
     assert not any(labels_in({"tsm.labels": wrong}, 3) for wrong in ("{", "[1]", json.dumps(names[:2]), "null"))
     assert [ranked.class_id for ranked in top(np.array([0.1, 0.4, 0.1, 0.4]), None, 3)] == [1, 3, 0]
     assert clock(62.46) == "1:02.5" and clock(3725.0) == "1:02:05.0"
-    assert [(one.path, one.is_live) for one in expand(["HTTP://x/y.mp4", "y.mp4"])] == [("HTTP://x/y.mp4", True), ("y.mp4", False)]
+    assert [(one.path, one.live is not None) for one in expand(["HTTP://x/y.mp4", "y.mp4"])] == [("HTTP://x/y.mp4", True), ("y.mp4", False)]
 
 
 def frames_in(path):

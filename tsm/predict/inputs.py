@@ -34,14 +34,6 @@ class Input(NamedTuple):
     error: str = ""
     live: Optional[Union[int, str]] = None
 
-    @property
-    def is_live(self) -> bool:
-        return not self.error and self.live is not None
-
-    @property
-    def is_file(self) -> bool:
-        return not self.error and self.live is None
-
 
 def is_address(text: str) -> bool:
     """Whether an input is an address that FFmpeg opens by itself (rtsp://…, http://…)."""
@@ -212,19 +204,17 @@ def annotated_names(folder: str, paths: Sequence[str], inputs: Iterable[str]) ->
     return list(names)
 
 
-def check_paths(args: argparse.Namespace, inputs: Sequence[Input], lists: List[str], int8_model: str) -> List[str]:
+def check_paths(args: argparse.Namespace, files: Sequence[str], live: Sequence[Input], lists: List[str], int8_model: str) -> List[str]:
     """Refuse, before any work, options that do not fit the inputs, outputs that cannot be written and those that would overwrite
     what is read: inputs, `lists` of them, the model; where --annotate writes each file."""
-    live = [one.path for one in inputs if one.is_live]
-    files = [one.path for one in inputs if one.is_file]
     if args.annotate is not None and live:
-        fail("--annotate is for videos, not for %s (see --help)" % live[0], status=2)
+        fail("--annotate is for videos, not for %s (see --help)" % live[0].path, status=2)
     weights = weights_file(int8_model) if int8_model.endswith(".xml") else ""
     read = list(filter(None, [args.model, args.labels, int8_model, weights] + lists))
     read += [path for one in files for path in ([entry.path for entry in os.scandir(one) if is_picture(entry.name)] if os.path.isdir(one)
                                                 else [one])]
     annotated = annotated_names(args.annotate, files, read) if args.annotate else [""] * len(files)
-    outputs = {"--json": None if args.json == "-" else args.json, "--jsonl": args.jsonl, "--csv": args.csv, "--html": args.html}
+    outputs = {"--json": args.json, "--jsonl": args.jsonl, "--csv": args.csv, "--html": args.html}
     check_outputs(outputs, read + list(filter(None, annotated)), args.annotate)
     return annotated
 
@@ -237,18 +227,17 @@ def reset_rule(text: str) -> Union[str, float]:
         raise argparse.ArgumentTypeError("%r is none of scene, never and a number of seconds" % text)
 
 
-def check_options(args: argparse.Namespace, inputs: Sequence[Input], model: Offline) -> None:
+def check_options(args: argparse.Namespace, files: Sequence[str], model: Offline) -> None:
     """Refuse, as wrong usage, options that do not fit the kind of model."""
-    online, files = model.target == "online", [one.path for one in inputs if one.is_file]
+    online = model.target == "online"
     others = ("window", "views") if online else ("memory", "threshold", "reset")
     strange = [name for name in others if getattr(args, name) is not None]
     wrong = ""
     if strange:
         kind = "models of clips" if online else "online models, of modify_onnx.py --target online"
         wrong = "--%s is for %s; %s is none" % (strange[0], kind, model.path)
-    elif args.every and not online and not args.window and (files or not any(one.is_live for one in inputs)):
-        wrong = "--every needs --window or an online model, but for a camera or an address%s" % (
-            "; %s is none" % files[0] if files else "")
+    elif args.every and not online and not args.window and files:
+        wrong = "--every needs --window or an online model, but for a camera or an address; %s is none" % files[0]
     elif (args.threshold or 0) >= 1:
         wrong = "--threshold %g is no probability below 1" % args.threshold
     if wrong:
