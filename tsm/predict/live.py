@@ -219,21 +219,19 @@ def watched(
     readers = [_Reader(name, source, seconds, stride, protocol, reconnect, arrived) for name, source in sources]
     for reader in readers:
         reader.start()
-    left = list(range(len(sources)))
+    left = list(readers)
     try:
         while left:
             with arrived:
-                arrived.wait_for(lambda: any(readers[number].has_news() or readers[number].ended for number in left))
-                number = next(number for number in left if readers[number].has_news() or readers[number].ended)
-                left.remove(number)
-                reader = readers[number]
+                reader = arrived.wait_for(lambda: next((one for one in left if one.has_news() or one.ended), None))  # type: ignore
+                left.remove(reader)
                 found: Union[Recent, Exception, None] = reader.take() if reader.has_news() else reader.failure
             if isinstance(found, Recent):
-                left.append(number)  # behind the others
+                left.append(reader)  # behind the others
             elif reader.given < 0 and found is None:
                 found = Corrupt("ended without a frame; is it the right camera or address?")
             if isinstance(found, (Recent, Corrupt)):
-                yield number, found
+                yield readers.index(reader), found
             elif found is not None:
                 raise found
     finally:
