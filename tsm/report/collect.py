@@ -128,9 +128,8 @@ def latency(times: Any) -> Optional[Dict[str, Any]]:
     values = np.array(times, np.float64)
     low, high = float(values.min()), float(np.percentile(values, 99.5))
     counts, edges = np.histogram(np.clip(values, low, max(high, low)), LATENCY_BINS, (low, high if high > low else low + 1))
-    return {"p50": float(np.percentile(values, 50)), "p90": float(np.percentile(values, 90)),
-            "p99": float(np.percentile(values, 99)), "count": len(times), "low": float(edges[0]), "high": float(edges[-1]),
-            "bins": counts.tolist()}
+    return dict(zip(("p50", "p90", "p99"), np.percentile(values, (50, 90, 99)).tolist()), count=len(times), low=float(edges[0]),
+                high=float(edges[-1]), bins=counts.tolist())
 
 
 def check(name: str, state: str, text: str) -> Dict[str, str]:

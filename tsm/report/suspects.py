@@ -10,6 +10,7 @@ import os
 import re
 from collections import Counter
 from functools import partial
+from itertools import accumulate
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
@@ -340,10 +341,8 @@ def _trial(change: str, before: np.ndarray, after: np.ndarray, because: str, rem
 def _corrected(rows: Sequence[Trial]) -> List[Trial]:
     """The rows, those that were computed by what they explain and with Holm's corrected p; of several by one name the best."""
     tried = sorted((row for row in rows if not row.problem), key=lambda row: row.p)
-    least, made = 0.0, []
-    for place, row in enumerate(tried):
-        least = max(least, min(1.0, row.p * (len(tried) - place)))
-        made.append(row._replace(corrected=least))
+    holm = accumulate((min(1.0, row.p * (len(tried) - place)) for place, row in enumerate(tried)), max)
+    made = [row._replace(corrected=p) for row, p in zip(tried, holm)]
     made.sort(key=lambda row: (not row.explains, -_gain(row, -2)))
     near = [row.change for row in made if row.explains and _gain(row) >= _gain(made[0]) - NEAR]
     simplest = next((row.change for row in rows if row.change in near), "")
