@@ -25,7 +25,6 @@ from tsm.report.compare import chance, difference
 from tsm.report.findings import Columns
 from tsm.results import OWN
 
-TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "templates")
 TITLES = {  # of the gallery's parts
     "failures": ("Failures", "Wrong answers, the most certain first."),
     "near_misses": ("Near misses", "The truth came second, by the smallest margin."),
@@ -68,7 +67,7 @@ def about_model(metadata: Mapping[str, str]) -> List[str]:
 
 def rendered(template: str, title: str, values: Dict[str, Any]) -> str:
     """The page of a template."""
-    loader = jinja2.FileSystemLoader(TEMPLATES)
+    loader = jinja2.PackageLoader("tsm.report")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters["whole"] = lambda text: Markup(re.sub(r"(?<![^\s(])--\w+", r"<code>\g<0></code>", str(escape(text))))  # --option
