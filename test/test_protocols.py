@@ -71,8 +71,7 @@ def test_dense_samples_start_evenly_and_run_over_to_the_first_frame(frames, segm
 ])
 def test_ten_crops_are_five_places_each_followed_by_its_mirror_image(width, height, places):
     boxes = crop_boxes(width, height, SSV2._replace(crops="ten", size=224))
-    assert [box[:2] for box in boxes[::2]] == places == [box[:2] for box in boxes[1::2]]
-    assert [box.mirrored for box in boxes] == [False, True] * 5
+    assert boxes == [(x, y, mirrored) for x, y in places for mirrored in (False, True)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
@@ -87,10 +86,10 @@ def test_a_tensor_of_dense_samples_and_ten_crops_by_its_definition(tmp_path, dty
     table = normalisation(protocol)
     fill(str(tmp_path), count, protocol, table if dtype == "float32" else None, out)
     views = out.reshape(10, -1, 3, 32, 32)
-    for crop, box in enumerate(crop_boxes(60, 40, protocol)):
+    for crop, (x, y, mirrored) in enumerate(crop_boxes(60, 40, protocol)):
         for place, index in enumerate(frame_indices(count, protocol)):
-            frame = cv2.imread(str(tmp_path / ("img_%05d.jpg" % (index + 1))))[box.y : box.y + 32, box.x : box.x + 32, ::-1]
-            frame = frame[:, ::-1] if box.mirrored else frame
+            frame = cv2.imread(str(tmp_path / ("img_%05d.jpg" % (index + 1))))[y : y + 32, x : x + 32, ::-1]
+            frame = frame[:, ::-1] if mirrored else frame
             planes = [table[channel][frame[..., channel]] if dtype == "float32" else frame[..., channel] for channel in range(3)]
             assert np.array_equal(views[crop, place], np.stack(planes))
 

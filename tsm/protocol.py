@@ -6,6 +6,7 @@ configs/recognition/tsm and the classes it names.
 """
 
 import argparse
+import functools
 import re
 import reprlib
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
@@ -105,28 +106,21 @@ CENTRE_VIEW: Dict[str, Any] = {"sampling": "uniform", "crops": "centre"}  # the 
 SSV2 = Protocol()  # TSM on Something-Something V2, as the Ascend guide and mmaction2 test it
 
 
-def not_whole(name: str, value: Any) -> str:
-    """What is wrong with `value` as the whole number called `name` in BOUNDS, as in `0; a whole number from 2 to 9 is needed`;
-    empty where nothing is."""
-    least, most = BOUNDS[name]
-    fits = type(value) is int and least <= value <= most
-    return "" if fits else "%s; a whole number from %d to %d is needed" % (shown(value), least, most)
-
-
-def not_colours(name: str, value: Any) -> str:
-    """The same of a mean or a std, three numbers within COLOURS."""
-    least, most = COLOURS[name]
-    fits = isinstance(value, (list, tuple)) and len(value) == 3 and all(
-        type(number) in (int, float) and least <= number <= most for number in value)
-    return "" if fits else "%s; three numbers from %g to %g are needed, one a colour" % (shown(value), least, most)
-
-
 def misfit(name: str, value: Any) -> str:
-    """The same of the fact of a protocol called `name`."""
+    """What is wrong with `value` as the fact of a protocol, or the number of a config, called `name`: as in `0; a whole number from 2
+    to 9 is needed`; empty where nothing is."""
     known = {"sampling": tuple(SAMPLINGS), "crops": tuple(CROPS), "shift": SHIFTS}.get(name)
-    if known is None:
-        return (not_colours if name in COLOURS else not_whole)(name, value)
-    return "" if isinstance(value, str) and value in known else "%s; one of %s is needed" % (shown(value), ", ".join(known))
+    if known:
+        fits, wanted = isinstance(value, str) and value in known, "one of " + ", ".join(known)
+    elif name in COLOURS:
+        least, most = COLOURS[name]
+        fits = isinstance(value, (list, tuple)) and len(value) == 3 and all(
+            type(number) in (int, float) and least <= number <= most for number in value)
+        wanted = "a list of three numbers from %g to %g, one a colour," % (least, most)
+    else:
+        least, most = BOUNDS[name]
+        fits, wanted = type(value) is int and least <= value <= most, "a whole number from %d to %d" % (least, most)
+    return "" if fits else "%s; %s is needed" % (shown(value), wanted)
 
 
 def shown(value: Any) -> str:
@@ -134,12 +128,7 @@ def shown(value: Any) -> str:
     return value[:60] if isinstance(value, str) else reprlib.repr(value)
 
 
-def segments(text: str) -> int:
-    """argparse type: frames of a view."""
-    wrong = not_whole("segments", positive(text))
-    if wrong:
-        raise argparse.ArgumentTypeError(wrong)
-    return int(text)
+segments = functools.partial(positive, high=BOUNDS["segments"][1])  # argparse type: frames of a view
 
 
 def frame_template(text: str) -> str:
@@ -179,9 +168,7 @@ def protocol_from(facts: Mapping[str, Any], where: str) -> Protocol:
 
 def read_protocol(path: str) -> Protocol:
     """The protocol in a file that TSM_checkpoint.py wrote; Something-Something V2's where `path` is empty."""
-    if not path:
-        return SSV2
-    return protocol_from(read_stated(path), path)
+    return protocol_from(read_stated(path), path) if path else SSV2
 
 
 def read_stated(path: str) -> Dict[str, Any]:
@@ -217,16 +204,8 @@ def frame_indices(frames: int, protocol: Protocol) -> List[int]:
     return middles + begins if protocol.sampling == "twice" else middles
 
 
-class Box(NamedTuple):
-    """A crop of a resized frame: its upper left corner in pixels, and whether it is mirrored, left for right."""
-
-    x: int
-    y: int
-    mirrored: bool = False
-
-
-def crop_boxes(width: int, height: int, protocol: Protocol) -> List[Box]:
-    """The crops of a resized frame.
+def crop_boxes(width: int, height: int, protocol: Protocol) -> List[Tuple[int, int, bool]]:
+    """The crops of a resized frame: of each the upper left corner, x and y in pixels, and whether it is mirrored, left for right.
 
     centre: the middle; three: left, right, middle of a wide frame, top, bottom, middle of a tall one; ten: the corners
     (upper left, upper right, lower left, lower right) and the middle, each followed by its mirror image (mmaction2's
@@ -236,9 +215,10 @@ def crop_boxes(width: int, height: int, protocol: Protocol) -> List[Box]:
     if protocol.crops == "ten":
         x, y = over_x // 4, over_y // 4
         places = [(0, 0), (4 * x, 0), (0, 4 * y), (4 * x, 4 * y), (2 * x, 2 * y)]
-        return [Box(left, top, mirrored) for left, top in places for mirrored in (False, True)]
+        return [(left, top, mirrored) for left, top in places for mirrored in (False, True)]
     x, y = over_x // 2, over_y // 2
-    return [Box(x, y)] if protocol.crops == "centre" else [Box(0, 0), Box(2 * x, 2 * y), Box(x, y)]
+    middle = (x, y, False)
+    return [middle] if protocol.crops == "centre" else [(0, 0, False), (2 * x, 2 * y, False), middle]
 
 
 def shifted(x: np.ndarray, segments: int, fold: int, shift: str = "bi") -> np.ndarray:

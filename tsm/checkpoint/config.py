@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from tsm.checkpoint.pyconfig import Code, Unsupported, get, refuse_code, sequence
 from tsm.cli import UserError, printable
-from tsm.protocol import frame_template, not_colours, not_whole, shown
+from tsm.protocol import frame_template, misfit, shown
 
 _SILENT = 8  # num_segments and shift_div of ResNetTSM, MobileNetV2TSM and TSMHead where a config gives none
 _ANY = object()
@@ -59,14 +59,10 @@ _OPTIONS: Dict[Tuple[str, ...], Dict[str, Any]] = {
     ("model", "data_preprocessor"): dict(
         _FREE, to_rgb=(False, None), to_float32=(True,), format_shape=("NCHW",)),
 }
-_FAMILIES = {  # in words, by the backbone's type
-    "MobileOneTSM": "TSM MobileOne", "ResNet3dSlowFast": "SlowFast", "ResNetTIN": "TIN", "TANet": "TANet", "STGCN": "ST-GCN",
-}
 _OWN = re.compile("TSM (ResNet|MobileNetV2)")  # what network_in() says of the backbones in _BACKBONES
 _SHELLS = (None, "Recognizer2D")  # types of a model that do not say what its network is
 _RANKS = {  # of the steps that have an order
     "SampleFrames": 0, "DenseSampleFrames": 0, "Resize": 1, **dict.fromkeys(_CROPS, 2), "Normalize": 3, "FormatShape": 4}
-_NEEDED = "SampleFrames or DenseSampleFrames, Resize, and CenterCrop, ThreeCrop or TenCrop"
 
 
 def facts(config: Dict[str, Any], where: str, network: str = "") -> Dict[str, Any]:
@@ -112,7 +108,7 @@ def network_in(config: Dict[str, Any], where: str) -> Optional[str]:
     if kind is None:
         return None if whole in _SHELLS or get(config, "model", "backbone") else "%s of mmaction2" % shown(whole)
     if kind not in ("ResNet", "ResNetTSM", "MobileNetV2TSM"):
-        return _FAMILIES.get(shown(kind), "%s of mmaction2" % shown(kind))
+        return "%s of mmaction2" % shown(kind)
     names = ("is_shift", "non_local", "non_local_cfg", "temporal_pool", "shift_place")
     is_shift, non_local, non_local_cfg, temporal_pool, place = (get(config, "model", "backbone", name) for name in names)
     shifted = kind != "ResNet" and is_shift is not False
@@ -211,18 +207,18 @@ def _frames(datasets: List[Dict[str, Any]], where: str) -> Dict[str, Any]:
         _check_options(dataset, dict(_FREE, modality=(None, "RGB")), where, "its test dataset")
         for name in ("filename_tmpl", "start_index"):
             value = get(dataset, name)
-            if value is not None:
-                _refuse(_no_template(value) if name == "filename_tmpl" else not_whole(name, value), where, name)
-                if found.setdefault(name, value) != value:
-                    raise Unsupported("%s: its test datasets have %s = %s and %s; this suite takes one" % (
-                        where, name, shown(found[name]), shown(value)))
+            if value is not None and found.setdefault(name, _checked(value, name, where, name)) != value:
+                raise Unsupported("%s: its test datasets have %s = %s and %s; this suite takes one"
+                                  % (where, name, shown(found[name]), shown(value)))
     return found
 
 
-def _refuse(wrong: str, where: str, what: str) -> None:
-    """Raise UserError where something is wrong with the value called `what`."""
+def _checked(value: Any, name: str, where: str, what: str) -> Any:
+    """A value, which is at `what`; UserError where it is not of the kind that is called `name`."""
+    wrong = _no_template(value) if name == "filename_tmpl" else misfit(name, value)
     if wrong:
         raise UserError("%s: %s = %s" % (where, what, wrong))
+    return value
 
 
 def _no_template(value: Any) -> str:
@@ -268,7 +264,8 @@ def _pipeline(steps: Any, where: str) -> Dict[str, Any]:
         kinds += {_kind(step["type"])}.intersection(_RANKS)
     ranks = [_RANKS[kind] for kind in kinds]
     if ranks != sorted(ranks) or not {0, 1, 2} <= set(ranks):
-        raise Unsupported("%s: its test pipeline has the steps %s; %s are needed, in this order" % (where, ", ".join(kinds), _NEEDED))
+        raise Unsupported("%s: its test pipeline has the steps %s; SampleFrames or DenseSampleFrames, Resize, and CenterCrop, ThreeCrop "
+                          "or TenCrop are needed, in this order" % (where, ", ".join(kinds)))
     return found
 
 
@@ -290,11 +287,10 @@ def _step(step: Any, before: Dict[str, Any], where: str) -> Dict[str, Any]:
                               % (where, kind, name, shown(value), "" if name in step else " (as it is left out)"))
     decides = _decided(kind, step, where)
     for name, value in decides.items():
-        whole = {"sampled": "segments", "short_side": "short_side", "size": "size"}.get(name)
-        wrong = not_whole(whole, value) if whole else ""
+        wrong = misfit("segments" if name == "sampled" else name, value)
         if wrong or name in before:
             raise Unsupported("%s: the step %s of its test pipeline (%s) is not understood%s"
-                              % (where, kind, _words(step), wrong and ": " + wrong))
+                              % (where, kind, shown(step), wrong and ": " + wrong))
     return decides
 
 
@@ -312,18 +308,12 @@ def _decided(kind: str, step: Dict[str, Any], where: str) -> Dict[str, Any]:
     return {name: _triple(step.get(name), where, name) for name in ("mean", "std")} if kind == "Normalize" else {}
 
 
-def _words(step: Dict[str, Any]) -> str:
-    return ", ".join("%s=%s" % (name, shown(value)) for name, value in step.items() if name != "type")[:200]
-
-
 def _triple(value: Any, where: str, name: str) -> Tuple[float, ...]:
     refuse_code(value)
-    _refuse(not_colours(name, value), where, name)
-    return tuple(map(float, value))
+    return tuple(map(float, _checked(value, name, where, name)))
 
 
 def _number(name: str, config: Any, where: str, *keys: str) -> Optional[int]:
-    """The value at model.backbone.depth and the like, within the bounds of `name`; None where there is none."""
+    """The value at model.backbone.depth and the like; UserError unless it is within the bounds of `name`; None where there is none."""
     value = get(config, *keys)
-    _refuse("" if value is None else not_whole(name, value), where, ".".join(keys))
-    return value
+    return value if value is None else _checked(value, name, where, ".".join(keys))

@@ -11,7 +11,7 @@ mmaction2 0.24.1, models/backbones (resnet_tsm, mobilenet_v2_tsm, …).
 import contextlib
 import os
 import re
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from tsm.checkpoint import config as mmaction2_config
 from tsm.checkpoint import published, pyconfig
@@ -21,14 +21,12 @@ from tsm.protocol import FUSIONS, PIPELINES, SSV2, Protocol, misfit
 
 _GUIDE = "TSM ResNet-50"  # the network of the Ascend guide
 _TAKEN = re.compile(r"TSM (ResNet-(50|101|152)|ResNet of [-\d]+ bottlenecks|MobileNetV2)")  # networks that this suite takes
-_RESNETS: Dict[Tuple[int, ...], str] = {  # by the blocks of the four stages, and whether they are bottlenecks
-    (3, 4, 6, 3, True): "50", (3, 4, 23, 3, True): "101", (3, 8, 36, 3, True): "152", (2, 2, 2, 2, False): "18",
-    (3, 4, 6, 3, False): "34",
-}
+_RESNETS = {(3, 4, 6, 3): "50", (3, 4, 23, 3): "101", (3, 8, 36, 3): "152"}  # by the bottlenecks of the four stages
 _BLOCK = re.compile(r"backbone\.layer([1-4])\.(?:net\.)?(\d+)\.(?:net\.)?(?:block\.)?conv1\.")
 _DEFAULT = "default"
 _META = "the config in its meta"
 _NETWORK = ("network", "classes", "segments", "shift_div", "shift")  # what the sources have to agree on
+_FRAMES = ("filename_tmpl", "start_index")  # how extracted frames are called
 _TEST = ("sampling", "crops", "size", "short_side", "mean", "std", "average_clips")  # of which the first source counts
 _OTHERS = (  # networks of other families, by what their weights are called
     (r"fake_quant\.", "a network with fake quantisation (QAT)"),
@@ -45,6 +43,7 @@ _IMAGES = (  # likewise, those of single images, if nothing else is known of the
 )
 _ONLINE: Dict[str, Any] = dict(PIPELINES["centre"], segments=8, shift="past1", shift_div=8, short_side=256, mean=SSV2.mean, std=SSV2.std)
 _PUBLISHED = "the table of published files"
+_Source = Tuple[str, Dict[str, Any]]  # (what says something, {fact: what it says})
 
 
 class Facts(NamedTuple):
@@ -74,14 +73,16 @@ def facts_of(
     weights = weights_say(state)
     _check_taken(path, weights, meta, config)
     _check_online(path, weights, meta, shift)
-    said, notes = _said(path, meta, config, {"segments": segments, "shift": shift or None}, weights["network"])
-    default = dict(SSV2._asdict(), average_clips="", network="")
-    sources = [("its weights", weights)] + said + [(_DEFAULT, default)]
+    notes: List[str] = []
+    said = _said(path, meta, config, {"segments": segments, "shift": shift or None}, weights["network"], notes)
+    sources = [("its weights", weights)] + said + [(_DEFAULT, dict(SSV2._asdict(), average_clips=""))]
     chosen: Dict[str, Any] = {}
     origins: Dict[str, str] = {}
     conflicts: List[str] = []
-    for fact in ("network", "average_clips") + Protocol._fields:
-        origins[fact], chosen[fact] = next((where, facts[fact]) for where, facts in sources if fact in facts)
+    for fact in ("network", "average_clips") + Protocol._fields + _FRAMES:
+        for where, facts in sources[::-1]:  # the first one counts
+            if fact in facts:
+                origins[fact], chosen[fact] = where, facts[fact]
     for where, facts in sources[:-1]:
         for fact in _NETWORK:
             said_of_it = facts.get(fact, chosen[fact])
@@ -93,26 +94,22 @@ def facts_of(
                 else:
                     conflicts.append(words)
         notes += _other_test(where, facts, chosen, origins)
-    frames = {}
-    for fact in ("filename_tmpl", "start_index"):
-        for where, facts in said[::-1]:
-            if fact in facts:
-                origins[fact], frames[fact] = where, facts[fact]
-    unsure, more = _of_other_frames([(where, facts) for where, facts in said if where != _META or not config], chosen["segments"],
-                                    origins["segments"])
+        if where != _META or not config:
+            _check_frames(where, facts, chosen["segments"], origins["segments"], conflicts, notes)
     if origins["segments"] == _DEFAULT:
         if meta.get("naming") == "MIT":
             raise UserError("%s: is %s, and nothing says of how many segments; pass --segments N, as it was trained with"
                             % (path, chosen["network"]))
-        more.append("note: nothing says how many segments %s has; taken as %d; --segments N says otherwise"
-                    % (path, chosen["segments"]))
+        notes.append("note: nothing says how many segments %s has; taken as %d; --segments N says otherwise" % (path, chosen["segments"]))
     if origins["shift"] == origins["shift_div"] == _DEFAULT:
-        more.append("note: what the weights do not tell: the kind of shift; taken as %s, mmaction2's; --shift says otherwise, and "
-                    "TSM_compare.py --suspects WORK_DIR asks labelled clips" % chosen["shift"])
-    more += ["note: %s says of itself: %s" % (path, meta["about"])] if isinstance(meta.get("about"), str) else []
-    more += _of_labels(path, bool(meta.get("naming")), chosen["classes"])
+        notes.append("note: what the weights do not tell: the kind of shift; taken as %s, mmaction2's; --shift says otherwise, and "
+                     "TSM_compare.py --suspects WORK_DIR asks labelled clips" % chosen["shift"])
+    if isinstance(meta.get("about"), str):
+        notes.append("note: %s says of itself: %s" % (path, meta["about"]))
+    notes += _of_labels(path, bool(meta.get("naming")), chosen["classes"])
     protocol = Protocol(*(chosen[name] for name in Protocol._fields))
-    return Facts(chosen["network"], protocol, chosen["average_clips"], frames, origins, conflicts + unsure, notes + more)
+    frames = {fact: chosen[fact] for fact in _FRAMES if fact in chosen}
+    return Facts(chosen["network"], protocol, chosen["average_clips"], frames, origins, conflicts, notes)
 
 
 def _of_labels(path: str, mits: bool, classes: int) -> List[str]:
@@ -137,22 +134,17 @@ def _other_test(where: str, facts: Mapping[str, Any], chosen: Mapping[str, Any],
         ", ".join(_words(fact, facts[fact]) for fact in other))] if other else []
 
 
-def _of_other_frames(said: List[Tuple[str, Dict[str, Any]]], segments: int, origin: str) -> Tuple[List[str], List[str]]:
-    """(conflicts, notes) of configs that sample or average other numbers of frames than their network has segments."""
-    conflicts: List[str] = []
-    notes: List[str] = []
-    for where, facts in said:
-        wanted: Any = facts.get("segments", segments)
-        sampled, averaged = facts.get("sampled", wanted), facts.get("head_segments", wanted)
-        if averaged != wanted:
-            conflicts.append("%s averages %s of %s segments" % (where, averaged, wanted))
-        if sampled != wanted and origin != "--segments":
-            conflicts.append("%s samples %s frames for %s segments (--segments %s tests it on %s)"
-                             % (where, sampled, wanted, wanted, wanted))
-        elif sampled != wanted:
-            notes.append("note: %s samples %s frames for %s segments; by %s it is tested on %s, so a published accuracy may be of "
-                         "another test" % (where, sampled, wanted, origin, segments))
-    return conflicts, notes
+def _check_frames(where: str, facts: Mapping[str, Any], segments: int, origin: str, conflicts: List[str], notes: List[str]) -> None:
+    """Add what there is to say of a config that samples or averages another number of frames than its network has segments."""
+    wanted = facts.get("segments", segments)
+    sampled, averaged = facts.get("sampled", wanted), facts.get("head_segments", wanted)
+    if averaged != wanted:
+        conflicts.append("%s averages %s of %s segments" % (where, averaged, wanted))
+    if sampled != wanted and origin != "--segments":
+        conflicts.append("%s samples %s frames for %s segments (--segments %s tests it on %s)" % (where, sampled, wanted, wanted, wanted))
+    elif sampled != wanted:
+        notes.append("note: %s samples %s frames for %s segments; by %s it is tested on %s, so a published accuracy may be of another "
+                     "test" % (where, sampled, wanted, origin, segments))
 
 
 def _check_taken(path: str, weights: Mapping[str, Any], meta: Mapping[str, Any], config: str) -> None:
@@ -160,13 +152,9 @@ def _check_taken(path: str, weights: Mapping[str, Any], meta: Mapping[str, Any],
     if _TAKEN.fullmatch(weights["network"]):
         return
     words = weights["network"] + (" of %d classes" % weights["classes"] if "classes" in weights else "")
-    kept = _kept_text(meta)
-    configs: List[Tuple[str, Callable[[], Dict[str, Any]]]] = []
-    configs += [(config, lambda: pyconfig.read(config))] if config else []
-    configs += [(_META, lambda: pyconfig.parse(kept, _META))] if kept else []
-    for where, read in configs:
-        with contextlib.suppress(UserError):  # what the weights are counts
-            named = mmaction2_config.network_in(read(), where)
+    for where, read in ((config, pyconfig.read), (_META, lambda where: pyconfig.parse(_kept_text(meta), where))):
+        with contextlib.suppress(UserError):  # a config that is missing or broken says nothing of the network
+            named = mmaction2_config.network_in(read(where), where)
             words += "; %s says %s" % (where, named) if named not in (None, weights["network"]) else ""
     raise UserError("%s: is %s; this suite takes TSM on ResNets of bottlenecks (ResNet-50, -101, -152, …) and on MobileNetV2"
                     % (path, words))
@@ -181,53 +169,52 @@ def _check_online(path: str, weights: Mapping[str, Any], meta: Mapping[str, Any]
 
 
 def _said(
-    path: str, meta: Mapping[str, Any], config: str, flags: Mapping[str, Any], network: str
-) -> Tuple[List[Tuple[str, Dict[str, Any]]], List[str]]:
-    """([(source, what it says)], notes) of all sources but the weights of `network`, the one that decides first."""
-    said = [("--" + fact, {fact: value}) for fact, value in flags.items() if value is not None]
+    path: str, meta: Mapping[str, Any], config: str, flags: Mapping[str, Any], network: str, notes: List[str]
+) -> List[_Source]:
+    """All sources but the weights of `network`, the one that decides first; to `notes` is added what the user is to know of them."""
+    said: List[_Source] = [("--" + fact, {fact: value}) for fact, value in flags.items() if value is not None]
     if config:
         read = mmaction2_config.facts(pyconfig.read(config), config, network)
         if not read:
             raise UserError("%s: says nothing of a network or its test; pass the config that it was trained with" % config)
         said.append((config, read))
-    kept, broken = _kept_config(meta, "%s: %s" % (path, _META), bool(config), network)
-    said += [(_META, kept), ("its meta", {fact: meta[fact] for fact in ("shift",) if fact in meta})]
-    row, notes = _row_of(path)
-    broken += ["note: %s holds another network too (%s), which is passed over" % (path, meta["passed"])] if meta.get("passed") else []
-    notes = broken + ["note: %s has no test; %s is followed" % (source, facts["validated"])
-                      for source, facts in said if "validated" in facts] + notes
+    said.append((_META, _kept_config(meta, "%s: %s" % (path, _META), bool(config), network, notes)))
+    said.append(("its meta", {"shift": meta["shift"]} if "shift" in meta else {}))
+    if meta.get("passed"):
+        notes.append("note: %s holds another network too (%s), which is passed over" % (path, meta["passed"]))
+    notes += ["note: %s has no test; %s is followed" % (source, facts["validated"]) for source, facts in said if "validated" in facts]
+    row = _row_of(path, notes)
     if row:
         said.append((_PUBLISHED, published.row_facts(row)))
     if meta.get("naming") == "MIT online":
         said.append(("MIT's online demo", _ONLINE))
-    more, beside = _of_segments(path, said, meta.get("naming") == "MIT")
-    return said + more, notes + beside
+    return said + _of_segments(path, said, meta.get("naming") == "MIT", notes)
 
 
-def _of_segments(path: str, said: List[Tuple[str, Dict[str, Any]]], mits: bool) -> Tuple[List[Tuple[str, Dict[str, Any]]], List[str]]:
-    """([(source, what it says)], notes) of what tells the segments where `said` does not: the file's name, or that of its folder, as
-    MIT's code calls it, then a test pipeline."""
+def _of_segments(path: str, said: List[_Source], mits: bool, notes: List[str]) -> List[_Source]:
+    """What tells the segments where `said` does not: the file's name, or that of its folder, as MIT's code calls it, then a test
+    pipeline. A name that says otherwise is a note."""
     known = [(where, facts["segments"]) for where, facts in said if "segments" in facts]
     folder, name = os.path.split(os.path.abspath(path))
     found = re.search(r"(?:_segment|1x1x)(\d+)(?!\d)", name) or mits and re.match(r"TSM_.*_segment(\d+)(?!\d)", os.path.basename(folder))
     named = int(found.group(1)) if found else 0
-    if known:
-        note = "note: the name of %s says %d segments, but %s says %d; the latter counts"
-        return [], [note % (path, named, *known[0])] if named not in (0, known[0][1]) else []
+    if known and named not in (0, known[0][1]):
+        notes.append("note: the name of %s says %d segments, but %s says %d; the latter counts" % (path, named, *known[0]))
     sampled = [("the frames that %s samples" % where, {"segments": facts["sampled"]}) for where, facts in said if "sampled" in facts]
-    return ([("its file's name", {"segments": named})] if named else sampled[:1]), []
+    return [] if known else [("its file's name", {"segments": named})] if named else sampled[:1]
 
 
-def _row_of(path: str) -> Tuple[Optional[published.Row], List[str]]:
-    """(the row of the published file whose digest is in the name of the file at `path`, if it is that file, notes)."""
+def _row_of(path: str, notes: List[str]) -> Optional[published.Row]:
+    """The row of the published file whose digest is in the name of the file at `path`, if it is that file; a note if it is not."""
     digest = published.digest_in(os.path.basename(path))
     row = published.by_sha256(digest) if digest else None
     if row is None or not os.path.isfile(path):
-        return None, []
+        return None
     actual = sha256(path)
     if published.by_sha256(actual) == row:
-        return row, []
-    return None, ["note: %s is not the published %s: its SHA-256 begins with %s" % (path, row.file, actual[: len(row.digest)])]
+        return row
+    notes.append("note: %s is not the published %s: its SHA-256 begins with %s" % (path, row.file, actual[: len(row.digest)]))
+    return None
 
 
 def check_supported(facts: Facts, path: str) -> None:
@@ -254,19 +241,18 @@ def fusion_of(facts: Facts) -> Tuple[str, str]:
 
 def table(facts: Facts) -> List[Tuple[str, str, str]]:
     """(what, its value in words, where it is from) for a reader."""
-    p, origins = facts.protocol, facts.origins
-    tested = sorted({origins[name] for name in ("sampling", "crops", "short_side", "size")})
-    found = [
-        ("network", facts.network, origins["network"]), ("classes", str(p.classes), origins["classes"]),
-        ("segments", str(p.segments), origins["segments"]), ("shift_div", str(p.shift_div), origins["shift_div"]),
-        ("shift", p.shift, origins["shift"]),
-        ("tested on", test_in_words(p), ", ".join(tested)),
-        ("normalised", "mean %s, std %s" % tuple(" ".join(map("{:g}".format, of)) for of in (p.mean, p.std)),
-         ", ".join(sorted({origins["mean"], origins["std"]}))),
+    p = facts.protocol
+
+    def by(*names: str) -> str:
+        return ", ".join(sorted({facts.origins[name] for name in names}))
+
+    found = [("network", facts.network, by("network"))] + [(name, str(getattr(p, name)), by(name)) for name in _NETWORK[1:]]
+    found += [
+        ("tested on", test_in_words(p), by("sampling", "crops", "short_side", "size")),
+        ("normalised", "mean %s, std %s" % tuple(" ".join(map("{:g}".format, of)) for of in (p.mean, p.std)), by("mean", "std")),
         ("fusion",) + fusion_of(facts),
     ]
-    named = sorted({origins[name] for name in facts.frames})
-    return found + ([("frames named by", ", ".join(facts.frames), ", ".join(named))] if named else [])
+    return found + ([("frames named by", ", ".join(facts.frames), by(*facts.frames))] if facts.frames else [])
 
 
 def test_in_words(protocol: Protocol) -> str:
@@ -307,7 +293,7 @@ def _network(state: Mapping[str, Any]) -> str:
     found = {match.groups() for match in map(_BLOCK.match, state) if match}
     blocks = tuple(len([stage for stage, _ in found if stage == str(number)]) for number in (1, 2, 3, 4))
     bottlenecks = has(r"\.conv3\.")
-    known = _RESNETS.get(blocks + (bottlenecks,))
+    known = _RESNETS.get(blocks) if bottlenecks else None
     kind = "bottlenecks" if bottlenecks else "basic blocks"
     name = "ResNet-" + known if known else "ResNet of %s %s" % ("-".join(map(str, blocks)), kind)
     extras = [" with non-local blocks"] if has(r"\.non_local_block\.") else []
@@ -323,18 +309,18 @@ def _kept_text(meta: Mapping[str, Any]) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _kept_config(meta: Mapping[str, Any], where: str, overridden: bool, network: str) -> Tuple[Dict[str, Any], List[str]]:
-    """(the facts of the config whose text a checkpoint's meta holds, notes): none of one that is broken.
+def _kept_config(meta: Mapping[str, Any], where: str, overridden: bool, network: str, notes: List[str]) -> Dict[str, Any]:
+    """The facts of the config whose text a checkpoint's meta holds; none, and a note, of one that is broken.
 
     Raises: UserError where that config asks for what this suite does not do, unless it is overridden.
     """
-    text = _kept_text(meta)
     try:
-        return mmaction2_config.facts(pyconfig.parse(text, where), where, network) if text else {}, []
+        return mmaction2_config.facts(pyconfig.parse(_kept_text(meta), where), where, network)
     except UserError as error:
         if isinstance(error, pyconfig.Unsupported) and not overridden:
             raise UserError("%s; or pass a config of yours, which overrides it" % error)
-        return {}, ["note: %s; nothing is taken from that config" % error]
+        notes.append("note: %s; nothing is taken from that config" % error)
+        return {}
 
 
 def _words(fact: str, value: Any) -> str:
