@@ -230,9 +230,9 @@ def test_a_config_that_has_no_test_is_tested_as_it_is_validated(text, validated,
 
 
 def test_missing_and_circular_bases_and_other_languages_are_named(tmp_path):
-    for name, language in (("a.json", "JSON"), ("a.yml", "YAML"), ("a.YAML", "YAML")):
+    for name in ("a.json", "a.yml", "a.YAML"):
         (tmp_path / name).write_text("{}")
-        with pytest.raises(UserError, match="a config in %s, which this suite does not read; pass it in Python" % language):
+        with pytest.raises(UserError, match="a config in JSON or YAML, which this suite does not read; pass it in Python"):
             pyconfig.read(str(tmp_path / name))
     for text, says in (("_base_ = 'none.py'", "none.py"), ("_base_ = 'a.py'", "includes itself"),
                        ("_base_ = 'mmaction::x.py'", "mmaction::x.py, of an installed package"), ("_base_ = f()", "a call of f"),

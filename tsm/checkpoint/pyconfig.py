@@ -15,9 +15,8 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 
 from tsm.cli import UserError
 
-_LIMIT = 1 << 18  # characters of a config and its bases
-_ROOM = 1 << 20  # items and characters that all values made of others may have, as a text of _LIMIT may ask for very many
-_FILES = 100  # of a config, its bases counted as often as they are included
+_ROOM = 1 << 18  # what a config may take: its characters and its bases', and items and characters of values made of others
+_FILE = _ROOM // 100  # what it, and a base each time that it is included, takes beside its characters
 _ARITHMETIC: Dict[Any, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod, ast.Pow: operator.pow,
@@ -47,14 +46,13 @@ _METHODS: Dict[str, Any] = {  # that are carried out, and whose they are
 
 
 class _Reading(NamedTuple):
-    """Which files are being read, each the base of the one before, the sizes of all that were read, and what is left of _ROOM."""
+    """Which files are being read, each the base of the one before, and what is left of _ROOM."""
 
     chain: Tuple[str, ...]
-    sizes: List[int]
     room: List[int]
 
-    def pay(self, items: int) -> None:
-        self.room[0] -= items
+    def pay(self, size: int) -> None:
+        self.room[0] -= size
         if self.room[0] < 0:
             raise MemoryError
 
@@ -73,7 +71,7 @@ def read(path: str) -> Dict[str, Any]:
 
     Raises: UserError, naming the file, where it or a base of it is missing, is not Python, or includes itself.
     """
-    return _read(path, _Reading((), [], [_ROOM]))
+    return _read(path, _Reading((), [_ROOM]))
 
 
 def parse(text: str, where: str) -> Dict[str, Any]:
@@ -81,12 +79,12 @@ def parse(text: str, where: str) -> Dict[str, Any]:
 
     Older versions kept the texts of the bases and of the config one after the other, each under its file's name.
     """
-    config: Dict[str, Any] = {}
-    parts = _NAMES.split(text) if len(text) <= _LIMIT else []
-    if not 1 <= len(parts) <= _FILES:
+    if len(text) > _ROOM:
         raise UserError("%s: too long for a config" % where)
-    for part in parts:
-        config = _names(part.encode("utf-8", "replace"), where, None, _Reading((), [], [_ROOM]), config)
+    config: Dict[str, Any] = {}
+    reading = _Reading((), [_ROOM])
+    for part in _NAMES.split(text):
+        config = _names(part.encode("utf-8", "replace"), where, None, reading, config)
     return config
 
 
@@ -119,41 +117,38 @@ def _read(path: str, reading: _Reading) -> Dict[str, Any]:
     if not os.path.isfile(path):
         based = ", which %s is based on" % reading.chain[-1] if reading.chain else ""
         raise UserError("%s: no such config%s; check the path" % (path, based))
-    kind = {".json": "JSON", ".yml": "YAML", ".yaml": "YAML"}.get(os.path.splitext(path)[1].lower())
-    if kind:
-        raise UserError("%s: is a config in %s, which this suite does not read; pass it in Python (.py), as mmengine's "
-                        "Config.fromfile(…).dump('x.py') writes it" % (path, kind))
+    if path.lower().endswith((".json", ".yml", ".yaml")):
+        raise UserError("%s: is a config in JSON or YAML, which this suite does not read; pass it in Python (.py), as mmengine's "
+                        "Config.fromfile(…).dump('x.py') writes it" % path)
     with open(path, "rb") as file:
-        raw = file.read(_LIMIT + 1)
-    reading.sizes.append(len(raw))
-    if sum(reading.sizes) > _LIMIT or len(reading.sizes) > _FILES:
-        raise UserError("%s: too long for a config, or with too many bases (at most %d characters in %d files)" % (path, _LIMIT, _FILES))
+        raw = file.read(_ROOM)
     return _names(raw, path, os.path.dirname(path), reading._replace(chain=reading.chain + (place,)), {})
 
 
-def _base(name: Any, where: str, folder: str, reading: _Reading) -> Dict[str, Any]:
-    """The names of the base that a config in `folder` calls `name`."""
+def _base(name: Any, scope: _Scope) -> Dict[str, Any]:
+    """The names of the base that a config calls `name`."""
     if "::" in str(name):
         raise UserError("%s: is based on %s, of an installed package, where this suite does not look; copy that file and name the "
-                        "copy's path there" % (where, str(name)[:200]))
-    return _read(os.path.join(folder, str(name)), reading)
+                        "copy's path there" % (scope.where, str(name)[:200]))
+    return _read(os.path.join(str(scope.folder), str(name)), scope.reading)
 
 
 def _names(raw: bytes, where: str, folder: Optional[str], reading: _Reading, base: Dict[str, Any]) -> Dict[str, Any]:
     """The values of the names that a config's text assigns, over those of `base`."""
+    scope = _Scope({}, where, folder, reading)
     try:
+        reading.pay(len(raw) + _FILE)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes in its strings
             tree = ast.parse(raw)
         for statement in tree.body:
             if isinstance(statement, ast.Assign) and [getattr(target, "id", "") for target in statement.targets] == ["_base_"]:
-                given = _value(statement.value, _Scope({}, where, folder, reading))
+                given = _value(statement.value, scope)
                 refuse_code(given)
                 for name in [given] if isinstance(given, str) else sequence(given):
                     if folder is not None:
-                        base = _merged(_base(name, where, folder, reading), base, reading)
-        base = _based(base, reading, True)
-        scope = _Scope({"_base_": base}, where, folder, reading)
+                        base = _merged(_base(name, scope), base, reading)
+        scope.names["_base_"] = base = _based(base, reading, True)
         for statement in sorted(tree.body, key=lambda one: not isinstance(one, ast.With)):  # mmengine reads bases first
             _carry_out(statement, scope)
         refuse_code(scope.names.pop("_base_"))
@@ -161,7 +156,7 @@ def _names(raw: bytes, where: str, folder: Optional[str], reading: _Reading, bas
     except SyntaxError as error:
         raise UserError("%s: not a config in Python (line %s: %s)" % (where, error.lineno, error.msg))
     except (ValueError, RecursionError, MemoryError):
-        raise UserError("%s: not a config in Python, or its values are too many or too deep" % where)
+        raise UserError("%s: not a config in Python, or too long or too deep, or it has too many bases or values" % where)
 
 
 def _based(value: Any, reading: _Reading, afresh: bool = False) -> Any:
@@ -213,14 +208,11 @@ def _carry_out(statement: Any, scope: _Scope) -> None:
             old[:], made = made, old
         code = _code(statement, scope, "an assignment to %s" % _root(statement.target))
         _assign(statement.target, code if made is None else made, scope)
-    elif not (_called(value, scope) is not _UNKNOWN if isinstance(value, ast.Call) else _is_idle(statement)):
+    elif isinstance(statement, ast.Pass) or isinstance(statement, ast.Expr) and type(value).__name__ in ("Constant", "Str"):
+        pass  # as a docstring
+    elif not isinstance(value, ast.Call) or _called(value, scope) is _UNKNOWN:
         raise Unsupported("%s, line %d: code (%s) that is not run could change what is read; write the values themselves there"
                           % (scope.where, statement.lineno, type(value or statement).__name__))
-
-
-def _is_idle(statement: ast.stmt) -> bool:
-    """Is the statement `pass` or a docstring?"""
-    return isinstance(statement, ast.Pass) or isinstance(statement, ast.Expr) and type(statement.value).__name__ in ("Constant", "Str")
 
 
 def _import_base(statement: Any, scope: _Scope, known: Dict[str, Any]) -> None:
@@ -229,7 +221,7 @@ def _import_base(statement: Any, scope: _Scope, known: Dict[str, Any]) -> None:
         module = (statement.module or "").replace(".", "/") + ".py"
         name = "../" * (statement.level - 1) + module if statement.level else "::" + module
         if name not in known:
-            known[name] = _based(_base(name, scope.where, str(scope.folder), scope.reading), scope.reading, True)
+            known[name] = _based(_base(name, scope), scope.reading, True)
         base = known[name]
         wanted = {alias.asname or alias.name: alias.name for alias in statement.names}
         scope.names.update(base if "*" in wanted else {name: base[given] for name, given in wanted.items() if given in base})
