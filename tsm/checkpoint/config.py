@@ -32,8 +32,8 @@ _STEPS: Dict[str, Dict[str, Any]] = {  # of a test pipeline, and what each takes
     "RawFrameDecode": dict(_FREE, decoding_backend=("cv2", "turbojpeg", "pillow")),
     **dict.fromkeys(("DecordInit", "OpenCVInit", "PyAVInit", "Collect", "ToTensor", "PackActionInputs"), _FREE),
 }
-_LEFT_OUT: Dict[str, Any] = dict(  # what mmaction2 takes where an argument is left out, if that is not understood; None: an error
-    clip_len=None, test_mode=False, scale=None, crop_size=None, flip_ratio=0.5, mean=None, std=None, input_format=None)
+_LEFT_OUT = {name: value + " (as it is left out)" for name, value in (  # what mmaction2 takes, which is none of those above
+    ("clip_len", "None"), ("test_mode", "False"), ("flip_ratio", "0.5"), ("input_format", "None"))}
 _BACKBONE: Dict[str, Any] = dict(  # what both backbones take; _ANY also where the weights or the network's name tell
     dict.fromkeys(("type", "_scope_", "pretrained", "frozen_stages", "norm_eval", "with_cp", "init_cfg", "num_segments", "shift_div",
                    "shift", "is_shift"), _ANY),
@@ -248,7 +248,7 @@ def _test(config: Dict[str, Any], datasets: List[Dict[str, Any]], alone: Any, wh
                 if "mean" in found:
                     raise Unsupported("%s: normalises twice, in its test pipeline and by %s; this suite does it once"
                                       % (where, ".".join(place)))
-                found.update((name, _triple(item[name], where, name)) for name in ("mean", "std"))
+                found.update(_colours(item, where))
     return found
 
 
@@ -271,46 +271,39 @@ def _pipeline(steps: Any, where: str) -> Dict[str, Any]:
 
 def _step(step: Any, before: Dict[str, Any], where: str) -> Dict[str, Any]:
     """What one step of a test pipeline decides."""
-    refuse_code(step)
+    kind = _kind(get(step, "type"))
     if not isinstance(step, dict):
         raise UserError("%s: its test pipeline has the step %s, which is no dict(type=…)" % (where, shown(step)))
-    kind = _kind(step.get("type"))
-    refuse_code(kind)
     if not isinstance(kind, str) or kind not in _STEPS:
         raise Unsupported("%s: its test pipeline has the step %s, which this suite does not know" % (where, shown(kind)))
-    known = dict(_STEPS[kind], type=_ANY)
-    for name, value in dict({name: value for name, value in _LEFT_OUT.items() if name in known}, **step).items():
-        if name in known:
-            refuse_code(value)
-        if name not in step and value is None or not _fits(value, _wanted(known, name)):
-            raise Unsupported("%s: the step %s of its test pipeline has %s = %s%s, which this suite does not know"
-                              % (where, kind, name, shown(value), "" if name in step else " (as it is left out)"))
+    known, what = dict(_STEPS[kind], type=_ANY), "the step %s of its test pipeline" % kind
+    _check_options({**{name: value for name, value in _LEFT_OUT.items() if name in known}, **step}, known, where, what)
     decides = _decided(kind, step, where)
     for name, value in decides.items():
         wrong = misfit("segments" if name == "sampled" else name, value)
         if wrong or name in before:
-            raise Unsupported("%s: the step %s of its test pipeline (%s) is not understood%s"
-                              % (where, kind, shown(step), wrong and ": " + wrong))
+            raise Unsupported("%s: %s (%s) is not understood%s" % (where, what, shown(step), wrong and ": " + wrong))
     return decides
 
 
 def _decided(kind: str, step: Dict[str, Any], where: str) -> Dict[str, Any]:
     """The facts that a step of a known kind gives; None for one that is not understood."""
     if kind in ("SampleFrames", "DenseSampleFrames"):
-        dense, twice = kind == "DenseSampleFrames", step.get("twice_sample", False)
-        return {"sampled": step.get("num_clips", 1), "sampling": "dense" if dense else "twice" if twice else "uniform"}
+        sampling = "dense" if kind == "DenseSampleFrames" else "twice" if get(step, "twice_sample") else "uniform"
+        return {"sampled": get(dict({"num_clips": 1}, **step), "num_clips"), "sampling": sampling}
     if kind == "Resize":
-        sides = [side for side in sequence(step.get("scale")) if side != -1]
+        sides = [side for side in sequence(get(step, "scale")) if side != -1]
         return {"short_side": sides[0] if len(sides) == 1 else None}
     if kind in _CROPS:
-        sides = list(sequence(step.get("crop_size"))) or [step.get("crop_size")]
+        size = get(step, "crop_size")
+        sides = list(sequence(size)) or [size]
         return {"crops": _CROPS[kind], "size": sides[0] if sides.count(sides[0]) == len(sides) else None}
-    return {name: _triple(step.get(name), where, name) for name in ("mean", "std")} if kind == "Normalize" else {}
+    return _colours(step, where) if kind == "Normalize" else {}
 
 
-def _triple(value: Any, where: str, name: str) -> Tuple[float, ...]:
-    refuse_code(value)
-    return tuple(map(float, _checked(value, name, where, name)))
+def _colours(given: Dict[str, Any], where: str) -> Dict[str, Tuple[float, ...]]:
+    """The mean and the std of what normalises."""
+    return {name: tuple(map(float, _checked(get(given, name), name, where, name))) for name in ("mean", "std")}
 
 
 def _number(name: str, config: Any, where: str, *keys: str) -> Optional[int]:
