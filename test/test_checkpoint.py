@@ -495,7 +495,7 @@ OTHER_FILES = {  # what a file is: its bytes
         {"conv1._batch_norm._mean": np.zeros(3)}, 2),
     "weights of PaddlePaddle": pickle.dumps({"fc.weight": np.zeros(3), "StructuredToParameterName@@": {"a": "b"}}, 4),
     "a text file; pass the checkpoint": b"model = dict(type='Recognizer2D')\n", "a NumPy array; make": b"\x93NUMPY\x01\x00",
-    "NumPy arrays": zipped("a.npy"), "an archive of other files": zipped("a.pth"),
+    "an archive of other files (zip, NumPy's .npz, …); unpack it": zipped("a.npy"), "an archive of other files": zipped("a.pth"),
 }
 
 

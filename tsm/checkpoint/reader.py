@@ -25,12 +25,13 @@ from tsm.files import replacing
 _ZIP_MAGIC = b"PK\x03\x04"
 _Machine: Any = pickle._Unpickler  # type: ignore[attr-defined]
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_STORAGES = {  # torch's storage classes: the values' type as numpy writes it, but for bfloat16
-    "FloatStorage": "f4", "DoubleStorage": "f8", "HalfStorage": "f2", "BFloat16Storage": "bf16", "LongStorage": "i8",
+_BFLOAT16 = "BFloat16Storage"
+_STORAGES = {kind: np.dtype(code) for kind, code in {  # torch's storage classes: the values' type; of bfloat16, which numpy has not, int16
+    "FloatStorage": "f4", "DoubleStorage": "f8", "HalfStorage": "f2", _BFLOAT16: "i2", "LongStorage": "i8",
     "IntStorage": "i4", "ShortStorage": "i2", "CharStorage": "i1", "ByteStorage": "u1", "BoolStorage": "u1",
     "UntypedStorage": "u1", "ComplexFloatStorage": "c8", "ComplexDoubleStorage": "c16", "QInt8Storage": "i1",
     "QUInt8Storage": "u1", "QInt32Storage": "i4", "QUInt4x2Storage": "u1", "QUInt2x4Storage": "u1",
-}
+}.items()}
 _PARTS = (  # of a network, those that tell detectors and the like included; what else a state dict holds is no part of it
     "backbone", "neck", "cls_head", "base_model", "new_fc", "consensus", "rpn_head", "roi_head", "bbox_head", "mask_head", "keypoint_head",
     "decode_head",
@@ -159,15 +160,12 @@ def _open_zip(file: BinaryIO) -> Tuple[Any, Read]:
         for info in records.values():
             del info.CRC
     pickles = [name for name in records if name.split("/")[1:] == ["data.pkl"]]
-    parts = {name.split("/")[-1] for name in records}
-    if "constants.pkl" in parts:
+    if any(name.split("/")[-1] == "constants.pkl" for name in records):
         raise _Unfit("not a PyTorch checkpoint, but a model of TorchScript; save the state_dict() of the model that it was made from and "
                      "pass that")
     if len(pickles) != 1:
-        numpy = any(part.endswith(".npy") for part in parts)
-        raise _Unfit("not a PyTorch checkpoint, but " + (
-            "NumPy arrays (.npz); make a dict of tensors of them and torch.save() that" if numpy else
-            "an archive of other files (zip); unpack it and pass the checkpoint in it"))
+        raise _Unfit("not a PyTorch checkpoint, but an archive of other files (zip, NumPy's .npz, …); unpack it and pass the checkpoint in "
+                     "it, or make a dict of tensors of its arrays and torch.save() that")
     folder = pickles[0][: -len("data.pkl")]
 
     def record(name: str) -> bytearray:
@@ -202,14 +200,13 @@ def _open_legacy(file: BinaryIO) -> Tuple[Any, Read]:
     for key in _Unpickler(stream, {}).load():
         numel = int.from_bytes(file.read(8), "little" if order == "<" else "big")
         places[key] = file.tell()
-        nbytes = numel * _itemsize(known[key].kind)
-        if numel != known[key].whole or nbytes > stream.size - places[key]:
+        if numel != known[key].whole or _nbytes(known[key]) > stream.size - places[key]:
             raise ValueError(key)
-        file.seek(nbytes, os.SEEK_CUR)
+        file.seek(_nbytes(known[key]), os.SEEK_CUR)
 
     def read(storage: _Storage) -> np.ndarray:
         file.seek(places[storage.key])
-        data = bytearray(storage.whole * _itemsize(storage.kind))
+        data = bytearray(_nbytes(storage))
         file.readinto(data)  # type: ignore[attr-defined]
         return _values(data, storage, order)
 
@@ -322,19 +319,19 @@ _CALLS: Dict[str, Callable[..., Any]] = {
 }
 
 
-def _itemsize(kind: str) -> int:
-    code = _STORAGES[kind]
-    return 2 if code == "bf16" else np.dtype(code).itemsize
+def _nbytes(storage: _Storage) -> int:
+    """Bytes of a whole storage."""
+    return storage.whole * _STORAGES[storage.kind].itemsize
 
 
 def _values(data: bytearray, storage: _Storage, order: str) -> np.ndarray:
     """The values of a whole storage, in this machine's byte order; bfloat16 as int16."""
-    if len(data) != storage.whole * _itemsize(storage.kind):
+    if len(data) != _nbytes(storage):
         raise ValueError(storage.key)
-    code: Any = np.dtype(_STORAGES[storage.kind].replace("bf16", "i2"))
+    kind: Any = _STORAGES[storage.kind]
     if not data:  # older numpy refuses an empty buffer
-        return np.zeros(0, code)
-    return np.frombuffer(data, code.newbyteorder(order)).astype(code, copy=False)
+        return np.zeros(0, kind)
+    return np.frombuffer(data, kind.newbyteorder(order)).astype(kind, copy=False)
 
 
 def _read_all(state: Dict[str, _Values], read: Read, room: int) -> Dict[str, Tensor]:
@@ -350,12 +347,12 @@ def _read_all(state: Dict[str, _Values], read: Read, room: int) -> Dict[str, Ten
         last = offset + sum((n - 1) * step for n, step in zip(size, stride))
         whole = storage._replace(start=0, numel=storage.whole)
         room -= numel
-        left -= 0 if whole in cache else storage.whole * _itemsize(storage.kind)
+        left -= 0 if whole in cache else _nbytes(storage)
         if min(room, left) < 0 or numel and (last >= storage.numel or storage.start + storage.numel > storage.whole):
             raise ValueError(key)
         values = cache[whole] if whole in cache else cache.setdefault(whole, read(whole))
         flat = torch.from_numpy(values)
-        flat = flat.view(torch.bfloat16) if _STORAGES[storage.kind] == "bf16" else flat
+        flat = flat.view(torch.bfloat16) if storage.kind == _BFLOAT16 else flat
         tensor = torch.as_strided(flat, size, stride, storage.start + offset if numel else 0)
         tensors[key] = (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
     return tensors
