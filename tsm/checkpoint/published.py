@@ -5,6 +5,7 @@ that this suite refuses (non-local blocks, MobileOne). By the publishing convent
 name ends in a dash and the first 8 hex digits of its SHA-256.
 """
 
+import contextlib
 import glob
 import http.client
 import os
@@ -151,14 +152,12 @@ def address(row: Row) -> str:
 
 def local_path(url: str, folder: str) -> str:
     """The path in `folder` of the file at `url`."""
-    try:
+    with contextlib.suppress(ValueError):
         parts = urllib.parse.urlsplit(url)
-    except ValueError:
-        parts = urllib.parse.urlsplit("")
-    name = os.path.basename(parts.path)
-    if parts.scheme not in ("http", "https") or not name:
-        raise UserError("%s: not the http(s) address of a file" % url)
-    return os.path.normpath(os.path.join(folder, name))
+        name = os.path.basename(parts.path)
+        if parts.scheme in ("http", "https") and name:
+            return os.path.normpath(os.path.join(folder, name))
+    raise UserError("%s: not the http(s) address of a file" % url)
 
 
 def fetch(url: str, path: str) -> bool:

@@ -32,7 +32,7 @@ def write_captions(path: str, output: str, captions: Sequence[Caption]) -> None:
         raise Corrupt("labels are drawn into videos by PyAV, with H.264, and OpenCV 5; get them: "
                       "python3 -m pip install -U av opencv-python-headless")
     with replacing(output) as part, strict(reencode(path)):
-        moments = stamps_of(path).moments()
+        moments = stamps_of(path).moments
         first = next(read_in_turn(path, [0], len(moments) - 1))[1]
         with opened_video(as_file(path)) as (source, stream):
             with _writing(output):

@@ -64,7 +64,7 @@ def read_video(path: str, choose: Callable[[int], Sequence[int]], by_opencv: boo
     """(index, frame RGB uint8 [H, W, 3]) of the frames choose(number of frames), ascending. For use in strict()."""
     name = _checked(path)
     short = None if by_opencv else _short(name)
-    count, pictures = short or (len(stamps_of(name, by_opencv).starts), _pictures(name, by_opencv))
+    count, pictures = short or (len(stamps_of(name, by_opencv).moments) - 1, _pictures(name, by_opencv))
     yield from _chosen(pictures, choose(count), count)
 
 
@@ -102,12 +102,10 @@ def _checked(path: str) -> str:
 
 def _chosen(pictures: Iterator[Picture], indices: Sequence[int], count: int) -> Iterator[Frame]:
     """The frames at the ascending `indices`; Corrupt unless `count` play, which shows that none was dropped before."""
-    left, played = iter(indices), 0
-    wanted = next(left, None)
+    wanted, played = set(indices), 0
     for index, picture in enumerate(pictures):
-        if index == wanted:
+        if index in wanted:
             yield index, check_size(picture())
-            wanted = next(left, None)
         played = index + 1
     check_played(played, count)
 
@@ -128,7 +126,7 @@ def _short(name: str) -> Optional[Tuple[int, Iterator[Picture]]]:
     with contextlib.suppress(Corrupt), strict(), _failing():
         reader = decord.VideoReader(name, num_threads=1, fault_tol=1e-9)  # not one frame may be repeated for want of another
         count, first = len(reader), reader.next()
-        plain = av is None or len(stamps_of(name).starts) == count  # no edit list cuts any
+        plain = av is None or len(stamps_of(name).moments) - 1 == count  # no edit list cuts any
         if plain and count * int(np.prod(first.shape)) <= SHORT_CLIP:
             return count, _pictures_by_decord(reader, first)
     return None
@@ -208,47 +206,35 @@ def _pictures_by_opencv(name: str) -> Iterator[Picture]:
 
 
 class Stamps(NamedTuple):
-    """What a file says of its frames, in seconds: the average rate, when each starts (NaN: it does not say), when the last ends."""
+    """What a file says of its frames."""
 
-    rate: float
-    starts: np.ndarray
-    end: float
-
-    @property
-    def known(self) -> bool:
-        """Whether it says of each frame when it starts, one after the other."""
-        return not np.isnan(self.starts).any() and bool((np.diff(self.starts) > 0).all())
-
-    @property
-    def usual(self) -> float:
-        """How long a frame is shown as a rule; 0 where the file does not tell."""
-        gaps = np.diff(self.starts) if len(self.starts) > 1 else np.array([self.end - self.starts[0]])
-        return float(np.median(gaps)) if self.known else 0.0
-
-    def moments(self) -> np.ndarray:
-        """When each frame starts and the last one ends, in seconds of the file's own, float64 [frames + 1]; counted if not known."""
-        if not self.known:
-            return np.arange(len(self.starts) + 1) / (self.rate or 25.0)
-        last, gap = self.starts[-1], self.usual if len(self.starts) > 1 else 1 / (self.rate or 25.0)
-        return np.append(self.starts, self.end if self.end > last else last + gap)
+    rate: float  # on average, per second
+    usual: float  # seconds that a frame is shown as a rule; 0 where the file does not say of each when it starts
+    moments: np.ndarray  # when each frame starts and the last one ends, in seconds of the file's own, float64 [frames + 1]; else counted
 
 
 def stamps_of(path: str, by_opencv: bool = False) -> Stamps:
     """By a video's packets, where each is a frame, or else, as OpenCV must, by decoding it; at least one frame. For strict()."""
-    stamps = (_stamps_by_opencv if by_opencv or av is None else _stamps_by_av)(_checked(path))
-    if not len(stamps.starts):
+    rate, starts, end = (_starts_by_opencv if by_opencv or av is None else _starts_by_av)(_checked(path))
+    if not len(starts):
         raise Corrupt("has no frames")
-    return stamps
+    gaps = np.diff(starts)
+    if np.isnan(starts).any() or (gaps <= 0).any():
+        return Stamps(rate, 0.0, np.arange(len(starts) + 1) / (rate or 25.0))
+    last, usual = float(starts[-1]), float(np.median(gaps)) if len(gaps) else end - float(starts[0])
+    assumed = usual if len(gaps) else 1 / (rate or 25.0)
+    return Stamps(rate, usual, np.append(starts, end if end > last else last + assumed))
 
 
-def _stamps_by_opencv(name: str) -> Stamps:
+def _starts_by_opencv(name: str) -> Tuple[float, np.ndarray, float]:
+    """(the rate, when each frame starts or NaN where that is not said, when the last one ends), in seconds."""
     capture, moments = cv2.VideoCapture(name), array("d")
     while capture.grab():
         moments.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
-    return Stamps(capture.get(cv2.CAP_PROP_FPS), np.array(moments), 0.0)
+    return capture.get(cv2.CAP_PROP_FPS), np.array(moments), 0.0
 
 
-def _stamps_by_av(name: str) -> Stamps:
+def _starts_by_av(name: str) -> Tuple[float, np.ndarray, float]:
     shown, ends = array("d"), 0.0
     with opened_video(name) as (container, stream):
         kind, unit = container.format.name.split(",")[0], float(stream.time_base)
@@ -262,7 +248,7 @@ def _stamps_by_av(name: str) -> Stamps:
         if kind == "avi":  # it says how long each frame is in units that may be far shorter
             ends = max(ends, (stream.duration or 0) * unit)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
-    return Stamps(rate, np.sort(shown) if apart else np.array(shown), ends)
+    return rate, np.sort(shown) if apart else np.array(shown), ends
 
 
 class Timeline(NamedTuple):
@@ -299,11 +285,10 @@ def timeline(path: str) -> Timeline:
     timestamps, such as a raw stream's.
     """
     stamps = stamps_of(path)
-    count, moments = len(stamps.starts), stamps.moments()
-    usual = 1 / stamps.usual if stamps.usual > 0 else 0.0
+    moments, usual = stamps.moments, 1 / stamps.usual if stamps.usual > 0 else 0.0
     for rate in (stamps.rate, usual):
-        if 0 < rate < 1000 and not (stamps.known and _leaves(rate, moments)):
-            return Timeline(rate, np.arange(count + 1) / rate)
+        if 0 < rate < 1000 and not _leaves(rate, moments):
+            return Timeline(rate, np.arange(len(moments)) / rate)
     return Timeline(usual, moments - moments[0])
 
 

@@ -1,5 +1,6 @@
 """Windows of long videos: their tensors, and film strips of them, each video decoded once and in turn."""
 
+import functools
 import os
 from bisect import bisect_left, bisect_right
 from itertools import accumulate
@@ -13,7 +14,7 @@ from tsm.machine import free_memory
 from tsm.protocol import Protocol, frame_indices
 from tsm.video.clips import as_video, resized
 from tsm.video.decode import Timeline, read_in_turn, reencode, timeline
-from tsm.video.frames import naming_in, read_frames, strict
+from tsm.video.frames import Frame, naming_in, read_frames, strict
 
 SMALLER = "pass a shorter --window or a longer --every"  # where windows take too much memory
 ALWAYS_ROOM = 1 << 28  # bytes that the frames of a window may take however full the memory seems
@@ -62,7 +63,8 @@ def windowed(
         times = _timed(path, stride)
         windows = windows_of(times, length, stride or length / 2)
         groups = [[first + index for index in frame_indices(stop - first, protocol)] for _, first, stop in windows]
-        kept = _collected(path, times.frames, groups, lambda frame: resized(frame, protocol))
+        read = functools.partial(read_in_turn, path, count=times.frames)
+        kept = _collected(read, groups, lambda frame: resized(frame, protocol))
         for (window, _, _), indices, frames in zip(windows, groups, kept):
             yield window, as_video(frames, indices, protocol, dtype)
 
@@ -99,9 +101,9 @@ def paced(path: str, every: Optional[float], protocol: Protocol) -> Iterator[Tup
 
 
 def _collected(
-    path: str, count: int, groups: Sequence[Sequence[int]], small: Callable[[np.ndarray], np.ndarray]
+    read: Callable[[List[int]], Iterator[Frame]], groups: Sequence[Sequence[int]], small: Callable[[np.ndarray], np.ndarray]
 ) -> Iterator[Dict[int, np.ndarray]]:
-    """{index: small(frame)} once for each group of indices, in their order in time, as soon as all of it is decoded.
+    """{index: small(frame)} once for each group of indices, in their order in time, as soon as all of it is decoded by read(indices).
 
     Kept are the frames of groups that are not complete. Corrupt where they take more bytes than the free memory may hold.
     """
@@ -110,7 +112,7 @@ def _collected(
     most = max(bisect_right(wanted, max(indices)) - bisect_left(wanted, first) for indices, first in zip(groups, needed))
     kept: Dict[int, np.ndarray] = {}
     done = 0
-    for index, frame in read_in_turn(path, wanted, count):
+    for index, frame in read(wanted):
         kept[index] = small(frame)
         if index == wanted[0] and most * kept[index].nbytes > max(free_memory() / 2, ALWAYS_ROOM):
             raise Corrupt("a window's frames take %.1f GB, more than half of the free memory; %s"
@@ -126,20 +128,21 @@ def strips(path: str, windows: Sequence[Window]) -> Iterator[bytes]:
     """Film strips, JPEG, of windows of the video at `path`, which is decoded once, in their order in time; of a folder of frames of
     all of it. A strip has the middles of STRIP_FRAMES segments side by side. Raises Corrupt, also after strips were yielded."""
     cv2.setNumThreads(1)
-    if os.path.isdir(path):
-        with strict():
+    folder = os.path.isdir(path)
+    with strict("" if folder else reencode(path)):
+        if folder:
             naming, count = naming_in(path)
-            chosen = frame_indices(count, _STRIP)
-            small = {index: _strip_frame(frame) for index, frame in read_frames(path, sorted(set(chosen)), naming)}
-            yield _strip_jpeg([small[index] for index in chosen])
-        return
-    with strict(reencode(path)):
-        times = timeline(path)
-        spans = [(0, times.frames) if window.start is None or window.end is None else times.shown(window.start, window.end)
-                 for window in windows]
+            spans, read = [(0, count)], functools.partial(read_frames, path, naming=naming)
+        else:
+            times = timeline(path)
+            spans = [(0, times.frames) if window.start is None or window.end is None else times.shown(window.start, window.end)
+                     for window in windows]
+            read = functools.partial(read_in_turn, path, count=times.frames)
         groups = [[first + index for index in frame_indices(stop - first, _STRIP)] for first, stop in spans]
-        for indices, small in zip(groups, _collected(path, times.frames, groups, _strip_frame)):
-            yield _strip_jpeg([cv2.cvtColor(small[one], cv2.COLOR_RGB2BGR) for one in indices])
+        for indices, small in zip(groups, _collected(read, groups, _strip_frame)):
+            strip = cv2.hconcat([small[one] for one in indices])
+            bgr = strip if folder else cv2.cvtColor(strip, cv2.COLOR_RGB2BGR)
+            yield cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, STRIP_QUALITY])[1].tobytes()
 
 
 def _strip_frame(frame: np.ndarray) -> np.ndarray:
@@ -150,7 +153,3 @@ def _strip_frame(frame: np.ndarray) -> np.ndarray:
     place = np.full((STRIP_HEIGHT, STRIP_WIDTH, 3), STRIP_GREY, np.uint8)
     place[y : y + height, x : x + width] = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
     return place
-
-
-def _strip_jpeg(frames: Sequence[np.ndarray]) -> bytes:
-    return cv2.imencode(".jpg", cv2.hconcat(frames), [cv2.IMWRITE_JPEG_QUALITY, STRIP_QUALITY])[1].tobytes()
