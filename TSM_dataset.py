@@ -26,9 +26,10 @@ be used are named, and there is no list; --on_error skip leaves them out.
 
 import argparse
 import contextlib
+import functools
 import os
 import shlex
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from tsm.cli import Corrupt, Killed, UserError, parser, positive, progress, run
 from tsm.files import write_json, write_text
@@ -40,18 +41,13 @@ from tsm.workers import each
 
 
 class Video(NamedTuple):
-    """One annotated video: its file, or folder of frames, in the folder of videos, None if it is missing; its class."""
+    """An annotated video, and what was found of it."""
 
     id: str
-    file: Optional[str]
-    label: int
-
-
-class Usable(NamedTuple):
-    """What was found of a video: how many frames, and how they are called where it is a folder of frames."""
-
-    frames: int
-    naming: Optional[Naming]
+    file: Optional[str]  # or folder of frames, in the folder of videos; None if it is missing
+    label: int  # its class
+    frames: int = 0
+    naming: Optional[Naming] = None  # of a folder's frames
 
 
 def get_args() -> argparse.Namespace:
@@ -67,15 +63,13 @@ def get_args() -> argparse.Namespace:
     return cli.parse_args()
 
 
-def found_in(root: str, names: Sequence[str], listings: Dict[str, Dict[str, str]]) -> Tuple[str, Optional[str]]:
-    """(id, file, None if it is missing) of the video in the folder `root` that goes by one of these names; `listings` keeps what was
-    read of its folders."""
+def found_in(root: str, names: Sequence[str]) -> Tuple[str, Optional[str]]:
+    """(id, file, None if it is missing) of the video in the folder `root` that goes by one of these names."""
     for name in names:
         folder, base = os.path.split(name)
-        if folder not in listings:
-            listings[folder] = files_by_name(os.path.join(root, folder))
-        if base in listings[folder]:
-            return os.path.splitext(name)[0] if is_video(base) else name, os.path.join(folder, listings[folder][base])
+        files = files_by_name(os.path.join(root, folder))
+        if base in files:
+            return os.path.splitext(name)[0] if is_video(base) else name, os.path.join(folder, files[base])
     return names[0], None
 
 
@@ -83,6 +77,7 @@ def is_video(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 
+@functools.lru_cache(maxsize=None)
 def files_by_name(folder: str) -> Dict[str, str]:
     """{name, with and without suffix: name} of a folder's videos and folders; of several videos with one name, the first in the
     order of VIDEO_SUFFIXES."""
@@ -97,55 +92,53 @@ def files_by_name(folder: str) -> Dict[str, str]:
     return files
 
 
-def examine(args: argparse.Namespace, video: Video) -> Usable:
+def examine(args: argparse.Namespace, video: Video) -> Video:
     """Decode a video, or count a folder's frames; Corrupt where that fails."""
     if video.file is None:
         raise Corrupt("no such file, nor with %s, …" % ", ".join(VIDEO_SUFFIXES[1:6]))
     path = os.path.join(args.videos, video.file)
     if os.path.isdir(path):
         naming, count = naming_in(path)
-        return Usable(count, naming)
+        return video._replace(frames=count, naming=naming)
     if args.rawframes:
-        return Usable(extract(path, os.path.join(args.rawframes, video.id)), None)
+        return video._replace(frames=extract(path, os.path.join(args.rawframes, video.id)))
     with strict(reencode(path)):
-        return Usable(count_frames(path), None)
+        return video._replace(frames=count_frames(path))
 
 
-def examined(args: argparse.Namespace, videos: List[Video]) -> Dict[Video, Usable]:
-    """What is usable of the videos; those that are not are named, and end the run unless they are to be left out."""
+def examined(args: argparse.Namespace, videos: List[Video]) -> List[Video]:
+    """The videos that are usable; those that are not are named, and end the run unless they are to be left out."""
     def path_of(video: Video) -> str:
         return os.path.join(args.videos, video.file or video.id + ("" if is_video(video.id) else VIDEO_SUFFIXES[0]))
 
-    good: Dict[Video, Usable] = {}
-    bad: Dict[Video, Corrupt] = {}
+    found: Dict[Video, Union[Video, Corrupt]] = {}
     with contextlib.closing(each(lambda video: examine(args, video), videos, min(args.num_worker, len(videos)))) as results, progress(
             len(videos), "decoding", "video") as tick:
         for video, result in results:
             tick()
             if isinstance(result, Killed):
                 raise UserError("%s: %s" % (path_of(video), result))
-            (bad if isinstance(result, Corrupt) else good)[video] = result
-    for video in filter(bad.get, videos):
-        print("cannot be used: %s: %s" % (path_of(video), bad[video]))
-    if bad and args.on_error == "fail" or not good:
-        first = next(filter(bad.get, videos))
+            found[video] = result
+    bad = [video for video in videos if isinstance(found[video], Corrupt)]
+    for video in bad:
+        print("cannot be used: %s: %s" % (path_of(video), found[video]))
+    if bad and (args.on_error == "fail" or len(bad) == len(videos)):
         raise UserError("%s: %s; %d of %d videos cannot be used, all named above; mend them, or leave them out by --on_error "
-                        "skip" % (path_of(first), bad[first], len(bad), len(videos)))
-    return {video: good[video] for video in videos if video in good}
+                        "skip" % (path_of(bad[0]), found[bad[0]], len(bad), len(videos)))
+    return [one for one in map(found.get, videos) if isinstance(one, Video)]
 
 
-def lists_of(args: argparse.Namespace, good: Dict[Video, Usable]) -> Tuple[Dict[str, List[str]], Optional[Naming]]:
+def lists_of(args: argparse.Namespace, good: List[Video]) -> Tuple[Dict[str, List[str]], Optional[Naming]]:
     """({kind of list: its lines}, how frames are called where the videos are folders of them)."""
-    folders = [video for video, usable in good.items() if usable.naming]
+    folders = [video for video in good if video.naming]
     if folders and (len(folders) < len(good) or args.rawframes):
         raise UserError("%s: %s is a folder of frames%s; lists are of folders or of videos" % (
             args.videos, folders[0].file, ", and has no video for --rawframes" if args.rawframes else " among videos"))
-    names = {usable.naming for usable in good.values()}
+    names = {video.naming for video in good}
     if len(names) > 1:
         raise UserError("%s: frames are called in %d ways, as in %s; one list can have one" % (
             args.videos, len(names), " and ".join(sorted(naming.name(0) for naming in names if naming)[:2])))
-    rawframes = ["%s %d %d\n" % (video.file if folders else video.id, usable.frames, video.label)
-                 for video, usable in good.items()]
+    rawframes = ["%s %d %d\n" % (video.file if folders else video.id, video.frames, video.label) for video in good]
     videos = ["%s %d\n" % (video.file, video.label) for video in good]
     if folders:
         return {"rawframes": rawframes}, names.pop()
@@ -156,11 +149,10 @@ def main() -> None:
     args = get_args()
     if not os.path.isdir(args.videos):
         raise UserError("%s: no such folder; --videos is where <id>%s are" % (args.videos, VIDEO_SUFFIXES[0]))
-    listings: Dict[str, Dict[str, str]] = {}
     found = read_annotations(args.annotations, args.labels, lambda name: is_video(name) or found_in(
-        args.videos, [os.path.normpath(name)], listings)[1] is not None)
-    videos = [Video(*found_in(args.videos, entry.names, listings), entry.label) for entry in found.entries]
-    each_once(found.entries, [video.file and (video.id if args.rawframes else video.file) for video in videos])
+        args.videos, [os.path.normpath(name)])[1] is not None)
+    videos = [Video(*found_in(args.videos, one.names), number) for one, number in zip(found.videos, found.classes)]
+    each_once(found.videos, [video.file and (video.id if args.rawframes else video.file) for video in videos])
     path_of_labels = labels_file(found, args.output_dir)
     for folder in filter(None, (args.output_dir, args.rawframes)):
         os.makedirs(folder, exist_ok=True)

@@ -182,7 +182,7 @@ def test_jester_s_folders_of_frames_are_counted_and_can_be_preprocessed(works, r
     ("uid,label,split\na b.mp4,zebra,val\n", "own.csv, line 1: expected a video's name and its label, as in 'name,label', found 'uid,"),
     ("video_id,frames\na b.mp4,37\n", "own.csv, line 1: there is no video video_id, and no other"),
     ("1 ApplyEyeMakeup\n2 Archery\n", "own.csv, line 1: expected a video's name and its label"),
-    ("1 ApplyEyeMakeup\n2 Archery\n", "it names classes: pass it by --labels"),
+    ("1 ApplyEyeMakeup\n2 Archery\n", "a list of classes is for --labels"),
     ("a/x.avi 1\nb/y.avi 2\na/z.avi 1\n", "own.csv: its labels are 1 to 2, one per folder, as in UCF101's train lists"),
     ("video,kind\na b.mp4,cat\n", "own.csv, line 1: there is no video video, and no other line has the label 'kind'"),
     ('a b.mp4,"cat\nin a folder/c.webm,dog\n"d,e",fish\n', "own.csv, line 1: is not a line of a CSV (unexpected end of data)"),
@@ -242,7 +242,7 @@ def annotated(folder, name, text, labels=None):
     if labels:
         (folder / "labels").write_text(labels)
     found = read_annotations(str(folder / name), str(folder / "labels") if labels else None, lambda name: name.endswith((".avi", ".mp4")))
-    return {entry.names[0]: entry.label for entry in found.entries}, found
+    return {one.names[0]: number for one, number in zip(found.videos, found.classes)}, found
 
 
 CLASS_IND, JESTER = "1 ApplyEyeMakeup\n2 Archery\n", "video_id,label,frames,label_id,shape,format\n"
@@ -282,7 +282,7 @@ def test_hmdb51_s_numbers_are_no_classes(tmp_path, fails):
     (tmp_path / "wave_test_split2.txt").write_text("w2.avi 2\n")
     classes, found = annotated(tmp_path, "brush_hair_test_split1.txt", "b1.avi 1 \nb2.avi 2 \nb3.avi 2 \n")
     assert classes == {"brush_hair/b2.avi": 0, "brush_hair/b3.avi": 0, "wave/w 1.avi": 1} and found.stem == "test_split1"
-    assert found.labels == ["brush_hair", "wave"] and found.entries[2].names == ("wave/w 1.avi", "w 1.avi")
+    assert found.labels == ["brush_hair", "wave"] and found.videos[2].names == ("wave/w 1.avi", "w 1.avi")
     assert list(annotated(tmp_path, "brush_hair_test_split3.txt", "b1.avi 1\nb2.avi 2\n")[0]) == ["brush_hair/b2.avi"]  # one file alone
     (tmp_path / "wave_test_split1.txt").write_text("w 1.avi 2 \nw2.avi\n")
     assert "wave_test_split1.txt, line 2: expected '<video>.avi <0, 1 or 2>' as in HMDB51's" in fails(

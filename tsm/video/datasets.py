@@ -37,20 +37,12 @@ _NUMERIC = re.compile(r"[-+]?(\d[\d.,]*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)  # 
 IsThere = Callable[[str], bool]  # whether a name is that of a video: by its suffix, or as one is in the folder of videos
 
 
-class Entry(NamedTuple):
-    """An annotated video: by which names its file may go, the first one being its own, with or without suffix; its class."""
-
-    names: Tuple[str, ...]
-    label: int
-    where: str  # file and line
-
-
 class Named(NamedTuple):
-    """What an annotation says: by which names its video's file may go, as in Entry; its label as written; file and line."""
+    """What an annotation says of a video."""
 
-    names: Tuple[str, ...]
-    label: str
-    where: str
+    names: Tuple[str, ...]  # by which its file may go, the first one being its own, with or without suffix
+    label: str  # as written
+    where: str  # file and line
     number: str = ""  # of the label's class, where a column of its own has it
     template: bool = False  # whether the label is a template of Something-Something V2
 
@@ -59,7 +51,8 @@ class Annotations(NamedTuple):
     """What an annotation file says, in its order."""
 
     stem: str  # what lists made of it are called
-    entries: List[Entry]
+    videos: List[Named]
+    classes: List[int]  # of these
     labels: Optional[List[str]]  # names of the classes, where known
     alphabetical: bool  # whether they were numbered by the alphabet, for want of a labels file
 
@@ -94,9 +87,8 @@ def read_annotations(path: str, labels_path: Optional[str], is_there: IsThere) -
         names = sorted({one.label for one in named}, key=_plain)
     elif names is None:
         _check_base(named, path)
-    classes = _classes(names)
-    entries = [Entry(one.names, _number(one.label, classes, first, one.where), one.where) for one in named]
-    return Annotations(stem, entries, names, alphabetical)
+    known = _classes(names)
+    return Annotations(stem, named, [_number(one.label, known, first, one.where) for one in named], names, alphabetical)
 
 
 def labels_file(found: Annotations, folder: str) -> str:
@@ -116,14 +108,14 @@ def labels_file(found: Annotations, folder: str) -> str:
                     "--output_dir" % (path, len(found.labels)))
 
 
-def each_once(entries: Sequence[Entry], found: Sequence[Optional[str]]) -> None:
-    """UserError where what was found for two of the entries, None being nothing, is the same."""
-    seen: Dict[str, Entry] = {}
-    for entry, video in zip(entries, found):
-        first = seen.setdefault(video, entry) if video else entry
-        if first is not entry:
+def each_once(named: Sequence[Named], found: Sequence[Optional[str]]) -> None:
+    """UserError where what was found for two of these, None being nothing, is the same."""
+    seen: Dict[str, Named] = {}
+    for one, video in zip(named, found):
+        first = seen.setdefault(video, one) if video else one
+        if first is not one:
             raise UserError("%s: %s is the video of %s too, as %s; take one of the lines out"
-                            % (entry.where, entry.names[0], first.where, first.names[0]))
+                            % (one.where, one.names[0], first.where, first.names[0]))
 
 
 def _columns(names: Iterable[str]) -> Tuple[str, str]:
@@ -208,46 +200,36 @@ def _of_text(lines: Sequence[Tuple[str, str]], is_there: IsThere, unlabelled: bo
             if len(row) != len(columns):
                 raise UserError("%s: has %d cells, and the header %d; mend it" % (where, len(row), len(columns)))
         return [_of_record(dict(zip(columns, row)), where) for (where, _), row in zip(lines[1:], rows)]
-    if _is_list(lines, is_there):
-        return _of_list(lines)
+    named = _of_list(lines, is_there)
+    if named:
+        return named
     rows = [_cells(line, mark, where) for where, line in lines]
     folders = {os.path.dirname(row[0]).strip("/") for row in rows if len(row) == 1}
     if all(len(row) == 1 for row in rows) and "" not in folders and (len(folders) > 1 or not unlabelled):  # UCF101's test lists: labels
         return [Named((_inside(name, where),), os.path.basename(os.path.dirname(name)), where) for (where, _), (name,) in zip(lines, rows)]
     for row, (where, line) in zip(rows, lines):
         if len(row) != 2 or not all(row):
-            hint = "; it names classes: pass it by --labels" if all(re.match(r"\d+\s+\D+$", line) for _, line in lines) else (
-                "; a test split has no labels" if len(row) == 1 else ", or a header that names them, as 'video,label'")
-            raise UserError("%s: expected a video's name and its label, as in 'name%slabel', found %r%s" % (where, mark, line[:80], hint))
+            raise UserError("%s: expected a video's name and its label, as in 'name%slabel', found %r; a header may name them, as "
+                            "'video,label'; a list of classes is for --labels, and a test split has no labels" % (where, mark, line[:80]))
     named = [Named((_inside(name, where),), label, where) for (name, label), (where, _) in zip(rows, lines)]
     if unlabelled and not is_number(named[0].label):
         _check_first(named, is_there)
     return named
 
 
-def _is_list(lines: Sequence[Tuple[str, str]], is_there: IsThere) -> bool:
-    """Whether all lines end in a number of their own, as in a list, and are no CSV whose labels happen to.
+def _of_list(lines: Sequence[Tuple[str, str]], is_there: IsThere) -> List[Named]:
+    """A list of TSM_preprocess.py's kind, whose folders' frames are counted again; none where that is not one.
 
-    Where each has a comma or a semicolon, it is a list if what stands before the numbers are names of videos.
+    All its lines end in a number of their own. Where each has a comma or a semicolon, it could be a CSV whose labels happen to do so:
+    it is a list if what stands before the numbers are names of videos.
     """
-    if not all(_VIDEO_LINE.match(line) for _, line in lines):
-        return False
-    if not any(all(mark in line for _, line in lines) for mark in ",;"):
-        return True
-    return any(all(match and is_there(match.group(1)) for match in (form.match(line) for _, line in lines))
-               for form in (_VIDEO_LINE, _FOLDER_LINE))
-
-
-def _of_list(lines: Sequence[Tuple[str, str]]) -> List[Named]:
-    """A list of TSM_preprocess.py's kind; the number of a folder's frames is counted again."""
-    form, shown = (_FOLDER_LINE, "<folder> <frames> <label>") if _FOLDER_LINE.match(lines[0][1]) else (_VIDEO_LINE, "<file> <label>")
-    named = []
-    for where, line in lines:
-        match = form.match(line)
-        if not match:
-            raise UserError("%s: expected '%s', found %r" % (where, shown, line[:80]))
-        named.append(Named((_inside(match.group(1), where),), match.groups()[-1], where))
-    return named
+    unsure = any(all(mark in line for _, line in lines) for mark in ",;")
+    for form in (_FOLDER_LINE, _VIDEO_LINE):
+        matches = [form.match(line) for _, line in lines]
+        if all(match and (is_there(match.group(1)) or not unsure) for match in matches):
+            return [Named((_inside(match.group(1), where),), match.groups()[-1], where)
+                    for match, (where, _) in zip(matches, lines) if match]
+    return []
 
 
 def _cells(line: str, mark: str, where: str) -> List[str]:
