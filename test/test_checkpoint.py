@@ -134,7 +134,7 @@ def test_a_proxy_of_the_environment_is_used(works, fails, url, name, tmp_path):
 
 
 @pytest.mark.parametrize("address, says", [
-    ("{url}/absent.pth", "404"), ("{url}/no/tsm.pth", "403"), ("http://127.0.0.1:9/tsm.pth", "cannot be reached"),
+    ("{url}/absent.pth", "404"), ("{url}/no/tsm.pth", "403"), ("http://127.0.0.1:9/tsm.pth", "cannot be fetched"),
     ("ftp://x/tsm.pth", "http(s)"), ("http://[bad/tsm.pth", "http(s)"), ("{url}/", "http(s)"),
 ])
 def test_what_cannot_be_fetched_is_one_line(fails, url, tmp_path, address, says):

@@ -392,7 +392,7 @@ def test_a_published_checkpoint_becomes_a_model_by_its_name_alone(repo, tmp_path
     for what in ("official", name[: -len(".pth")]):
         done, files = made(what, nowhere)
         assert (done.returncode, files) == (1, {".lock", "run.log"}) and done.stderr.count("\n") == 1, done.stderr
-        assert re.match("TSM_checkpoint.py: error: %s.*%s: cannot be reached .*; run again, .* pass its path\n" % (nowhere, name),
+        assert re.match("TSM_checkpoint.py: error: %s.*%s: cannot be fetched .* run again, .* pass its path\n" % (nowhere, name),
                         done.stderr)
         assert done.stderr in (suite / "work/run.log").read_text()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(

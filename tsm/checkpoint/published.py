@@ -177,11 +177,9 @@ def fetch(url: str, path: str) -> bool:
     socket.setdefaulttimeout(_TIMEOUT)
     try:
         hub.download_url_to_file(url, part, expected, progress=sys.stderr.isatty())
-    except urllib.error.HTTPError as error:
-        raise UserError("%s: the server answered %d %s; check the address, or %s" % (url, error.code, error.reason, BY_HAND))
     except (urllib.error.URLError, ConnectionError, socket.timeout, http.client.HTTPException, ValueError) as error:
-        reason = first_line(getattr(error, "reason", error))
-        raise UserError("%s: cannot be reached (%s); run again, check the proxy settings, or %s" % (url, reason, BY_HAND))
+        raise UserError("%s: cannot be fetched (%s); check the address and the proxy settings and run again, or %s"
+                        % (url, first_line(error), BY_HAND))
     except RuntimeError:
         raise UserError("%s: its SHA-256 does not begin with %s, as its name says, so it was removed; fetch it again" % (url, expected))
     if expected is None:

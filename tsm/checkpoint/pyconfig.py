@@ -45,11 +45,14 @@ _METHODS: Dict[str, Any] = {  # that are carried out, and whose they are
 }
 
 
-class _Reading(NamedTuple):
-    """Which files are being read, each the base of the one before, and what is left of _ROOM."""
+class _Scope(NamedTuple):
+    """A text that is being read."""
 
-    chain: Tuple[str, ...]
-    room: List[int]
+    names: Dict[str, Any]
+    where: str  # it is, in words
+    folder: Optional[str]  # what its bases are relative to, if known
+    chain: Tuple[str, ...]  # the files that it is a base of, each the base of the one before, and its own
+    room: List[int]  # what is left of _ROOM, for all of them
 
     def pay(self, size: int) -> None:
         self.room[0] -= size
@@ -57,21 +60,12 @@ class _Reading(NamedTuple):
             raise MemoryError
 
 
-class _Scope(NamedTuple):
-    """A text that is being read."""
-
-    names: Dict[str, Any]
-    where: str  # it is, in words
-    folder: Optional[str]  # what its bases are relative to, if known
-    reading: _Reading
-
-
 def read(path: str) -> Dict[str, Any]:
     """The names that a config file assigns, its `_base_` files merged in.
 
     Raises: UserError, naming the file, where it or a base of it is missing, is not Python, or includes itself.
     """
-    return _read(path, _Reading((), [_ROOM]))
+    return _read(path, (), [_ROOM])
 
 
 def parse(text: str, where: str) -> Dict[str, Any]:
@@ -82,9 +76,9 @@ def parse(text: str, where: str) -> Dict[str, Any]:
     if len(text) > _ROOM:
         raise UserError("%s: too long for a config" % where)
     config: Dict[str, Any] = {}
-    reading = _Reading((), [_ROOM])
+    room = [_ROOM]
     for part in _NAMES.split(text):
-        config = _names(part.encode("utf-8", "replace"), where, None, reading, config)
+        config = _names(part.encode("utf-8", "replace"), _Scope({}, where, None, (), room), config)
     return config
 
 
@@ -110,19 +104,19 @@ def get(config: Any, *keys: str) -> Any:
     return config
 
 
-def _read(path: str, reading: _Reading) -> Dict[str, Any]:
+def _read(path: str, chain: Tuple[str, ...], room: List[int]) -> Dict[str, Any]:
     place = os.path.realpath(path)
-    if place in reading.chain:
+    if place in chain:
         raise UserError("%s: includes itself through _base_; mend the config" % path)
     if not os.path.isfile(path):
-        based = ", which %s is based on" % reading.chain[-1] if reading.chain else ""
+        based = ", which %s is based on" % chain[-1] if chain else ""
         raise UserError("%s: no such config%s; check the path" % (path, based))
     if path.lower().endswith((".json", ".yml", ".yaml")):
         raise UserError("%s: is a config in JSON or YAML, which this suite does not read; pass it in Python (.py), as mmengine's "
                         "Config.fromfile(…).dump('x.py') writes it" % path)
     with open(path, "rb") as file:
         raw = file.read(_ROOM)
-    return _names(raw, path, os.path.dirname(path), reading._replace(chain=reading.chain + (place,)), {})
+    return _names(raw, _Scope({}, path, os.path.dirname(path), chain + (place,), room), {})
 
 
 def _base(name: Any, scope: _Scope) -> Dict[str, Any]:
@@ -130,14 +124,13 @@ def _base(name: Any, scope: _Scope) -> Dict[str, Any]:
     if "::" in str(name):
         raise UserError("%s: is based on %s, of an installed package, where this suite does not look; copy that file and name the "
                         "copy's path there" % (scope.where, str(name)[:200]))
-    return _read(os.path.join(str(scope.folder), str(name)), scope.reading)
+    return _read(os.path.join(str(scope.folder), str(name)), scope.chain, scope.room)
 
 
-def _names(raw: bytes, where: str, folder: Optional[str], reading: _Reading, base: Dict[str, Any]) -> Dict[str, Any]:
+def _names(raw: bytes, scope: _Scope, base: Dict[str, Any]) -> Dict[str, Any]:
     """The values of the names that a config's text assigns, over those of `base`."""
-    scope = _Scope({}, where, folder, reading)
     try:
-        reading.pay(len(raw) + _FILE)
+        scope.pay(len(raw) + _FILE)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes in its strings
             tree = ast.parse(raw)
@@ -146,35 +139,35 @@ def _names(raw: bytes, where: str, folder: Optional[str], reading: _Reading, bas
                 given = _value(statement.value, scope)
                 refuse_code(given)
                 for name in [given] if isinstance(given, str) else sequence(given):
-                    if folder is not None:
-                        base = _merged(_base(name, scope), base, reading)
-        scope.names["_base_"] = base = _based(base, reading, True)
+                    if scope.folder is not None:
+                        base = _merged(_base(name, scope), base, scope)
+        scope.names["_base_"] = base = _based(base, scope, True)
         for statement in sorted(tree.body, key=lambda one: not isinstance(one, ast.With)):  # mmengine reads bases first
             _carry_out(statement, scope)
         refuse_code(scope.names.pop("_base_"))
-        return _merged(scope.names, base, reading)
+        return _merged(scope.names, base, scope)
     except SyntaxError as error:
-        raise UserError("%s: not a config in Python (line %s: %s)" % (where, error.lineno, error.msg))
+        raise UserError("%s: not a config in Python (line %s: %s)" % (scope.where, error.lineno, error.msg))
     except (ValueError, RecursionError, MemoryError):
-        raise UserError("%s: not a config in Python, or too long or too deep, or it has too many bases or values" % where)
+        raise UserError("%s: not a config in Python, or too long or too deep, or it has too many bases or values" % scope.where)
 
 
-def _based(value: Any, reading: _Reading, afresh: bool = False) -> Any:
+def _based(value: Any, scope: _Scope, afresh: bool = False) -> Any:
     """A value as mmengine puts it into a dict that came from a base: lists copied, and dicts, but for those that did; with `afresh`
     those too, as it hands a base on."""
-    reading.pay(1)
+    scope.pay(1)
     if type(value) is dict or afresh and type(value) is Based:
-        return Based((key, _based(item, reading, afresh)) for key, item in value.items())
-    return type(value)(_based(item, reading, afresh) for item in value) if type(value) in (list, tuple) else value
+        return Based((key, _based(item, scope, afresh)) for key, item in value.items())
+    return type(value)(_based(item, scope, afresh) for item in value) if type(value) in (list, tuple) else value
 
 
-def _merged(child: Dict[str, Any], base: Any, reading: _Reading) -> Dict[str, Any]:
+def _merged(child: Dict[str, Any], base: Any, scope: _Scope) -> Dict[str, Any]:
     """A config over its base, as mmcv's Config merges them: dicts key by key, unless the child's has `_delete_`."""
-    reading.pay(len(child))
+    scope.pay(len(child))
     merged = dict(base) if isinstance(base, dict) and not child.get("_delete_") else {}
     for key, value in child.items():
         if key != "_delete_":
-            merged[key] = _merged(value, merged.get(key), reading) if isinstance(value, dict) else value
+            merged[key] = _merged(value, merged.get(key), scope) if isinstance(value, dict) else value
     return merged
 
 
@@ -203,7 +196,7 @@ def _carry_out(statement: Any, scope: _Scope) -> None:
             _assign(statement.target, _value(value, scope), scope)
     elif isinstance(statement, ast.AugAssign):
         old = _value(statement.target, scope)
-        made = _computed(statement.op, old, _value(value, scope), scope.reading)
+        made = _computed(statement.op, old, _value(value, scope), scope)
         if isinstance(old, list) and made is not None:  # it changes where it stands
             old[:], made = made, old
         code = _code(statement, scope, "an assignment to %s" % _root(statement.target))
@@ -221,7 +214,7 @@ def _import_base(statement: Any, scope: _Scope, known: Dict[str, Any]) -> None:
         module = (statement.module or "").replace(".", "/") + ".py"
         name = "../" * (statement.level - 1) + module if statement.level else "::" + module
         if name not in known:
-            known[name] = _based(_base(name, scope), scope.reading, True)
+            known[name] = _based(_base(name, scope), scope, True)
         base = known[name]
         wanted = {alias.asname or alias.name: alias.name for alias in statement.names}
         scope.names.update(base if "*" in wanted else {name: base[given] for name, given in wanted.items() if given in base})
@@ -249,16 +242,16 @@ def _called(call: Any, scope: _Scope) -> Any:
     args: List[Any] = [_value(arg, scope) for arg in call.args] if name else []
     if not isinstance(container, _METHODS.get(name, ())) or any(isinstance(arg, Code) for arg in args):
         return _UNKNOWN
-    scope.reading.pay(len(container) + sum(map(len, map(sequence, args))))
+    scope.pay(len(container) + sum(map(len, map(sequence, args))))
     if name in ("update", "merge"):
         given = _dict([(None, arg) for arg in call.args] + [(word.arg, word.value) for word in call.keywords], call, scope)
         if not isinstance(given, dict):
             return _UNKNOWN
         if name == "merge":
-            made = _based(_merged(given, container, scope.reading), scope.reading, True)
+            made = _based(_merged(given, container, scope), scope, True)
             container.clear()
             return container.update(made)
-        return _update(container, given, scope.reading)
+        return _update(container, given, scope)
     if type(container) is Based and name in ("pop", "copy"):
         return Based(container) if name == "copy" else container.pop(*(args + [None])[:2])
     try:
@@ -267,13 +260,13 @@ def _called(call: Any, scope: _Scope) -> Any:
         return _UNKNOWN
 
 
-def _update(container: Dict[Any, Any], given: Dict[Any, Any], reading: _Reading) -> None:
+def _update(container: Dict[Any, Any], given: Dict[Any, Any], scope: _Scope) -> None:
     """container.update(given), which merges into what came from a base."""
     for key, value in given.items():
         if type(container) is Based and isinstance(container.get(key), dict) and isinstance(value, dict):
-            _update(container[key], value, reading)
+            _update(container[key], value, scope)
         else:
-            container[key] = _based(value, reading) if type(container) is Based else value
+            container[key] = _based(value, scope) if type(container) is Based else value
 
 
 def _assign(target: ast.AST, value: Any, scope: _Scope) -> None:
@@ -288,7 +281,7 @@ def _assign(target: ast.AST, value: Any, scope: _Scope) -> None:
         container, key = _value(target.value, scope), _key(target, scope)
         places = range(-len(container), len(container)) if isinstance(container, list) else ()
         if isinstance(container, dict) and isinstance(key, (str, int)) or type(key) is int and key in places:
-            container[key] = _based(value, scope.reading) if type(container) is Based else value
+            container[key] = _based(value, scope) if type(container) is Based else value
         elif _root(target):
             scope.names[_root(target)] = _code(target, scope, "code that changes %s" % _root(target))
 
@@ -320,7 +313,7 @@ def _value(node: Any, scope: _Scope) -> Any:
         elif sequence(container) and type(key) is int and -len(container) <= key < len(container):
             value = container[key]
     elif isinstance(node, ast.BinOp):
-        value = _computed(node.op, _value(node.left, scope), _value(node.right, scope), scope.reading)
+        value = _computed(node.op, _value(node.left, scope), _value(node.right, scope), scope)
     else:
         try:
             return ast.literal_eval(node)
@@ -337,7 +330,7 @@ def _items(node: Any, scope: _Scope) -> Any:
         if not isinstance(item, ast.Starred):
             items.append(value)
         elif isinstance(value, (list, tuple)) and not isinstance(value, Code):
-            scope.reading.pay(len(value))
+            scope.pay(len(value))
             items.extend(value)
         else:
             return value if isinstance(value, Code) else _code(node, scope, "a list of such items")
@@ -353,7 +346,7 @@ def _joined(node: ast.JoinedStr, scope: _Scope) -> Any:
         if shape or type(value) not in (str, int):
             return value if isinstance(value, Code) else _code(node, scope, "code (JoinedStr)")
         parts.append(str(value))
-        scope.reading.pay(len(parts[-1]))
+        scope.pay(len(parts[-1]))
     return "".join(parts)
 
 
@@ -366,23 +359,23 @@ def _dict(given: List[Tuple[Any, ast.AST]], node: ast.AST, scope: _Scope) -> Any
         if isinstance(key, (str, int)):
             made[key] = value
         elif key is None and isinstance(value, dict):
-            scope.reading.pay(len(value))
+            scope.pay(len(value))
             made.update(value)
         else:
             return value if isinstance(value, Code) else _code(node, scope, "a dict of such keys")
     return made
 
 
-def _computed(sign: ast.operator, left: Any, right: Any, reading: _Reading) -> Any:
+def _computed(sign: ast.operator, left: Any, right: Any, scope: _Scope) -> Any:
     """A sum of two plain values of a kind, one of them so many times, or arithmetic on numbers; None for all else."""
     if type(left) is int and type(right) in (str, list, tuple) and isinstance(sign, ast.Mult):
         left, right = right, left
     if type(left) in (str, list, tuple):
         if type(right) is int and isinstance(sign, ast.Mult):
-            reading.pay(len(left) * max(0, right))
+            scope.pay(len(left) * max(0, right))
             return left * right
         if type(right) is type(left) and isinstance(sign, ast.Add):
-            reading.pay(len(left) + len(right))
+            scope.pay(len(left) + len(right))
             return left + right
         return None
     if type(left) not in (int, float) or type(right) not in (int, float) or type(sign) not in _ARITHMETIC:
