@@ -9,7 +9,7 @@ import argparse
 import re
 from typing import Any, Dict, List, Optional, Tuple
 
-from tsm.checkpoint.pyconfig import Code, Unsupported, get, refuse_code, sequence
+from tsm.checkpoint.pyconfig import Unsupported, get, refuse_code, sequence
 from tsm.cli import UserError, printable
 from tsm.protocol import frame_template, misfit, shown
 
@@ -142,27 +142,22 @@ def _type_at(config: Any, *keys: str) -> Any:
     return kind if kind is None or isinstance(kind, str) else shown(kind)
 
 
-def _wanted(known: Dict[str, Any], name: str) -> Any:
-    """What an option may be: see _fits(); `**` stands for the names that a table does not hold."""
-    return known.get(name, known.get("**", ()))
-
-
-def _fits(value: Any, wanted: Any) -> bool:
-    """Is a value one of `wanted`, or is that _ANY? Lists are as tuples; a dict in `wanted` stands for the dicts whose values fit
-    its own, as a table of options."""
+def _fits(value: Any, name: str, known: Dict[str, Any]) -> bool:
+    """Is a value one of those that the option `name` may have by a table, or are all (_ANY)? `**` stands for the names that a table does
+    not hold. Lists are as tuples; a table among the values stands for the dicts that fit it."""
+    wanted = known.get(name, known.get("**", ()))
     if wanted is _ANY:
         return True
     refuse_code(value)
     value = tuple(value) if isinstance(value, list) else _kind(value)
-    return any(
-        isinstance(value, dict) and all(_fits(item, _wanted(one, name)) for name, item in value.items())
-        if isinstance(one, dict) else value == one for one in wanted)
+    return any(isinstance(value, dict) and all(_fits(item, key, one) for key, item in value.items())
+               if isinstance(one, dict) else value == one for one in wanted)
 
 
 def _check_options(options: Any, known: Dict[str, Any], where: str, what: str) -> None:
     """Raise Unsupported for the first of the options that does not fit."""
     for name, value in options.items() if isinstance(options, dict) else ():
-        if not _fits(value, _wanted(known, name)):
+        if not _fits(value, name, known):
             raise Unsupported("%s: %s has %s = %s, which this suite does not know" % (where, what, shown(name), shown(value)))
 
 
@@ -255,8 +250,8 @@ def _test(config: Dict[str, Any], datasets: List[Dict[str, Any]], alone: Any, wh
 def _pipeline(steps: Any, where: str) -> Dict[str, Any]:
     """What a test pipeline decides."""
     found: Dict[str, Any] = {}
-    if not isinstance(steps, (list, tuple)) or isinstance(steps, Code):
-        refuse_code(steps)
+    refuse_code(steps)
+    if not isinstance(steps, (list, tuple)):
         raise UserError("%s: its test pipeline is %s; a list of steps is needed" % (where, shown(steps)))
     kinds: List[str] = []
     for step in steps:

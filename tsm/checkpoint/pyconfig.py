@@ -188,12 +188,10 @@ def _carry_out(statement: Any, scope: _Scope) -> None:
         for node in statement.names if isinstance(statement, ast.Import) else [statement]:
             changed = (getattr(node, "asname", None) or node.name).split(".")[0]
             names[changed] = _code(statement, scope, "code that changes %s" % changed)
-    elif isinstance(statement, ast.Assign):
-        for target in statement.targets if getattr(statement.targets[0], "id", "") != "_base_" else ():
+    elif isinstance(statement, (ast.Assign, ast.AnnAssign)):
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        for target in targets if value is not None and getattr(targets[0], "id", "") != "_base_" else ():
             _assign(target, _value(value, scope), scope)
-    elif isinstance(statement, ast.AnnAssign):
-        if value is not None:
-            _assign(statement.target, _value(value, scope), scope)
     elif isinstance(statement, ast.AugAssign):
         old = _value(statement.target, scope)
         made = _computed(statement.op, old, _value(value, scope), scope)
@@ -238,13 +236,14 @@ def _method(call: Any, scope: _Scope) -> str:
 def _called(call: Any, scope: _Scope) -> Any:
     """What a method of a known dict or list gives, carried out; _UNKNOWN for any other call."""
     name = _method(call, scope)
-    container = _value(call.func.value, scope) if name else None
-    args: List[Any] = [_value(arg, scope) for arg in call.args] if name else []
-    if not isinstance(container, _METHODS.get(name, ())) or any(isinstance(arg, Code) for arg in args):
+    if not name:
+        return _UNKNOWN
+    container, args = _value(call.func.value, scope), [_value(arg, scope) for arg in call.args]
+    if not isinstance(container, _METHODS[name]) or any(isinstance(arg, Code) for arg in args):
         return _UNKNOWN
     scope.pay(len(container) + sum(map(len, map(sequence, args))))
     if name in ("update", "merge"):
-        given = _dict([(None, arg) for arg in call.args] + [(word.arg, word.value) for word in call.keywords], call, scope)
+        given = _dict(call, scope)
         if not isinstance(given, dict):
             return _UNKNOWN
         if name == "merge":
@@ -291,10 +290,8 @@ def _value(node: Any, scope: _Scope) -> Any:
     value: Any = None
     if isinstance(node, ast.Name):
         return scope.names.get(node.id, _code(node, scope, "the name %s" % node.id))
-    if isinstance(node, ast.Dict):
-        return _dict(list(zip(node.keys, node.values)), node, scope)
-    if _is_call(node, "dict"):
-        return _dict([(None, arg) for arg in node.args] + [(word.arg, word.value) for word in node.keywords], node, scope)
+    if isinstance(node, ast.Dict) or _is_call(node, "dict"):
+        return _dict(node, scope)
     if isinstance(node, ast.Call):
         value = _called(node, scope)
         return _code(node, scope, "a call of %s" % (_root(node.func) or "code")) if value is _UNKNOWN else value
@@ -326,8 +323,9 @@ def _items(node: Any, scope: _Scope) -> Any:
     """A list or a tuple, `*name` in it unpacked."""
     items: List[Any] = []
     for item in node.elts:
-        value = _value(getattr(item, "value", item) if isinstance(item, ast.Starred) else item, scope)
-        if not isinstance(item, ast.Starred):
+        starred = isinstance(item, ast.Starred)
+        value = _value(item.value if starred else item, scope)
+        if not starred:
             items.append(value)
         elif isinstance(value, (list, tuple)) and not isinstance(value, Code):
             scope.pay(len(value))
@@ -337,23 +335,25 @@ def _items(node: Any, scope: _Scope) -> Any:
     return items if isinstance(node, ast.List) else tuple(items)
 
 
-def _joined(node: ast.JoinedStr, scope: _Scope) -> Any:
+def _joined(node: Any, scope: _Scope) -> Any:
     """An f-string of texts and whole numbers that are shown as they are."""
     parts = []
     for part in node.values:
-        shape = isinstance(part, ast.FormattedValue) and (part.format_spec or part.conversion != -1)
-        value = _value(getattr(part, "value", part) if isinstance(part, ast.FormattedValue) else part, scope)
-        if shape or type(value) not in (str, int):
+        formatted = isinstance(part, ast.FormattedValue)
+        value = _value(part.value if formatted else part, scope)
+        if type(value) not in (str, int) or formatted and (part.format_spec or part.conversion != -1):
             return value if isinstance(value, Code) else _code(node, scope, "code (JoinedStr)")
         parts.append(str(value))
         scope.pay(len(parts[-1]))
     return "".join(parts)
 
 
-def _dict(given: List[Tuple[Any, ast.AST]], node: ast.AST, scope: _Scope) -> Any:
-    """A dict of (key: an expression or a keyword's name; None for `**`, value) pairs."""
+def _dict(node: Any, scope: _Scope) -> Any:
+    """A dict, of a display or of a call's arguments."""
+    pairs = list(zip(node.keys, node.values)) if isinstance(node, ast.Dict) else [
+        (None, arg) for arg in node.args] + [(word.arg, word.value) for word in node.keywords]
     made: Dict[Any, Any] = {}
-    for key, item in given:
+    for key, item in pairs:  # a key is an expression or a keyword's name; None of `**`
         key = _value(key, scope) if isinstance(key, ast.AST) else key
         value = _value(item, scope)
         if isinstance(key, (str, int)):

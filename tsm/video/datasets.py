@@ -87,7 +87,8 @@ def read_annotations(path: str, labels_path: Optional[str], is_there: IsThere) -
         names = sorted({one.label for one in named}, key=_plain)
     elif names is None:
         _check_base(named, path)
-    known = _classes(names)
+    known = {_plain(name): number for number, name in enumerate(names or ())}
+    known.update((name, number) for number, name in enumerate(names or ()))
     return Annotations(stem, named, [_number(one.label, known, first, one.where) for one in named], names, alphabetical)
 
 
@@ -282,12 +283,6 @@ def _are_names(named: Sequence[Named]) -> bool:
 def _plain(label: str) -> str:
     """A label as mmaction2 writes Kinetics': without quotes, an underscore for a space."""
     return label.replace('"', "").replace(" ", "_")
-
-
-def _classes(names: Optional[Sequence[str]]) -> Dict[str, int]:
-    """{name: class}, a name also in its plain form."""
-    numbers = {_plain(name): number for number, name in enumerate(names or ())}
-    return dict(numbers, **{name: number for number, name in enumerate(names or ())})
 
 
 def _number(label: str, classes: Dict[str, int], first: int, where: str) -> int:
