@@ -189,7 +189,7 @@ def test_jester_s_folders_of_frames_are_counted_and_can_be_preprocessed(works, r
     ('a b.mp4,"cat" or dog\n', "own.csv, line 1: is not a line of a CSV"), ("a b.mp4,c\rd,e\n", "own.csv, line 1: is not a line of a CSV"),
     ("a b.mp4,%s\n" % ("x" * 131073), "own.csv, line 1: is not a line of a CSV (field larger than field limit"),
     ("a b.mp4,10\nin a folder/c,9\n\"d,e\",-1\n",
-     "own.csv, line 3: label '-1' is not the number of a class, a whole one from 0, as that of own.csv, line 1"),
+     "own.csv, line 3: label '-1' is not the number of a class, a whole one from 0; mend it"),
     ("a b.mp4,1.0\nin a folder/c,2.0\n", "own.csv, line 1: label '1.0' is not the number of a class, a whole one from 0; mend"),
     ("a b.mp4,9999999\n", "own.csv, line 1: label '9999999' is not the number"),
     ("a b.mp4,1\nin a folder/c,2\n\"d,e\",x\n", "own.csv, line 3: label 'x' is not the number"),

@@ -2,9 +2,8 @@
 
 PyTorch writes a pickle, a program for a small stack machine that may import and call anything. Here (_Unpickler) a class or a
 function that the pickle names becomes a Foreign, which is neither imported nor called, and the few that a tensor is made of
-(_CALLS) are known by their names alone. So it does not matter what a trainer put beside
-the weights: NumPy scalars, arguments, optimizers, hooks. Both file formats, as torch 2.13 writes them: the zip
-archive (torch.serialization._save) and the older stream of pickles (_legacy_save).
+(_CALLS) are known by their names alone. So it does not matter what a trainer put beside the weights: NumPy scalars, optimizers, hooks.
+Both file formats are read: torch's zip archive (torch.serialization._save) and the older stream of pickles (_legacy_save).
 """
 
 import errno
@@ -429,8 +428,7 @@ def _of_online_demo(key: str) -> str:
 
 def _by_mmaction2(key: str) -> str:
     """A name of MIT's temporal-shift-module (ops/models.py) as mmaction2's; others as they are."""
-    key = re.sub(r"^(?:new_fc|base_model\.fc)\.", "cls_head.fc_cls.", key)
-    key = re.sub(r"^base_model\.classifier\.", "cls_head.fc_cls.", key)
+    key = re.sub(r"^(?:new_fc|base_model\.(?:fc|classifier))\.", "cls_head.fc_cls.", key)
     if not key.startswith("base_model."):
         return key
     found = re.match(r"base_model\.features\.(\d+)\.(?:conv\.)?(\d+)\.(net\.)?(\w+)$", key)
@@ -462,8 +460,6 @@ def _plain(mapping: Any) -> Dict[str, Any]:
     """The numbers, strings and lists of strings of a dict, by name; what else it holds is left out."""
     held = mapping.items() if isinstance(mapping, dict) else ()
     return {
-        key: value for key, value in held
-        if isinstance(key, str)
-        and (type(value) in (str, int, float, bool, type(None))
-             or type(value) in (list, tuple) and all(type(item) is str for item in value))
+        key: value for key, value in held if isinstance(key, str)
+        and (isinstance(value, _PLAIN) or type(value) in (list, tuple) and all(type(item) is str for item in value))
     }

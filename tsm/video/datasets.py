@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Opt
 
 from tsm.cli import UserError
 from tsm.files import read_text
-from tsm.labels import head, is_number, parse_json, read_classes
+from tsm.labels import head, in_order, is_number, parse_json, read_classes
 from tsm.samples import FOLDER_LINE, VIDEO_LINE
 
 SSV2_LIST = "sthv2_val"  # what lists of Something-Something V2 are called (the guide's)
@@ -244,11 +244,10 @@ def _cells(line: str, mark: str, where: str) -> List[str]:
 def _by_numbers(named: List[Named]) -> Tuple[List[Named], Optional[List[str]], int]:
     """Annotations that have a column of numbers: (they, the names in the order of these from 0 or 1 on, which of the two); where
     not all classes occur, (they with the numbers for labels, None, 0)."""
-    names = dict(sorted((int(one.number), one.label) for one in named))
-    first = min(names)
-    if len(set(names.values())) == len({(one.number, one.label) for one in named}) == len(names) and list(names) in (
-            list(range(len(names))), list(range(1, 1 + len(names)))):
-        return named, list(names.values()), first
+    with contextlib.suppress(UserError):
+        names, first = in_order(list({(one.label, one.number) for one in named}), "")
+        if len(set(names)) == len(names):
+            return named, names, first
     return [one._replace(label=one.number) for one in named], None, 0
 
 
@@ -274,9 +273,8 @@ def _are_names(named: Sequence[Named]) -> bool:
     """Whether labels are names, not numbers of classes; UserError for the first that is neither where others look like numbers."""
     bad = next((one for one in named if not is_number(one.label)), None)
     if bad and any(_NUMERIC.match(one.label) for one in named):
-        good = next((one for one in named if is_number(one.label)), None)
-        raise UserError("%s: label %r is not the number of a class, a whole one from 0%s; mend it, or name the labels by --labels"
-                        % (bad.where, bad.label, ", as that of %s is" % good.where if good else ""))
+        raise UserError("%s: label %r is not the number of a class, a whole one from 0; mend it, or name the labels by --labels"
+                        % (bad.where, bad.label))
     return bad is not None
 
 
@@ -291,12 +289,11 @@ def _number(label: str, classes: Dict[str, int], first: int, where: str) -> int:
     if known is not None:
         return known
     if not is_number(label):
-        raise UserError("%s: label %r is not %s" % (where, label, "in the labels; are both of the same dataset?" if classes else
-                                                    "a number, as others are; mend it, or name the labels by --labels"))
-    number, count = int(label) - first, 1 + max(classes.values(), default=int(label))
-    if not 0 <= number < count:
-        hint = "; are they counted from 1, which the labels file should say?" if number == count else ""
-        raise UserError("%s: label %s is not one of the %d classes; mend the line%s" % (where, label, count, hint))
+        raise UserError("%s: label %r is not in the labels; are both of the same dataset?" % (where, label))
+    number = int(label) - first
+    if classes and not 0 <= number <= max(classes.values()):
+        raise UserError("%s: label %s is not one of the %d classes, which the labels file counts from %d; mend the line"
+                        % (where, label, 1 + max(classes.values()), first))
     return number
 
 
