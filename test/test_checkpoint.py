@@ -192,7 +192,7 @@ REFUSED = {
     "a network of 3-dimensional convolutions": lambda state: zeros(
         backbone__conv1__conv__weight=(64, 3, 1, 7, 7), backbone__layer1__0__conv1__conv__weight=(64, 64, 1, 1, 1)),
     "a network of 3-dimensional convolutions (I3D": lambda state: zeros(conv1__weight=(64, 3, 1, 7, 7)),
-    "a ResNet of single images": lambda state: zeros(conv1__weight=(8, 3, 7, 7), layer1__0__conv1__weight=(8, 8, 1, 1), fc__weight=(9, 8)),
+    "a network of single images, as": lambda state: zeros(conv1__weight=(8, 3, 7, 7), layer1__0__conv1__weight=(8, 8, 1, 1)),
     "a network of single images": lambda state: zeros(features__0__0__weight=(32, 3, 3, 3)),
     "a detector": lambda state: zeros(
         backbone__conv1__weight=(64, 3, 7, 7), neck__lateral__weight=(1, 1, 1, 1), rpn_head__conv__weight=(1, 1, 1, 1),

@@ -12,6 +12,11 @@ from tsm.cli import UserError
 from tsm.files import read_text
 
 METADATA = "tsm.labels"  # a JSON list of names, in the order of the classes
+_NUMBERED = [re.compile(form) for form in (r"(?P<number>[0-9]{1,6})(?:\s*[:.)]\s*|\s+)(?P<name>\S.*)$",
+                                           r"(?P<name>\S.*?)(?:\s*:\s*|\s+)(?P<number>[0-9]{1,6})$")]
+_NAME_HEADS = {"name", "label", "label_name", "class", "class_name", "category", "category_name", "action", "template"}
+_PARTS = ("id2label", "names", "labels", "classes", "categories")  # of a JSON file that holds more than the names
+_NUMBER_HEADS = _NAME_HEADS | {"id", "index", "number", "label_id", "class_id", "category_id"}
 
 
 class Ranked(NamedTuple):
@@ -85,13 +90,6 @@ def is_number(value: object) -> bool:
 def head(cell: str) -> str:
     """The name of a column as tables of synonyms have it: `Label ID` and `labelId` are `label_id`."""
     return re.sub(r"[\W_]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cell.strip())).strip("_").lower()
-
-
-_NUMBERED = [re.compile(form) for form in (r"(?P<number>[0-9]{1,6})(?:\s*[:.)]\s*|\s+)(?P<name>\S.*)$",
-                                           r"(?P<name>\S.*?)(?:\s*:\s*|\s+)(?P<number>[0-9]{1,6})$")]
-_NAME_HEADS = {"name", "label", "label_name", "class", "class_name", "category", "category_name", "action", "template"}
-_PARTS = ("id2label", "names", "labels", "classes", "categories")  # of a JSON file that holds more than the names
-_NUMBER_HEADS = _NAME_HEADS | {"id", "index", "number", "label_id", "class_id", "category_id"}
 
 
 def _are_texts(values: Sequence[object]) -> bool:

@@ -24,6 +24,7 @@ BOUNDS = {  # the least and the most that a whole number of a protocol or a conf
     "depth": (1, 1024), "start_index": (0, 1000000),
 }  # a softmax over 1 class says 1 of every video; a shift_div of 1 would shift every channel both ways
 COLOURS = {"mean": (-1e6, 1e6), "std": (1e-6, 1e6)}  # likewise, of their numbers
+segments = functools.partial(positive, high=BOUNDS["segments"][1])  # argparse type: frames of a view
 MOVES: Dict[str, Tuple[Optional[int], Optional[int]]] = {  # kinds of shift: where the first and the second fold of the channels take
     # their values from: 1 the next frame, -1 the previous one, 0 the frame itself, None nowhere (they are 0). The rest stays.
     "bi": (1, -1),  # MIT's and mmaction2's
@@ -126,9 +127,6 @@ def misfit(name: str, value: Any) -> str:
 def shown(value: Any) -> str:
     """A value of a file in a few characters."""
     return value[:60] if isinstance(value, str) else reprlib.repr(value)
-
-
-segments = functools.partial(positive, high=BOUNDS["segments"][1])  # argparse type: frames of a view
 
 
 def frame_template(text: str) -> str:

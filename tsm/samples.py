@@ -13,6 +13,10 @@ from tsm.files import read_json, sha256, write_json, write_text
 from tsm.protocol import Protocol
 from tsm.workfolder import BINS, INFO, MANIFEST
 
+VIDEO_LINE, FOLDER_LINE = r"(.*\S)\s+(\d{1,6})$", r"(.*\S)\s+(\d{1,6})\s+(\d{1,6})$"  # of a list; ASCII, as its bytes are matched
+_VIDEO_LINE, _FOLDER_LINE = (re.compile(line.encode(), re.DOTALL) for line in (VIDEO_LINE, FOLDER_LINE))
+TENSOR_BYTES = 20 * 10**9  # of a list's tensors on a disk at a time, unless the user says otherwise
+
 
 def evenly(items: Sequence[Any], most: int) -> List[Any]:
     """At most `most` of the items, evenly over all of them."""
@@ -70,19 +74,12 @@ def read_list(path: str, protocol: Protocol, data_root: str = "") -> List[Clip]:
     return clips
 
 
-VIDEO_LINE, FOLDER_LINE = r"(.*\S)\s+(\d{1,6})$", r"(.*\S)\s+(\d{1,6})\s+(\d{1,6})$"  # of a list; ASCII, as its bytes are matched
-_VIDEO_LINE, _FOLDER_LINE = (re.compile(line.encode(), re.DOTALL) for line in (VIDEO_LINE, FOLDER_LINE))
-
-
 def _under(roots: Iterable[str], source: str) -> str:
     """A list's name for a clip as a path relative to the data root; empty where it leads outside."""
     if "\0" in source or ".." in source.split(os.sep):
         return ""
     inside = [os.path.relpath(source, root) for root in roots if source.startswith(os.path.join(root, ""))]
     return next(iter(inside), "") if os.path.isabs(source) else source
-
-
-TENSOR_BYTES = 20 * 10**9  # of a list's tensors on a disk at a time, unless the user says otherwise
 
 
 def chunk_size(videos: int, dtype: str, at_once: int, protocol: Protocol) -> int:

@@ -37,10 +37,7 @@ _OTHERS = (  # networks of other families, by what their weights are called
     (r"\.(st_)?gcn(_networks|s)?\.", "a network on skeletons (ST-GCN or the like)"),
     (r"^cls_head\.(activity|completeness)_fc\.", "SSN"), (r"^neck\.", "a network with a neck (TPN or the like)"),
 )
-_IMAGES = (  # likewise, those of single images, if nothing else is known of them
-    (r"^(backbone\.)?layer\d\.\d+\.conv\d\.weight", "a ResNet of single images, as torchvision's or timm's"),
-    (r"^(backbone\.)?(features|blocks|stages)\.\d", "a network of single images, as torchvision's or timm's"),
-)
+_IMAGES = r"^(backbone\.)?(layer\d\.\d+\.conv\d\.weight|(features|blocks|stages)\.\d)"  # likewise, if nothing else is known of them
 _ONLINE: Dict[str, Any] = dict(PIPELINES["centre"], segments=8, shift="past1", shift_div=8, short_side=256, mean=SSV2.mean, std=SSV2.std)
 _PUBLISHED = "the table of published files"
 _Source = Tuple[str, Dict[str, Any]]  # (what says something, {fact: what it says})
@@ -288,8 +285,9 @@ def _network(state: Mapping[str, Any]) -> str:
     if any(len(value.shape) == 5 and ".non_local_block." not in key for key, value in state.items()):
         return "a network of 3-dimensional convolutions (I3D, SlowOnly or the like)"
     if stem is None or len(stem.shape) != 4 or not any(_BLOCK.match(key) for key in state):
-        images = [words for pattern, words in _IMAGES if has(pattern)] if stem is None else []
-        return (images or ["no network that this suite knows (its first weight is %s)" % next(iter(state))[:80]])[0]
+        if stem is None and has(_IMAGES):
+            return "a network of single images, as torchvision's or timm's"
+        return "no network that this suite knows (its first weight is %s)" % next(iter(state))[:80]
     found = {match.groups() for match in map(_BLOCK.match, state) if match}
     blocks = tuple(len([stage for stage, _ in found if stage == str(number)]) for number in (1, 2, 3, 4))
     bottlenecks = has(r"\.conv3\.")
