@@ -80,8 +80,6 @@ def facts(config: Dict[str, Any], where: str, network: str = "") -> Dict[str, An
     if found["network"] and (not _OWN.match(found["network"]) or network not in ("", found["network"])):
         return {"network": found["network"]}
     kind = _type_at(config, "model", "backbone")
-    found["validated"], datasets, pipeline = _tested(config)
-    found.update(_frames(datasets, where))
     _check_options(get(config, "model", "backbone"), _BACKBONES[kind], where, "model.backbone")
     for place, known in _OPTIONS.items():
         _check_options(get(config, *place), known, where, ".".join(place))
@@ -97,7 +95,7 @@ def facts(config: Dict[str, Any], where: str, network: str = "") -> Dict[str, An
     found["average_clips"] = next((get(config, *place, "average_clips") for place in places
                                    if get(config, *place, "average_clips") is not None), None)
     _check_options(dict(average_clips=found["average_clips"]), dict(average_clips=(None, "prob", "score")), where, "its test")
-    found.update(_test(config, datasets, pipeline, where))
+    found.update(_test(config, where))
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -225,8 +223,10 @@ def _no_template(value: Any) -> str:
         return "%s; a file name with one number in it is needed, as img_{:05}.jpg" % shown(value)
 
 
-def _test(config: Dict[str, Any], datasets: List[Dict[str, Any]], alone: Any, where: str) -> Dict[str, Any]:
-    """What the test shows the network: by the pipeline of its dataset, else by `alone`, and by what normalises beside it."""
+def _test(config: Dict[str, Any], where: str) -> Dict[str, Any]:
+    """What the test shows the network: by the pipeline of its dataset, else by the one that stands alone, and by what normalises beside
+    it; how its frames are called; what is tested instead, if it is."""
+    validated, datasets, alone = _tested(config)
     pipelines = {id(dataset["pipeline"]): dataset["pipeline"] for dataset in datasets if dataset.get("pipeline") is not None}
     if not pipelines and alone is None and datasets:
         raise Unsupported("%s: its test dataset (%s) has no pipeline that this suite finds; write pipeline=[…] in it"
@@ -234,7 +234,7 @@ def _test(config: Dict[str, Any], datasets: List[Dict[str, Any]], alone: Any, wh
     read = [_pipeline(steps, where) for steps in pipelines.values() or ([] if alone is None else [alone])]
     if any(one != read[0] for one in read):
         raise Unsupported("%s: its test datasets have different pipelines; this suite takes one" % where)
-    found = dict(read[0]) if read else {}
+    found = dict(read[0] if read else {}, validated=validated, **_frames(datasets, where))
     for place in (("model", "data_preprocessor"), ("module_hooks",)):
         given = get(config, *place)
         for item in given if isinstance(given, list) else [given]:
