@@ -25,7 +25,7 @@ AVERAGE_CLIPS = "prob"  # of all of them
 VIDEOS = {  # of the set that a figure is of; Kinetics has no fixed number, as its videos vanish
     "Something-V2": 24777, "Something-V1": 11522, "Jester": 14787, "Diving48": 1970, "HMDB51": 1530, "UCF101": 3783,
 }
-BY_HAND = "fetch it with a browser or on another machine and pass its path"
+_BY_HAND = "fetch it with a browser or on another machine and pass its path"
 _TIMEOUT = 30  # seconds without a byte before a connection is given up
 _HOST = "https://download.openmmlab.com/mmaction/"
 _TABLE = """
@@ -142,9 +142,9 @@ def published(row: Row, fusion: str) -> Optional[Published]:
 
 
 def address(row: Row) -> str:
-    """Where mmaction2 publishes the file; empty where that is not known. 0.x and 1.x have a folder for each config."""
+    """Where mmaction2 publishes the file. 0.x and 1.x have a folder for each config. UserError where it is not published any more."""
     if row.digest in _WITHDRAWN:
-        return ""
+        raise UserError("%s: mmaction2 does not list it any more, so its address is not known; %s" % (row.file, _BY_HAND))
     folder = _FOLDERS.get(row.digest, re.sub(r"(_\d{8})?-[0-9a-f]{8}\.pth$", "", row.file))
     release = "v1.0/" if row.file.startswith("tsm_imagenet-pretrained-") else ""
     return "/".join(filter(None, (_HOST + release + "recognition/tsm", folder, row.file)))
@@ -179,7 +179,7 @@ def fetch(url: str, path: str) -> bool:
         hub.download_url_to_file(url, part, expected, progress=sys.stderr.isatty())
     except (urllib.error.URLError, ConnectionError, socket.timeout, http.client.HTTPException, ValueError) as error:
         raise UserError("%s: cannot be fetched (%s); check the address and the proxy settings and run again, or %s"
-                        % (url, first_line(error), BY_HAND))
+                        % (url, first_line(error), _BY_HAND))
     except RuntimeError:
         raise UserError("%s: its SHA-256 does not begin with %s, as its name says, so it was removed; fetch it again" % (url, expected))
     if expected is None:

@@ -153,17 +153,13 @@ def naming_in(folder: str) -> Tuple[Naming, int]:
 
 def _naming_of(files: Sequence[str]) -> Optional[Tuple[Naming, int]]:
     """How the pictures among `files` are called, and how many; None unless they are numbered in one way, without a gap."""
-    pictures = [_NUMBERED.match(name) for name in files if is_picture(name)]
-    if not pictures or not all(pictures):
+    pictures = {name: _NUMBERED.match(name) for name in files if is_picture(name)}
+    if not pictures or not all(pictures.values()):
         return None
-    before, digits, after = min((match.groups() for match in pictures if match), key=lambda parts: int(parts[1]))
-    width = "%%0%dd" % len(digits) if len(digits) > 1 else "%d"
-    if "%" in before:  # a template could not tell it from its number
-        return None
-    naming = Naming(before + width + after, int(digits))
-    if {naming.name(index) for index in range(len(pictures))} != {match.group() for match in pictures if match}:
-        return None
-    return naming, len(pictures)
+    before, digits, after = min((match.groups() for match in pictures.values() if match), key=lambda parts: int(parts[1]))
+    naming = Naming(before + ("%%0%dd" % len(digits) if len(digits) > 1 else "%d") + after, int(digits))
+    sure = "%" not in before  # which a template could not tell from its number
+    return (naming, len(pictures)) if sure and {naming.name(index) for index in range(len(pictures))} == set(pictures) else None
 
 
 def is_picture(name: str) -> bool:
