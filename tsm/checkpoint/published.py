@@ -190,10 +190,9 @@ def fetch(url: str, path: str) -> bool:
 
 def row_facts(row: Row) -> Dict[str, Any]:
     """What tsm.checkpoint.config.facts would say of it."""
-    said: Dict[str, Any] = {name: getattr(SSV2, name) for name in ("shift_div", "shift", "short_side", "mean", "std")}
-    said.update(PIPELINES[row.pipeline], network=row.network, segments=row.segments, classes=row.classes,
+    same = {name: getattr(SSV2, name) for name in ("shift_div", "shift", "short_side", "mean", "std")}
+    return dict(same, **PIPELINES[row.pipeline], network=row.network, segments=row.segments, classes=row.classes,
                 average_clips=AVERAGE_CLIPS)
-    return said
 
 
 def listing() -> str:
