@@ -108,8 +108,8 @@ SSV2 = Protocol()  # TSM on Something-Something V2, as the Ascend guide and mmac
 
 
 def misfit(name: str, value: Any) -> str:
-    """What is wrong with `value` as the fact of a protocol, or the number of a config, called `name`: as in `0; a whole number from 2
-    to 9 is needed`; empty where nothing is."""
+    """What is wrong with `value` as the fact of a protocol, or the number of a config, called `name`, as in `0; a whole number
+    from 2 to 9 is needed`; empty where nothing is."""
     known = {"sampling": tuple(SAMPLINGS), "crops": tuple(CROPS), "shift": SHIFTS}.get(name)
     if known:
         fits, wanted = isinstance(value, str) and value in known, "one of " + ", ".join(known)

@@ -158,9 +158,9 @@ def manifest_of(
     ann_file: str, clips: Mapping[int, Clip], protocol: Protocol, dtype: str, versions: Mapping[str, str],
     checksums: Mapping[int, str], skipped: Mapping[int, object],
 ) -> Dict[str, Any]:
-    """The manifest of a list: its protocol and form, the decoders' versions, an entry for each of the tensors, whose `checksums` these
-    are, and which of the `clips` were `skipped`, and why; all by index in the list. protocol_from(manifest["protocol"], path) is its
-    protocol, manifest["protocol"]["dtype"] the tensors' type."""
+    """The manifest of a list: its protocol and form, the decoders' versions, an entry for each of the tensors that have
+    `checksums`, and which of the `clips` were `skipped`, and why; all by index in the list.
+    protocol_from(manifest["protocol"], path) is its protocol, manifest["protocol"]["dtype"] the tensors' type."""
     last = dtype == "uint8_nhwc"
     shape = [protocol.frames, protocol.size, protocol.size, 3] if last else list(protocol.video_shape)
     return {

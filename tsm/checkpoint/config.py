@@ -141,8 +141,8 @@ def _type_at(config: Any, *keys: str) -> Any:
 
 
 def _fits(value: Any, name: str, known: Dict[str, Any]) -> bool:
-    """Is a value one of those that the option `name` may have by a table, or are all (_ANY)? `**` stands for the names that a table does
-    not hold. Lists are as tuples; a table among the values stands for the dicts that fit it."""
+    """Is a value one of those that a table has for the option `name`? `**` stands for the names that it does not hold; lists are as
+    tuples; a table among the values stands for the dicts that fit it."""
     wanted = known.get(name, known.get("**", ()))
     if wanted is _ANY:
         return True
@@ -224,8 +224,8 @@ def _no_template(value: Any) -> str:
 
 
 def _test(config: Dict[str, Any], where: str) -> Dict[str, Any]:
-    """What the test shows the network: by the pipeline of its dataset, else by the one that stands alone, and by what normalises beside
-    it; how its frames are called; what is tested instead, if it is."""
+    """What the test shows the network: by the pipeline of its dataset, else by the one that stands alone, and by what normalises
+    beside it; how its frames are called; `validated`."""
     validated, datasets, alone = _tested(config)
     pipelines = {id(dataset["pipeline"]): dataset["pipeline"] for dataset in datasets if dataset.get("pipeline") is not None}
     if not pipelines and alone is None and datasets:
@@ -259,8 +259,8 @@ def _pipeline(steps: Any, where: str) -> Dict[str, Any]:
         kinds += {_kind(step["type"])}.intersection(_RANKS)
     ranks = [_RANKS[kind] for kind in kinds]
     if ranks != sorted(ranks) or not {0, 1, 2} <= set(ranks):
-        raise Unsupported("%s: its test pipeline has the steps %s; SampleFrames or DenseSampleFrames, Resize, and CenterCrop, ThreeCrop "
-                          "or TenCrop are needed, in this order" % (where, ", ".join(kinds)))
+        raise Unsupported("%s: its test pipeline has the steps %s; SampleFrames or DenseSampleFrames, Resize, and CenterCrop, "
+                          "ThreeCrop or TenCrop are needed, in this order" % (where, ", ".join(kinds)))
     return found
 
 
@@ -302,6 +302,6 @@ def _colours(given: Dict[str, Any], where: str) -> Dict[str, Tuple[float, ...]]:
 
 
 def _number(name: str, config: Any, where: str, *keys: str) -> Optional[int]:
-    """The value at model.backbone.depth and the like; UserError unless it is within the bounds of `name`; None where there is none."""
+    """The value at model.backbone.depth and the like, within the bounds of `name`; None where there is none."""
     value = get(config, *keys)
     return value if value is None else _checked(value, name, where, ".".join(keys))

@@ -37,7 +37,7 @@ _OTHERS = (  # networks of other families, by what their weights are called
     (r"\.(st_)?gcn(_networks|s)?\.", "a network on skeletons (ST-GCN or the like)"),
     (r"^cls_head\.(activity|completeness)_fc\.", "SSN"), (r"^neck\.", "a network with a neck (TPN or the like)"),
 )
-_IMAGES = r"^(backbone\.)?(layer\d\.\d+\.conv\d\.weight|(features|blocks|stages)\.\d)"  # likewise, if nothing else is known of them
+_IMAGES = r"^(backbone\.)?(layer\d\.\d+\.conv\d\.weight|(features|blocks|stages)\.\d)"  # likewise, of single images
 _ONLINE: Dict[str, Any] = dict(PIPELINES["centre"], segments=8, shift="past1", shift_div=8, short_side=256, mean=SSV2.mean, std=SSV2.std)
 _PUBLISHED = "the table of published files"
 _Source = Tuple[str, Dict[str, Any]]  # (what says something, {fact: what it says})
@@ -97,10 +97,11 @@ def facts_of(
         if meta.get("naming") == "MIT":
             raise UserError("%s: is %s, and nothing says of how many segments; pass --segments N, as it was trained with"
                             % (path, chosen["network"]))
-        notes.append("note: nothing says how many segments %s has; taken as %d; --segments N says otherwise" % (path, chosen["segments"]))
+        notes.append("note: nothing says how many segments %s has; taken as %d; --segments N says otherwise"
+                     % (path, chosen["segments"]))
     if origins["shift"] == origins["shift_div"] == _DEFAULT:
-        notes.append("note: what the weights do not tell: the kind of shift; taken as %s, mmaction2's; --shift says otherwise, and "
-                     "TSM_compare.py --suspects WORK_DIR asks labelled clips" % chosen["shift"])
+        notes.append("note: what the weights do not tell: the kind of shift; taken as %s, mmaction2's; --shift says otherwise, "
+                     "and TSM_compare.py --suspects WORK_DIR asks labelled clips" % chosen["shift"])
     if isinstance(meta.get("about"), str):
         notes.append("note: %s says of itself: %s" % (path, meta["about"]))
     notes += _of_labels(path, bool(meta.get("naming")), chosen["classes"])
@@ -131,17 +132,20 @@ def _other_test(where: str, facts: Mapping[str, Any], chosen: Mapping[str, Any],
         ", ".join(_words(fact, facts[fact]) for fact in other))] if other else []
 
 
-def _check_frames(where: str, facts: Mapping[str, Any], segments: int, origin: str, conflicts: List[str], notes: List[str]) -> None:
+def _check_frames(
+    where: str, facts: Mapping[str, Any], segments: int, origin: str, conflicts: List[str], notes: List[str]
+) -> None:
     """Add what there is to say of a config that samples or averages another number of frames than its network has segments."""
     wanted = facts.get("segments", segments)
     sampled, averaged = facts.get("sampled", wanted), facts.get("head_segments", wanted)
     if averaged != wanted:
         conflicts.append("%s averages %s of %s segments" % (where, averaged, wanted))
     if sampled != wanted and origin != "--segments":
-        conflicts.append("%s samples %s frames for %s segments (--segments %s tests it on %s)" % (where, sampled, wanted, wanted, wanted))
+        conflicts.append("%s samples %s frames for %s segments (--segments %s tests it on %s)"
+                         % (where, sampled, wanted, wanted, wanted))
     elif sampled != wanted:
-        notes.append("note: %s samples %s frames for %s segments; by %s it is tested on %s, so a published accuracy may be of another "
-                     "test" % (where, sampled, wanted, origin, segments))
+        notes.append("note: %s samples %s frames for %s segments; by %s it is tested on %s, so a published accuracy may be of "
+                     "another test" % (where, sampled, wanted, origin, segments))
 
 
 def _check_taken(path: str, weights: Mapping[str, Any], meta: Mapping[str, Any], config: str) -> None:
@@ -168,7 +172,7 @@ def _check_online(path: str, weights: Mapping[str, Any], meta: Mapping[str, Any]
 def _said(
     path: str, meta: Mapping[str, Any], config: str, flags: Mapping[str, Any], network: str, notes: List[str]
 ) -> List[_Source]:
-    """All sources but the weights of `network`, the one that decides first; to `notes` is added what the user is to know of them."""
+    """All sources but the weights of `network`, the one that decides first; what the user is to know of them goes to `notes`."""
     said: List[_Source] = [("--" + fact, {fact: value}) for fact, value in flags.items() if value is not None]
     if config:
         read = mmaction2_config.facts(pyconfig.read(config), config, network)
@@ -179,7 +183,7 @@ def _said(
     said.append(("its meta", {"shift": meta["shift"]} if "shift" in meta else {}))
     if meta.get("passed"):
         notes.append("note: %s holds another network too (%s), which is passed over" % (path, meta["passed"]))
-    notes += ["note: %s has no test; %s is followed" % (source, facts["validated"]) for source, facts in said if "validated" in facts]
+    notes += ["note: %s has no test; %s is followed" % (where, facts["validated"]) for where, facts in said if "validated" in facts]
     row = _row_of(path, notes)
     if row:
         said.append((_PUBLISHED, published.row_facts(row)))
@@ -202,7 +206,7 @@ def _of_segments(path: str, said: List[_Source], mits: bool, notes: List[str]) -
 
 
 def _row_of(path: str, notes: List[str]) -> Optional[published.Row]:
-    """The row of the published file whose digest is in the name of the file at `path`, if it is that file; a note if it is not."""
+    """The row of the published file whose digest is in the name of the file at `path`, if it is that file, else a note."""
     digest = published.digest_in(os.path.basename(path))
     row = published.by_sha256(digest) if digest else None
     if row is None or not os.path.isfile(path):

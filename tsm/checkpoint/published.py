@@ -142,7 +142,7 @@ def published(row: Row, fusion: str) -> Optional[Published]:
 
 
 def address(row: Row) -> str:
-    """Where mmaction2 publishes the file. 0.x and 1.x have a folder for each config. UserError where it is not published any more."""
+    """Where mmaction2 publishes the file: 0.x and 1.x have a folder for each config. UserError where it does so no more."""
     if row.digest in _WITHDRAWN:
         raise UserError("%s: mmaction2 does not list it any more, so its address is not known; %s" % (row.file, _BY_HAND))
     folder = _FOLDERS.get(row.digest, re.sub(r"(_\d{8})?-[0-9a-f]{8}\.pth$", "", row.file))

@@ -2,7 +2,7 @@
 
 PyTorch writes a pickle, a program for a small stack machine that may import and call anything. Here (_Unpickler) a class or a
 function that the pickle names becomes a Foreign, which is neither imported nor called, and the few that a tensor is made of
-(_CALLS) are known by their names alone. So it does not matter what a trainer put beside the weights: NumPy scalars, optimizers, hooks.
+(_CALLS) are known by their names alone. So it does not matter what a trainer put beside the weights: NumPy scalars, hooks.
 Both file formats are read: torch's zip archive (torch.serialization._save) and the older stream of pickles (_legacy_save).
 """
 
@@ -25,7 +25,7 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _Machine: Any = pickle._Unpickler  # type: ignore[attr-defined]
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _BFLOAT16 = "BFloat16Storage"
-_STORAGES = {kind: np.dtype(code) for kind, code in {  # torch's storage classes: the values' type; of bfloat16, which numpy has not, int16
+_STORAGES = {kind: np.dtype(code) for kind, code in {  # torch's storage classes: the values' type; of bfloat16 int16
     "FloatStorage": "f4", "DoubleStorage": "f8", "HalfStorage": "f2", _BFLOAT16: "i2", "LongStorage": "i8",
     "IntStorage": "i4", "ShortStorage": "i2", "CharStorage": "i1", "ByteStorage": "u1", "BoolStorage": "u1",
     "UntypedStorage": "u1", "ComplexFloatStorage": "c8", "ComplexDoubleStorage": "c16", "QInt8Storage": "i1",
@@ -163,8 +163,8 @@ def _open_zip(file: BinaryIO) -> Tuple[Any, Read]:
         raise _Unfit("not a PyTorch checkpoint, but a model of TorchScript; save the state_dict() of the model that it was made from and "
                      "pass that")
     if len(pickles) != 1:
-        raise _Unfit("not a PyTorch checkpoint, but an archive of other files (zip, NumPy's .npz, …); unpack it and pass the checkpoint in "
-                     "it, or make a dict of tensors of its arrays and torch.save() that")
+        raise _Unfit("not a PyTorch checkpoint, but an archive of other files (zip, NumPy's .npz, …); unpack it and pass the "
+                     "checkpoint in it, or make a dict of tensors of its arrays and torch.save() that")
     folder = pickles[0][: -len("data.pkl")]
 
     def record(name: str) -> bytearray:

@@ -211,7 +211,8 @@ def _of_text(lines: Sequence[Tuple[str, str]], is_there: IsThere, unlabelled: bo
     for row, (where, line) in zip(rows, lines):
         if len(row) != 2 or not all(row):
             raise UserError("%s: expected a video's name and its label, as in 'name%slabel', found %r; a header may name them, as "
-                            "'video,label'; a list of classes is for --labels, and a test split has no labels" % (where, mark, line[:80]))
+                            "'video,label'; a list of classes is for --labels; a test split has no labels"
+                            % (where, mark, line[:80]))
     named = [Named((_inside(name, where),), label, where) for (name, label), (where, _) in zip(rows, lines)]
     if unlabelled and not is_number(named[0].label):
         _check_first(named, is_there)
@@ -221,8 +222,8 @@ def _of_text(lines: Sequence[Tuple[str, str]], is_there: IsThere, unlabelled: bo
 def _of_list(lines: Sequence[Tuple[str, str]], is_there: IsThere) -> List[Named]:
     """A list of TSM_preprocess.py's kind, whose folders' frames are counted again; none where that is not one.
 
-    All its lines end in a number of their own. Where each has a comma or a semicolon, it could be a CSV whose labels happen to do so:
-    it is a list if what stands before the numbers are names of videos.
+    All its lines end in a number of their own. Where each has a comma or a semicolon, as in a CSV, it is a list if what stands
+    before the numbers are names of videos.
     """
     unsure = any(all(mark in line for _, line in lines) for mark in ",;")
     for form in (_FOLDER_LINE, _VIDEO_LINE):

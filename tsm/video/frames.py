@@ -114,7 +114,8 @@ def check_folder_of_frames(folder: str, count: int, naming: Naming) -> None:
     if other is not None and other[0] != naming and (other[1] == count or not there):
         found, number = other
         wrong = "%s is missing; its %d frames are %s to %s: pass --filename_tmpl %s --start_index %d" % (
-            min(missing, default=naming.name(0)), number, found.name(0), found.name(number - 1), shlex.quote(found.template), found.start)
+            min(missing, default=naming.name(0)), number, found.name(0), found.name(number - 1),
+            shlex.quote(found.template), found.start)
     elif not there:
         pictures = sorted(filter(is_picture, files))
         wrong = "%s is missing; it holds %s; --filename_tmpl and --start_index say how frames are called" % (

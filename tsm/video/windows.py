@@ -103,7 +103,7 @@ def paced(path: str, every: Optional[float], protocol: Protocol) -> Iterator[Tup
 def _collected(
     read: Callable[[List[int]], Iterator[Frame]], groups: Sequence[Sequence[int]], small: Callable[[np.ndarray], np.ndarray]
 ) -> Iterator[Dict[int, np.ndarray]]:
-    """{index: small(frame)} once for each group of indices, in their order in time, as soon as all of it is decoded by read(indices).
+    """{index: small(frame)} once for each group of indices, in their order in time, as soon as read() has given all of it.
 
     Kept are the frames of groups that are not complete. Corrupt where they take more bytes than the free memory may hold.
     """
