@@ -145,11 +145,8 @@ def frame_template(text: str) -> str:
 
 
 def protocol_from(facts: Mapping[str, Any], where: str) -> Protocol:
-    """The protocol in a JSON object, as Protocol._asdict() gives it; other keys are left alone. Older files do not say their shift: it
-    is bi.
-
-    Raises UserError that names `where` and the fact that is missing or of the wrong kind.
-    """
+    """The protocol in a JSON object, as Protocol._asdict() gives it; other keys are left alone. Older files do not say their
+    shift, which is bi. Raises UserError that names `where` and the fact that is missing or of the wrong kind."""
     values: List[Any] = []
     for name in Protocol._fields:
         value = facts.get(name, SSV2.shift if name == "shift" else None)

@@ -141,8 +141,8 @@ def _type_at(config: Any, *keys: str) -> Any:
 
 
 def _fits(value: Any, name: str, known: Dict[str, Any]) -> bool:
-    """Is a value one of those that a table has for the option `name`? `**` stands for the names that it does not hold; lists are as
-    tuples; a table among the values stands for the dicts that fit it."""
+    """Is a value one of those that a table has for the option `name`? `**` stands for the names that it does not hold;
+    lists are as tuples; a table among the values stands for the dicts that fit it."""
     wanted = known.get(name, known.get("**", ()))
     if wanted is _ANY:
         return True

@@ -53,10 +53,9 @@ def windowed(
 ) -> Iterator[Tuple[Window, np.ndarray]]:
     """(window, its tensor [protocol.video_shape]) for each of windows_of() a video, which is decoded once.
 
-    A stride of None is half a window.
-    The frames of a window are sampled as those of a clip. One tensor exists at a time, beside the frames, after the resize,
-    that windows which are not complete were sampled from; decoding waits while the caller does. Raises Corrupt, also after
-    windows were yielded, and before the video is decoded if those frames would take more memory than there is.
+    A stride of None is half a window. The frames of a window are sampled as those of a clip. One tensor exists at a time,
+    beside the resized frames of windows that are not complete; decoding waits while the caller does. Raises Corrupt, also
+    after windows were yielded, and before the video is decoded if those frames would take more memory than there is.
     """
     cv2.setNumThreads(1)
     with strict(reencode(path)):
