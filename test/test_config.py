@@ -270,6 +270,7 @@ STEP = "model = dict(backbone=dict(type='ResNetTSM'))\ntest_pipeline = [dict(typ
     ("dict(type='Normalize', to_bgr=True, mean=[1, 2, 3], std=[1, 2, 3])", "to_bgr"),
     ("dict(type='FormatShape', input_format='NCTHW')", "NCTHW"), ("dict(type='Flip', flip_ratio=0.5)", "flip_ratio"),
     ("dict(type='CenterCrop', crop_size=224), dict(type='ThreeCrop', crop_size=224)", "ThreeCrop"), ("dict(type=[1])", "step"),
+    ("{'type': 'OpenCVDecode', 1: 2}", "OpenCVDecode of its test pipeline has 1 = 2"),
     ("step()", "a.py, line 2"), ("dict(type='CenterCrop', crop_size=side())", "a.py, line 2"), ("3", "step 3"),
     ("dict(type='Resize', scale=-1)", "Resize"), ("dict(type='Normalize', mean=m, std=m)", "the name m"),
     ("'ThreeCrop'", "the step ThreeCrop, which is no dict"), ("dict(type='Normalize', mean=[1e999, 2, 3], std=[1, 2, 3])", "mean"),
