@@ -21,7 +21,8 @@ from tsm.protocol import FUSIONS, PIPELINES, SSV2, Protocol, misfit
 
 _GUIDE = "TSM ResNet-50"  # the network of the Ascend guide
 _TAKEN = re.compile(r"TSM (ResNet-(50|101|152)|ResNet of [-\d]+ bottlenecks|MobileNetV2)")  # networks that this suite takes
-_RESNETS = {(3, 4, 6, 3): "50", (3, 4, 23, 3): "101", (3, 8, 36, 3): "152"}  # by the bottlenecks of the four stages
+_RESNETS: Dict[Tuple[int, ...], str] = {  # by the bottlenecks of the four stages
+    (3, 4, 6, 3): "50", (3, 4, 23, 3): "101", (3, 8, 36, 3): "152"}
 _BLOCK = re.compile(r"backbone\.layer([1-4])\.(?:net\.)?(\d+)\.(?:net\.)?(?:block\.)?conv1\.")
 _DEFAULT = "default"
 _META = "the config in its meta"
