@@ -206,7 +206,7 @@ class Stamps(NamedTuple):
 
     rate: float  # on average, per second
     usual: float  # seconds that a frame is shown as a rule; 0 where the file does not say of each when it starts
-    moments: np.ndarray  # when each starts and the last one ends, seconds of its own or else counted, float64 [frames + 1]
+    moments: np.ndarray  # float64 [frames + 1]: when each starts and the last one ends, in its own seconds, else counted
 
 
 def stamps_of(path: str, by_opencv: bool = False) -> Stamps:
