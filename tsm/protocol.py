@@ -9,7 +9,7 @@ import argparse
 import functools
 import re
 import reprlib
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -144,9 +144,10 @@ def frame_template(text: str) -> str:
     return before + ("%%0%sd" % width if width else "%d") + after
 
 
-def protocol_from(facts: Mapping[str, Any], where: str) -> Protocol:
+def protocol_from(stated: Any, where: str) -> Protocol:
     """The protocol in a JSON object, as Protocol._asdict() gives it; other keys are left alone. Older files do not say their
     shift, which is bi. Raises UserError that names `where` and the fact that is missing or of the wrong kind."""
+    facts = stated if isinstance(stated, dict) else {}
     values: List[Any] = []
     for name in Protocol._fields:
         value = facts.get(name, SSV2.shift if name == "shift" else None)
@@ -163,15 +164,7 @@ def protocol_from(facts: Mapping[str, Any], where: str) -> Protocol:
 
 def read_protocol(path: str) -> Protocol:
     """The protocol in a file that TSM_checkpoint.py wrote; Something-Something V2's where `path` is empty."""
-    return protocol_from(read_stated(path), path) if path else SSV2
-
-
-def read_stated(path: str) -> Dict[str, Any]:
-    """All that such a file holds; of it, the protocol is not checked yet."""
-    facts = read_json(path)
-    if not isinstance(facts, dict):
-        raise UserError("%s: not a JSON object; make it with TSM_checkpoint.py" % path)
-    return facts
+    return protocol_from(read_json(path), path) if path else SSV2
 
 
 def differences(one: Protocol, other: Protocol) -> str:

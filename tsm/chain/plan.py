@@ -27,6 +27,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 from tsm import SUITE, workfolder
 from tsm.chain import npu
 from tsm.cli import AGREE_ON, UserError, fail, non_negative, parser, positive, run, warn
+from tsm.files import read_json
 from tsm.machine import has_bf16
 
 PACKAGES = ("cv2", "jinja2", "numpy", "onnx", "onnxruntime", "torch", "tqdm", "xxhash")
@@ -255,13 +256,13 @@ def find_exporter(args: argparse.Namespace) -> str:
 
 def stages(args: argparse.Namespace) -> Dict[str, Any]:
     """The options of the stages after the checkpoint's and the list's; writes run.json."""
-    from tsm.protocol import SSV2, protocol_from, read_stated
+    from tsm.protocol import SSV2, protocol_from
     from tsm.samples import chunk_size, read_list
 
     facts: Dict[str, Any] = {"checkpoint": DEMO[0], "network": NETWORK, "fusion": "score"}  # the demo's
     protocol = SSV2
     if args.checkpoint or args.online:
-        facts = read_stated(workfolder.PROTOCOL)
+        facts = read_json(workfolder.PROTOCOL)
         protocol = protocol_from(facts, workfolder.PROTOCOL)
     stated = workfolder.PROTOCOL if protocol != SSV2 else ""  # else the guide's commands say it all
     if not args.checkpoint:

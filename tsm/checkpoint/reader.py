@@ -159,9 +159,6 @@ def _open_zip(file: BinaryIO) -> Tuple[Any, Read]:
         for info in records.values():
             del info.CRC
     pickles = [name for name in records if name.split("/")[1:] == ["data.pkl"]]
-    if any(name.split("/")[-1] == "constants.pkl" for name in records):
-        raise _Unfit("not a PyTorch checkpoint, but a model of TorchScript; save the state_dict() of the model that it was made from and "
-                     "pass that")
     if len(pickles) != 1:
         raise _Unfit("not a PyTorch checkpoint, but an archive of other files (zip, NumPy's .npz, …); unpack it and pass the "
                      "checkpoint in it, or make a dict of tensors of its arrays and torch.save() that")

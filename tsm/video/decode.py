@@ -190,15 +190,9 @@ def as_rgb(frame: "av.VideoFrame", filters: Dict[Any, Any]) -> np.ndarray:
 
 
 def _pictures_by_opencv(name: str) -> Iterator[Picture]:
-    def retrieved() -> np.ndarray:
-        read, frame = capture.retrieve()
-        if not read:
-            raise Corrupt("a frame cannot be decoded" + reencode(name))
-        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-
     capture = cv2.VideoCapture(name)
     while capture.grab():
-        yield retrieved
+        yield lambda: cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB)  # of a frame that is not decoded, cv2.error
 
 
 class Stamps(NamedTuple):
