@@ -227,6 +227,7 @@ def _test(config: Dict[str, Any], where: str) -> Dict[str, Any]:
     """What the test shows the network: by the pipeline of its dataset, else by the one that stands alone, and by what normalises
     beside it; how its frames are called; `validated`."""
     validated, datasets, alone = _tested(config)
+    found = dict(_frames(datasets, where), validated=validated)
     pipelines = {id(dataset["pipeline"]): dataset["pipeline"] for dataset in datasets if dataset.get("pipeline") is not None}
     if not pipelines and alone is None and datasets:
         raise Unsupported("%s: its test dataset (%s) has no pipeline that this suite finds; write pipeline=[…] in it"
@@ -234,7 +235,7 @@ def _test(config: Dict[str, Any], where: str) -> Dict[str, Any]:
     read = [_pipeline(steps, where) for steps in pipelines.values() or ([] if alone is None else [alone])]
     if any(one != read[0] for one in read):
         raise Unsupported("%s: its test datasets have different pipelines; this suite takes one" % where)
-    found = dict(read[0] if read else {}, validated=validated, **_frames(datasets, where))
+    found.update(read[0] if read else {})
     for place in (("model", "data_preprocessor"), ("module_hooks",)):
         given = get(config, *place)
         for item in given if isinstance(given, list) else [given]:
