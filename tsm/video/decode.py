@@ -163,7 +163,11 @@ def opened_video(name: str) -> Iterator[Tuple[Any, Any]]:
     """(container, its picture track) of a video file, by PyAV, whose complaints go to stderr and are RuntimeErrors. For strict()."""
     av.logging.restore_default_callback()
     av.logging.set_libav_level(av.logging.ERROR)
-    with _failing(), av.open(name, metadata_errors="ignore") as container:
+    try:
+        container = av.open(name, metadata_errors="ignore")
+    except av.error.FFmpegError as error:
+        raise MemoryError if isinstance(error, MemoryError) else Corrupt("cannot be opened as a video" + reencode(name))
+    with _failing(), container:
         stream = container.streams.best("video")
         if stream is None or stream.disposition & stream.disposition.attached_pic or container.format.name == "tty":
             raise Corrupt("holds no video")

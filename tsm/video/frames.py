@@ -193,7 +193,7 @@ def decode_picture(data: bytes, name: str) -> np.ndarray:
         if not whole:  # OpenCV fills what is missing with grey; by version it says nothing
             raise Corrupt("%s: is cut short or damaged (no JPEG end marker)" % name)
     elif not data.startswith(_PNG_SIGNATURE):
-        raise Corrupt("%s: is no JPEG and no PNG" % name)
+        raise Corrupt("%s: %s" % (name, "is no JPEG and no PNG" if data else "is empty"))
     elif not _is_whole_png(data):
         raise Corrupt("%s: is cut short or damaged (a PNG chunk is not whole)" % name)
     if plain and simplejpeg is not None:
