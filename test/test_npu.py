@@ -244,7 +244,7 @@ def test_what_tuning_found_is_used_where_it_is_true(tmp_path, monkeypatch, capsy
     assert tune.tuned("310P1", "a.pth", ["float32"]) is None
     assert "tune.json: is of another chip 310P3, not 310P1; the guide's form is used, and --tune measures again" in capsys.readouterr().err
     answers, reference = {"0": np.ones(3) / 3, "1": np.array([0.5, 0.5, np.nan])}, {"0": np.ones(3) / 3, "1": np.ones(3) / 3}
-    monkeypatch.setattr(tune, "measure", lambda *_: (answers, [1.0, 1.0, 1.0]))
+    monkeypatch.setattr(tune, "timed", lambda *_: (answers, [1.0, 1.0, 1.0]))
     assert not tune.candidate(argparse.Namespace(batch_size=1), "mask", "float32", "", reference).usable  # whichever video it is
     with pytest.raises(UserError, match="python: ended by signal 11; it said nothing"):
         tune.call("python", [sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"], [])
