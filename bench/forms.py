@@ -15,6 +15,7 @@ import time
 from functools import partial
 from statistics import median
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from unittest import mock
 
 import numpy as np
 from onnx import helper, numpy_helper
@@ -26,7 +27,7 @@ from tsm.infer.engine import BACKENDS
 from tsm.infer.int8 import calibration_views, quantise, tensors_of
 from tsm.infer.tensors import list_inputs
 from tsm.machine import processor_name
-from tsm.model.graph import Graph, Shape, WriteShift, attributes, build, shift, trunk_of
+from tsm.model.graph import Graph, Shape, attributes, build, shift, trunk_of
 from tsm.model.offline import read_offline
 from tsm.protocol import SSV2
 
@@ -124,10 +125,10 @@ def with_map(model: Any, weight: np.ndarray) -> None:
 
 
 class Form(NamedTuple):
-    """A row of the table: a form of tsm.model.graph.build() or a function that writes the shift; how it is run."""
+    """A row of the table: a kind of shift (tsm.protocol.MOVES) as the suite writes it, or a function that writes it; how it is run."""
 
     what: str
-    shift: Union[str, WriteShift]
+    shift: Union[str, Callable[[Graph, str, str, Shape], str]]  # (graph, x, name, shape of a frame of x) -> the shifted value's name
     views: int  # a call
     streams: int
     dtype: str = "float32"
@@ -135,7 +136,7 @@ class Form(NamedTuple):
 
 
 FLOOR, CHOSEN = "no_shift", "parts"
-CHOSEN_FORM = "view"
+CHOSEN_FORM = SSV2.shift
 FORMS = {
     FLOOR: Form("no shift at all, one view a call, 2 streams", "none", 1, 2),
     CHOSEN: Form("CHOSEN: kept in three tensors, split convolutions, 2 streams", CHOSEN_FORM, 1, 2),
@@ -184,7 +185,13 @@ def check_form(network: Any, name: str, views: np.ndarray, chosen: Any) -> None:
 
 def written(trunk: Any, form: Form) -> Any:
     """The ONNX model of a form."""
-    model = build(trunk, form.shift, SSV2, form.views, dtype=form.dtype)
+    protocol = SSV2._replace(segments=SSV2.segments * form.views)
+    if isinstance(form.shift, str):
+        model = build(trunk, "view", protocol._replace(shift=form.shift), dtype=form.dtype)
+    else:
+        write = form.shift
+        with mock.patch("tsm.model.graph.shift", lambda graph, x, name, shape, *_: write(graph, x, name, shape)):
+            model = build(trunk, "clip", protocol, dtype=form.dtype)
     if form.stem:
         form.stem(model, trunk.weights["conv1.weight"])
     return model

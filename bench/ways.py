@@ -180,7 +180,7 @@ def no_shift(folder: str, precision: str) -> Tuple[str, Compute]:
     from tsm.model.offline import read_offline
 
     model = read_offline(os.path.join(folder, "tsm_new_bs1.onnx"))
-    network = build(trunk_of(model.proto), "none", SSV2)
+    network = build(trunk_of(model.proto), "view", SSV2._replace(shift="none"))
     if precision == "int8":
         network = openvino.Core().read_model(made(folder, "no_shift_int8.xml"))
     return of_engine(network, model, "openvino", precision)
@@ -194,7 +194,8 @@ def make_no_shift(folder: str) -> None:
     from tsm.model.graph import build, trunk_of
     from tsm.model.offline import read_offline
 
-    network = build(trunk_of(read_offline(os.path.join(folder, "tsm_new_bs1.onnx")).proto), "none", SSV2)
+    trunk = trunk_of(read_offline(os.path.join(folder, "tsm_new_bs1.onnx")).proto)
+    network = build(trunk, "view", SSV2._replace(shift="none"))
     openvino.save_model(quantise(network, [view[0] for view in calibration_views(folder)]), os.path.join(folder, "no_shift_int8.xml"))
 
 
@@ -305,7 +306,7 @@ def make_ncnn(folder: str) -> None:
     from tsm.model.offline import read_offline
 
     trunk = trunk_of(read_offline(os.path.join(folder, "tsm_new_bs1.onnx")).proto)
-    onnx.save(build(trunk, "none", SSV2._replace(segments=1)), os.path.join(folder, "frame.onnx"))
+    onnx.save(build(trunk, "view", SSV2._replace(segments=1, shift="none")), os.path.join(folder, "frame.onnx"))
     converter = os.path.join(os.path.dirname(sys.executable), "pnnx")
     subprocess.run([converter, "frame.onnx", "inputshape=[1,3,256,256]", "fp16=0"], cwd=folder, check=True)
 

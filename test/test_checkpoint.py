@@ -255,7 +255,7 @@ def test_of_a_refused_network_no_facts_are_told(run, tmp_path):
 
 def test_types_and_shapes_of_weights_are_named(thin):
     wrong = dict(thin, **{"backbone.conv1.bn.weight": torch.zeros(8, dtype=torch.int64), "backbone.conv1.bn.bias": torch.tensor(1.0)})
-    with pytest.raises(UserError, match=r"bn.weight is int64 \[8\], not float32 \[8\]; .*bn.bias is float32 \[\], not float32 \[8\]"):
+    with pytest.raises(UserError, match=r"bn.weight is int64 \[8\] here, float32 \[8\] in this network; .*bn.bias is float32 \[\] here"):
         network_of(wrong, "a.pth", SSV2)
     with pytest.raises(UserError, match="a shift_div of 9 shifts none of the 8 channels"):
         network_of(thin, "a.pth", SSV2._replace(shift_div=9))

@@ -8,8 +8,7 @@ MobileNetV2's layer2.0.conv.1, fc; what belongs to it has its name in front (lay
 """
 
 import json
-from functools import partial
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import onnx
@@ -25,7 +24,7 @@ SHIFT = "TemporalShift"
 BY_TIME = "ByTime"  # an operator of our own beside that: puts the first frames of all views first, then the second ones, ...
 ONLINE = ("online", "online_parts")  # forms of one frame
 FLAT = ("ascend_parts", "ascend_mask")  # forms whose shifts stay in four dimensions and move whole blocks of channels
-BY_VIEW = ("view", "clip", "none") + ONLINE  # forms whose input is frames and whose output their scores
+BY_VIEW = ("view", "clip") + ONLINE  # forms whose input is frames and whose output their scores
 RELU6, SIX = "Relu6", 6.0  # the least of the value and 6, but at least 0
 MOST_BYTES = (1 << 31) - (1 << 20)  # of the constants of one file: protobuf takes 2 GiB in all
 Shape = Tuple[int, ...]  # of one frame: channels, height, width
@@ -266,7 +265,7 @@ def mover(graph: Graph, form: str, protocol: Protocol, batch: int) -> Move:
 
     def in_views(x: str, name: str, run: Run, shape: Shape) -> str:
         width, area = run.end - run.first, shape[1] * shape[2]
-        zeros = graph.constant("zeros_%dx%d" % (width, area), np.zeros((views, 1, width, area), np.float32))
+        zeros = graph.constant("zeros_%dx%d" % (width, area), np.broadcast_to(np.float32(0), (views, 1, width, area)))
         first, end, which = (1, segments, "next") if run.step == 1 else (0, segments - 1, "previous")
         others = graph.node("Slice", [x, graph.ints(first, run.first), graph.ints(end, run.end), graph.ints(1, 2)],
                             "%s/%s" % (name.rsplit("/", 1)[0], which))
@@ -274,7 +273,7 @@ def mover(graph: Graph, form: str, protocol: Protocol, batch: int) -> Move:
 
     def by_zeros(x: str, name: str, run: Run, shape: Shape) -> str:
         of_zeros = (run.end - run.first,) + shape[1:]
-        zeros = graph.constant("zeros_%dx%dx%d" % of_zeros, np.zeros((views,) + of_zeros, np.float32))
+        zeros = graph.constant("zeros_%dx%dx%d" % of_zeros, np.broadcast_to(np.float32(0), (views,) + of_zeros))
         if run.step == 1:
             both = [cut(x, name + "/next", views, frames, run, shape), zeros]
         else:
@@ -301,9 +300,7 @@ def mover(graph: Graph, form: str, protocol: Protocol, batch: int) -> Move:
 def in_order_of_time(trunk: Trunk, protocol: Protocol, batch: int) -> Trunk:
     """The trunk with its frames put in order of time before the first shift. Until then no frame knows of another; and the first
     convolution is right at the input, where ATC joins it with AIPP."""
-    place = next((place for place, node in enumerate(trunk.nodes) if node.op_type == SHIFT), len(trunk.nodes))
-    if place == len(trunk.nodes):
-        return trunk
+    place = [node.op_type for node in trunk.nodes].index(SHIFT)
     source = trunk.nodes[place].input[0]
     ordered = helper.make_node(BY_TIME, [source], [source + "/by_time"], segments=protocol.segments, frames=protocol.frames * batch)
     after = [helper.make_node(node.op_type, [ordered.output[0] if value == source else value for value in node.input], node.output,
@@ -311,15 +308,11 @@ def in_order_of_time(trunk: Trunk, protocol: Protocol, batch: int) -> Trunk:
     return trunk._replace(nodes=trunk.nodes[:place] + [ordered] + after)
 
 
-WriteShift = Callable[[Graph, str, str, Shape], str]  # (graph, x, name, shape of a frame of x) -> the shifted value's name
-
-
 def shift(graph: Graph, x: str, name: str, shape: Shape, form: str, protocol: Protocol, batch: int) -> str:
-    """The temporal shift of x, float [frames, C, H, W], in the ascend, cpu or none form, or in the others, which take the frames of
-    one view or, with the graph's states, one frame; returns the shifted value's name."""
+    """The temporal shift of x, float [frames, C, H, W], whose frame has this shape, in a form of build(); returns its name."""
     channels, height, width = shape
     found = runs(channels, protocol)
-    if form == "none" or {run.step for run in found} == {0}:
+    if {run.step for run in found} == {0}:
         return x
     if form == "view":
         return _masked_shift(graph, x, name, channels, found)
@@ -385,18 +378,16 @@ def _masked_shift(graph: Graph, x: str, name: str, channels: int, found: List[Ru
     return graph.node("Add", parts, name) if len(parts) > 1 else parts[0]
 
 
-def _whole(graph: Graph, trunk: Trunk, placed: List[Layer], x: str, write_shift: WriteShift) -> str:
-    """The trunk on x, float [frames, 3, size, size], node by node, its shifts by `write_shift`. Returns the features' name."""
+def _whole(graph: Graph, trunk: Trunk, placed: List[Layer], x: str, form: str, protocol: Protocol, batch: int) -> str:
+    """The trunk on x, float [frames, 3, size, size], node by node, its shifts by shift(). Returns the features' name."""
     values = {"frames": x}
     for node, name, shape in placed:
         inputs = [values[value] for value in node.input if value in values]
         if node.op_type == SHIFT:
-            out = write_shift(graph, inputs[0], name, shape)
+            out = shift(graph, inputs[0], name, shape, form, protocol, batch)
         else:
-            inputs += [
-                graph.constant("%s.%s" % (name, what), trunk.weights[value])
-                for value, what in zip(node.input[1:], ("weight", "bias")) if value in trunk.weights
-            ]
+            inputs += [graph.constant("%s.%s" % (name, what), trunk.weights[value])
+                       for value, what in zip(node.input[1:], ("weight", "bias")) if value in trunk.weights]
             out = graph.layer(node, inputs, name)
         values[node.output[0]] = out
     return values["features"]
@@ -585,59 +576,51 @@ def _tail(graph: Graph, fusion: Optional[str], softmax: bool, protocol: Protocol
 
 
 def build(
-    trunk: Trunk, form: Union[str, WriteShift], protocol: Protocol, batch: int = 1, fusion: Optional[str] = None,
-    softmax: bool = False, dtype: str = "float32",
+    trunk: Trunk, form: str, protocol: Protocol, batch: int = 1, fusion: Optional[str] = None, softmax: bool = False,
+    dtype: str = "float32",
 ) -> onnx.ModelProto:
     """Write a trunk out as a model.
 
     Args:
-        form: ascend (as the guide's graph shifts, for ATC), ascend_parts or ascend_mask (the shift taken apart, over all views at
-            once; see mover()) or cpu (by Pad): `input` [batch, frames, 3, size, size] -> `output` [batch, classes], or, where
-            fusion is None, per view [batch * views, classes]. view (the shift taken
-            apart, see _Parts, which says where not), clip (by Split, Pad, Concat) or none (no shift at all, the floor that its cost is
-            measured from): one view, `input` [segments, 3, size, size] -> `output`, the frame scores [segments, classes], whatever
-            batch, fusion and softmax. online (clip with a state in the place of each Pad) or online_parts (view likewise; what an
-            engine may run in its place): one frame, [1, 3, size, size] and the states -> [1, classes] and the new states. Or a
-            function that writes the shift, to try another form: as view and none, of `batch` views.
+        form: of a batch of videos, `input` [batch, frames, 3, size, size] -> `output` [batch, classes], or, where fusion is None, per view
+            [batch * views, classes]: ascend (as the guide's graph shifts, for ATC), ascend_parts or ascend_mask (the shift taken apart,
+            over all views at once; see mover()), cpu (by Pad).
+            Of one view, [segments, 3, size, size] -> the frame scores [segments, classes], whatever batch, fusion and softmax: view
+            (the shift taken apart, see _Parts, which says where not), clip (by Split, Pad, Concat).
+            Of one frame, [1, 3, size, size] and the states -> [1, classes] and the new states: online (clip with a state in the place
+            of each Pad), online_parts (view likewise; what an engine may run in its place).
         fusion: one of tsm.protocol.FUSIONS, or None.
         softmax: for fusion None: probabilities per view instead of class scores.
         dtype: float32, or uint8 (RGB 0..255, normalised in the graph), or aipp (float32, and frame by frame, [batch * frames, 3, size,
             size]: what ATC puts its AIPP before, which takes uint8 [batch * frames, size, size, 3]).
-    Raises: UserError where the classifier has another number of classes than the protocol, or a batch is too large, or an online
-        model's shift looks ahead.
+    Raises: UserError where the batch is too large for a file.
     """
-    if len(trunk.fc_weight) != protocol.classes:
-        raise UserError("the network has %d classes, its protocol %d; pass the protocol that it was trained for"
-                        % (len(trunk.fc_weight), protocol.classes))
-    by_time = form == "ascend_parts"
-    if by_time:
+    if form == "ascend_parts":
         trunk = in_order_of_time(trunk, protocol, batch)
     placed = layers(trunk.nodes, trunk.weights, protocol.frame_shape)
-    if form in ("ascend", "ascend_parts"):
-        _check_size(trunk, {layer.shape for layer in placed if layer.node.op_type == SHIFT}, protocol, batch)
-    graph, by_view = Graph(_states(placed, protocol) if form in ONLINE else {}), callable(form) or form in BY_VIEW
-    x = "input"
+    graph, by_view, x = Graph(_states(placed, protocol) if form in ONLINE else {}), form in BY_VIEW, "input"
     if not by_view and dtype != "aipp":
         x = graph.node("Reshape", [x, graph.ints(-1, *protocol.frame_shape)], "frames")
     if dtype == "uint8":
         x = _normalise(graph, x, protocol)
     if form in ("view", "online_parts") + FLAT and in_parts(trunk, protocol):
-        x = _Parts(graph, trunk, placed, x, protocol, mover(graph, str(form), protocol, batch), form in FLAT).write()
+        x = _Parts(graph, trunk, placed, x, protocol, mover(graph, form, protocol, batch), form in FLAT).write()
     else:
-        write_shift = form if callable(form) else partial(shift, form=form, protocol=protocol, batch=batch)
-        x = _whole(graph, trunk, placed, x, write_shift)
+        x = _whole(graph, trunk, placed, x, form, protocol, batch)
     x = graph.node("GlobalAveragePool", [x], "pooled")
     x = graph.node("Flatten", [x], "flat", axis=1)
     fc = [graph.constant("fc.weight", trunk.fc_weight), graph.constant("fc.bias", trunk.fc_bias)]
     graph.node("Gemm", [x] + fc, "fc", "output" if by_view else "frame_scores", transB=1)
-    if not by_view:
-        _tail(graph, fusion, softmax, protocol, by_time)
-    frames = 1 if form in ONLINE else protocol.segments * (batch if callable(form) else 1)
-    shape = ((frames,) + protocol.frame_shape) if by_view else ((batch,) + protocol.video_shape)
-    shape = (batch * protocol.frames,) + protocol.frame_shape if dtype == "aipp" else shape
-    rows = frames if by_view else batch if fusion else batch * protocol.views
+    if by_view:
+        rows = 1 if form in ONLINE else protocol.segments
+        shape = (rows,) + protocol.frame_shape
+    else:
+        _tail(graph, fusion, softmax, protocol, form == "ascend_parts")
+        rows = batch if fusion else batch * protocol.views
+        shape = (batch * protocol.frames,) + protocol.frame_shape if dtype == "aipp" else (batch,) + protocol.video_shape
+    _check_size(graph, batch)
     model = _model(graph, shape, dtype, (rows, protocol.classes))
-    if not by_view or form == ONLINE[0]:
+    if not by_view or form == "online":
         how = {"form": form, "fusion": fusion, "softmax": softmax}
         set_metadata(model, {"tsm.form": json.dumps(how), "tsm.protocol": json.dumps(protocol._asdict())})
     if graph.states:
@@ -646,9 +629,7 @@ def build(
 
 
 def _states(placed: List[Layer], protocol: Protocol) -> Dict[str, State]:
-    """The states of an online model by the names of its shifts, in order; UserError where the shift looks ahead."""
-    if not protocol.causal:
-        raise UserError("a shift of %s looks one frame ahead, which no frame by frame graph can do" % protocol.shift)
+    """The states of an online model by the names of its shifts, in order."""
     found: Dict[str, State] = {}
     for node, name, shape in placed:
         for run in runs(shape[0], protocol):
@@ -673,16 +654,14 @@ def _model(graph: Graph, shape: Shape, dtype: str, scores: Tuple[int, int]) -> o
     return model
 
 
-def _check_size(trunk: Trunk, shapes: Set[Shape], protocol: Protocol, batch: int) -> None:
-    """UserError where the ascend form's zeros for shifts of these shapes, which grow with the batch, make a file that ONNX does not
-    allow."""
-    a_video = 4 * protocol.views * sum(
-        width * shape[1] * shape[2] for shape in shapes
-        for width in {run.end - run.first for run in runs(shape[0], protocol) if run.step})
-    room = MOST_BYTES - sum(weight.nbytes for weight in trunk.weights.values())
-    if batch * a_video > room:
+def _check_size(graph: Graph, batch: int) -> None:
+    """UserError where the zeros of an ascend form, which grow with the batch, make a file that ONNX does not allow."""
+    nbytes = {name: value.nbytes for name, value in graph.constants.items()}
+    zeros = sum(size for name, size in nbytes.items() if name.startswith("zeros_"))
+    room = MOST_BYTES - (sum(nbytes.values()) - zeros)
+    if 0 < room < zeros:
         raise UserError("a batch of %d takes %.1f GB of zeros, more than an ONNX file holds; use a batch of at most %d"
-                        % (batch, batch * a_video / 1e9, room // a_video))
+                        % (batch, zeros / 1e9, room * batch // zeros))
 
 
 def trunk_of(model: onnx.ModelProto) -> Trunk:

@@ -228,14 +228,10 @@ def network_of(state: Mapping[str, Tensor], path: str, protocol: Protocol, softm
     net = TSM(protocol, max(1, width), softmax=softmax, structure=structure)
     wanted = {key: value for key, value in net.state_dict(keep_vars=True).items() if not key.endswith(_COUNTER)}
     given = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
-    wrong = ["%s is missing" % key for key in wanted if key not in given]
-    wrong += ["%s is not of this network" % key for key in given if key not in wanted]
-    wrong += [
-        "%s is %s %s, not %s %s" % (key, str(given[key].dtype)[len("torch.") :], list(given[key].shape),
-                                    str(value.dtype)[len("torch.") :], list(value.shape))
-        for key, value in wanted.items()
-        if key in given and (given[key].shape != value.shape or given[key].dtype != value.dtype)
-    ]
+    here, there = ({key: "%s %s" % (str(value.dtype)[len("torch.") :], list(value.shape)) for key, value in one.items()}
+                   for one in (given, wanted))
+    wrong = ["%s is %s here, %s in this network" % (key, here.get(key, "missing"), there.get(key, "missing"))
+             for key in {**wanted, **given} if here.get(key) != there.get(key)]
     if wrong:
         more = " and %d more" % (len(wrong) - 3) if len(wrong) > 3 else ""
         kind = "MobileNetV2" if structure.channels else "a ResNet of bottlenecks"

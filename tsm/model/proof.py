@@ -82,36 +82,26 @@ def prove(
 ) -> Dict[str, Dict[str, Any]]:
     """Run the exported model and the new ones on a random video; how far their probabilities are apart.
 
-    The exported model runs on one video where its graph allows it (whatever it then computes has to agree), else on as many
-    as its own batch. One network is in memory at a time, and a video has as few views as few_views() says: the exported
-    model runs on those alone where its graph allows it, else on as many as it was made for, of which the first are compared.
+    One network is in memory at a time, and a video has as few views as few_views() says.
 
     Args:
         exported: is changed, see take_scores(); `batch` is its own, `path` its name in messages.
-        graphs: `file`, the new model of one video of few_views(protocol), which fuses the views itself; `one_view`, if
-            there, the form that is run view by view and fused by tsm.protocol.fuse(), as TSM_infer.py does.
+        graphs: of to_prove(). `one_view` is run view by view and fused by tsm.protocol.fuse(), as TSM_infer.py does.
     Returns: for each of the graphs the SHA-256 of what was run, the number of videos, their views and the magnitudes of
         these, the largest difference of a probability, its tolerance, and on how many videos top-1 agrees.
     """
     videos, scores, magnitudes = run_exported(exported, path, batch, protocol, dtype)
-    protocol = few_views(protocol)
-    expected = fuse(scores, protocol.views, fusion)
-
-    def whole(runner: Any, video: np.ndarray) -> np.ndarray:
-        return answer(runner, "input", video.reshape(runner.get_inputs()[0].shape), path)
-
-    def by_view(runner: Any, video: np.ndarray) -> np.ndarray:
-        views = video.reshape((protocol.views,) + protocol.view_shape)
-        return fuse(np.stack([answer(runner, "input", view, path).mean(0) for view in views]), protocol.views, fusion)
-
-    def compare(model: onnx.ModelProto, compute: Callable[[Any, np.ndarray], np.ndarray]) -> Dict[str, Any]:
+    views, proof = few_views(protocol).views, {}
+    expected = fuse(scores, views, fusion)
+    for name, model in graphs.items():
         runner = session(model, path, arena=False)
-        actual = np.concatenate([compute(runner, video) for video in videos])
-        return {"sha256": graph_digest(model), "videos": len(videos), "views": protocol.views, "magnitudes": magnitudes,
-                "largest_difference": _apart(actual, expected), "tolerance": TOLERANCE,
-                "top1_agreement": int((actual.argmax(1) == expected.argmax(1)).sum())}
-
-    return {name: compare(model, by_view if name == "one_view" else whole) for name, model in graphs.items()}
+        calls = videos.reshape([-1] + runner.get_inputs()[0].shape)
+        outputs = np.stack([answer(runner, "input", x, path) for x in calls])
+        actual = fuse(outputs.mean(1), views, fusion) if name == "one_view" else outputs[:, 0]
+        proof[name] = {"sha256": graph_digest(model), "videos": len(videos), "views": views, "magnitudes": magnitudes,
+                       "largest_difference": _apart(actual, expected), "tolerance": TOLERANCE,
+                       "top1_agreement": int((actual.argmax(1) == expected.argmax(1)).sum())}
+    return proof
 
 
 def prove_online(
@@ -207,10 +197,14 @@ def _apart(found: np.ndarray, expected: np.ndarray) -> float:
 def run_exported(
     exported: onnx.ModelProto, path: str, batch: int, protocol: Protocol, dtype: str
 ) -> Tuple[np.ndarray, np.ndarray, List[float]]:
-    """(random videos of few views in `dtype`, the exported model's class scores of each view, the views' magnitudes)."""
+    """(random videos of few views in `dtype`, the exported model's class scores of each view, the views' magnitudes).
+
+    It runs on one video of few views where its graph allows that, else on as many views, or videos, as it was made for; of these the
+    first are kept.
+    """
     few = few_views(protocol)
     free_first_sizes(exported)
-    for count, tried in [(1, few)] + [(count, protocol) for count in sorted({1, batch}) if (count, protocol) != (1, few)]:
+    for count, tried in dict.fromkeys([(1, few), (1, protocol), (batch, protocol)]):
         videos, normalised, magnitudes = random_videos(count, tried, dtype)
         take_scores(exported, count, tried.frames)
         try:

@@ -151,17 +151,12 @@ def read_source(model: onnx.ModelProto, path: str, protocol: Protocol, stated: b
     Args: stated: whether the protocol is the model's own, or one that was named for it, and not only the default.
     """
     facts, wanted = signature(model, path), protocol.video_shape
-    shape, shown = facts.shape, ", ".join(str(side) for side in facts.shape)
-    remedy = "export it with --shape %s" % " ".join(str(side) for side in (1,) + wanted)
-    if len(shape) == 1 + len(wanted) and any(isinstance(side, str) for side in shape):
-        if shape[1:] == wanted:
-            raise UserError("%s: its batch is not fixed (%s); %s" % (path, shape[0], remedy))
-        raise UserError("%s: its input is not fixed ([%s]); %s" % (path, shown, remedy))
-    if shape[1:] != wanted or shape[0] < 1:
+    shape, remedy = facts.shape, "export it with --shape 1 %s" % " ".join(map(str, wanted))
+    if shape[1:] != wanted or isinstance(shape[0], str) or shape[0] < 1:
         if not stated and len(shape) == 5 and shape[2] == 3 and shape[3] == shape[4]:  # videos of other views or another size
             remedy = "pass its test by --protocol (TSM_checkpoint.py CHECKPOINT --config CONFIG writes that file), or " + remedy
-        raise UserError("%s: its input is [%s], where %d views of %d frames are [batch, %s]; %s" % (
-            path, shown, protocol.views, protocol.segments, ", ".join(map(str, wanted)), remedy))
+        raise UserError("%s: its input is [%s], where %d views of %d frames are [batch, %s], of a fixed batch; %s" % (
+            path, ", ".join(map(str, shape)), protocol.views, protocol.segments, ", ".join(map(str, wanted)), remedy))
     if facts.dtype != np.float32:
         raise UserError("%s: its input is %s; export it with an input of float32" % (path, facts.dtype))
     graph = model.graph
@@ -293,9 +288,6 @@ def check_head(part: Part, protocol: Protocol, batch: int) -> Tuple[np.ndarray, 
     if len(weight) != protocol.classes:
         raise UserError("%s: its classifier has %d classes, its protocol %d; export it again from a checkpoint of %d classes"
                         % (path, len(weight), protocol.classes, protocol.classes))
-    if weight.shape[1] != part.shape[0]:
-        raise UserError("%s: its classifier reads %d features, its last block makes %d; is it another model?"
-                        % (path, weight.shape[1], part.shape[0]))
     rows = batch * protocol.views
     features = np.random.RandomState(2).standard_normal((rows * protocol.segments,) + part.shape).astype(np.float32)
     scores = features.mean((2, 3)) @ weight.T + bias
@@ -313,15 +305,16 @@ def check_head(part: Part, protocol: Protocol, batch: int) -> Tuple[np.ndarray, 
 
 
 def classifier(part: Part) -> Tuple[np.ndarray, np.ndarray]:
-    """The weight [classes, features] and bias [classes] of the one classifier in the part."""
+    """The weight [classes, features] and bias [classes] of the one classifier in the part of what the last block makes."""
     weights = part.source.weights
     matrices = [
         weights[name] if node.op_type == "Gemm" and attributes(node).get("transB") else weights[name].T
         for node in part.nodes if node.op_type in ("Gemm", "MatMul")
         for name in node.input if name in weights and weights[name].ndim == 2
     ]
-    if len(matrices) != 1:
-        raise UserError("%s: %d classifiers before its output, where TSM has one" % (part.source.path, len(matrices)))
+    if [matrix.shape[1] for matrix in matrices] != [part.shape[0]]:
+        raise UserError("%s: not one classifier of the last block's %d features stands before its output; is it another model?"
+                        % (part.source.path, part.shape[0]))
     biases = [weights[name] for node in part.nodes if node.op_type in ("Gemm", "Add") for name in node.input
               if name in weights and weights[name].shape == matrices[0].shape[:1]]
     return matrices[0], biases[0] if biases else np.zeros(len(matrices[0]), np.float32)
@@ -405,15 +398,12 @@ def walk(source: Source, end: str) -> Tuple[List[NodeProto], Dict[str, np.ndarra
 
 
 def check_family(source: Source) -> None:
-    """UserError where the graph is of a TSM that has more than TSM itself: non-local blocks or temporal pooling."""
-    nodes = source.model.graph.node
-    products = [node for node in nodes if node.op_type == "MatMul" and not any(name in source.weights for name in node.input)]
-    pools = [node for node in nodes if node.op_type == "MaxPool" and len(attributes(node)["kernel_shape"]) > 2]
-    if products:  # some have pools, too
-        raise UserError("%s: has non-local blocks (%s multiplies what was computed by what was computed); pass a TSM without"
-                        % (source.path, products[0].name or products[0].output[0]))
-    if pools:
-        raise UserError("%s: has temporal pooling (%s); pass a TSM without" % (source.path, pools[0].name or pools[0].output[0]))
+    """UserError where the graph is of a TSM with more: what was computed times what was computed, or pooling in time."""
+    for node in source.model.graph.node:
+        if (node.op_type == "MatMul" and not any(name in source.weights for name in node.input)
+                or node.op_type == "MaxPool" and len(attributes(node)["kernel_shape"]) > 2):
+            raise UserError("%s: has non-local blocks or temporal pooling (%s); pass a TSM without"
+                            % (source.path, node.name or node.output[0]))
 
 
 def lift(source: Source, protocol: Protocol) -> Tuple[Trunk, Dict[str, int], str]:
@@ -476,15 +466,9 @@ def shift_to_write(path: str, protocol: Protocol, found: str, stated: bool, onli
 def check_places(names: Sequence[str], path: str) -> None:
     """UserError unless the layers of these names, as tsm.model.graph.layers() gives them, have the shifts that TSM has."""
     found, wanted = {name[: -len(".shift")] for name in names if name.endswith(".shift")}, expected_shifts(names)
-    if not found:
-        raise UserError("%s: no temporal shift in it, where this network has %d: it is TSN, or was exported without its shift"
-                        % (path, len(wanted)))
-    if len(found) != len(wanted):
-        raise UserError("%s: %d temporal shifts, where this network has %d; is it TSM, exported with its shift?"
-                        % (path, len(found), len(wanted)))
     if found != wanted:
-        raise UserError("%s: a temporal shift before %s, where this network has one before %s; is it TSM?"
-                        % (path, min(found - wanted), min(wanted - found)))
+        raise UserError("%s: %d temporal shifts, where this network has %d, and they differ first before %s; is it TSM, and not TSN, "
+                        "exported with its shift?" % (path, len(found), len(wanted), min(found ^ wanted)))
 
 
 def expected_shifts(names: Sequence[str]) -> Set[str]:
