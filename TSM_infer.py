@@ -28,11 +28,11 @@ from tsm.cli import folder_name, non_negative, parser, positive, progress, run
 import numpy as np
 
 from tsm.infer import engine as engines
-from tsm.infer.journal import Done, Piece, Progress, Work, consolidate, enter, held, recording, summarise_found, survey, unfinish
+from tsm.infer.journal import Done, Piece, Progress, Work, consolidate, enter, held, recording, summarise_found, survey
 from tsm.infer.tensors import check_protocol, keys_of_files, list_inputs, made_up, read_tensor, samples_in
 from tsm.model.offline import Offline, read_offline
 from tsm.model.onnxfile import protocol_of
-from tsm.results import rate_line, read_scores, statistics, throughput_line
+from tsm.results import rate_line, read_scores, statistics
 from tsm.samples import stratified
 
 SYNTHETIC_VIDEOS = 8  # about so many are computed without --input, unless --loop says otherwise
@@ -64,12 +64,19 @@ def warmed_up(args: argparse.Namespace, computing: engines.Computing, model: Off
     """The model, compiled and warm."""
     engine = engines.open_engine(model, computing, listed=True)
     print(engines.said_of(engine, model), flush=True)
-    made = made_up(model, "zero")
-    with progress(args.warmup_count, "warm-up", "batch") as tick:
-        for _ in engines.run_batches(engine, model, ["zeros"] * (args.warmup_count * model.batch // len(made)), lambda _: made,
-                                     samples=len(made)):
-            tick()
+    times_of(engine, model, "zero", args.warmup_count, "warm-up")
     return engine
+
+
+def times_of(engine: engines.Engine, model: Offline, kind: str, batches: int, what: str) -> List[float]:
+    """ms of each of some batches of made-up videos."""
+    made, times = made_up(model, kind), []
+    runs = engines.run_batches(engine, model, ["made up"] * (batches * model.batch // len(made)), lambda _: made, samples=len(made))
+    with progress(batches, what, "batch") as tick:
+        for _, ((ms, _),) in runs:
+            times.append(ms)
+            tick()
+    return times
 
 
 def print_rate(args: argparse.Namespace, model: Offline, times: Sequence[float], videos: int, facts: Dict[str, Any]) -> float:
@@ -80,20 +87,15 @@ def print_rate(args: argparse.Namespace, model: Offline, times: Sequence[float],
         print(rate_line(throughput, facts))
     else:
         print("[INFO] NPU_compute_time (ms): " + ", ".join("%s = %.3f" % item for item in list(figures.items())[:-1]))
-        print(throughput_line(args.batchsize or model.batch, figures["mean"], throughput))
+        print("[INFO] throughput 1000*batchsize.mean(%d)/NPU_compute_time.mean(%s): %s" % (
+            args.batchsize or model.batch, figures["mean"], throughput))
     return throughput
 
 
 def measure_alone(args: argparse.Namespace, computing: engines.Computing, model: Offline) -> None:
     """The model's throughput, on made-up videos."""
-    engine = warmed_up(args, computing, model)
-    made, times = made_up(model, args.pure_data_type), []
-    loop = args.loop or -(-SYNTHETIC_VIDEOS // model.batch)
-    with progress(loop, "throughput", "batch") as tick:
-        for _, ((ms, _),) in engines.run_batches(engine, model, ["made up"] * (loop * model.batch // len(made)), lambda _: made,
-                                                 samples=len(made)):
-            times.append(ms)
-            tick()
+    engine, loop = warmed_up(args, computing, model), args.loop or -(-SYNTHETIC_VIDEOS // model.batch)
+    times = times_of(engine, model, args.pure_data_type, loop, "throughput")
     print_rate(args, model, times, model.batch * loop, engines.about(engine))
 
 
@@ -110,7 +112,6 @@ def compute(
     with contextlib.ExitStack() as stack:
         keep: Callable[[Piece], None] = partial(enter, found)
         if args.output:
-            unfinish(work)  # only now: a run that cannot begin leaves an earlier one whole
             keep = stack.enter_context(recording(work, found, work.folder))
         tick = stack.enter_context(progress(len(work.inputs), "inference", "file", len(found.done)))
         began = time.time()

@@ -24,10 +24,10 @@ from tsm.cli import UserError, fail, parser, positive, run
 # isort: split
 import onnx
 
-from tsm.files import replacing, sha256
+from tsm.files import replacing, sha256, write_text
 from tsm.labels import METADATA, read_labels
 from tsm.machine import keep_freed_memory
-from tsm.model.aipp import write_config
+from tsm.model import aipp
 from tsm.model.graph import build, trunk_of
 from tsm.model.onnxfile import metadata, protocol_of, read_onnx, set_metadata
 from tsm.model.proof import check_tolerance, in_words, prove, prove_online, still_holds, to_prove
@@ -35,7 +35,7 @@ from tsm.model.surgery import auto_optimize, check_exported, fold_constants, lif
 from tsm.protocol import FUSIONS, Protocol, differences, read_protocol
 
 CHOICES = {"target": ("ascend", "cpu", "online"), "fusion": FUSIONS, "input_dtype": ("float32", "uint8", "aipp")}  # first: the default
-FORMS = {"guide": "ascend", "parts": "ascend_parts", "mask": "ascend_mask"}  # of tsm.model.graph.build(); each is proved
+WRITTEN_AS = {"guide": "ascend", "parts": "ascend_parts", "mask": "ascend_mask"}  # of tsm.model.graph.build(); each is proved
 FOR = {"ascend": "ATC", "cpu": "TSM_infer.py, TSM_stream.py and TSM_predict.py", "online": "TSM_predict.py and TSM_stream.py"}
 REMEDY = "pass the exported model instead"
 
@@ -50,7 +50,7 @@ def get_args() -> argparse.Namespace:
                      "probabilities, as mmaction2 (default: score)")
     cli.add_argument("--input_dtype", choices=CHOICES["input_dtype"], help="uint8: the graph normalises; aipp: ATC's AIPP "
                      "does, by the config that is written beside (default: float32)")
-    cli.add_argument("--form", choices=FORMS, help="ascend: the guide's graph, or in four dimensions throughout (default: guide)")
+    cli.add_argument("--form", choices=WRITTEN_AS, help="ascend: the guide's graph, or in four dimensions throughout (default: guide)")
     cli.add_argument("--shift", choices=("bi-still", "bi-zero"), help="online: run weights of bi without what they see ahead")
     cli.add_argument("--auto_optimizer", action="store_true", help="ascend: also apply auto-optimizer's default knowledges")
     cli.add_argument("--protocol", metavar="FILE", help="what TSM_checkpoint.py wrote, for a model that does not say it")
@@ -79,7 +79,7 @@ def settle(args: argparse.Namespace, known: Mapping[str, str]) -> bool:
     only_npu = args.form or args.input_dtype == "aipp" or args.auto_optimizer
     if only_npu and args.target != "ascend" or args.auto_optimizer and args.form not in (None, "guide"):
         fail("--form, --auto_optimizer, --input_dtype aipp: for --target ascend, --auto_optimizer for the form guide (see --help)", 2)
-    args.form = args.form or (known.get("tsm.ascend_form") if known.get("tsm.ascend_form") in FORMS else "guide")
+    args.form = args.form or (known.get("tsm.ascend_form") if known.get("tsm.ascend_form") in WRITTEN_AS else "guide")
     return modified
 
 
@@ -161,19 +161,21 @@ def main() -> None:
                     args.model1, protocol.segments, protocol.views, protocol.size))
             trunk, protocol, facts = surgery(given, args, protocol, says, part)
             known.update(facts)
-        form = FORMS[args.form] if args.target == "ascend" else args.target
+        form = WRITTEN_AS[args.form] if args.target == "ascend" else args.target
         model, _ = optimised(build(trunk, form, protocol, args.batch_size, args.fusion, dtype=args.input_dtype), args)
         onnx.checker.check_model(model)
         known.update({"tsm.ascend_form": args.form} if args.target == "ascend" else {})
         if args.input_dtype == "aipp":
-            write_config(os.path.splitext(args.model2)[0] + ".cfg", protocol)
+            path = os.path.splitext(args.model2)[0] + ".cfg"
+            write_text(path, aipp.config(protocol))
+            print("wrote %s, for atc --insert_op_conf: the input is then uint8 [frames, %d, %d, 3]" % (path, protocol.size, protocol.size))
         settled = {"tsm." + key: getattr(args, key) for key in CHOICES if getattr(args, key)}
         set_metadata(model, {**known, **metadata(model), **settled, "tsm.version": __version__, "tsm.batch": str(args.batch_size)})
         onnx.save(model, part)
     shape = protocol.frame_shape if args.target == "online" else protocol.video_shape
     print("wrote %s: input %s %s, output [%d, %d], %s, for %s" % (
         args.model2, [args.batch_size] + list(shape), args.input_dtype, args.batch_size, protocol.classes,
-        "views fused by " + args.fusion if args.fusion else "the scores of a frame, and its shifts' states", FORMS[args.form]
+        "views fused by " + args.fusion if args.fusion else "the scores of a frame, and its shifts' states", WRITTEN_AS[args.form]
         if args.target == "ascend" else args.target))
 
 

@@ -27,7 +27,7 @@ def work(folder, scores, labels, sources=None, classes=CLASSES, names=None):
         (folder / files[-1][1]).write_text(" ".join("%f" % value for value in scores[index]) + "\n")
         samples.append({"id": index, "source": (sources or {}).get(index, "%d.webm" % index), "label": labels[index],
                         "file": "preprocess_bin/%d.bin" % index, "bytes": protocol.nbytes("float32"), "xxh3_128": "0" * 32})
-    (folder / "inference_result/out_summary.json").write_text(json.dumps(summarise(files, [1.0], [0.0], 2.0, [])))
+    (folder / "inference_result/out_summary.json").write_text(json.dumps(summarise(files, [1.0], [0.0], 2.0)))
     (folder / "sthv2/sthv2.info").write_text("".join("%d %d\n" % item for item in labels.items()))
     write_json(str(folder / "sthv2/sthv2.json"), {
         "protocol": dict(protocol._asdict(), dtype="float32", layout="NCHW", shape=list(protocol.video_shape)),

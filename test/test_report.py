@@ -55,7 +55,7 @@ def left(tmp_path):
     for index in range(2):
         files.append(("sthv2/preprocess_bin/%d.bin" % index, "inference_result/out/%d_0.txt" % index))
         (tmp_path / files[-1][1]).write_text(" ".join(str(float(label == 3)) for label in range(174)) + "\n")
-    (tmp_path / "inference_result/out_summary.json").write_text(json.dumps(summarise(files, [1.0, 2.0], [0.0, 0.0], 2.0, [])))
+    (tmp_path / "inference_result/out_summary.json").write_text(json.dumps(summarise(files, [1.0, 2.0], [0.0, 0.0], 2.0)))
     (tmp_path / "perf/bs1.log").write_text("[INFO] throughput 1000*batchsize.mean(1)/NPU_compute_time.mean(250.0): 4.0\n")
     write_json(str(tmp_path / "stages.json"), {"infer": {"command": ["infer"], "seconds": 3.0, "peak_mb": 70.0}}, "stages")
     model(tmp_path / "new.onnx", fusion="score", checkpoint_sha256=OTHER)
@@ -352,7 +352,7 @@ def test_votes_of_views_are_counted():
     submit_views(engine, model_, np.zeros((2,) + protocol.video_shape, np.float32), outputs.append, lambda told, _: votes.append(told))
     assert votes[0].tolist() == [4, 6] and outputs[0].argmax(1).tolist() == [1, 2]
     own = sealed({"views_agree": {"0": [0, 6], "1": [1, 6]}}, "inference")
-    summary = summarise([("0.bin", "x"), ("1.bin", "y")], [1.0], [0.0], 1.0, [], tsm=own)
+    summary = summarise([("0.bin", "x"), ("1.bin", "y")], [1.0], [0.0], 1.0, tsm=own)
     assert views_agree(summary) == {0: 0, 1: 6, 2: 1, 3: 6} and views_agree({}) == {}
 
 

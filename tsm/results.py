@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import sys
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -59,21 +60,18 @@ def statistics(times: Sequence[float]) -> Dict[str, float]:
 
 
 def summarise(
-    files: Sequence[Tuple[str, str]], times: Sequence[float], waits: Sequence[float], throughput: float,
-    args: Sequence[str], **more: Any
+    files: Sequence[Tuple[str, str]], times: Sequence[float], waits: Sequence[float], throughput: float, **more: Any
 ) -> Dict[str, Any]:
-    """The summary of a run.
+    """The summary of a run, with what other keys hold.
 
     Args:
         files: (input file, result file), in the order they were computed in.
         times, waits: ms per batch, of computing and of waiting for files. A CPU copies nothing to or from a device.
         throughput: videos per second.
-        args: the command's arguments.
-        more: what other keys hold.
     """
     pairs = {str(number): {"infiles": [infile], "outfiles": [outfile]} for number, (infile, outfile) in enumerate(files)}
     figures = dict(zip(TIMES, (statistics(times), statistics(waits), statistics([0.0] * len(times)))))
-    return dict({"filesinfo": pairs, "args": list(args)}, throughput=throughput, npu_compute_time_list=list(times),
+    return dict({"filesinfo": pairs, "args": sys.argv[1:]}, throughput=throughput, npu_compute_time_list=list(times),
                 pid=os.getpid(), **figures, **more)
 
 
@@ -112,19 +110,14 @@ def joined(figures: Sequence[Dict[str, float]]) -> Dict[str, float]:
             "mean": sum(figure["mean"] * figure["count"] for figure in figures) / count, "count": count}
 
 
-def throughput_line(batch: int, mean: float, throughput: float) -> str:
-    """ais_bench's printed line: `mean` is ms per batch, `throughput` videos per second."""
-    return "[INFO] throughput 1000*batchsize.mean(%d)/NPU_compute_time.mean(%s): %s" % (batch, mean, throughput)
-
-
 def rate_line(throughput: float, facts: Mapping[str, Any]) -> str:
-    """The same figure in words; of an online model, whose `facts` know them, above it the ms of a frame."""
+    """Videos per second in words; of an online model, whose `facts` know them, above it the ms of a frame."""
     frame = "a frame: p50 %(p50).1f, p90 %(p90).1f, p99 %(p99).1f ms\n" % facts["frame_ms"] if facts.get("frame_ms") else ""
     return frame + "throughput: %s videos per second" % ("%.4g" if throughput < 1000 else "%.0f") % throughput
 
 
 def throughput_in(text: str) -> Optional[float]:
-    """Videos per second from the last such line of what ais_bench or TSM_infer.py printed; None if there is none."""
+    """Videos per second from the last such line, or ais_bench's, of what was printed; None if there is none."""
     found = re.findall(r"^(?:\[INFO\] throughput 1000\*batchsize.*|throughput): ([0-9]{1,15}(?:\.[0-9]*)?)(?: videos per second)?\s*$",
                        text, re.MULTILINE)
     return float(found[-1]) if found else None

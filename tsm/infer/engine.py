@@ -171,7 +171,7 @@ def computing_of(args: argparse.Namespace, model_path: str) -> Computing:
 def digests_of(path: str, computing: Computing) -> Dict[str, str]:
     """{file: SHA-256} of the files that decide what is computed: the model first, then where it has one its int8 file."""
     int8 = computing.int8_model
-    return {one: sha256(one) for one in [path] + [one for one in ((int8, weights_file(int8)) if int8 else ()) if os.path.exists(one)]}
+    return {one: sha256(one) for one in [path] + ([int8, weights_file(int8)] if int8 else []) if one == path or os.path.exists(one)}
 
 
 def basis_of(digests: Dict[str, str], computing: Computing, tensors: Any) -> str:
@@ -468,15 +468,6 @@ def run_batches(
         yield list(outputs) if model.fusion else np.split(outputs[0], packed)[: len(batch)], times
 
 
-class _Begun(NamedTuple):
-    """A video whose views were submitted: `results` gets its result and the moment of its end."""
-
-    key: Any
-    results: List[Tuple[Any, float]]
-    arrived: float
-    waited: float  # seconds
-
-
 def run_stream(
     engine: Engine, model: Offline, videos: Generator[Tuple[Any, Any], None, None],
     seen: Optional[Callable[[Any, np.ndarray, Optional[np.ndarray]], None]] = None,
@@ -493,15 +484,15 @@ def run_stream(
     The result is the model's output, of TSM the fused probabilities, float32 [samples, classes]. An error that ends the work is
     raised after all results that were begun before it.
     """
-    begun: Deque[_Begun] = deque()
+    begun: Deque[Tuple[Any, List[Tuple[Any, float]], float, float]] = deque()  # key, [(result, moment of its end)], arrived, seconds waited
     ended = 0.0
 
     def begin(key: Any, samples: Any, asked: float) -> None:
         arrived = time.perf_counter()
         results: List[Tuple[Any, float]] = []
-        ends = [one.results[0][1] for one in begun if one.results]
+        ends = [before[0][1] for _, before, _, _ in begun if before]
         idle = len(ends) == len(begun)
-        begun.append(_Begun(key, results, arrived, max(0.0, arrived - max([asked] + ends)) if idle else 0.0))
+        begun.append((key, results, arrived, max(0.0, arrived - max([asked] + ends)) if idle else 0.0))
         if isinstance(samples, Exception):
             results.append((samples, arrived))
         else:
@@ -510,7 +501,7 @@ def run_stream(
 
     def done() -> Iterator[Tuple[Any, Any, float, float]]:
         nonlocal ended
-        while begun and begun[0].results:
+        while begun and begun[0][1]:
             key, ((result, end),), arrived, waited = begun.popleft()
             if not isinstance(result, Exception) and not np.isfinite(result).all():
                 raise UserError("%s: its scores are not finite; look for NaN or infinity in it, or in the model's weights" % (key,))

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import zlib
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
@@ -296,7 +295,7 @@ def summarise_found(work: Work, found: Progress, throughput: float, facts: Dict[
     pairs = [(work.inputs[number], work.result(number)) for number in sorted(found.done)]
     agree = {result_name(work.inputs[number]): one.views_agree for number, one in sorted(found.done.items())}
     known = None if None in agree.values() else agree
-    summary = summarise(pairs, times, waits, throughput, sys.argv[1:], tsm=dict(facts, views_agree=known))
+    summary = summarise(pairs, times, waits, throughput, tsm=dict(facts, views_agree=known))
     for name in TIMES[1:]:
         figures = [piece.figures[name] for piece in pieces if name in piece.figures]
         if figures:

@@ -7,7 +7,6 @@ atlasatc_16_0025 (CANN 8.0 to 9.1). The input of the compiled model is then uint
 import numpy as np
 
 from tsm.cli import UserError
-from tsm.files import write_text
 from tsm.protocol import Protocol
 
 LARGEST = 65504  # of half precision
@@ -31,13 +30,8 @@ def constants(protocol: Protocol) -> np.ndarray:
     return found
 
 
-def write_config(path: str, protocol: Protocol) -> None:
-    """The file for atc's --insert_op_conf."""
-    write_text(path, config(protocol))
-    print("wrote %s, for atc --insert_op_conf: the input is then uint8 [frames, %d, %d, 3]" % (path, protocol.size, protocol.size))
-
-
 def config(protocol: Protocol) -> str:
+    """The text of the file for atc's --insert_op_conf."""
     lines = ["  %s_%d: %.16g\n" % (name, channel, value) for name, values in zip(("min_chn", "var_reci_chn"), constants(protocol))
              for channel, value in enumerate(values)]
     return CONFIG % (protocol.size, protocol.size, "".join(lines))

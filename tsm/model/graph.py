@@ -22,9 +22,9 @@ from tsm.protocol import MOVES, Protocol, protocol_from
 OPSET = 11  # the newest that both ATC (CANN 6) and every runtime of the last years take
 SHIFT = "TemporalShift"
 BY_TIME = "ByTime"  # an operator of our own beside that: puts the first frames of all views first, then the second ones, ...
-ONLINE = ("online", "online_parts")  # forms of one frame
+BY_FRAME = ("online", "online_parts")  # forms of one frame
 FLAT = ("ascend_parts", "ascend_mask")  # forms whose shifts stay in four dimensions and move whole blocks of channels
-BY_VIEW = ("view", "clip") + ONLINE  # forms whose input is frames and whose output their scores
+BY_VIEW = ("view", "clip") + BY_FRAME  # forms whose input is frames and whose output their scores
 RELU6, SIX = "Relu6", 6.0  # the least of the value and 6, but at least 0
 MOST_BYTES = (1 << 31) - (1 << 20)  # of the constants of one file: protobuf takes 2 GiB in all
 Shape = Tuple[int, ...]  # of one frame: channels, height, width
@@ -134,10 +134,8 @@ def _blocks(
                    if node.op_type == "Add" and set(node.input) == {entered, convs[-1].output[0]}]
         blocks.append((inside[-1][0], inside))
     for end in (node.output[0] for node in nodes if node.op_type == "Add" and not middles):
-        inside = [(end, "add")]
         longer, shorter = _ways(made_by, made_by[end])
-        longer, shorter = ([value for value in way if made_by[value].op_type == "Conv"] for way in (longer, shorter))
-        inside += [(value, "conv%d" % number) for number, value in enumerate(longer, 1)]
+        inside = [(end, "add")] + [(value, "conv%d" % number) for number, value in enumerate(longer, 1)]
         blocks.append((end, inside + [(value, "downsample") for value in shorter]))
     return blocks
 
@@ -151,16 +149,15 @@ def _up(made_by: Dict[str, NodeProto], value: str) -> Optional[NodeProto]:
 
 
 def _ways(made_by: Dict[str, NodeProto], add: NodeProto) -> List[List[str]]:
-    """The values on the two ways to an Add from where they part, in order: the longer way, then the shorter one."""
-    ways: List[List[str]] = []
-    for value in add.input[:2]:
-        way = []
+    """The convolutions on the two ways to an Add from where they part, in order: the longer way, then the shorter one."""
+    ways: List[List[str]] = [[], []]
+    for way, value in zip(ways, add.input):
         while value in made_by:
-            way.append(value)
+            way.insert(0, value)
             value = made_by[value].input[0]
-        ways.append(way)
-    ways = [[value for value in way if value not in other] for way, other in zip(ways, map(set, reversed(ways)))]
-    return sorted((way[::-1] for way in ways), key=len, reverse=True)
+    parted = [[value for value in way if value not in other and made_by[value].op_type == "Conv"]
+              for way, other in zip(ways, map(set, reversed(ways)))]
+    return sorted(parted, key=len, reverse=True)
 
 
 class Graph:
@@ -210,7 +207,7 @@ class Graph:
         return self.node("Clip", inputs + bounds, name)
 
 
-class Run(NamedTuple):
+class Channels(NamedTuple):
     """Channels [first, end) that all take their values `step` frames later, as in tsm.protocol.MOVES."""
 
     name: str  # of their part of the value that is shifted
@@ -219,20 +216,20 @@ class Run(NamedTuple):
     step: Optional[int]
 
 
-def runs(channels: int, protocol: Protocol) -> List[Run]:
+def runs(channels: int, protocol: Protocol) -> List[Channels]:
     """The channels of a value as the shift moves them, in order."""
-    found: List[Run] = []
+    found: List[Channels] = []
     fold = channels // protocol.shift_div
     for first, end, step in zip((0, fold, 2 * fold), (fold, 2 * fold, channels), MOVES[protocol.shift] + (0,)):
         if found and found[-1].step == step:
             first = found.pop().first
         if first < end:  # a shift_div of 2 leaves no rest
             name = {1: "ahead", -1: "behind", 0: "still" if end == channels else "kept", None: "zero"}[step]
-            found.append(Run(name, first, end, step))
+            found.append(Channels(name, first, end, step))
     return found
 
 
-def groups(channels: int, protocol: Protocol) -> List[Tuple[List[Run], np.ndarray]]:
+def groups(channels: int, protocol: Protocol) -> List[Tuple[List[Channels], np.ndarray]]:
     """The parts of a value of so many channels: the runs that each holds and their channels; first those that move, each by
     itself, then what stays, together with what becomes zero, as a residual connection needs that."""
     found = runs(channels, protocol)
@@ -240,7 +237,7 @@ def groups(channels: int, protocol: Protocol) -> List[Tuple[List[Run], np.ndarra
     return [(of_part, np.concatenate([np.arange(run.first, run.end) for run in of_part])) for of_part in of_parts]
 
 
-Move = Callable[[str, str, Run, Shape], str]  # (x [frames, C, H, W], name, run, shape of a frame of x) -> the run's channels, moved
+Move = Callable[[str, str, Channels, Shape], str]  # (x [frames, C, H, W], name, run, shape of a frame of x) -> the run's channels, moved
 
 
 def mover(graph: Graph, form: str, protocol: Protocol, batch: int) -> Move:
@@ -253,17 +250,17 @@ def mover(graph: Graph, form: str, protocol: Protocol, batch: int) -> Move:
     views, segments = protocol.views * batch, protocol.segments
     frames = views * segments
 
-    def cut(x: str, name: str, first: int, end: int, run: Run, shape: Shape) -> str:
+    def cut(x: str, name: str, first: int, end: int, run: Channels, shape: Shape) -> str:
         """Some frames of the run's channels."""
         starts, ends = (first, run.first), (end, run.end)
         axes = 1 if run.end - run.first == shape[0] else 2
         return graph.node("Slice", [x] + [graph.ints(*values[:axes]) for values in (starts, ends, (0, 1))], name)
 
-    def by_pad(x: str, name: str, run: Run, shape: Shape) -> str:
+    def by_pad(x: str, name: str, run: Channels, shape: Shape) -> str:
         pads = [-(run.step or 0), -run.first, 0, 0, run.step or 0, run.end - shape[0], 0, 0]  # also cuts the channels out
         return graph.node("Pad", [x, graph.ints(*pads)], name)
 
-    def in_views(x: str, name: str, run: Run, shape: Shape) -> str:
+    def in_views(x: str, name: str, run: Channels, shape: Shape) -> str:
         width, area = run.end - run.first, shape[1] * shape[2]
         zeros = graph.constant("zeros_%dx%d" % (width, area), np.broadcast_to(np.float32(0), (views, 1, width, area)))
         first, end, which = (1, segments, "next") if run.step == 1 else (0, segments - 1, "previous")
@@ -271,7 +268,7 @@ def mover(graph: Graph, form: str, protocol: Protocol, batch: int) -> Move:
                             "%s/%s" % (name.rsplit("/", 1)[0], which))
         return graph.node("Concat", [others, zeros] if run.step == 1 else [zeros, others], name, axis=1)
 
-    def by_zeros(x: str, name: str, run: Run, shape: Shape) -> str:
+    def by_zeros(x: str, name: str, run: Channels, shape: Shape) -> str:
         of_zeros = (run.end - run.first,) + shape[1:]
         zeros = graph.constant("zeros_%dx%dx%d" % of_zeros, np.broadcast_to(np.float32(0), (views,) + of_zeros))
         if run.step == 1:
@@ -280,7 +277,7 @@ def mover(graph: Graph, form: str, protocol: Protocol, batch: int) -> Move:
             both = [zeros, cut(x, name + "/previous", 0, frames - views, run, shape)]
         return graph.node("Concat", both, name, axis=0)
 
-    def by_mask(x: str, name: str, run: Run, shape: Shape) -> str:
+    def by_mask(x: str, name: str, run: Channels, shape: Shape) -> str:
         first, edge = (1, segments - 1) if run.step == 1 else (frames - 1, 0)
         both = [cut(x, name + "/from", first, frames, run, shape), cut(x, name + "/to", 0, first, run, shape)]
         mask = np.ones((frames, 1, 1, 1), np.float32)
@@ -288,7 +285,7 @@ def mover(graph: Graph, form: str, protocol: Protocol, batch: int) -> Move:
         rolled = graph.node("Concat", both, name + "/rolled", axis=0)
         return graph.node("Mul", [rolled, graph.constant("all_but_frame_%d" % edge, mask)], name)
 
-    def by_state(x: str, name: str, run: Run, shape: Shape) -> str:
+    def by_state(x: str, name: str, run: Channels, shape: Shape) -> str:
         state, whole = graph.states[name.rsplit("/", 1)[0]], run.end - run.first == shape[0]
         cut_out = [] if whole else [graph.ints(number) for number in (run.first, run.end, 1)]
         graph.node("Identity" if whole else "Slice", [x] + cut_out, name, state.output)
@@ -328,7 +325,7 @@ def shift(graph: Graph, x: str, name: str, shape: Shape, form: str, protocol: Pr
     return graph.node("Reshape", [x, graph.ints(-1, channels, height, width)], name)
 
 
-def _split_shift(graph: Graph, x: str, output: str, name: str, found: List[Run], frames: int) -> str:
+def _split_shift(graph: Graph, x: str, output: str, name: str, found: List[Channels], frames: int) -> str:
     """The temporal shift of x, float with its frames on the axis `frames` and its channels on the next, by Split, Pad and Concat. A
     state takes the place of the Pad: of the frame that comes in, what moves goes out, and what went out the last time is joined."""
     parts = graph.nodes("Split", [x], name + "/split", len(found), axis=frames + 1, split=[run.end - run.first for run in found])
@@ -345,7 +342,7 @@ def _split_shift(graph: Graph, x: str, output: str, name: str, found: List[Run],
     return graph.node("Concat", parts, output, axis=frames + 1)
 
 
-def _slice_shift(graph: Graph, x: str, output: str, name: str, shape: Shape, found: List[Run], frames: int, move: Move) -> str:
+def _slice_shift(graph: Graph, x: str, output: str, name: str, shape: Shape, found: List[Channels], frames: int, move: Move) -> str:
     """The temporal shift of x, as of _split_shift(), by Slice, `move` and Concat; `shape` is that of one frame."""
     parts = []
     for run in found:
@@ -358,7 +355,7 @@ def _slice_shift(graph: Graph, x: str, output: str, name: str, shape: Shape, fou
     return graph.node("Concat", parts, output, axis=frames + 1)
 
 
-def _masked_shift(graph: Graph, x: str, name: str, channels: int, found: List[Run]) -> str:
+def _masked_shift(graph: Graph, x: str, name: str, channels: int, found: List[Channels]) -> str:
     """The temporal shift of one view, x float [segments, C, H, W], without a cut through its channels.
 
     The sum of the next frames, the previous frames and the frames themselves, each times 1 in its channels and 0 in the
@@ -445,7 +442,7 @@ class _Parts:
             self.joined[value] = self.graph.node("Concat", [part for _, part in sorted(pieces)], parts[0] + "/joined", axis=1)
         return self.joined[value]
 
-    def split(self, x: str, found: List[Run], name: str) -> List[str]:
+    def split(self, x: str, found: List[Channels], name: str) -> List[str]:
         """The runs of x, which holds no others, each by itself."""
         widths = [run.end - run.first for run in found]
         if not self.plain:
@@ -598,7 +595,7 @@ def build(
     if form == "ascend_parts":
         trunk = in_order_of_time(trunk, protocol, batch)
     placed = layers(trunk.nodes, trunk.weights, protocol.frame_shape)
-    graph, by_view, x = Graph(_states(placed, protocol) if form in ONLINE else {}), form in BY_VIEW, "input"
+    graph, by_view, x = Graph(_states(placed, protocol) if form in BY_FRAME else {}), form in BY_VIEW, "input"
     if not by_view and dtype != "aipp":
         x = graph.node("Reshape", [x, graph.ints(-1, *protocol.frame_shape)], "frames")
     if dtype == "uint8":
@@ -612,7 +609,7 @@ def build(
     fc = [graph.constant("fc.weight", trunk.fc_weight), graph.constant("fc.bias", trunk.fc_bias)]
     graph.node("Gemm", [x] + fc, "fc", "output" if by_view else "frame_scores", transB=1)
     if by_view:
-        rows = 1 if form in ONLINE else protocol.segments
+        rows = 1 if form in BY_FRAME else protocol.segments
         shape = (rows,) + protocol.frame_shape
     else:
         _tail(graph, fusion, softmax, protocol, form == "ascend_parts")

@@ -79,10 +79,8 @@ def protocol_of(model: onnx.ModelProto, path: str) -> Protocol:
     text = metadata(model).get("tsm.protocol")
     if text is not None:
         try:
-            facts = json.loads(text)
-        except (ValueError, RecursionError):
-            facts = None
-        if not isinstance(facts, dict):
+            facts = dict(json.loads(text))
+        except (ValueError, TypeError, RecursionError):
             raise UserError("%s: its tsm.protocol is not a JSON object; export it again" % path)
         return protocol_from(facts, path)
     classes = [dim.dim_value for value in model.graph.output for dim in value.type.tensor_type.shape.dim][-1:]

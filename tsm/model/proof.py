@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from tsm.cli import UserError, first_line
-from tsm.model.graph import FLAT, Trunk, build
+from tsm.model.graph import Trunk, build
 from tsm.model.onnxfile import State, compiled, graph_digest, session, states_in
 from tsm.model.surgery import MOST_PIXELS, few_views, free_first_sizes
 from tsm.protocol import Protocol, fuse, softmax
@@ -20,6 +20,9 @@ TOLERANCE = 1e-5  # largest difference of a probability
 FRAMES = 100  # of the online proof
 MATTERS = 1e-3  # least difference, of the largest class score, that states have to make
 LOWEST, HIGHEST = 0.1, 1.0  # standard deviations of the random video's views; larger ones saturate the softmax
+ALSO_PROVED = {  # beside a file of a target: what an engine runs in its place; for an NPU its other forms
+    "cpu": {"one_view": "view"}, "online": {"one_frame": "online_parts"}, "ascend": {"parts": "ascend_parts", "mask": "ascend_mask"},
+}
 PRINTED = {"file": "proof", "one_view": "proof, view by view", "one_frame": "proof, as engines run it"}
 LEVEL, SPREAD = 128, 50  # of its uint8 form: mean, and values per standard deviation
 
@@ -64,16 +67,9 @@ def random_videos(count: int, protocol: Protocol, dtype: str) -> Tuple[np.ndarra
 
 
 def to_prove(trunk: Trunk, target: str, fusion: str, dtype: str, protocol: Protocol) -> Dict[str, onnx.ModelProto]:
-    """The graphs that a proof is of: `file`, of one video of few views; `one_view` or `one_frame`, what an engine runs in its place;
-    for an NPU `parts` and `mask`, its other forms."""
-    few = few_views(protocol)
-    graphs = {"file": build(trunk, target, few, 1, fusion, dtype=dtype)}
-    if target == "ascend":
-        graphs.update((form.split("_")[1], build(trunk, form, few, 1, fusion, dtype=dtype)) for form in FLAT)
-    runs = {"cpu": ("one_view", "view"), "online": ("one_frame", "online_parts")}
-    if target in runs:
-        graphs[runs[target][0]] = build(trunk, runs[target][1], protocol, dtype=dtype)
-    return graphs
+    """The graphs that a proof is of: `file`, of one video of few views, and those of ALSO_PROVED."""
+    few, forms = few_views(protocol), dict({"file": target}, **ALSO_PROVED[target])
+    return {name: build(trunk, form, few, 1, fusion, dtype=dtype) for name, form in forms.items()}
 
 
 def prove(
