@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any, Dict, Tuple
 
 from tsm.cli import UserError, parser, progress, run, seconds
-from tsm.files import locked
 from tsm.infer import journal, lists
 from tsm.infer.ascend import check_scratch, chip_list, chips_here, on_chips
 from tsm.infer.engine import add_options, to_compile
@@ -135,11 +134,10 @@ def main() -> None:
         show(lists.so_far(job, work, mine, closing=True), work, len(mine))
         return
     if args.shard:
-        with journal.held(args.output_dir, work.folder, shared=True):
-            folder = journal.shard_folder(work, args.shard)
-            with locked(folder):
-                found = lists.so_far(job, work, mine)
-                carry_out(args, job, work, listed, found, folder)
+        folder = journal.shard_folder(work, args.shard)
+        with journal.held(args.output_dir, work.folder, shared=True), journal.held(folder):
+            found = lists.so_far(job, work, mine)
+            carry_out(args, job, work, listed, found, folder)
         show(found, work, len(mine))
     if args.merge or not args.shard:
         with journal.held(args.output_dir, work.folder):

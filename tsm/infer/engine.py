@@ -80,16 +80,9 @@ def openvino_engine(network: Any, path: str, precision: str, streams: int) -> En
 
 def onnxruntime_engine(network: Any, path: str, precision: str, streams: int) -> Engine:
     """Open an onnx.ModelProto in ONNX Runtime, in fp32; `path` names it in errors."""
-    session = session_of(network, path, precision, max(1, cores() // streams))
-    name = session.get_inputs()[0].name
-    return pooled(engine_name("onnxruntime"), streams, lambda x: session.run(None, {name: x})[0])
-
-
-def session_of(network: Any, path: str, precision: str, threads: int) -> Any:
-    """An ONNX Runtime session, which computes in fp32."""
-    if precision != "fp32":
-        raise UserError("--precision %s: needs OpenVINO; install it, or use fp32" % precision)
-    return session(network, path, threads=threads)
+    runner = session(network, path, threads=max(1, cores() // streams))
+    name = runner.get_inputs()[0].name
+    return pooled(engine_name("onnxruntime"), streams, lambda x: runner.run(None, {name: x})[0])
 
 
 def pooled(name: str, streams: int, compute: Callable[[np.ndarray], np.ndarray]) -> Engine:
@@ -182,10 +175,10 @@ def basis_of(digests: Dict[str, str], computing: Computing, tensors: Any) -> str
 def to_compile(model: Offline, computing: Computing) -> Tuple[Any, Optional[Dict[str, str]]]:
     """(what is to be compiled of a model, what is known of its int8 file). Raises UserError if that file is not of the model."""
     online = model.target == "online"
+    if computing.precision in ("bf16", "int8") and computing.backend != "openvino":
+        raise UserError("--precision %s: needs OpenVINO; install it, or use fp32" % computing.precision)
     if computing.precision != "int8":
         return one_frame(model) if online else one_view(model) if model.protocol else model.proto, None
-    if computing.backend != "openvino" or not model.protocol:
-        raise UserError("--precision int8: needs OpenVINO and a model of modify_onnx.py; use fp32")
     view = clip_of(model, "clip") if online else one_view(model)
     if has_bf16() and any(entry.name == "group" and entry.i > 1 for node in view.graph.node for entry in node.attribute):
         warn("--precision int8: convolutions of every channel by itself gain nothing by it; bf16 is faster here, and nearer to fp32")
@@ -283,10 +276,10 @@ def _stateful(network: Any, model: Offline, precision: str, streams: int) -> Tup
 
 def _fed_back(network: Any, model: Offline, precision: str, streams: int) -> Tuple[str, Requests]:
     """By ONNX Runtime, which is given the states that it gave."""
-    session = session_of(network, model.path, precision, max(1, cores() // streams))
+    runner = session(network, model.path, threads=max(1, cores() // streams))
     taken, given = ["input"] + [state.input for state in model.states], ["output"] + [state.output for state in model.states]
     return engine_name("onnxruntime"), _feeding_back(model, lambda: (
-        np.asarray, lambda feeds: session.run(given, dict(zip(taken, feeds)))))
+        np.asarray, lambda feeds: runner.run(given, dict(zip(taken, feeds)))))
 
 
 def _on_chip(network: Any, model: Offline, precision: str, streams: int) -> Tuple[str, Requests]:

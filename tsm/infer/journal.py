@@ -227,10 +227,8 @@ def held(*folders: str, shared: bool = False) -> Iterator[None]:
 
 
 def shard_folder(work: Work, shard: Tuple[int, int]) -> str:
-    """The folder, which is made, of the journal of a share of the list."""
-    folder = os.path.join(work.folder, ".shard_%d_of_%d" % shard)
-    os.makedirs(folder, exist_ok=True)
-    return folder
+    """The folder of the journal of a share of the list."""
+    return os.path.join(work.folder, ".shard_%d_of_%d" % shard)
 
 
 def unfinish(work: Work) -> None:

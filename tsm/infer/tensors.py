@@ -104,8 +104,9 @@ def read_tensor(path: str, shape: Tuple[int, ...], dtype: np.dtype, entry: Optio
 
 def samples_in(path: str, model: Offline) -> int:
     """How many samples a file holds, by its size; at least one, as read_tensor() tells what is wrong with it."""
-    data = read_npy(path, "r") if path.lower().endswith(".npy") else None
-    return max(1, (os.path.getsize(path) // model.dtype.itemsize if data is None else data.size) // int(np.prod(model.shape[1:])))
+    npy = path.lower().endswith(".npy")
+    values = read_npy(path, "r").size if npy else os.path.getsize(path) // model.dtype.itemsize
+    return max(1, values // int(np.prod(model.shape[1:])))
 
 
 def keys_of_files(inputs: Inputs, basis: str) -> Dict[int, str]:

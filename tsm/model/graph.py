@@ -359,7 +359,7 @@ def _masked_shift(graph: Graph, x: str, name: str, channels: int, found: List[Ch
     """The temporal shift of one view, x float [segments, C, H, W], without a cut through its channels.
 
     The sum of the next frames, the previous frames and the frames themselves, each times 1 in its channels and 0 in the
-    others. Engines keep channels in blocks, across which a few cut off are slow to move: see _Parts for figures.
+    others. Engines keep channels in blocks, across which a few cut off are slow to move.
     """
     number, parts = np.arange(channels), []
     steps = {step: graph.node("Pad", [x, graph.ints(-step, 0, 0, 0, step, 0, 0, 0)], "%s/%s" % (name, frames))
@@ -402,10 +402,7 @@ class _Parts:
     all of it, with weights of zero for what moved. The arithmetic is the same but for the order of the sums.
 
     Not for MobileNetV2: what it shifts are the narrow ends of its blocks, and a second convolution would write six times as
-    many channels once more. One comparison there, on a machine that was not idle, in bf16 and int8, over the time without a
-    shift: 1.11 and 1.17 in parts, 1.03 and 1.15 with Split, Pad and Concat, 1.01 and 1.01 as _masked_shift() writes it; in
-    fp32 no order of the three held from run to run. bench/networks.py measures what is used. Nor for a shift_div of 2, where
-    nothing stays.
+    many channels once more. bench/README.md has figures. Nor for a shift_div of 2, where nothing stays.
     """
 
     def __init__(self, graph: Graph, trunk: Trunk, placed: List[Layer], x: str, protocol: Protocol, move: Move, plain: bool) -> None:
