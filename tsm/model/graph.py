@@ -688,7 +688,6 @@ def _read_layers(model: onnx.ModelProto, protocol: Protocol) -> Trunk:
     tells = ("Conv", "Relu", "MaxPool", "Add", "Clip")  # of a layer's nodes, the first of these says what it is; none: it is no layer
     first = {name: next((node for node in of_layer if name.endswith(".shift") or node.op_type in tells), None)
              for name, of_layer in written.items()}
-    features = next(node.input[0].split("/")[0] for node in model.graph.node if node.op_type == "GlobalAveragePool")
 
     def layer_of(value: str, reader: str) -> str:
         """The layer that a value of the layer `reader` comes from: past what only cuts, joins or orders."""
@@ -712,9 +711,8 @@ def _read_layers(model: onnx.ModelProto, protocol: Protocol) -> Trunk:
             weights[inputs[1]], weights[inputs[2]] = _joined(name, written[name], weights, protocol)
             strided = len(written[name]) > 1 and written[name][0].name == name + "/every_second"
             facts = dict(facts, strides=[2, 2]) if strided else facts
-        nodes.append(helper.make_node(op, inputs, ["features" if name == features else name], **facts))
-    for node in nodes:
-        node.input[:] = ["features" if value == features else value for value in node.input]
+        nodes.append(helper.make_node(op, inputs, [name], **facts))
+    nodes[-1].output[0] = "features"
     return Trunk(nodes, weights, weights["fc.weight"], weights["fc.bias"])
 
 
@@ -723,26 +721,18 @@ def _joined(
 ) -> Tuple[np.ndarray, np.ndarray]:
     """The weight and the bias of a convolution that _Parts may have written as several: by parts of its output, each as the sum of
     one over what stayed and one over what moved."""
-    convs = [(node, weights[node.input[1]]) for node in of_layer if node.op_type == "Conv"]
-    if len(convs) == 1 and len(of_layer) == 1:
-        return convs[0][1], weights[convs[0][0].input[2]]
-    own = [weight for node, weight in convs if len(node.input) == 3]
-    moved = [weight for node, weight in convs if len(node.input) == 2]
-    rows_of = groups(sum(map(len, own)), protocol) if len(own) > 1 else [([], np.arange(len(own[0])))]
-    columns = own[0].shape[1]
-    if moved and convs[0][0].input[0].endswith(("/still", "/kept")):
-        columns += moved[0].shape[1]
-    in_groups = [indices for _, indices in groups(columns, protocol)]
-    stayed = np.arange(columns)
-    if own[0].shape[1] < columns:
-        stayed = in_groups[-1]
-    elif not moved and of_layer[0].name == name + "/every_second":
-        stayed = np.concatenate(in_groups)
-    weight = np.empty((sum(map(len, own)), columns) + own[0].shape[2:], np.float32)
-    bias = np.empty(len(weight), np.float32)
-    for number, (_, rows) in enumerate(rows_of):
-        weight[rows[:, None], stayed] = own[number]
-        bias[rows] = weights[[node for node, _ in convs if len(node.input) == 3][number].input[2]]
-        if moved:
-            weight[rows[:, None], np.concatenate(in_groups[:-1])] = moved[number]
-    return weight, bias
+    if len(of_layer) == 1:
+        return weights[of_layer[0].input[1]], weights[of_layer[0].input[2]]
+
+    def in_order(values: np.ndarray, axis: int) -> np.ndarray:
+        """Values that are by groups() along an axis, by channels."""
+        return np.take(values, np.argsort(np.concatenate([own for _, own in groups(values.shape[axis], protocol)])), axis)
+
+    stayed, moved = ([node for node in of_layer if node.op_type == "Conv" and len(node.input) == count] for count in (3, 2))
+    weight, bias = (np.concatenate([weights[node.input[place]] for node in stayed]) for place in (1, 2))
+    of_moved = np.concatenate([weights[node.input[1]] for node in moved]) if moved else weight[:, :0]
+    if moved and not stayed[0].input[0].endswith(("/still", "/kept")):  # beside the whole of what was shifted
+        weight[:, np.concatenate([own for _, own in groups(weight.shape[1], protocol)[:-1]])] = of_moved
+    elif moved or of_layer[0].name == name + "/every_second":
+        weight = in_order(np.concatenate([of_moved, weight], 1), 1)
+    return (in_order(weight, 0), in_order(bias, 0)) if len(stayed) > 1 else (weight, bias)
