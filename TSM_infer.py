@@ -142,7 +142,7 @@ def agreement(
 def infer_files(args: argparse.Namespace, computing: engines.Computing, model: Offline) -> None:
     """The results of files; those that are there already stay."""
     inputs = list_inputs(args.input)
-    check_protocol(inputs, model.protocol, model.dtype, args.model)
+    check_protocol(inputs, model)
 
     def read(path: str) -> np.ndarray:
         return read_tensor(path, model.shape, model.dtype, inputs.entries.get(os.path.basename(path)))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -297,12 +298,13 @@ def test_tensors_are_held_against_a_model_by_what_pixels_depend_on(capsys):
     for dtype, changes, says in (
             ("float32", {"shift_div": 4}, ""), ("float32", {"classes": 10}, "note: m.json is of 174 classes, m.onnx of 10"),
             ("uint8", {"mean": (1.0, 2.0, 3.0)}, ""), ("float32", {"mean": (1.0, 2.0, 3.0)}, None), ("uint8", {"size": 224}, None)):
-        inputs, protocol = Inputs([], {}, "m.json", SSV2, dtype), SSV2._replace(**changes)
+        inputs = Inputs([], {}, "m.json", SSV2, dtype)
+        model = SimpleNamespace(path="m.onnx", protocol=SSV2._replace(**changes), dtype=np.dtype(dtype))
         if says is None:
             with pytest.raises(UserError, match="m.json: its tensors are not of the protocol of m.onnx .%s" % list(changes)[0]):
-                check_protocol(inputs, protocol, np.dtype(dtype), "m.onnx")
+                check_protocol(inputs, model)
         else:
-            check_protocol(inputs, protocol, np.dtype(dtype), "m.onnx")
+            check_protocol(inputs, model)
             assert capsys.readouterr().out.startswith(says)
 
 

@@ -39,7 +39,7 @@ class Clips(NamedTuple):
 
 def tensors_of(inputs: Inputs, model: Offline) -> Clips:
     """The clips of tensor files, each checked against the manifest as it is read."""
-    check_protocol(inputs, model.tested_by, model.dtype, model.path)
+    check_protocol(inputs, model)
     entries = [inputs.entries.get(os.path.basename(path)) for path in inputs.files]
 
     def read(places: Sequence[int]) -> Iterator[Tuple[int, np.ndarray]]:

@@ -179,7 +179,7 @@ def in_turn(job: Job, chunks: Sequence[Chunk], flight: Optional[Flight] = None) 
     are in, so that the engine is never idle. It uses all cores, so a second process would gain nothing."""
     began, checksums, seen = time.time(), {}, {}  # type: ignore[var-annotated]
     listed = {index: clip for chunk in chunks for index, clip in chunk.clips.items()}
-    videos = videos_of(job.source, listed, job.num_worker or cores(), checksums, job.every)
+    videos = videos_of(job, listed, checksums)
     engine, model = engine_of(job)
     if flight:
         print(engines.said_of(engine, model), flush=True)
@@ -207,18 +207,18 @@ def run_in_memory(job: Job, chunk: Chunk) -> Piece:
     return whole
 
 
-def videos_of(
-    source: Origin, chosen: Mapping[int, Clip], workers: int, checksums: Dict[int, str], every: Optional[float] = None
-) -> Generator[Tuple[int, Any], None, None]:
+def videos_of(job: Job, chosen: Mapping[int, Clip], checksums: Dict[int, str]) -> Generator[Tuple[int, Any], None, None]:
     """(index, tensor [1, frames, 3, size, size] or Corrupt) of some clips, in any order; their checksums go to `checksums`. What
-    decodes them is forked before this returns, so call it before an engine starts its threads. `every` is Job's."""
-    def shown(index: int) -> Any:
-        frames = [frame for _, frame in paced(places[index][0], every, source.protocol)]
-        return clips.as_video(frames, range(len(frames)), source.protocol._replace(segments=len(frames)), source.dtype)
+    decodes them is forked before this returns, so call it before an engine starts its threads."""
+    data_root, naming, protocol, dtype = job.source
 
-    places = {index: (os.path.join(source.data_root, clip.source), clip.frames) for index, clip in chosen.items()}
-    results = each(shown, places, min(workers, len(places))) if every else clips.decoded(
-        places, source.protocol, source.dtype, workers, source.naming)
+    def shown(index: int) -> Any:
+        frames = [frame for _, frame in paced(places[index][0], job.every, protocol)]
+        return clips.as_video(frames, range(len(frames)), protocol._replace(segments=len(frames)), dtype)
+
+    places = {index: (os.path.join(data_root, clip.source), clip.frames) for index, clip in chosen.items()}
+    workers = job.num_worker or cores()
+    results = each(shown, places, min(workers, len(places))) if job.every else clips.decoded(places, protocol, dtype, workers, naming)
 
     def videos() -> Generator[Tuple[int, Any], None, None]:
         with contextlib.closing(results):
@@ -255,7 +255,7 @@ def agreement_of_list(
     """For the summary's `tsm` entry, at a precision below fp32: on how many of --agreement videos fp32 gives the same top-1."""
     answers = {index: int(read_scores(work.result(index), job.source.protocol.classes).argmax()) for index in found.done}
     chosen = {index: listed[index] for index in stratified(answers, args.agreement)}
-    videos = videos_of(job.source, chosen, args.num_worker or cores(), {}, job.every)
+    videos = videos_of(job, chosen, {})
     engine = engines.open_engine(model, job.computing._replace(precision="fp32"), listed=True)
     computed = engines.run_stream(engine, model, videos)
     return engines.agreement_facts([bool(output.argmax() == answers[index]) for index, output, _, _ in computed

@@ -57,22 +57,21 @@ def list_inputs(given: str) -> Inputs:
     return inputs
 
 
-def check_protocol(inputs: Inputs, protocol: Optional[Protocol], dtype: np.dtype, model: str) -> None:
-    """UserError unless the tensors were made as the model at `model` wants them; what is not known, and what no pixel depends on, is
-    not compared."""
+def check_protocol(inputs: Inputs, model: Offline) -> None:
+    """UserError unless the tensors were made as a model wants them; what is not known, and what no pixel depends on, is not compared."""
     if inputs.protocol is None:
         return
-    differs = differences(inputs.protocol.pixels(dtype.name), protocol.pixels(dtype.name)) if protocol else ""
+    protocol, dtype = model.protocol, model.dtype.name
+    differs = differences(inputs.protocol.pixels(dtype), protocol.pixels(dtype)) if protocol else ""
     if differs:
         raise UserError("%s: its tensors are not of the protocol of %s (%s); preprocess the videos for this model"
-                        % (inputs.manifest, model, differs))
-    if inputs.dtype != dtype.name:
-        remedy = "run TSM_preprocess.py --dtype %s, or modify_onnx.py --input_dtype %s" % (dtype, inputs.dtype)
-        raise UserError("%s: its tensors are %s, %s takes %s; %s" % (inputs.manifest, inputs.dtype, model, dtype, remedy if protocol else
-                                                                    "export it with an input of %s" % inputs.dtype))
+                        % (inputs.manifest, model.path, differs))
+    if inputs.dtype != dtype:
+        raise UserError("%s: its tensors are %s, %s takes %s; make one as the other is, by TSM_preprocess.py --dtype, modify_onnx.py "
+                        "--input_dtype, or the model's exporter" % (inputs.manifest, inputs.dtype, model.path, dtype))
     if protocol and protocol.classes != inputs.protocol.classes:
         print("note: %s is of %d classes, %s of %d; before TSM_postprocess.py run TSM_preprocess.py with this model's --protocol, "
-              "which makes no tensor again" % (inputs.manifest, inputs.protocol.classes, model, protocol.classes))
+              "which makes no tensor again" % (inputs.manifest, inputs.protocol.classes, model.path, protocol.classes))
 
 
 def read_tensor(path: str, shape: Tuple[int, ...], dtype: np.dtype, entry: Optional[Dict[str, Any]]) -> np.ndarray:

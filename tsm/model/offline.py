@@ -49,27 +49,19 @@ def read_offline(path: str) -> Offline:
     proto = read_onnx(path)
     facts = metadata(proto)
     _, shape, dtype = signature(proto, path)
-    unfixed = [size for size in shape if not isinstance(size, int)]
-    if not shape or unfixed:
+    if not shape or not all(isinstance(size, int) for size in shape):
         raise UserError("%s: its input [%s] has no fixed size; export it with a fixed --shape"
                         % (path, ", ".join(map(str, shape))))
     fusion = facts.get("tsm.fusion")
-    online = facts.get("tsm.target") == "online"
-    protocol = protocol_of(proto, path) if fusion or online else None
+    protocol = protocol_of(proto, path) if fusion or facts.get("tsm.target") == "online" else None
     if protocol and facts.get("tsm.input_dtype") == "aipp" and shape[0] % protocol.frames == 0:  # its frames one after another
         shape = (shape[0] // protocol.frames,) + (protocol.frames,) + shape[1:]
-    if protocol and shape[1:] != (protocol.frame_shape if online else protocol.video_shape):
-        raise UserError("%s: its input is %s, which is not its protocol's; make it again with modify_onnx.py" % (path, list(shape)))
     return Offline(path, proto, shape[0], shape, dtype, fusion, protocol, facts, states_in(proto, path))
 
 
 def one_view(model: Offline) -> Any:
-    """The ONNX model of one view, [segments, 3, size, size] -> frame scores [segments, classes], of a modified model.
-
-    Raises UserError if it is none, though its metadata may say so, or an online one.
-    """
-    if model.target == "online":
-        raise UserError("%s: is an online model; TSM_predict.py and TSM_stream.py run it" % model.path)
+    """The ONNX model of one view, [segments, 3, size, size] -> frame scores [segments, classes], of a modified offline model; UserError
+    if it is none, though its metadata may say so."""
     return _written_again(model, "view", "one_view" if model.target == "cpu" else "")
 
 
