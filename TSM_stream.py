@@ -48,13 +48,12 @@ def get_args() -> argparse.Namespace:
     cli.add_argument("--scratch", metavar="DIR", help="npu only: for tensors (default: --output_dir)")
     args = cli.parse_args()
     args.device = args.device or ("npu" if args.model.endswith(".om") else "cpu")
-    if args.device == "npu" and (args.curve or args.every):
-        cli.error("--curve and --every are for online models; on an NPU give X.onnx, whose X.om is beside it, and --backend ascend")
     if args.device == "cpu" and (args.devices or args.scratch or args.protocol):
         cli.error("--devices, --scratch and --protocol are for an NPU; a CPU takes the protocol from the model")
-    if args.device == "npu" and (args.precision != "fp32" or args.backend or args.streams or args.int8_model):
-        cli.error("--precision, --int8_model, --backend and --streams are for a CPU; atc decided the precision of an NPU's model")
-    if bool(args.ray) + bool(args.devices) > 1 or args.ray and (args.shard or args.merge):
+    if args.device == "npu" and (args.precision != "fp32" or args.backend or args.streams or args.int8_model or args.curve or args.every):
+        cli.error("--precision, --int8_model, --backend and --streams are for a CPU, as atc decided them for an NPU; --curve and --every "
+                  "are for online models: give X.onnx, whose X.om is beside it, and --backend ascend")
+    if args.ray and (args.devices or args.shard or args.merge):
         cli.error("--ray goes with neither --devices nor --shard nor --merge")
     return args
 

@@ -416,8 +416,6 @@ def lift(source: Source, protocol: Protocol) -> Tuple[Trunk, Dict[str, int], str
     path, end = source.path, source.model.graph.output[0].name
     head, features = between(source, end)
     nodes, weights, gaps = walk(source, features)
-    if not nodes:
-        raise UserError("%s: no convolutions in it; is it another model?" % path)
     placed = {layer.node.output[0]: layer for layer in layers(nodes, weights, protocol.frame_shape)}
     fc_weight, fc_bias = holds(check_head, Part(source, head, features, end, "fc", placed[features].shape), protocol)
     counts = {"input": 0, "shift": 0, "head": 1}
