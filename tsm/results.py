@@ -62,13 +62,8 @@ def statistics(times: Sequence[float]) -> Dict[str, float]:
 def summarise(
     files: Sequence[Tuple[str, str]], times: Sequence[float], waits: Sequence[float], throughput: float, **more: Any
 ) -> Dict[str, Any]:
-    """The summary of a run, with what other keys hold.
-
-    Args:
-        files: (input file, result file), in the order they were computed in.
-        times, waits: ms per batch, of computing and of waiting for files. A CPU copies nothing to or from a device.
-        throughput: videos per second.
-    """
+    """The summary of a run over `files`, (input file, result file) in the order they were computed in, and what other keys hold. `times`
+    and `waits` are ms per batch, of computing and of waiting for files; `throughput` is videos per second. A CPU copies nothing."""
     pairs = {str(number): {"infiles": [infile], "outfiles": [outfile]} for number, (infile, outfile) in enumerate(files)}
     figures = dict(zip(TIMES, (statistics(times), statistics(waits), statistics([0.0] * len(times)))))
     return dict({"filesinfo": pairs, "args": sys.argv[1:]}, throughput=throughput, npu_compute_time_list=list(times),
@@ -135,7 +130,7 @@ def read_npy(path: str, mapped: Any = None) -> np.ndarray:
 
 def read_scores(path: str, classes: int) -> np.ndarray:
     """The class scores in a result file, float64 [rows, classes]; TXT, NPY or float32 BIN by its suffix. Raises UserError."""
-    suffix, wrong = os.path.splitext(path)[1].lower(), ""
+    suffix = os.path.splitext(path)[1].lower()
     try:
         if suffix == ".txt":
             with open(path, encoding="ascii") as file:
@@ -145,14 +140,13 @@ def read_scores(path: str, classes: int) -> np.ndarray:
                 scores = (read_npy(path) if suffix == ".npy" else np.fromfile(path, np.float32)).astype(np.float64)
         width = scores.shape[-1] if suffix != ".bin" and scores.ndim else scores.size
         if not scores.size or width != classes and (suffix != ".bin" or width % classes):
-            wrong = "%d values in a row instead of %d class scores; is the model's output [batch, %d]?" % (width, classes, classes)
-        elif not np.isfinite(scores).all() or np.abs(scores).max() > LARGEST_SCORE:
-            wrong = "a score is not finite in float32; look for NaN or infinity in the input or the model"
+            raise ValueError("%d values in a row instead of %d class scores; is the model's output [batch, %d]?"
+                             % (width, classes, classes))
+        if not np.isfinite(scores).all() or np.abs(scores).max() > LARGEST_SCORE:
+            raise ValueError("a score is not finite in float32; look for NaN or infinity in the input or the model")
+        return scores.reshape(-1, classes)
     except (ValueError, EOFError) as error:  # also of rows that differ in width
-        wrong = "cannot be read as class scores (%s); run the inference again" % first_line(error)
-    if wrong:
-        raise UserError("%s: %s" % (path, wrong))
-    return scores.reshape(-1, classes)
+        raise UserError("%s: cannot be read as class scores (%s); run the inference again" % (path, first_line(error)))
 
 
 def _results(path: str, summary: Mapping[str, Any]) -> Iterator[Tuple[int, str]]:
@@ -189,8 +183,7 @@ def read_results(path: str, labels: Dict[int, int], classes: int, summary: Optio
     """{index: class scores float64 [classes]} for exactly the indices of `labels`, from the summary at `path`, read before or not.
 
     A file may hold several rows (an input file that was a whole batch of R videos): row r of file k is video k * R + r, and
-    rows past the last video are the batch's filler. Raises UserError that names the file of a missing, extra or second
-    result.
+    rows past the last video are the batch's filler. Raises UserError where a result is missing, extra or a second one.
     """
     scores: Dict[int, np.ndarray] = {}
     origin: Dict[int, str] = {}
@@ -254,10 +247,8 @@ def mcnemar(one: int, other: int) -> float:
 
 
 def ranks(scores: np.ndarray, labels: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The places, from 0, of the labels int [videos] among class scores float [videos, classes]; each int [videos].
-
-    Returns: (of equal scores the lower class first, every tie for the label, every tie against it).
-    """
+    """The places, from 0, of the labels int [videos] among class scores float [videos, classes], each int [videos]: (of equal scores the
+    lower class first, every tie for the label, every tie against it)."""
     own = scores[np.arange(len(labels)), labels][:, None]
     above, tied = (scores > own).sum(1), scores == own
     lower = tied & (np.arange(scores.shape[1]) < labels[:, None])
@@ -280,11 +271,8 @@ def measure(scores: np.ndarray, labels: np.ndarray, skipped: int) -> Accuracy:
 
 
 def accuracy_of(result_path: str, info_path: str) -> Tuple[Accuracy, List[Dict[str, Any]]]:
-    """Accuracy of the inference summed up in `result_path` against the labels in `info_path`, joined by index; and read_curve() it.
-
-    The number of classes and of skipped videos come from the manifest beside the info file; without one they are those of
-    Something-Something V2 and 0.
-    """
+    """Accuracy of the inference summed up in `result_path` against the labels in `info_path`, joined by index; and its read_curve(). The
+    classes and the skipped videos are as many as the manifest beside the info file says, or Something-Something V2's and none."""
     manifest_file = manifest_path(info_path)
     classes, skipped = SSV2.classes, 0
     if os.path.exists(manifest_file):

@@ -54,10 +54,7 @@ class Host(NamedTuple):
 
 def connect(address: str) -> Any:
     """Ray, connected to the cluster at an address, to the one that RAY_ADDRESS names or that is found here (auto), or to one that is
-    started in this host whatever RAY_ADDRESS says (local).
-
-    Raises UserError where that cannot be.
-    """
+    started in this host whatever RAY_ADDRESS says (local); UserError where that cannot be."""
     if sys.version_info < (3, 10) or importlib.util.find_spec("ray") is None:
         raise UserError("--ray: Ray is not installed here, and needs Python 3.10 or newer; use --shard, which needs nothing, or run %s -m "
                         "pip install -r %s" % (sys.executable, os.path.join(SUITE, "requirements-cluster.txt")))

@@ -87,20 +87,12 @@ def onnxruntime_engine(network: Any, path: str, precision: str, streams: int) ->
 
 def pooled(name: str, streams: int, compute: Callable[[np.ndarray], np.ndarray]) -> Engine:
     """The engine that computes x by compute(x) in so many threads."""
-    pool, slots = ThreadPoolExecutor(streams), threading.Semaphore(2 * streams)
-    pending: Deque[Any] = deque()
+    pool, pending = ThreadPoolExecutor(streams), deque()  # type: ignore[var-annotated]
 
     def submit(x: np.ndarray, take: Take) -> None:
-        def work() -> None:
-            try:
-                take(compute(x))
-            finally:
-                slots.release()
-
-        while pending and pending[0].done():
+        while pending and (pending[0].done() or len(pending) == 2 * streams):  # no more views in memory than can be worked on
             pending.popleft().result()
-        slots.acquire()  # no more views in memory than can be worked on
-        pending.append(pool.submit(work))
+        pending.append(pool.submit(lambda: take(compute(x))))
 
     def wait() -> None:
         while pending:

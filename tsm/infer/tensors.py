@@ -33,10 +33,7 @@ class Inputs(NamedTuple):
 
 def list_inputs(given: str) -> Inputs:
     """The files of a comma-separated list in its own order; of a folder those of the manifest beside it, or all, in natural order (0, 1,
-    2, …, 10).
-
-    Raises UserError for an empty folder, and for two files whose results would have one name.
-    """
+    2, …, 10). UserError for an empty folder, and for two files whose results would have one name."""
     inputs = Inputs(given.split(","), {}, "", None, None)
     if os.path.isdir(given):
         manifest_file = os.path.join(os.path.dirname(os.path.abspath(given)), MANIFEST)
@@ -75,12 +72,8 @@ def check_protocol(inputs: Inputs, model: Offline) -> None:
 
 
 def read_tensor(path: str, shape: Tuple[int, ...], dtype: np.dtype, entry: Optional[Dict[str, Any]]) -> np.ndarray:
-    """A file's samples, [samples, …] in the model's dtype.
-
-    Args:
-        shape: the model's input, its batch included; the file's samples must divide the batch.
-        entry: what the manifest says of the file, against which its length and checksum are checked.
-    """
+    """A file's samples, [samples, …] in the model's dtype: as many as divide the batch in `shape`, the model's input's. Length and
+    checksum are held against `entry`, what the manifest says of the file."""
     with open(path, "rb") as file:
         if path.lower().endswith(".npy"):
             data = np.ascontiguousarray(read_npy(path))

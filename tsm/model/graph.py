@@ -58,28 +58,20 @@ def output_shape(node: NodeProto, shape: Shape, weights: Dict[str, np.ndarray]) 
         return shape
     facts = attributes(node)
     strides, pads = facts.get("strides", [1, 1]), facts.get("pads", [0, 0, 0, 0])
-    sides = [
-        (shape[1 + axis] + pads[axis] + pads[axis + 2] - facts["kernel_shape"][axis]) // strides[axis] + 1
-        for axis in (0, 1)
-    ]
-    channels = weights[node.input[1]].shape[0] if node.op_type == "Conv" else shape[0]
-    return (channels, sides[0], sides[1])
+    sides = [(shape[1 + axis] + pads[axis] + pads[axis + 2] - facts["kernel_shape"][axis]) // strides[axis] + 1 for axis in (0, 1)]
+    return (len(weights[node.input[1]]) if node.op_type == "Conv" else shape[0], *sides)
 
 
 def shift_step(blocks: Sequence[int]) -> int:
-    """TSM shifts every so many-th block of each stage of a ResNet with so many `blocks` per stage.
-
-    All, or every second one where the third stage has 23 or more. Source: mmaction2 0.24.1,
-    ResNetTSM.make_temporal_shift, shift place `blockres`.
-    """
+    """TSM shifts every so many-th block of each stage of a ResNet with so many `blocks` per stage: all, or every second one where the
+    third stage has 23 or more. Source: mmaction2 0.24.1, ResNetTSM.make_temporal_shift, shift place `blockres`."""
     return 2 if len(blocks) > 2 and blocks[2] >= 23 else 1
 
 
 def layers(nodes: List[NodeProto], weights: Dict[str, np.ndarray], frame_shape: Shape) -> List[Layer]:
     """A trunk's nodes with their names, as mmaction2's state dict has them, and shapes; from the nodes' places alone.
 
-    A stage (layer1, layer2, ...) is a run of blocks of one output shape; see _blocks(). Convolutions outside the blocks are
-    conv1, ... .
+    A stage (layer1, layer2, ...) is a run of _blocks() of one output shape. Convolutions outside the blocks are conv1, ... .
     """
     shapes, made_by = {"frames": frame_shape}, {node.output[0]: node for node in nodes}
     for node in nodes:
@@ -508,10 +500,8 @@ class _Parts:
 
     def every_second(self, value: str, name: str) -> str:
         """Of a value in parts, the pixels that a 1x1 convolution of stride 2 reads: a quarter of it to join."""
-        few = [
-            self.graph.node("MaxPool", [part], part + "/every_second", kernel_shape=[1, 1], strides=[2, 2])
-            for part in self.parts[value]
-        ]
+        few = [self.graph.node("MaxPool", [part], part + "/every_second", kernel_shape=[1, 1], strides=[2, 2])
+               for part in self.parts[value]]
         return self.graph.node("Concat", few, name + "/every_second", axis=1)
 
     def each_part(self, layer: Layer) -> List[str]:

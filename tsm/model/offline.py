@@ -73,13 +73,8 @@ def one_frame(model: Offline) -> Any:
 
 def clip_of(model: Offline, form: str, **changes: Any) -> Any:
     """The ONNX model of one view of a modified model, [segments, 3, size, size] -> frame scores: of an online model what frame by frame
-    must give.
-
-    Args:
-        form: clip, an online file's own form with a Pad `LAYER.shift/behind` in the place of each layer's state, or view, one_frame()'s.
-        changes: of the protocol, as if the weights had been trained so: another kind of shift (any of tsm.protocol.MOVES), shift_div,
-            segments.
-    """
+    must give. Its form is clip, an online file's own with a Pad `LAYER.shift/behind` in the place of each layer's state, or view,
+    one_frame()'s. `changes` are of the protocol, as if the weights had been trained so: segments, shift_div, shift (any of MOVES)."""
     return _written_again(model, form, "", **changes)
 
 

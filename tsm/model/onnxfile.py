@@ -32,11 +32,8 @@ class State(NamedTuple):
 
 
 def read_onnx(path: str) -> onnx.ModelProto:
-    """An ONNX model with all its weights.
-
-    Raises UserError, in one line, where the file is not ONNX, is cut short, or keeps weights in a file that is missing, damaged, or
-    outside the model's own folder.
-    """
+    """An ONNX model with all its weights; UserError where the file is not ONNX, is cut short, or keeps weights in a file that is missing,
+    damaged, or outside its own folder."""
     with open(path, "rb") as file:
         raw = file.read()
     model = onnx.ModelProto()
@@ -146,12 +143,8 @@ def session(
 
 
 def compiled(network: Any, path: str, precision: str, hint: str, streams: int) -> Any:
-    """An onnx.ModelProto or an openvino.Model as an openvino.CompiledModel for the CPU; UserError naming `path` where OpenVINO refuses it.
-
-    Args:
-        precision: fp32, bf16 or int8, which the network has to be of.
-        hint: of OpenVINO's performance hints. streams: how many requests run at a time.
-    """
+    """An onnx.ModelProto or an openvino.Model as an openvino.CompiledModel for the CPU, with so many requests at a time, by one of
+    OpenVINO's performance hints; for int8 the network has to be of int8. UserError naming `path` where OpenVINO refuses it."""
     try:
         import openvino as ov
 

@@ -59,10 +59,8 @@ class CannotRun(UserError):
 
 
 def few_views(protocol: Protocol) -> Protocol:
-    """The protocol with so few views that a test video is not too large: itself, or one of fewer samples and crops.
-
-    Nothing of a network but the fusion of its views depends on how many there are.
-    """
+    """The protocol with so few views that a test video is not too large: itself, or one of fewer samples and crops. Nothing of a network
+    but the fusion of its views depends on how many there are."""
     if protocol.frames * protocol.size ** 2 <= MOST_PIXELS:
         return protocol
     fewer = [protocol._replace(sampling=sampling, crops=crops) for sampling in SAMPLINGS for crops in CROPS]
@@ -146,10 +144,8 @@ def free_first_sizes(model: onnx.ModelProto) -> None:
 
 
 def read_source(model: onnx.ModelProto, path: str, protocol: Protocol, stated: bool = True) -> Source:
-    """The lookups of a folded model; UserError where its input is not a batch of the protocol's videos, in float32.
-
-    Args: stated: whether the protocol is the model's own, or one that was named for it, and not only the default.
-    """
+    """The lookups of a folded model; UserError where its input is not a batch of the protocol's videos, in float32. `stated`: whether the
+    protocol is the model's own, or one that was named for it, and not only the default."""
     facts, wanted = signature(model, path), protocol.video_shape
     shape, remedy = facts.shape, "export it with --shape 1 %s" % " ".join(map(str, wanted))
     if shape[1:] != wanted or isinstance(shape[0], str) or shape[0] < 1:
@@ -407,11 +403,8 @@ def check_family(source: Source) -> None:
 
 
 def lift(source: Source, protocol: Protocol) -> Tuple[Trunk, Dict[str, int], str]:
-    """Rules `input`, `shift` and `head`: (the trunk of the source, how often each matched, the kind of its shifts).
-
-    Raises UserError where nodes are not what TSM has at their place, or the shifts are not as many as the blocks call for, or not of
-    one kind.
-    """
+    """Rules `input`, `shift` and `head`: (the trunk of the source, how often each matched, the kind of its shifts); UserError where nodes
+    are not what TSM has at their place, or the shifts are not where the blocks call for them, or not of one kind."""
     check_family(source)
     path, end = source.path, source.model.graph.output[0].name
     head, features = between(source, end)
