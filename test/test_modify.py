@@ -553,10 +553,10 @@ def _of_constants(model):
 
 @pytest.mark.parametrize("change, says", [
     (_of_constants, "output depends on nothing"),
-    (_half, "computes in float16 (Conv conv1); export the checkpoint in float32"),
+    (_half, "computes in float16 (Conv conv1); pass the graph as it was exported, in float32"),
     (_weights_as_constants, "computes in float16 (Conv conv1)"),
     (_cast_to(onnx.TensorProto.BFLOAT16), "computes in bfloat16 (Cast halved)"),
-    (_quantised, "is quantised (QuantizeLinear quantise); export the checkpoint in float32, and let TSM_quantise.py make int8"),
+    (_quantised, "is quantised (QuantizeLinear quantise); pass the graph as it was exported, in float32"),
     (_named("QLinearConv"), "is quantised (QLinearConv this_one)"), (_named("ConvInteger"), "is quantised (ConvInteger this_one)"),
     (_named("DynamicQuantizeLinear"), "is quantised"), (_named("QGemm", "com.microsoft"), "is quantised"),
     (_named("FusedConv", "com.microsoft"), "was optimised by ONNX Runtime (FusedConv this_one); pass the graph as it was exported"),

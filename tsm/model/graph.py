@@ -657,9 +657,9 @@ def trunk_of(model: onnx.ModelProto) -> Trunk:
     try:
         known = metadata(model)
         how, protocol = json.loads(known["tsm.form"]), protocol_from(json.loads(known["tsm.protocol"]), "tsm.protocol")
-        x, trunk = signature(model, "it"), _read_layers(model, protocol)
-        aipp = how["form"].startswith("ascend") and len(x.shape) == 4
-        batch, dtype = (x.shape[0] // protocol.frames, "aipp") if aipp else (x.shape[0], x.dtype.name)
+        (_, shape, dtype), trunk = signature(model, "it"), _read_layers(model, protocol)
+        aipp = how["form"].startswith("ascend") and len(shape) == 4
+        batch, dtype = (shape[0] // protocol.frames, "aipp") if aipp else (shape[0], dtype.name)
         again = build(trunk, protocol=protocol, batch=batch, dtype=dtype, **how)
         unchanged = again.graph == model.graph and states_in(again, "it") == states_in(model, "it")
     except Exception as error:  # metadata and nodes that are not build()'s can be anything

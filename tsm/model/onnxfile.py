@@ -14,14 +14,6 @@ from tsm.machine import cores, has_bf16
 from tsm.protocol import SSV2, Protocol, protocol_from
 
 
-class Signature(NamedTuple):
-    """The one input of a model, which has one output. A dimension that is not fixed has its name in `shape`."""
-
-    input: str
-    shape: Tuple[Any, ...]  # int, or str where it is not fixed
-    dtype: np.dtype
-
-
 class State(NamedTuple):
     """What a shift of an online model keeps from one frame to the next: zeros before the first."""
 
@@ -98,8 +90,9 @@ def graph_digest(model: onnx.ModelProto) -> str:
     return hashlib.sha256(model.graph.SerializeToString()).hexdigest()
 
 
-def signature(model: onnx.ModelProto, path: str) -> Signature:
-    """The model's input; UserError where it has not exactly one, and one output, beside the states of an online one."""
+def signature(model: onnx.ModelProto, path: str) -> Tuple[str, Tuple[Any, ...], np.dtype]:
+    """(name, shape, dtype) of the model's input; a side that is not fixed is a str. UserError where it has not exactly one input, and one
+    output, beside the states of an online one."""
     states = states_in(model, path)
     others = {tensor.name for tensor in model.graph.initializer} | {state.input for state in states}
     inputs = [value for value in model.graph.input if value.name not in others]
@@ -111,7 +104,7 @@ def signature(model: onnx.ModelProto, path: str) -> Signature:
         raise UserError("%s: its input is no tensor; export it again" % path)
     shape = tuple(dim.dim_value or dim.dim_param or "?" for dim in kind.shape.dim)
     none_of_it = onnx.TensorProto(data_type=kind.elem_type, dims=[0])
-    return Signature(inputs[0].name, shape, numpy_helper.to_array(none_of_it).dtype)
+    return inputs[0].name, shape, numpy_helper.to_array(none_of_it).dtype
 
 
 def session(

@@ -80,27 +80,27 @@ def check_exported(model: onnx.ModelProto, path: str) -> None:
     """UserError where a graph is not the network in float32, as exporters write it, but a quantised, halved or optimised one."""
     constants = {name: tensor.data_type for name, tensor in constants_in(model).items()}
     for node in model.graph.node:
-        name = "%s %s" % (node.op_type, node.name or node.output[0])
-        kinds = [constants.get(value, TensorProto.FLOAT) for value in node.input[1:2]] if node.op_type == "Conv" else (
-            [attributes(node).get("to")] if node.op_type == "Cast" else [])
+        kind, wrong = attributes(node).get("to") if node.op_type == "Cast" else None, ""
+        if node.op_type == "Conv" and len(node.input) > 1:
+            kind = constants.get(node.input[1])
         if QUANTISED.match(node.op_type):
-            raise UserError("%s: is quantised (%s); export the checkpoint in float32, and let TSM_quantise.py make int8 of the modified "
-                            "model" % (path, name))
-        if HALVES.intersection(kinds):
-            raise UserError("%s: computes in %s (%s); export the checkpoint in float32, from which ATC makes float16 by itself"
-                            % (path, TensorProto.DataType.Name(HALVES.intersection(kinds).pop()).lower(), name))
-        if node.domain.startswith("com.microsoft"):
-            raise UserError("%s: was optimised by ONNX Runtime (%s); pass the graph as it was exported" % (path, name))
+            wrong = "is quantised"
+        elif kind in HALVES:
+            wrong = "computes in %s" % TensorProto.DataType.Name(kind).lower()
+        elif node.domain.startswith("com.microsoft"):
+            wrong = "was optimised by ONNX Runtime"
+        if wrong:
+            raise UserError("%s: %s (%s %s); pass the graph as it was exported, in float32, of which ATC makes float16 by itself, and "
+                            "TSM_quantise.py int8 of the modified one" % (path, wrong, node.op_type, node.name or node.output[0]))
 
 
 def weights_leave_inputs(model: onnx.ModelProto) -> int:
     """Rule `weights`: drop the graph inputs that are initializers, in place; how many there were."""
     names = {tensor.name for tensor in model.graph.initializer}
-    kept = [value for value in model.graph.input if value.name not in names]
-    dropped = len(model.graph.input) - len(kept)
-    del model.graph.input[:]
-    model.graph.input.extend(kept)
-    return dropped
+    dropped = [value for value in model.graph.input if value.name in names]
+    for value in dropped:
+        model.graph.input.remove(value)
+    return len(dropped)
 
 
 def fold_constants(model: onnx.ModelProto, path: str, scratch: str) -> Tuple[onnx.ModelProto, int]:
@@ -146,19 +146,19 @@ def free_first_sizes(model: onnx.ModelProto) -> None:
 def read_source(model: onnx.ModelProto, path: str, protocol: Protocol, stated: bool = True) -> Source:
     """The lookups of a folded model; UserError where its input is not a batch of the protocol's videos, in float32. `stated`: whether the
     protocol is the model's own, or one that was named for it, and not only the default."""
-    facts, wanted = signature(model, path), protocol.video_shape
-    shape, remedy = facts.shape, "export it with --shape 1 %s" % " ".join(map(str, wanted))
+    (name, shape, dtype), wanted = signature(model, path), protocol.video_shape
+    remedy = "export it with --shape 1 %s" % " ".join(map(str, wanted))
     if shape[1:] != wanted or isinstance(shape[0], str) or shape[0] < 1:
         if not stated and len(shape) == 5 and shape[2] == 3 and shape[3] == shape[4]:  # videos of other views or another size
             remedy = "pass its test by --protocol (TSM_checkpoint.py CHECKPOINT --config CONFIG writes that file), or " + remedy
         raise UserError("%s: its input is [%s], where %d views of %d frames are [batch, %s], of a fixed batch; %s" % (
             path, ", ".join(map(str, shape)), protocol.views, protocol.segments, ", ".join(map(str, wanted)), remedy))
-    if facts.dtype != np.float32:
-        raise UserError("%s: its input is %s; export it with an input of float32" % (path, facts.dtype))
+    if dtype != np.float32:
+        raise UserError("%s: its input is %s; export it with an input of float32" % (path, dtype))
     graph = model.graph
     return Source(
         path, model, {value: node for node in graph.node for value in node.output},
-        {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}, facts.input, shape[0],
+        {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}, name, shape[0],
     )
 
 
@@ -215,13 +215,12 @@ def between(source: Source, value: str) -> Tuple[List[NodeProto], str]:
 def part_model(part: Part, shape: Sequence[int] = ()) -> onnx.ModelProto:
     """A part as a model of its own, x -> y, with x of `shape`; equal parts of a graph give equal models."""
     names = {part.start: "x", part.end: "y"}
-    tensors = {tensor.name: tensor for tensor in part.source.model.graph.initializer}
     nodes, constants = [], []
     for node in part.nodes:
         for value in list(node.input) + list(node.output):
             if value and value not in names:
                 names[value] = "v%d" % len(names)
-                if value in tensors:
+                if value in part.source.weights:
                     constants.append(numpy_helper.from_array(part.source.weights[value], names[value]))
         inputs, outputs = ([names[value] if value else "" for value in values] for values in (node.input, node.output))
         nodes.append(helper.make_node(node.op_type, inputs, outputs, domain=node.domain))
