@@ -28,7 +28,7 @@ from tsm.cli import folder_name, non_negative, parser, positive, progress, run
 import numpy as np
 
 from tsm.infer import engine as engines
-from tsm.infer.journal import Done, Piece, Progress, Work, consolidate, enter, held, recording, summarise_found, survey
+from tsm.infer.journal import Done, Piece, Progress, Work, enter, held, recording, summarise_found, survey
 from tsm.infer.tensors import check_protocol, keys_of_files, list_inputs, made_up, read_tensor, samples_in
 from tsm.model.offline import Offline, read_offline
 from tsm.model.onnxfile import protocol_of
@@ -162,7 +162,6 @@ def infer_files(args: argparse.Namespace, computing: engines.Computing, model: O
         times = [ms for piece in found.pieces for ms, _ in piece.times]
         throughput = print_rate(args, model, times, args.loop * len(inputs.files) * samples, facts)
         if args.output:
-            consolidate(work, found)
             summarise_found(work, found, throughput, facts)
             print("%d results in %s: %d made, %d already right" % (len(found.done), folder, len(found.done) - kept, kept))
 

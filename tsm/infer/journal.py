@@ -269,13 +269,6 @@ def recording(work: Work, found: Progress, folder: str) -> Iterator[Callable[[Pi
         yield keep
 
 
-def consolidate(work: Work, found: Progress) -> None:
-    """Make one journal of what is right in all of them."""
-    Journal(work.folder).write(map(as_line, found.pieces))
-    for folder in shard_folders(work.folder):
-        shutil.rmtree(folder, ignore_errors=True)  # over NFS, a file that another host has open comes back under another name
-
-
 def remove_others(work: Work, found: Progress) -> None:
     """Remove the results of inputs that are not there any more, and those in another format."""
     wanted = {os.path.basename(work.result(number)) for number in found.done}
@@ -287,7 +280,11 @@ def remove_others(work: Work, found: Progress) -> None:
 
 
 def summarise_found(work: Work, found: Progress, throughput: float, facts: Dict[str, Any]) -> None:
-    """Write the summary of all pieces; `throughput` is videos per second, `facts` its `tsm` entry."""
+    """Make one journal of what is right in all of them, and write the summary; `throughput` is videos per second, `facts` its `tsm`
+    entry."""
+    Journal(work.folder).write(map(as_line, found.pieces))
+    for folder in shard_folders(work.folder):
+        shutil.rmtree(folder, ignore_errors=True)  # over NFS, a file that another host has open comes back under another name
     pieces = sorted((piece for piece in found.pieces if piece.done), key=lambda piece: piece.done[0].number)
     times, waits = zip(*[pair for piece in pieces for pair in piece.times])
     pairs = [(work.inputs[number], work.result(number)) for number in sorted(found.done)]

@@ -272,7 +272,6 @@ def finish(args: argparse.Namespace, job: Job, work: Work, listed: Mapping[int, 
     if model and args.precision != "fp32" and args.agreement:
         facts.update(agreement_of_list(args, job, work, found, listed, model))
     journal.remove_others(work, found)
-    journal.consolidate(work, found)
     checksums = {index: one.checksum for index, one in sorted(found.done.items())}
     publish(args.output_dir, manifest_of(args.ann_file, listed, job.source.protocol, job.source.dtype, clips.versions_of(listed),
                                          checksums, found.corrupt))
