@@ -62,34 +62,30 @@ def connect(address: str) -> Any:
     if address == "auto" and stated:
         said, address = "--ray auto, which is RAY_ADDRESS=%s here" % stated, stated
     os.environ.update(ENVIRONMENT)
-    if address not in ("auto", "local"):
-        check_address(address, said)
-    import ray
-
     options: Dict[str, Any] = {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": MEMORY}
     try:
+        if address not in ("auto", "local"):
+            _check_address(address)
+        import ray
+
         if not ray.is_initialized():
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **(options if address == "local" else {}))
     except Exception as error:  # ConnectionError, ValueError, RuntimeError: whatever keeps a cluster from being reached
-        remedy = "start one with ray start --head, or use --ray local"
+        reason, remedy = getattr(error, "strerror", None) or first_line(error), "start one with ray start --head, or use --ray local"
         if address == "local":
             remedy = "use --shard, which needs none"
         if "AF_UNIX" in str(error):
-            error, remedy = Exception("the path of the folder for temporary files is too long for its sockets"), "set TMPDIR=/tmp"
-        raise UserError("%s: no cluster is reached (%s); %s" % (said, first_line(error), remedy))
+            reason, remedy = "the path of the folder for temporary files is too long for its sockets", "set TMPDIR=/tmp"
+        raise UserError("%s: no cluster is reached (%s); %s" % (said, reason, remedy))
     return ray
 
 
-def check_address(address: str, said: str) -> None:
-    """UserError, which begins with what was `said`, unless somebody listens at HOST:PORT; Ray itself would try for minutes."""
+def _check_address(address: str) -> None:
+    """ValueError, OSError or OverflowError unless somebody listens at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
-    try:
-        if not host or "/" in host or not re.match("[0-9]{1,5}$", port):
-            raise ValueError("it is neither auto nor local nor HOST:PORT")
-        socket.create_connection((host.strip("[]"), int(port)), 10).close()
-    except (OSError, ValueError, OverflowError) as error:  # a UnicodeError of a name, an OverflowError of a port that none can have
-        raise UserError("%s: no cluster is reached (%s); start one with ray start --head, or use --ray local"
-                        % (said, getattr(error, "strerror", None) or error))
+    if not host or "/" in host or not re.match("[0-9]{1,5}$", port):
+        raise ValueError("it is neither auto nor local nor HOST:PORT")
+    socket.create_connection((host.strip("[]"), int(port)), 10).close()
 
 
 def versions_here(device: str, backend: str) -> Dict[str, str]:
