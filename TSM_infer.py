@@ -71,7 +71,8 @@ def warmed_up(args: argparse.Namespace, computing: engines.Computing, model: Off
 def times_of(engine: engines.Engine, model: Offline, kind: str, batches: int, what: str) -> List[float]:
     """ms of each of some batches of made-up videos."""
     made, times = made_up(model, kind), []
-    runs = engines.run_batches(engine, model, ["made up"] * (batches * model.batch // len(made)), lambda _: made, samples=len(made))
+    names = ["made up"] * (batches * model.batch // len(made))
+    runs = engines.run_batches(engine, model, names, lambda _: made, samples=len(made))
     with progress(batches, what, "batch") as tick:
         for _, ((ms, _),) in runs:
             times.append(ms)

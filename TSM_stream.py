@@ -50,9 +50,10 @@ def get_args() -> argparse.Namespace:
     args.device = args.device or ("npu" if args.model.endswith(".om") else "cpu")
     if args.device == "cpu" and (args.devices or args.scratch or args.protocol):
         cli.error("--devices, --scratch and --protocol are for an NPU; a CPU takes the protocol from the model")
-    if args.device == "npu" and (args.precision != "fp32" or args.backend or args.streams or args.int8_model or args.curve or args.every):
-        cli.error("--precision, --int8_model, --backend and --streams are for a CPU, as atc decided them for an NPU; --curve and --every "
-                  "are for online models: give X.onnx, whose X.om is beside it, and --backend ascend")
+    by_cpu = args.precision != "fp32" or args.backend or args.streams or args.int8_model
+    if args.device == "npu" and (by_cpu or args.curve or args.every):
+        cli.error("--precision, --int8_model, --backend and --streams are for a CPU, as atc decided them for an NPU; "
+                  "--curve and --every are for online models: give X.onnx, whose X.om is beside it, and --backend ascend")
     if args.ray and (args.devices or args.shard or args.merge):
         cli.error("--ray goes with neither --devices nor --shard nor --merge")
     return args

@@ -168,7 +168,8 @@ def main() -> None:
         if args.input_dtype == "aipp":
             path = os.path.splitext(args.model2)[0] + ".cfg"
             write_text(path, aipp.config(protocol))
-            print("wrote %s, for atc --insert_op_conf: the input is then uint8 [frames, %d, %d, 3]" % (path, protocol.size, protocol.size))
+            print("wrote %s, for atc --insert_op_conf: the input is then uint8 [frames, %d, %d, 3]"
+                  % (path, protocol.size, protocol.size))
         settled = {"tsm." + key: getattr(args, key) for key in CHOICES if getattr(args, key)}
         set_metadata(model, {**known, **metadata(model), **settled, "tsm.version": __version__, "tsm.batch": str(args.batch_size)})
         onnx.save(model, part)

@@ -62,8 +62,9 @@ def statistics(times: Sequence[float]) -> Dict[str, float]:
 def summarise(
     files: Sequence[Tuple[str, str]], times: Sequence[float], waits: Sequence[float], throughput: float, **more: Any
 ) -> Dict[str, Any]:
-    """The summary of a run over `files`, (input file, result file) in the order they were computed in, and what other keys hold. `times`
-    and `waits` are ms per batch, of computing and of waiting for files; `throughput` is videos per second. A CPU copies nothing."""
+    """The summary of a run over `files`, (input file, result file) in the order they were computed in, and what other
+    keys hold. `times` and `waits` are ms per batch, of computing and of waiting for files; `throughput` is videos per
+    second. A CPU copies nothing."""
     pairs = {str(number): {"infiles": [infile], "outfiles": [outfile]} for number, (infile, outfile) in enumerate(files)}
     figures = dict(zip(TIMES, (statistics(times), statistics(waits), statistics([0.0] * len(times)))))
     return dict({"filesinfo": pairs, "args": sys.argv[1:]}, throughput=throughput, npu_compute_time_list=list(times),
@@ -247,8 +248,8 @@ def mcnemar(one: int, other: int) -> float:
 
 
 def ranks(scores: np.ndarray, labels: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The places, from 0, of the labels int [videos] among class scores float [videos, classes], each int [videos]: (of equal scores the
-    lower class first, every tie for the label, every tie against it)."""
+    """The places, from 0, of the labels int [videos] among class scores float [videos, classes], each int [videos]: (of
+    equal scores the lower class first, every tie for the label, every tie against it)."""
     own = scores[np.arange(len(labels)), labels][:, None]
     above, tied = (scores > own).sum(1), scores == own
     lower = tied & (np.arange(scores.shape[1]) < labels[:, None])
@@ -271,8 +272,9 @@ def measure(scores: np.ndarray, labels: np.ndarray, skipped: int) -> Accuracy:
 
 
 def accuracy_of(result_path: str, info_path: str) -> Tuple[Accuracy, List[Dict[str, Any]]]:
-    """Accuracy of the inference summed up in `result_path` against the labels in `info_path`, joined by index; and its read_curve(). The
-    classes and the skipped videos are as many as the manifest beside the info file says, or Something-Something V2's and none."""
+    """Accuracy of the inference summed up in `result_path` against the labels in `info_path`, joined by index; and its
+    read_curve(). The classes and the skipped videos are as many as the manifest beside the info file says, or
+    Something-Something V2's and none."""
     manifest_file = manifest_path(info_path)
     classes, skipped = SSV2.classes, 0
     if os.path.exists(manifest_file):

@@ -71,7 +71,8 @@ def connect(address: str) -> Any:
         if not ray.is_initialized():
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **(options if address == "local" else {}))
     except Exception as error:  # ConnectionError, ValueError, RuntimeError: whatever keeps a cluster from being reached
-        reason, remedy = getattr(error, "strerror", None) or first_line(error), "start one with ray start --head, or use --ray local"
+        reason = getattr(error, "strerror", None) or first_line(error)
+        remedy = "start one with ray start --head, or use --ray local"
         if address == "local":
             remedy = "use --shard, which needs none"
         if "AF_UNIX" in str(error):

@@ -87,7 +87,7 @@ def onnxruntime_engine(network: Any, path: str, precision: str, streams: int) ->
 
 def pooled(name: str, streams: int, compute: Callable[[np.ndarray], np.ndarray]) -> Engine:
     """The engine that computes x by compute(x) in so many threads."""
-    pool, pending = ThreadPoolExecutor(streams), deque()  # type: ignore[var-annotated]
+    pool, pending = ThreadPoolExecutor(streams), deque()  # type: ignore[var-annotated]  # futures, the oldest first
 
     def submit(x: np.ndarray, take: Take) -> None:
         while pending and (pending[0].done() or len(pending) == 2 * streams):  # no more views in memory than can be worked on
@@ -156,7 +156,8 @@ def computing_of(args: argparse.Namespace, model_path: str) -> Computing:
 def digests_of(path: str, computing: Computing) -> Dict[str, str]:
     """{file: SHA-256} of the files that decide what is computed: the model first, then where it has one its int8 file."""
     int8 = computing.int8_model
-    return {one: sha256(one) for one in [path] + ([int8, weights_file(int8)] if int8 else []) if one == path or os.path.exists(one)}
+    files = [path] + [one for one in ((int8, weights_file(int8)) if int8 else ()) if os.path.exists(one)]
+    return {file: sha256(file) for file in files}
 
 
 def basis_of(digests: Dict[str, str], computing: Computing, tensors: Any) -> str:
@@ -469,7 +470,8 @@ def run_stream(
     The result is the model's output, of TSM the fused probabilities, float32 [samples, classes]. An error that ends the work is
     raised after all results that were begun before it.
     """
-    begun: Deque[Tuple[Any, List[Tuple[Any, float]], float, float]] = deque()  # key, [(result, moment of its end)], arrived, seconds waited
+    # of each video whose views were submitted: its key, [(result, moment of its end)], when it came, seconds waited for it
+    begun: Deque[Tuple[Any, List[Tuple[Any, float]], float, float]] = deque()
     ended = 0.0
 
     def begin(key: Any, samples: Any, asked: float) -> None:

@@ -280,8 +280,8 @@ def remove_others(work: Work, found: Progress) -> None:
 
 
 def summarise_found(work: Work, found: Progress, throughput: float, facts: Dict[str, Any]) -> None:
-    """Make one journal of what is right in all of them, and write the summary; `throughput` is videos per second, `facts` its `tsm`
-    entry."""
+    """Make one journal of what is right in all of them, and write the summary; `throughput` is videos per second,
+    `facts` its `tsm` entry."""
     Journal(work.folder).write(map(as_line, found.pieces))
     for folder in shard_folders(work.folder):
         shutil.rmtree(folder, ignore_errors=True)  # over NFS, a file that another host has open comes back under another name

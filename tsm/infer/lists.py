@@ -218,7 +218,8 @@ def videos_of(job: Job, chosen: Mapping[int, Clip], checksums: Dict[int, str]) -
 
     places = {index: (os.path.join(data_root, clip.source), clip.frames) for index, clip in chosen.items()}
     workers = job.num_worker or cores()
-    results = each(shown, places, min(workers, len(places))) if job.every else clips.decoded(places, protocol, dtype, workers, naming)
+    results = each(shown, places, min(workers, len(places))) if job.every else clips.decoded(
+        places, protocol, dtype, workers, naming)
 
     def videos() -> Generator[Tuple[int, Any], None, None]:
         with contextlib.closing(results):

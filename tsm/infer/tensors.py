@@ -55,7 +55,8 @@ def list_inputs(given: str) -> Inputs:
 
 
 def check_protocol(inputs: Inputs, model: Offline) -> None:
-    """UserError unless the tensors were made as a model wants them; what is not known, and what no pixel depends on, is not compared."""
+    """UserError unless the tensors were made as a model wants them; what is not known, and what no pixel depends on, is
+    not compared."""
     if inputs.protocol is None:
         return
     protocol, dtype = model.protocol, model.dtype.name
@@ -64,16 +65,17 @@ def check_protocol(inputs: Inputs, model: Offline) -> None:
         raise UserError("%s: its tensors are not of the protocol of %s (%s); preprocess the videos for this model"
                         % (inputs.manifest, model.path, differs))
     if inputs.dtype != dtype:
-        raise UserError("%s: its tensors are %s, %s takes %s; make one as the other is, by TSM_preprocess.py --dtype, modify_onnx.py "
-                        "--input_dtype, or the model's exporter" % (inputs.manifest, inputs.dtype, model.path, dtype))
+        raise UserError("%s: its tensors are %s, %s takes %s; make one as the other is, by TSM_preprocess.py --dtype, "
+                        "modify_onnx.py --input_dtype, or the model's exporter"
+                        % (inputs.manifest, inputs.dtype, model.path, dtype))
     if protocol and protocol.classes != inputs.protocol.classes:
         print("note: %s is of %d classes, %s of %d; before TSM_postprocess.py run TSM_preprocess.py with this model's --protocol, "
               "which makes no tensor again" % (inputs.manifest, inputs.protocol.classes, model.path, protocol.classes))
 
 
 def read_tensor(path: str, shape: Tuple[int, ...], dtype: np.dtype, entry: Optional[Dict[str, Any]]) -> np.ndarray:
-    """A file's samples, [samples, …] in the model's dtype: as many as divide the batch in `shape`, the model's input's. Length and
-    checksum are held against `entry`, what the manifest says of the file."""
+    """A file's samples, [samples, …] in the model's dtype: as many as divide the batch in `shape`, the model's input's.
+    Length and checksum are held against `entry`, what the manifest says of the file."""
     with open(path, "rb") as file:
         if path.lower().endswith(".npy"):
             data = np.ascontiguousarray(read_npy(path))

@@ -58,20 +58,23 @@ def output_shape(node: NodeProto, shape: Shape, weights: Dict[str, np.ndarray]) 
         return shape
     facts = attributes(node)
     strides, pads = facts.get("strides", [1, 1]), facts.get("pads", [0, 0, 0, 0])
-    sides = [(shape[1 + axis] + pads[axis] + pads[axis + 2] - facts["kernel_shape"][axis]) // strides[axis] + 1 for axis in (0, 1)]
+    sides = [(shape[1 + axis] + pads[axis] + pads[axis + 2] - facts["kernel_shape"][axis]) // strides[axis] + 1
+             for axis in (0, 1)]
     return (len(weights[node.input[1]]) if node.op_type == "Conv" else shape[0], *sides)
 
 
 def shift_step(blocks: Sequence[int]) -> int:
-    """TSM shifts every so many-th block of each stage of a ResNet with so many `blocks` per stage: all, or every second one where the
-    third stage has 23 or more. Source: mmaction2 0.24.1, ResNetTSM.make_temporal_shift, shift place `blockres`."""
+    """TSM shifts every so many-th block of each stage of a ResNet with so many `blocks` per stage: all, or every second
+    one where the third stage has 23 or more. Source: mmaction2 0.24.1, ResNetTSM.make_temporal_shift, shift place
+    `blockres`."""
     return 2 if len(blocks) > 2 and blocks[2] >= 23 else 1
 
 
 def layers(nodes: List[NodeProto], weights: Dict[str, np.ndarray], frame_shape: Shape) -> List[Layer]:
     """A trunk's nodes with their names, as mmaction2's state dict has them, and shapes; from the nodes' places alone.
 
-    A stage (layer1, layer2, ...) is a run of _blocks() of one output shape. Convolutions outside the blocks are conv1, ... .
+    A stage (layer1, layer2, ...) is a run of _blocks() of one output shape. Convolutions outside the blocks are conv1,
+    ... .
     """
     shapes, made_by = {"frames": frame_shape}, {node.output[0]: node for node in nodes}
     for node in nodes:
@@ -141,7 +144,8 @@ def _up(made_by: Dict[str, NodeProto], value: str) -> Optional[NodeProto]:
 
 
 def _ways(made_by: Dict[str, NodeProto], add: NodeProto) -> List[List[str]]:
-    """The convolutions on the two ways to an Add from where they part, in order: the longer way, then the shorter one."""
+    """The convolutions on the two ways to an Add from where they part, in order: the longer way, then the shorter
+    one."""
     ways: List[List[str]] = [[], []]
     for way, value in zip(ways, add.input):
         while value in made_by:
@@ -229,7 +233,8 @@ def groups(channels: int, protocol: Protocol) -> List[Tuple[List[Channels], np.n
     return [(of_part, np.concatenate([np.arange(run.first, run.end) for run in of_part])) for of_part in of_parts]
 
 
-Move = Callable[[str, str, Channels, Shape], str]  # (x [frames, C, H, W], name, run, shape of a frame of x) -> the run's channels, moved
+# (x [frames, C, H, W], name, run, shape of a frame of x) -> the run's channels, moved
+Move = Callable[[str, str, Channels, Shape], str]
 
 
 def mover(graph: Graph, form: str, protocol: Protocol, batch: int) -> Move:
@@ -298,7 +303,8 @@ def in_order_of_time(trunk: Trunk, protocol: Protocol, batch: int) -> Trunk:
 
 
 def shift(graph: Graph, x: str, name: str, shape: Shape, form: str, protocol: Protocol, batch: int) -> str:
-    """The temporal shift of x, float [frames, C, H, W], whose frame has this shape, in a form of build(); returns its name."""
+    """The temporal shift of x, float [frames, C, H, W], whose frame has this shape, in a form of build(); returns its
+    name."""
     channels, height, width = shape
     found = runs(channels, protocol)
     if {run.step for run in found} == {0}:
@@ -368,7 +374,8 @@ def _masked_shift(graph: Graph, x: str, name: str, channels: int, found: List[Ch
 
 
 def _whole(graph: Graph, trunk: Trunk, placed: List[Layer], x: str, form: str, protocol: Protocol, batch: int) -> str:
-    """The trunk on x, float [frames, 3, size, size], node by node, its shifts by shift(). Returns the features' name."""
+    """The trunk on x, float [frames, 3, size, size], node by node, its shifts by shift(). Returns the features'
+    name."""
     values = {"frames": x}
     for node, name, shape in placed:
         inputs = [values[value] for value in node.input if value in values]

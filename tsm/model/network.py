@@ -38,8 +38,9 @@ _COUNTER = "num_batches_tracked"  # of batch normalisation: absent from old chec
 
 
 def temporal_shift(x: Tensor, segments: int, fold: int, shift: str = "bi") -> Tensor:
-    """x, float [views * segments, C, H, W] with the frames of a view next to each other, in time order, shifted within each view: its
-    first and its second `fold` channels as tsm.protocol.MOVES says of `shift`. What has no next or previous frame becomes 0."""
+    """x, float [views * segments, C, H, W] with the frames of a view next to each other, in time order, shifted within
+    each view: its first and its second `fold` channels as tsm.protocol.MOVES says of `shift`. What has no next or
+    previous frame becomes 0."""
     c, h, w = x.shape[1:]
     folds = x.view(-1, segments, c, h * w).split((fold, fold, c - 2 * fold), 2)
     moved = [torch.zeros_like(part) if step is None else functional.pad(part, (0, 0, 0, 0, -step, step))  # +1 drops the first frame
@@ -170,11 +171,13 @@ def blocks_of(backbone: nn.Module) -> Iterator[Tuple[str, Any]]:
 class TSM(nn.Module):
     """TSM as mmaction2's `forward_dummy` runs it: no fusion of the views.
 
-    `width` is the channels of the stem: 64 of ResNet-50, 8 of the demo's thin network, 32 of MobileNetV2. `softmax` is of each view,
-    as pytorch2onnx.py's --softmax.
+    `width` is the channels of the stem: 64 of ResNet-50, 8 of the demo's thin network, 32 of MobileNetV2. `softmax` is
+    of each view, as pytorch2onnx.py's --softmax.
     """
 
-    def __init__(self, protocol: Protocol = SSV2, width: int = 64, softmax: bool = False, structure: Structure = RESNET50) -> None:
+    def __init__(
+        self, protocol: Protocol = SSV2, width: int = 64, softmax: bool = False, structure: Structure = RESNET50
+    ) -> None:
         super().__init__()
         self.backbone: Any = (MobileNetV2 if structure.channels else ResNet)(structure, protocol, width)
         features = structure.channels[-1] if structure.channels else (width << len(structure.blocks) - 1) * EXPANSION
@@ -240,8 +243,9 @@ def network_of(state: Mapping[str, Tensor], path: str, protocol: Protocol, softm
 
 
 def load_network(path: str, config: str = "", shift: str = "", segments: Optional[int] = None) -> Tuple[TSM, Facts]:
-    """The network of the checkpoint at `path`, in eval mode, and what the checkpoint is (see tsm.checkpoint.identify.facts_of); UserError
-    where it is none, is damaged, or is of a network that this suite does not take."""
+    """The network of the checkpoint at `path`, in eval mode, and what the checkpoint is (see
+    tsm.checkpoint.identify.facts_of); UserError where it is none, is damaged, or is of a network that this suite does
+    not take."""
     state, meta = reader.load(path)
     facts = facts_of(path, state, meta, config, segments, shift)
     check_supported(facts, path)
@@ -301,8 +305,8 @@ def trunk_from(net: TSM) -> Trunk:
 
 
 def _folded(conv: nn.Conv2d, bn: Any) -> Tuple[np.ndarray, np.ndarray]:
-    """(weight, bias) of a convolution and the batch normalisation after it as one convolution, worked out in float64: w * g and
-    b - m * g, where g = gamma / sqrt(var + eps)."""
+    """(weight, bias) of a convolution and the batch normalisation after it as one convolution, worked out in float64: w
+    * g and b - m * g, where g = gamma / sqrt(var + eps)."""
     with torch.no_grad():
         gain = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)
         weight = (conv.weight.double() * gain[:, None, None, None]).float().numpy()

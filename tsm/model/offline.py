@@ -60,8 +60,8 @@ def read_offline(path: str) -> Offline:
 
 
 def one_view(model: Offline) -> Any:
-    """The ONNX model of one view, [segments, 3, size, size] -> frame scores [segments, classes], of a modified offline model; UserError
-    if it is none, though its metadata may say so."""
+    """The ONNX model of one view, [segments, 3, size, size] -> frame scores [segments, classes], of a modified offline
+    model; UserError if it is none, though its metadata may say so."""
     return _written_again(model, "view", "one_view" if model.target == "cpu" else "")
 
 
@@ -72,9 +72,10 @@ def one_frame(model: Offline) -> Any:
 
 
 def clip_of(model: Offline, form: str, **changes: Any) -> Any:
-    """The ONNX model of one view of a modified model, [segments, 3, size, size] -> frame scores: of an online model what frame by frame
-    must give. Its form is clip, an online file's own with a Pad `LAYER.shift/behind` in the place of each layer's state, or view,
-    one_frame()'s. `changes` are of the protocol, as if the weights had been trained so: segments, shift_div, shift (any of MOVES)."""
+    """The ONNX model of one view of a modified model, [segments, 3, size, size] -> frame scores: of an online model
+    what frame by frame must give. Its form is clip, an online file's own with a Pad `LAYER.shift/behind` in the place
+    of each layer's state, or view, one_frame()'s. `changes` are of the protocol, as if the weights had been trained so:
+    segments, shift_div, shift (any of MOVES)."""
     return _written_again(model, form, "", **changes)
 
 

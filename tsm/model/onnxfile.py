@@ -24,8 +24,8 @@ class State(NamedTuple):
 
 
 def read_onnx(path: str) -> onnx.ModelProto:
-    """An ONNX model with all its weights; UserError where the file is not ONNX, is cut short, or keeps weights in a file that is missing,
-    damaged, or outside its own folder."""
+    """An ONNX model with all its weights; UserError where the file is not ONNX, is cut short, or keeps weights in a
+    file that is missing, damaged, or outside its own folder."""
     with open(path, "rb") as file:
         raw = file.read()
     model = onnx.ModelProto()
@@ -91,8 +91,8 @@ def graph_digest(model: onnx.ModelProto) -> str:
 
 
 def signature(model: onnx.ModelProto, path: str) -> Tuple[str, Tuple[Any, ...], np.dtype]:
-    """(name, shape, dtype) of the model's input; a side that is not fixed is a str. UserError where it has not exactly one input, and one
-    output, beside the states of an online one."""
+    """(name, shape, dtype) of the model's input; a side that is not fixed is a str. UserError where it has not exactly
+    one input, and one output, beside the states of an online one."""
     states = states_in(model, path)
     others = {tensor.name for tensor in model.graph.initializer} | {state.input for state in states}
     inputs = [value for value in model.graph.input if value.name not in others]
@@ -136,8 +136,9 @@ def session(
 
 
 def compiled(network: Any, path: str, precision: str, hint: str, streams: int) -> Any:
-    """An onnx.ModelProto or an openvino.Model as an openvino.CompiledModel for the CPU, with so many requests at a time, by one of
-    OpenVINO's performance hints; for int8 the network has to be of int8. UserError naming `path` where OpenVINO refuses it."""
+    """An onnx.ModelProto or an openvino.Model as an openvino.CompiledModel for the CPU, with so many requests at a
+    time, by one of OpenVINO's performance hints; for int8 the network has to be of int8. UserError naming `path` where
+    OpenVINO refuses it."""
     try:
         import openvino as ov
 

@@ -195,8 +195,8 @@ def run_exported(
 ) -> Tuple[np.ndarray, np.ndarray, List[float]]:
     """(random videos of few views in `dtype`, the exported model's class scores of each view, the views' magnitudes).
 
-    It runs on one video of few views where its graph allows that, else on as many views, or videos, as it was made for; of these the
-    first are kept.
+    It runs on one video of few views where its graph allows that, else on as many views, or videos, as it was made for;
+    of these the first are kept.
     """
     few = few_views(protocol)
     free_first_sizes(exported)

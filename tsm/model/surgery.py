@@ -59,8 +59,8 @@ class CannotRun(UserError):
 
 
 def few_views(protocol: Protocol) -> Protocol:
-    """The protocol with so few views that a test video is not too large: itself, or one of fewer samples and crops. Nothing of a network
-    but the fusion of its views depends on how many there are."""
+    """The protocol with so few views that a test video is not too large: itself, or one of fewer samples and crops.
+    Nothing of a network but the fusion of its views depends on how many there are."""
     if protocol.frames * protocol.size ** 2 <= MOST_PIXELS:
         return protocol
     fewer = [protocol._replace(sampling=sampling, crops=crops) for sampling in SAMPLINGS for crops in CROPS]
@@ -90,8 +90,9 @@ def check_exported(model: onnx.ModelProto, path: str) -> None:
         elif node.domain.startswith("com.microsoft"):
             wrong = "was optimised by ONNX Runtime"
         if wrong:
-            raise UserError("%s: %s (%s %s); pass the graph as it was exported, in float32, of which ATC makes float16 by itself, and "
-                            "TSM_quantise.py int8 of the modified one" % (path, wrong, node.op_type, node.name or node.output[0]))
+            raise UserError("%s: %s (%s %s); pass the graph as it was exported, in float32, of which ATC makes float16 by "
+                            "itself, and TSM_quantise.py int8 of the modified one"
+                            % (path, wrong, node.op_type, node.name or node.output[0]))
 
 
 def weights_leave_inputs(model: onnx.ModelProto) -> int:
@@ -144,8 +145,8 @@ def free_first_sizes(model: onnx.ModelProto) -> None:
 
 
 def read_source(model: onnx.ModelProto, path: str, protocol: Protocol, stated: bool = True) -> Source:
-    """The lookups of a folded model; UserError where its input is not a batch of the protocol's videos, in float32. `stated`: whether the
-    protocol is the model's own, or one that was named for it, and not only the default."""
+    """The lookups of a folded model; UserError where its input is not a batch of the protocol's videos, in float32.
+    `stated`: whether the protocol is the model's own, or one that was named for it, and not only the default."""
     (name, shape, dtype), wanted = signature(model, path), protocol.video_shape
     remedy = "export it with --shape 1 %s" % " ".join(map(str, wanted))
     if shape[1:] != wanted or isinstance(shape[0], str) or shape[0] < 1:
@@ -300,7 +301,8 @@ def check_head(part: Part, protocol: Protocol, batch: int) -> Tuple[np.ndarray, 
 
 
 def classifier(part: Part) -> Tuple[np.ndarray, np.ndarray]:
-    """The weight [classes, features] and bias [classes] of the one classifier in the part of what the last block makes."""
+    """The weight [classes, features] and bias [classes] of the one classifier in the part of what the last block
+    makes."""
     weights = part.source.weights
     matrices = [
         weights[name] if node.op_type == "Gemm" and attributes(node).get("transB") else weights[name].T
@@ -393,7 +395,8 @@ def walk(source: Source, end: str) -> Tuple[List[NodeProto], Dict[str, np.ndarra
 
 
 def check_family(source: Source) -> None:
-    """UserError where the graph is of a TSM with more: what was computed times what was computed, or pooling in time."""
+    """UserError where the graph is of a TSM with more: what was computed times what was computed, or pooling in
+    time."""
     for node in source.model.graph.node:
         if (node.op_type == "MatMul" and not any(name in source.weights for name in node.input)
                 or node.op_type == "MaxPool" and len(attributes(node)["kernel_shape"]) > 2):
@@ -402,8 +405,9 @@ def check_family(source: Source) -> None:
 
 
 def lift(source: Source, protocol: Protocol) -> Tuple[Trunk, Dict[str, int], str]:
-    """Rules `input`, `shift` and `head`: (the trunk of the source, how often each matched, the kind of its shifts); UserError where nodes
-    are not what TSM has at their place, or the shifts are not where the blocks call for them, or not of one kind."""
+    """Rules `input`, `shift` and `head`: (the trunk of the source, how often each matched, the kind of its shifts);
+    UserError where nodes are not what TSM has at their place, or the shifts are not where the blocks call for them, or
+    not of one kind."""
     check_family(source)
     path, end = source.path, source.model.graph.output[0].name
     head, features = between(source, end)
@@ -457,8 +461,8 @@ def check_places(names: Sequence[str], path: str) -> None:
     """UserError unless the layers of these names, as tsm.model.graph.layers() gives them, have the shifts that TSM has."""
     found, wanted = {name[: -len(".shift")] for name in names if name.endswith(".shift")}, expected_shifts(names)
     if found != wanted:
-        raise UserError("%s: %d temporal shifts, where this network has %d, and they differ first before %s; is it TSM, and not TSN, "
-                        "exported with its shift?" % (path, len(found), len(wanted), min(found ^ wanted)))
+        raise UserError("%s: %d temporal shifts, where this network has %d, and they differ first before %s; is it TSM, and "
+                        "not TSN, exported with its shift?" % (path, len(found), len(wanted), min(found ^ wanted)))
 
 
 def expected_shifts(names: Sequence[str]) -> Set[str]:
