@@ -37,12 +37,12 @@ class Failed(Exception):
 
 
 class Prepared(NamedTuple):
-    """A chunk whose tensors are made, in this folder, since `began`; their checksums, and what cannot be read."""
+    """A chunk whose tensors are made, in this folder, since `began`; those that are, and what cannot be read."""
 
     chunk: Chunk
     folder: str
     began: float
-    checksums: Dict[int, str]
+    done: Dict[int, preprocess.Made]
     skipped: Dict[int, Corrupt]
 
 
@@ -85,12 +85,11 @@ def emptied(job: Job, chunk: Chunk) -> Prepared:
 
 def make_tensors(job: Job, made: Prepared) -> Iterator[None]:
     """Make the tensors of a chunk; yields after each of them."""
-    tensors, done = preprocess.Tensors(made.chunk.clips, job.source, made.folder, made.skipped.__setitem__), {}  # type: ignore[var-annotated]
+    tensors = preprocess.Tensors(made.chunk.clips, job.source, made.folder, made.skipped.__setitem__)
     workers = workers_that_fit(job.num_worker or cores(), tensors.nbytes)
-    with contextlib.closing(preprocess.make(tensors, made.chunk.keys, done, workers)) as steps:
+    with contextlib.closing(preprocess.make(tensors, made.chunk.keys, made.done, workers)) as steps:
         for _ in steps:
             yield
-    made.checksums.update((index, one.xxh3_128) for index, one in done.items())
 
 
 def run_command(words: Sequence[str], running: List[Any]) -> Tuple[int, str]:
@@ -108,7 +107,7 @@ def infer_on(job: Job, made: Prepared, chip: str, running: List[Any]) -> Piece:
     done: List[Done] = []
     times: List[Tuple[float, float]] = []
     figures: Dict[str, Any] = {}
-    if made.checksums:
+    if made.done:
         words = [sys.executable, "-m", "ais_bench", "--model", job.model, "--input", os.path.join(made.folder, BINS),
                  "--output", made.folder, "--output_dirname", "out", "--outfmt", "NPY", "--device", chip]
         status, said = run_command(words, running)
@@ -121,8 +120,8 @@ def infer_on(job: Job, made: Prepared, chip: str, running: List[Any]) -> Piece:
         except (KeyError, TypeError, ValueError):
             raise Failed("ais_bench's summary has no npu_compute_time_list of numbers")
         figures = {key: summary[key] for key in TIMES[1:] if key in summary}
-        for index, checksum in sorted(made.checksums.items()):
-            done.append(Done(index, checksum, None, row_of(os.path.join(results, "%d_0.npy" % index), job)))
+        for index, one in sorted(made.done.items()):
+            done.append(Done(index, one.xxh3_128, None, row_of(os.path.join(results, "%d_0.npy" % index), job)))
     shutil.rmtree(made.folder, ignore_errors=True)
     return Piece(socket.gethostname(), "chip " + chip, made.began, time.time(), done,
                  [Skipped(*one) for one in made.skipped.items()], times, {"engine": "ais_bench"}, figures)

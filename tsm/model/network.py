@@ -215,7 +215,8 @@ def network_of(state: Mapping[str, Tensor], path: str, protocol: Protocol, softm
     Raises: UserError that names `path`, what the weights are of, and the first of them that are missing, of another network,
         or not finite; and where shift_div shifts nothing.
     """
-    structure, width = structure_of(state), weights_say(state).get("width", 0)
+    structure, said = structure_of(state), weights_say(state)
+    width = said.get("width", 0)
     net = TSM(protocol, max(1, width), softmax=softmax, structure=structure)
     wanted = {key: value for key, value in net.state_dict(keep_vars=True).items() if not key.endswith(_COUNTER)}
     given = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
@@ -226,10 +227,8 @@ def network_of(state: Mapping[str, Tensor], path: str, protocol: Protocol, softm
     if wrong:
         more = " and %d more" % (len(wrong) - 3) if len(wrong) > 3 else ""
         kind = "MobileNetV2" if structure.channels else "a ResNet of bottlenecks"
-        blocks = "-".join(map(str, structure.blocks))
-        raise UserError("%s: is %s, but its weights are not those of TSM on %s with %d classes, blocks %s and a stem of %d "
-                        "channels: %s%s; pass the checkpoint of such a network" % (
-                            path, weights_say(state)["network"], kind, protocol.classes, blocks, width, "; ".join(wrong[:3]), more))
+        raise UserError("%s: is %s, but its weights are not those of TSM on %s with %d classes: %s%s; pass the checkpoint of "
+                        "such a network" % (path, said["network"], kind, protocol.classes, "; ".join(wrong[:3]), more))
     narrowest = min([cout for blocks, cout in zip(structure.blocks, structure.channels) if blocks > 1] or [width])
     if protocol.shift_div > narrowest:
         raise UserError("%s: a shift_div of %d shifts none of the %d channels of its narrowest layer; pass the config that it was "
