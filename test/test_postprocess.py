@@ -7,7 +7,7 @@ import pytest
 
 from tsm.files import write_json
 from tsm.protocol import SSV2
-from tsm.results import measure, rate_line, read_accuracy, throughput_in, wilson
+from tsm.results import accuracy_from, rate_line, read_accuracy, throughput_in, wilson
 from tsm.samples import Clip, manifest_of
 
 RNG = np.random.RandomState(7)
@@ -144,7 +144,7 @@ def test_what_is_wrong_is_named_in_one_line(fails, results, damage):
 def test_ties_go_to_the_lower_class_and_are_counted():
     scores = np.zeros((2, 174))
     scores[:, [5, 9]] = 0.5
-    accuracy = measure(scores, np.array([5, 9]), 0)
+    accuracy = accuracy_from(dict(enumerate(scores)), {0: 5, 1: 9}, 0)
     assert (accuracy.top1_acc, accuracy.top5_acc, accuracy.verdicts_on_ties) == (0.5, 1.0, 2)
 
 
@@ -153,7 +153,8 @@ def test_mean_class_accuracy_weighs_classes_alike_also_one_that_was_answered_and
     for answers, labels, wanted in (([0, 0, 0, 3, 3], [0, 0, 0, 3, 0], (3 / 4 + 1) / 2), ([0, 0, 0, 7], [0, 0, 0, 3], 1 / 3),
                                     ([7], [7], 1), ([1, 2, 3], [0, 0, 0], 0),
                                     ([5, 5, 1, 9], [5, 5, 5, 5], (2 / 4) / 3)):
-        assert measure(np.eye(174)[answers], np.array(labels), 0).mean_class_accuracy == pytest.approx(wanted)
+        scores = dict(enumerate(np.eye(174)[answers]))
+        assert accuracy_from(scores, dict(enumerate(labels)), 0).mean_class_accuracy == pytest.approx(wanted)
 
 
 def test_wilson_interval_against_published_values():

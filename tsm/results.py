@@ -256,19 +256,21 @@ def ranks(scores: np.ndarray, labels: np.ndarray) -> Tuple[np.ndarray, np.ndarra
     return above + lower.sum(1), above, above + tied.sum(1) - 1
 
 
-def measure(scores: np.ndarray, labels: np.ndarray, skipped: int) -> Accuracy:
-    """Accuracy of class scores float [videos, classes] against labels int [videos].
+def accuracy_from(scores: Mapping[int, np.ndarray], labels: Mapping[int, int], skipped: int) -> Accuracy:
+    """Accuracy of class scores float [classes] by index against labels by index.
 
     Of equal scores the lower class comes first; verdicts that would change if it did not are counted. Mean class accuracy is
     mmaction2's: the mean of the share of a class's videos that are right, over the classes that have a video or were answered; one
     without a video counts as 0.
     """
-    rank, best, worst = ranks(scores, labels)
+    order = sorted(labels)
+    table, truth = np.stack([scores[index] for index in order]), np.array([labels[index] for index in order])
+    rank, best, worst = ranks(table, truth)
     right = rank < 1
-    per_class = [right[labels == number].sum() / max(1, (labels == number).sum()) for number in np.union1d(labels, scores.argmax(1))]
+    per_class = [right[truth == number].sum() / max(1, (truth == number).sum()) for number in np.union1d(truth, table.argmax(1))]
     ties = np.any([(best < k) & (worst >= k) for k in (1, 5)], 0).sum()
-    return Accuracy(len(labels), skipped, float(right.mean()), float((rank < 5).mean()), float(np.mean(per_class)),
-                    wilson(int(right.sum()), len(labels)), int(ties))
+    return Accuracy(len(order), skipped, float(right.mean()), float((rank < 5).mean()), float(np.mean(per_class)),
+                    wilson(int(right.sum()), len(order)), int(ties))
 
 
 def accuracy_of(result_path: str, info_path: str) -> Tuple[Accuracy, List[Dict[str, Any]]]:
@@ -282,12 +284,6 @@ def accuracy_of(result_path: str, info_path: str) -> Tuple[Accuracy, List[Dict[s
         classes, skipped = manifest["protocol"]["classes"], len(manifest["skipped"])
     labels: Dict[int, int] = read_info(info_path, classes)
     return accuracy_from(read_results(result_path, labels, classes), labels, skipped), read_curve(result_path, labels)
-
-
-def accuracy_from(scores: Mapping[int, np.ndarray], labels: Mapping[int, int], skipped: int) -> Accuracy:
-    """Accuracy of class scores float [classes] by index against labels by index."""
-    order = sorted(labels)
-    return measure(np.stack([scores[index] for index in order]), np.array([labels[index] for index in order]), skipped)
 
 
 def curve_path(folder: str) -> str:

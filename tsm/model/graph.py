@@ -332,9 +332,9 @@ def _split_shift(graph: Graph, x: str, output: str, name: str, found: List[Chann
         if run.step and state:
             split.output[place], parts[place] = state.output, state.input
         elif run.step:
-            pads = [[0, 0, 0, 0], [0, 0, 0, 0]]
-            pads[0][frames], pads[1][frames] = -run.step, run.step  # +1 drops the first frame
-            parts[place] = graph.node("Pad", [part, graph.ints(*pads[0], *pads[1])], "%s/%s" % (name, run.name))
+            pads = [0] * 8
+            pads[frames], pads[4 + frames] = -run.step, run.step  # +1 drops the first frame
+            parts[place] = graph.node("Pad", [part, graph.ints(*pads)], "%s/%s" % (name, run.name))
         elif run.step is None:
             parts[place] = graph.zero(part, "%s/%s" % (name, run.name))
     return graph.node("Concat", parts, output, axis=frames + 1)
