@@ -458,23 +458,21 @@ def shift_to_write(path: str, protocol: Protocol, found: str, stated: bool, onli
 
 
 def check_places(names: Sequence[str], path: str) -> None:
-    """UserError unless the layers of these names, as tsm.model.graph.layers() gives them, have the shifts that TSM has."""
-    found, wanted = {name[: -len(".shift")] for name in names if name.endswith(".shift")}, expected_shifts(names)
-    if found != wanted:
-        raise UserError("%s: %d temporal shifts, where this network has %d, and they differ first before %s; is it TSM, and "
-                        "not TSN, exported with its shift?" % (path, len(found), len(wanted), min(found ^ wanted)))
-
-
-def expected_shifts(names: Sequence[str]) -> Set[str]:
-    """The layers that TSM shifts the input of: conv1 of a ResNet's blocks, as tsm.model.graph.shift_step() says; conv.0 of
-    MobileNetV2's blocks that have both an expansion and a residual connection (mmaction2 0.24.1, MobileNetV2TSM)."""
+    """UserError unless the layers of these names, as tsm.model.graph.layers() gives them, have the shifts that TSM has:
+    before conv1 of a ResNet's blocks, as tsm.model.graph.shift_step() says; before conv.0 of MobileNetV2's blocks that have
+    both an expansion and a residual connection (mmaction2 0.24.1, MobileNetV2TSM)."""
+    found = {name[: -len(".shift")] for name in names if name.endswith(".shift")}
     blocks = [name[: -len(".add")].rsplit(".", 1) for name in names if name.endswith(".add")]
-    known = set(names)
     if any(name.endswith(".conv.0") for name in names):
-        return {".".join(block + ["conv.0"]) for block in blocks if ".".join(block + ["conv.2"]) in known}
-    counts = collections.Counter(stage for stage, _ in blocks)
-    step = shift_step([counts["layer%d" % number] for number in range(1, len(counts) + 1)])
-    return {"%s.%s.conv1" % (stage, block) for stage, block in blocks if not int(block) % step}
+        wanted = {".".join(block + ["conv.0"]) for block in blocks if ".".join(block + ["conv.2"]) in names}
+    else:
+        counts = collections.Counter(stage for stage, _ in blocks)
+        step = shift_step([counts["layer%d" % number] for number in range(1, len(counts) + 1)])
+        wanted = {"%s.%s.conv1" % (stage, block) for stage, block in blocks if not int(block) % step}
+    if found != wanted or not found:
+        differ = ", and they differ first before %s" % min(found ^ wanted) if found ^ wanted else ""
+        raise UserError("%s: %d temporal shifts, where this network has %d%s; is it TSM, and not TSN, exported with its shift?"
+                        % (path, len(found), len(wanted), differ))
 
 
 def auto_optimize(model: onnx.ModelProto, folder: str) -> Tuple[onnx.ModelProto, int]:
