@@ -60,14 +60,6 @@ def get_args() -> argparse.Namespace:
     return args
 
 
-def warmed_up(args: argparse.Namespace, computing: engines.Computing, model: Offline) -> engines.Engine:
-    """The model, compiled and warm."""
-    engine = engines.open_engine(model, computing, listed=True)
-    print(engines.said_of(engine, model), flush=True)
-    times_of(engine, model, "zero", args.warmup_count, "warm-up")
-    return engine
-
-
 def times_of(engine: engines.Engine, model: Offline, kind: str, batches: int, what: str) -> List[float]:
     """ms of each of some batches of made-up videos."""
     made, times = made_up(model, kind), []
@@ -78,6 +70,14 @@ def times_of(engine: engines.Engine, model: Offline, kind: str, batches: int, wh
             times.append(ms)
             tick()
     return times
+
+
+def warmed_up(args: argparse.Namespace, computing: engines.Computing, model: Offline) -> engines.Engine:
+    """The model, compiled and warm."""
+    engine = engines.open_engine(model, computing, listed=True)
+    print(engines.said_of(engine, model), flush=True)
+    times_of(engine, model, "zero", args.warmup_count, "warm-up")
+    return engine
 
 
 def print_rate(args: argparse.Namespace, model: Offline, times: Sequence[float], videos: int, facts: Dict[str, Any]) -> float:
