@@ -560,7 +560,7 @@ def _of_constants(model):
     (_named("QLinearConv"), "is quantised (QLinearConv this_one)"), (_named("ConvInteger"), "is quantised (ConvInteger this_one)"),
     (_named("DynamicQuantizeLinear"), "is quantised"), (_named("QGemm", "com.microsoft"), "is quantised"),
     (_named("FusedConv", "com.microsoft"), "was optimised by ONNX Runtime (FusedConv this_one); pass the graph as it was exported"),
-    (_other_way_round, "is the other way round (the first channels back, the next ahead), as in PaddlePaddle's TSM, by 4 channels a fold"),
+    (_other_way_round, "they give one the other way round (the first channels back, the next ahead), as in PaddlePaddle's TSM, where"),
 ])
 def test_what_became_of_an_export_is_named(fails, tmp_path, change, says):
     model = exported_small(SMALL._replace(shift_div=2))

@@ -38,10 +38,10 @@ def read_onnx(path: str) -> onnx.ModelProto:
     folder = os.path.dirname(os.path.abspath(path))
     for tensor in model.graph.initializer:
         for name in (entry.value for entry in tensor.external_data if entry.key == "location"):
-            if not os.path.realpath(os.path.join(folder, name)).startswith(os.path.realpath(folder) + os.sep):  # older onnx reads it
-                raise UserError("%s: its weights lie outside its folder (%s); export it again" % (path, name))
-            if not os.path.isfile(os.path.join(folder, name)):
-                raise UserError("%s: its weights in %s are missing; keep the two files together" % (path, name))
+            place = os.path.realpath(os.path.join(folder, name))
+            if not os.path.isfile(place) or not place.startswith(os.path.realpath(folder) + os.sep):  # older onnx reads it
+                raise UserError("%s: its weights in %s are missing, or outside its folder; keep the two files together"
+                                % (path, name))
     try:
         onnx.load_external_data_for_model(model, folder)
     except Exception as error:  # a damaged file's, which differ between versions
