@@ -28,7 +28,7 @@ from tsm.cli import folder_name, non_negative, parser, positive, progress, run
 import numpy as np
 
 from tsm.infer import engine as engines
-from tsm.infer.journal import Done, Piece, Progress, Work, enter, held, recording, summarise_found, survey
+from tsm.infer.journal import Done, Piece, Progress, Work, enter, held, recording, summarise_found, survey, unfinish
 from tsm.infer.tensors import check_protocol, keys_of_files, list_inputs, made_up, read_tensor, samples_in
 from tsm.model.offline import Offline, read_offline
 from tsm.model.onnxfile import protocol_of
@@ -113,6 +113,7 @@ def compute(
     with contextlib.ExitStack() as stack:
         keep: Callable[[Piece], None] = partial(enter, found)
         if args.output:
+            unfinish(work)  # only now: a run that cannot begin leaves an earlier one whole
             keep = stack.enter_context(recording(work, found, work.folder))
         tick = stack.enter_context(progress(len(work.inputs), "inference", "file", len(found.done)))
         began = time.time()

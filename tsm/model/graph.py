@@ -604,7 +604,7 @@ def build(
     graph.node("Gemm", [x] + fc, "fc", "output" if by_view else "frame_scores", transB=1)
     if by_view:
         rows = 1 if form in BY_FRAME else protocol.segments
-        shape = (rows,) + protocol.frame_shape
+        shape: Shape = (rows,) + protocol.frame_shape
     else:
         _tail(graph, fusion, softmax, protocol, form == "ascend_parts")
         rows = batch if fusion else batch * protocol.views
@@ -664,9 +664,9 @@ def trunk_of(model: onnx.ModelProto) -> Trunk:
     try:
         known = metadata(model)
         how, protocol = json.loads(known["tsm.form"]), protocol_from(json.loads(known["tsm.protocol"]), "tsm.protocol")
-        (_, shape, dtype), trunk = signature(model, "it"), _read_layers(model, protocol)
+        (_, shape, kind), trunk = signature(model, "it"), _read_layers(model, protocol)
         aipp = how["form"].startswith("ascend") and len(shape) == 4
-        batch, dtype = (shape[0] // protocol.frames, "aipp") if aipp else (shape[0], dtype.name)
+        batch, dtype = (shape[0] // protocol.frames, "aipp") if aipp else (shape[0], kind.name)
         again = build(trunk, protocol=protocol, batch=batch, dtype=dtype, **how)
         unchanged = again.graph == model.graph and states_in(again, "it") == states_in(model, "it")
     except Exception as error:  # metadata and nodes that are not build()'s can be anything
