@@ -188,13 +188,16 @@ REFUSED = {
     "TSM MobileOne": lambda state: zeros(
         backbone__stage0__branch_conv_list__0__conv__weight=(64, 3, 3, 3),
         backbone__stage1__0__0__net__branch_conv_list__0__conv__weight=(64, 1, 3, 3)),
+    "SlowFast; ": lambda state: zeros(backbone__slow_path__conv1__conv__weight=(64, 3, 1, 7, 7)),
     "a network of 3-dimensional convolutions": lambda state: zeros(
         backbone__conv1__conv__weight=(64, 3, 1, 7, 7), backbone__layer1__0__conv1__conv__weight=(64, 64, 1, 1, 1)),
     "a network of 3-dimensional convolutions (I3D": lambda state: zeros(conv1__weight=(64, 3, 1, 7, 7)),
     "a network of single images, as": lambda state: zeros(conv1__weight=(8, 3, 7, 7), layer1__0__conv1__weight=(8, 8, 1, 1)),
     "a network of single images": lambda state: zeros(features__0__0__weight=(32, 3, 3, 3)),
-    "a network with a neck (TPN or the like); the config": lambda state: zeros(
-        backbone__conv1__weight=(64, 3, 7, 7), neck__lateral__weight=(1, 1, 1, 1), rpn_head__conv__weight=(1, 1, 1, 1)),
+    "a detector": lambda state: zeros(
+        backbone__conv1__weight=(64, 3, 7, 7), neck__lateral__weight=(1, 1, 1, 1), rpn_head__conv__weight=(1, 1, 1, 1),
+        roi_head__bbox_head__fc_cls__weight=(81, 1024)),
+    "a transformer": lambda state: zeros(patch_embed__proj__weight=(8, 3, 16, 16), blocks__0__attn__qkv__weight=(24, 8)),
     "a network with fake quantisation (QAT)": lambda state: dict(
         state, **zeros(backbone__conv1__conv__weight_fake_quant__scale=(1,))),
     "TIN": lambda state: {key.replace(".conv1.conv.net.", ".conv1.conv.net2."): value for key, value in state.items()},
@@ -202,8 +205,7 @@ REFUSED = {
     "TRN": lambda state: dict(state, **zeros(cls_head__consensus__classifier__1__weight=(8, 8))),
     "SSN": lambda state: dict(state, **zeros(cls_head__activity_fc__weight=(8, 8))),
     "a network with a neck": lambda state: dict(state, **zeros(neck__lateral_convs__0__weight=(8, 8))),
-    "no network that this suite knows (its first weight is backbone.st_gcn": lambda state: zeros(
-        backbone__st_gcn_networks__0__gcn__conv__weight=(4, 3, 1, 1)),
+    "a network on skeletons": lambda state: zeros(backbone__st_gcn_networks__0__gcn__conv__weight=(4, 3, 1, 1)),
     "no network that this suite knows (its first weight is a.weight)": lambda state: zeros(a__weight=(64, 64, 1, 1)),
     "no network that this suite knows (its first weight is backbone.conv1.conv.weight)": lambda state: zeros(
         backbone__conv1__conv__weight=(), backbone__layer1__0__conv1__conv__weight=(8, 8, 1, 1), cls_head__fc_cls__weight=()),
@@ -250,7 +252,7 @@ def test_what_weights_do_not_tell_a_config_may(tmp_path, kept, says):
 def test_of_a_refused_network_no_facts_are_told(run, tmp_path):
     torch.save(zeros(encoder__layer__0__attention__self__query__weight=(4, 4)), str(tmp_path / "bert.pth"))
     done = run("TSM_checkpoint.py", "bert.pth", cwd=tmp_path)
-    assert done.returncode == 1 and done.stdout == "" and "bert.pth: is no network that this suite knows (its" in done.stderr
+    assert done.returncode == 1 and done.stdout == "" and "bert.pth: is a transformer; this suite takes" in done.stderr
 
 
 def test_types_and_shapes_of_weights_are_named(thin):
@@ -482,7 +484,7 @@ def zipped(name):
 
 
 OTHER_FILES = {  # what a file is: its bytes
-    "a web page; fetch the file itself": b"\n<!doctype html>\n<html>",
+    "an empty file; fetch it again": b"", "a web page; fetch the file itself": b"\n<!doctype html>\n<html>",
     "a pointer of Git LFS; fetch": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n",
     "a safetensors file; load it with": (2).to_bytes(8, "little") + b"{}", "a compressed file; unpack it": gzip.compress(b"x" * 99),
     "a tar archive; unpack it": b"a.pth".ljust(257, b"\0") + b"ustar".ljust(400, b"\0"),

@@ -60,7 +60,8 @@ def read_list(path: str, protocol: Protocol, data_root: str = "") -> List[Clip]:
             source, frames, label = _under(roots, os.fsdecode(name)), int(counts[0]) if of_folders else None, int(counts[-1])
             wrong = ""
             if not match or frames == 0:
-                wrong = "expected '<file> <label>' or '<folder> <frames> <label>', as the first line is, found %r" % raw[:80]
+                wrong = "expected '%s'%s, found %r" % ("<folder> <frames> <label>" if of_folders else "<file> <label>",
+                                                       "" if clips else " or '<folder> <frames> <label>'", raw[:80])
             elif label >= protocol.classes:
                 wrong = "label %d is not one of the %d classes" % (label, protocol.classes)
             elif not source:

@@ -29,12 +29,16 @@ _META = "the config in its meta"
 _NETWORK = ("network", "classes", "segments", "shift_div", "shift")  # what the sources have to agree on
 _FRAMES = ("filename_tmpl", "start_index")  # how extracted frames are called
 _TEST = ("sampling", "crops", "size", "short_side", "mean", "std", "average_clips")  # of which the first source counts
-_OTHERS = (  # networks that could be taken for TSM, by what their weights are called
-    (r"fake_quant\.", "a network with fake quantisation (QAT)"), (r"\.conv1\.conv\.net2\.", "TIN"), (r"\.tam\.", "TANet"),
-    (r"(^|\.)consensus\.", "TRN"), (r"^cls_head\.(activity|completeness)_fc\.", "SSN"),
-    (r"^neck\.", "a network with a neck (TPN or the like)"),
+_OTHERS = (  # networks of other families, by what their weights are called
+    (r"fake_quant\.", "a network with fake quantisation (QAT)"),
+    (r"(^|\.)(rpn|roi|bbox|mask|keypoint)_head\.", "a detector"), (r"(^|\.)decode_head\.", "a network that segments images"),
+    (r"^backbone\.(slow|fast)_path\.", "SlowFast"),
+    (r"(^|[._])(attn|attentions?|self_attn|self_attention|transformer)[._]", "a transformer"),
+    (r"\.conv1\.conv\.net2\.", "TIN"), (r"\.tam\.", "TANet"), (r"(^|\.)consensus\.", "TRN"),
+    (r"\.(st_)?gcn(_networks|s)?\.", "a network on skeletons (ST-GCN or the like)"),
+    (r"^cls_head\.(activity|completeness)_fc\.", "SSN"), (r"^neck\.", "a network with a neck (TPN or the like)"),
 )
-_IMAGES = r"^(backbone\.)?(layer\d\.\d+\.conv\d\.weight|(features|blocks|stages)\.\d)"  # in networks of single images
+_IMAGES = r"^(backbone\.)?(layer\d\.\d+\.conv\d\.weight|(features|blocks|stages)\.\d)"  # likewise, of single images
 _ONLINE: Dict[str, Any] = dict(PIPELINES["centre"], segments=8, shift="past1", shift_div=8, short_side=256, mean=SSV2.mean, std=SSV2.std)
 _PUBLISHED = "the table of published files"
 _Source = Tuple[str, Dict[str, Any]]  # (what says something, {fact: what it says})
@@ -43,7 +47,7 @@ _Source = Tuple[str, Dict[str, Any]]  # (what says something, {fact: what it say
 class Facts(NamedTuple):
     """What a checkpoint is, and how it is tested."""
 
-    network: str  # in words: TSM ResNet-50, TSM ResNet-101, TSN ResNet-50, TIN, …
+    network: str  # in words: TSM ResNet-50, TSM ResNet-101, TSN ResNet-50, SlowFast, …
     protocol: Protocol
     average_clips: str  # prob, score, or empty where nothing says
     frames: Dict[str, Any]  # filename_tmpl and start_index of extracted frames, where a config gives them

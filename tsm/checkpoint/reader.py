@@ -31,11 +31,15 @@ _STORAGES = {kind: np.dtype(code) for kind, code in {  # torch's storage classes
     "UntypedStorage": "u1", "ComplexFloatStorage": "c8", "ComplexDoubleStorage": "c16", "QInt8Storage": "i1",
     "QUInt8Storage": "u1", "QInt32Storage": "i4", "QUInt4x2Storage": "u1", "QUInt2x4Storage": "u1",
 }.items()}
-_PARTS = ("backbone", "neck", "cls_head", "base_model", "new_fc", "consensus")  # of a network; what else is in a state dict is none
+_PARTS = (  # of a network, those that tell detectors and the like included; what else a state dict holds is no part of it
+    "backbone", "neck", "cls_head", "base_model", "new_fc", "consensus", "rpn_head", "roi_head", "bbox_head", "mask_head", "keypoint_head",
+    "decode_head",
+)
 _MOBILENET_BLOCKS = (1, 2, 3, 4, 3, 3, 1)  # per stage of MobileNetV2
 _ONLINE = {"features.0.0.weight", "features.1.conv.0.weight", "features.18.0.weight", "classifier.weight"}  # of MIT's online demo
 _ONLINE_SHIFTED = (3, 5, 6, 8, 9, 10, 12, 13, 15, 16)  # its blocks with a shift: those with both an expansion and a residual connection
 _STARTS = tuple((re.compile(start, re.DOTALL), what, remedy) for start, what, remedy in (  # of files of other kinds
+    (rb"$", "an empty file", "fetch it again"),
     (rb"\s*<(!doctype|!DOCTYPE|html|HTML|head)", "a web page", "fetch the file itself, by the page's own link for downloads"),
     (rb"version https://git-lfs", "a pointer of Git LFS", "fetch the file that it stands for (git lfs pull)"),
     (rb".{4}\0{4}\{", "a safetensors file", "load it with safetensors.torch.load_file() and torch.save() what that gives"),
