@@ -81,8 +81,8 @@ def test_every_video_that_cannot_be_used_is_named(run, fails, works, dataset, tm
     ("labels.json", '{"Closing something": "5"}', "1 labels, whose classes are not the numbers 0 to 0"),
     ("labels.json", '["Closing something"]', "is not in the labels"), ("labels.json", "", "not label names; wanted"),
     ("labels.json", '["Closing something", "Closing something"]', "'Closing something' is there twice"),
-    ("labels.json", '{"Closing something": {}}', "1 labels, whose classes are not the numbers 0 to 0"),
-    ("labels.json", '{"Closing something": 1.5}', "1 labels, whose classes are not the numbers 0 to 0"),
+    ("labels.json", '{"Closing something": {}}', "'Closing something' has {} for a class; wanted"),
+    ("labels.json", '{"Closing something": 1.5}', "has 1.5 for a class; wanted"),
     ("labels.json", "7", "not label names; wanted: a JSON object"),
     ("labels.json", "id,template\n5,Closing something\n", "1 labels, whose classes are not the numbers 0 to 0"),
     ("labels.json", "Closing something\nOpening something\n", "is not in the labels"),
@@ -330,7 +330,7 @@ def test_label_files_are_read_as_what_they_are(tmp_path, text, wanted):
     ("fall\nfall\nwave\n", "'fall' is there twice; mend it"), ('{"fall": 0, "fall": 1, "wave": 2}', "'fall' is there twice"),
     ('{"0": "fall", "1": "fall"}', "'fall' is there twice"), ("0 a\n2 b\n", "2 labels, whose classes are not the numbers 0 to 1 or 1 to 2"),
     ("10 push ups\n20 squats\n", "write a JSON list of names if the numbers belong"), ("0,a\n0,b\n", "2 labels, whose classes"),
-    ("2 a\n3 b\n", "2 labels, whose classes"), ('{"0": ["a"]}', "not label names"), ('{"a": null}', "1 labels, whose classes are not"),
+    ("2 a\n3 b\n", "2 labels, whose classes"), ('{"0": ["a"]}', "not label names"), ('{"a": null}', "'a' has None for a class"),
 ])
 def test_label_files_that_cannot_be_are_told_why(tmp_path, text, says):
     (tmp_path / "labels").write_text(text)

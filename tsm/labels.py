@@ -135,9 +135,12 @@ def _of_rows(rows: List[List[str]]) -> List[Tuple[str, str]]:
 
 def in_order(pairs: Sequence[Tuple[str, object]], path: str) -> Tuple[List[str], int]:
     """(the names of pairs of a name and its number, by number; the first number)."""
-    names = {int(str(number)) if is_number(number) else -1: name for name, number in pairs}
+    for name, number in pairs:
+        if not is_number(number):
+            raise UserError("%s: %r has %r for a class; wanted: the number of the class" % (path, name, number))
+    names = {int(str(number)): name for name, number in pairs}
     first = min(names, default=0)
-    if first not in (0, 1) or sorted(names) != list(range(first, first + len(pairs))):
+    if first > 1 or sorted(names) != list(range(first, first + len(pairs))):
         raise UserError("%s: %d labels, whose classes are not the numbers 0 to %d or 1 to %d, each once; mend it, or write a JSON list "
                         "of names if the numbers belong to them" % (path, len(pairs), len(pairs) - 1, len(pairs)))
     return [names[number] for number in sorted(names)], first

@@ -21,8 +21,8 @@ from tsm.protocol import FUSIONS, PIPELINES, SSV2, Protocol, misfit
 
 _GUIDE = "TSM ResNet-50"  # the network of the Ascend guide
 _TAKEN = re.compile(r"TSM (ResNet-(50|101|152)|ResNet of [-\d]+ bottlenecks|MobileNetV2)")  # networks that this suite takes
-_RESNETS: Dict[Tuple[int, ...], str] = {  # by the bottlenecks of the four stages
-    (3, 4, 6, 3): "50", (3, 4, 23, 3): "101", (3, 8, 36, 3): "152"}
+_RESNETS: Dict[Tuple[int, ...], str] = {  # by the blocks of the four stages, and whether they are bottlenecks
+    (3, 4, 6, 3, True): "50", (3, 4, 23, 3, True): "101", (3, 8, 36, 3, True): "152", (2, 2, 2, 2, False): "18", (3, 4, 6, 3, False): "34"}
 _BLOCK = re.compile(r"backbone\.layer([1-4])\.(?:net\.)?(\d+)\.(?:net\.)?(?:block\.)?conv1\.")
 _DEFAULT = "default"
 _META = "the config in its meta"
@@ -296,7 +296,7 @@ def _network(state: Mapping[str, Any]) -> str:
     found = {match.groups() for match in map(_BLOCK.match, state) if match}
     blocks = tuple(len([stage for stage, _ in found if stage == str(number)]) for number in (1, 2, 3, 4))
     bottlenecks = has(r"\.conv3\.")
-    known = _RESNETS.get(blocks) if bottlenecks else None
+    known = _RESNETS.get(blocks + (bottlenecks,))
     kind = "bottlenecks" if bottlenecks else "basic blocks"
     name = "ResNet-" + known if known else "ResNet of %s %s" % ("-".join(map(str, blocks)), kind)
     extras = [" with non-local blocks"] if has(r"\.non_local_block\.") else []

@@ -178,8 +178,9 @@ def fetch(url: str, path: str) -> bool:
     try:
         hub.download_url_to_file(url, part, expected, progress=sys.stderr.isatty())
     except (urllib.error.URLError, ConnectionError, socket.timeout, http.client.HTTPException, ValueError) as error:
+        reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
         raise UserError("%s: cannot be fetched (%s); check the address and the proxy settings and run again, or %s"
-                        % (url, first_line(error), _BY_HAND))
+                        % (url, first_line(reason), _BY_HAND))
     except RuntimeError:
         raise UserError("%s: its SHA-256 does not begin with %s, as its name says, so it was removed; fetch it again" % (url, expected))
     if expected is None:
