@@ -50,11 +50,11 @@ def read_classes(path: str) -> Tuple[List[str], int]:
         found = _of_rows([list(found[0])] + [[str(entry.get(key)) for key in found[0]] for entry in found])
     if isinstance(found, dict):
         turned = all(map(is_number, found)) and not all(map(is_number, found.values()))
-        found, first = in_order([(value, key) if turned else (key, value) for key, value in found.items()], path)
+        found, first = ordered([(value, key) if turned else (key, value) for key, value in found.items()], path)
     elif isinstance(found, list):
         found = [" ".join(entry) if isinstance(entry, list) and _are_texts(entry) else entry for entry in found]
         if found and all(isinstance(entry, tuple) for entry in found):
-            found, first = in_order(found, path)
+            found, first = ordered(found, path)
     if not isinstance(found, list) or not found or not _are_texts(found):
         raise UserError("%s: not label names; wanted: a JSON object {name: class}, a JSON list, one name per line, or a CSV of "
                         "names and numbers" % path)
@@ -133,7 +133,7 @@ def _of_rows(rows: List[List[str]]) -> List[Tuple[str, str]]:
     return []
 
 
-def in_order(pairs: Sequence[Tuple[str, object]], path: str) -> Tuple[List[str], int]:
+def ordered(pairs: Sequence[Tuple[str, object]], path: str) -> Tuple[List[str], int]:
     """(the names of pairs of a name and its number, by number; the first number)."""
     for name, number in pairs:
         if not is_number(number):

@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Opt
 
 from tsm.cli import UserError
 from tsm.files import read_text
-from tsm.labels import head, in_order, is_number, parse_json, read_classes
+from tsm.labels import head, is_number, ordered, parse_json, read_classes
 from tsm.samples import FOLDER_LINE, VIDEO_LINE
 
 SSV2_LIST = "sthv2_val"  # what lists of Something-Something V2 are called (the guide's)
@@ -246,7 +246,7 @@ def _by_numbers(named: List[Named]) -> Tuple[List[Named], Optional[List[str]], i
     """Annotations that have a column of numbers: (they, the names in the order of these from 0 or 1 on, which of the two); where
     not all classes occur, (they with the numbers for labels, None, 0)."""
     with contextlib.suppress(UserError):
-        names, first = in_order(list({(one.label, one.number) for one in named}), "")
+        names, first = ordered(list({(one.label, one.number) for one in named}), "")
         if len(set(names)) == len(names):
             return named, names, first
     return [one._replace(label=one.number) for one in named], None, 0
