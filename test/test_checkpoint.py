@@ -398,8 +398,8 @@ def test_a_name_that_says_other_segments_is_a_note(facts, meta, segments, says):
 
 
 @pytest.mark.parametrize("kept, note", [
-    (SIXTEEN, "the config in its meta says 16 segments; 8 segments by c.py counts"),
-    (EIGHT.replace("174", "400"), "says 400 classes; 174 classes by its weights counts"),
+    (SIXTEEN, "8 segments by c.py, but the config in its meta says 16 segments; the former counts"),
+    (EIGHT.replace("174", "400"), "174 classes by its weights, but the config in its meta says 400 classes; the former counts"),
     (EIGHT + "test_pipeline = [dict(type='Unknown')]", "has the step Unknown, which this suite does not know; nothing is taken from"),
     (EIGHT.replace("174", "f()"), "a call of f is not run"), ("f()\n" + EIGHT, "line 1: code (Call)"),
 ])

@@ -82,18 +82,7 @@ def facts_of(
             if fact in facts:
                 origins[fact], chosen[fact] = where, facts[fact]
     for where, facts in sources[:-1]:
-        for fact in _NETWORK:
-            said_of_it = facts.get(fact, chosen[fact])
-            run_as = fact == "shift" and said_of_it == "bi" and str(chosen[fact]).startswith("bi-")  # which weights of bi may be
-            if said_of_it != chosen[fact] and not run_as:
-                words = "%s says %s" % (where, _words(fact, facts[fact]))
-                if where == _META and config:
-                    notes.append("note: %s; %s by %s counts" % (words, _words(fact, chosen[fact]), origins[fact]))
-                else:
-                    conflicts.append(words)
-        notes += _other_test(where, facts, chosen, origins)
-        if where != _META or not config:
-            _check_frames(where, facts, chosen["segments"], origins["segments"], conflicts, notes)
+        _compare(where, facts, chosen, origins, where == _META and bool(config), conflicts, notes)
     if origins["segments"] == _DEFAULT:
         if meta.get("naming") == "MIT":
             raise UserError("%s: is %s, and nothing says of how many segments; pass --segments N, as it was trained with"
@@ -125,28 +114,33 @@ def _of_labels(path: str, mits: bool, classes: int) -> List[str]:
     return []
 
 
-def _other_test(where: str, facts: Mapping[str, Any], chosen: Mapping[str, Any], origins: Mapping[str, str]) -> List[str]:
-    """The notes of what a source says otherwise of the test than the source that counts."""
-    other = [fact for fact in _TEST if facts.get(fact, chosen[fact]) != chosen[fact]]
-    return ["note: %s, but %s says %s; the former counts" % (
-        ", ".join("%s by %s" % (_words(fact, chosen[fact]), origins[fact]) for fact in other), where,
-        ", ".join(_words(fact, facts[fact]) for fact in other))] if other else []
-
-
-def _check_frames(
-    where: str, facts: Mapping[str, Any], segments: int, origin: str, conflicts: List[str], notes: List[str]
+def _compare(
+    where: str, facts: Mapping[str, Any], chosen: Mapping[str, Any], origins: Mapping[str, str], overridden: bool,
+    conflicts: List[str], notes: List[str]
 ) -> None:
-    """Add what there is to say of a config that samples or averages another number of frames than its network has segments."""
-    wanted = facts.get("segments", segments)
+    """Add what a source says otherwise than the one that counts: of the network it is a conflict, unless it is overridden, of the test
+    a note; and of a config that samples or averages another number of frames than its network has segments."""
+    other = [fact for fact in _NETWORK + _TEST if facts.get(fact, chosen[fact]) != chosen[fact]]
+    if facts.get("shift") == "bi" and str(chosen["shift"]).startswith("bi-"):  # which weights of bi may be run as
+        other.remove("shift")
+    against = [fact for fact in other if fact in _NETWORK and not overridden]
+    conflicts += ["%s says %s" % (where, _words(fact, facts[fact])) for fact in against]
+    passed = [fact for fact in other if fact not in against]
+    if passed:
+        notes.append("note: %s, but %s says %s; the former counts" % (
+            ", ".join("%s by %s" % (_words(fact, chosen[fact]), origins[fact]) for fact in passed), where,
+            ", ".join(_words(fact, facts[fact]) for fact in passed)))
+    wanted = facts.get("segments", chosen["segments"])
     sampled, averaged = facts.get("sampled", wanted), facts.get("head_segments", wanted)
-    if averaged != wanted:
+    if averaged != wanted and not overridden:
         conflicts.append("%s averages %s of %s segments" % (where, averaged, wanted))
-    if sampled != wanted and origin != "--segments":
-        conflicts.append("%s samples %s frames for %s segments (--segments %s tests it on %s)"
-                         % (where, sampled, wanted, wanted, wanted))
-    elif sampled != wanted:
-        notes.append("note: %s samples %s frames for %s segments; by %s it is tested on %s, so a published accuracy may be of "
-                     "another test" % (where, sampled, wanted, origin, segments))
+    if sampled != wanted and not overridden:
+        words = "%s samples %s frames for %s segments" % (where, sampled, wanted)
+        if origins["segments"] == "--segments":
+            notes.append("note: %s; by --segments it is tested on %s, so a published accuracy may be of another test"
+                         % (words, chosen["segments"]))
+        else:
+            conflicts.append("%s (--segments %s tests it on %s)" % (words, wanted, wanted))
 
 
 def _check_taken(path: str, weights: Mapping[str, Any], meta: Mapping[str, Any], config: str) -> None:
