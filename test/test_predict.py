@@ -31,7 +31,7 @@ from tsm.cli import Corrupt
 from tsm.labels import Ranked, labels_in, top
 from tsm.predict import by_clip, live
 from tsm.predict.answers import Answer, Log, clock, segments_of
-from tsm.predict.by_clip import in_order, parts_of
+from tsm.predict.by_clip import by_number, parts_of
 from tsm.predict.captions import has_captions, write_captions
 from tsm.predict.inputs import annotated_names, expand, without_password
 from tsm.protocol import SSV2, frame_indices
@@ -291,7 +291,7 @@ def test_segments_join_windows_of_one_label_and_results_come_in_the_order_of_the
                for start, label, p in ((0.0, "a", 0.8), (2.0, "a", 0.6), (4.0, "b", 0.5), (6.0, "a", 0.9))]
     assert [tuple(segment) for segment in segments_of(answers)] == [
         (0.0, 5.0, "a", pytest.approx(0.7)), (5.0, 7.0, "b", 0.5), (7.0, 10.0, "a", 0.9)]
-    assert list(in_order([(2, "c"), (0, "a"), (1, "b"), (3, "d")])) == [(0, "a"), (1, "b"), (2, "c"), (3, "d")]
+    assert list(by_number([(2, "c"), (0, "a"), (1, "b"), (3, "d")])) == [(0, "a"), (1, "b"), (2, "c"), (3, "d")]
 
 
 def test_names_in_a_model_are_as_many_as_its_classes_and_top_puts_the_lower_class_first_among_equals():

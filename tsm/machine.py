@@ -27,11 +27,9 @@ def cores() -> int:
 def cpu_quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> float:
     """The smallest CPU quota, in processors, of this process's control groups and of the groups around them; inf without one.
 
-    `root` is where the groups are mounted, `own` names this process's groups, a line `number:controllers:path` each: a
-    line without controllers is of cgroup v2, which has cpu.max; in v1 each set of controllers has a folder, and the cpu
-    controller cpu.cfs_quota_us and cpu.cfs_period_us. In a container `root` often is the container's own group, while
-    the path is the host's; then the folders along the path are missing and the last one tried, `root`, counts.
-    See man 7 cgroups and the kernel's admin-guide/cgroup-v2 and scheduler/sched-bwc.
+    `root` is where the groups are mounted, `own` names this process's, a line `number:controllers:path` each: one without controllers
+    is of cgroup v2, which has cpu.max; in v1 each set of controllers has a folder, with cpu.cfs_quota_us and cpu.cfs_period_us. In a
+    container `root` often is its own group, while the path is the host's; then `root` alone is there, and counts. See man 7 cgroups.
     """
     try:
         with open(own, encoding="utf-8", errors="surrogateescape") as file:

@@ -37,7 +37,7 @@ class ByClip:
         self.results: Iterator[Tuple[int, Any]] = (
             (number, output if isinstance(output, Corrupt) else (window, output[0])) for (number, window), output, _, _ in scores)
         if not self.long:
-            self.results = in_order(self.results)
+            self.results = by_number(self.results)
 
     def viewer(self, name: str, log: Log, prefix: str = "") -> "ClipViewer":
         return ClipViewer(name, log, prefix, self)
@@ -80,7 +80,7 @@ class ClipViewer(Viewer):
         return segments
 
 
-def in_order(results: Iterable[Tuple[int, Any]]) -> Iterator[Tuple[int, Any]]:
+def by_number(results: Iterable[Tuple[int, Any]]) -> Iterator[Tuple[int, Any]]:
     """(number, result) by number from 0 on, each as soon as all before it are there."""
     early: Dict[int, Any] = {}
     wanted = 0

@@ -62,10 +62,8 @@ def capture(source: Union[int, str]) -> Moments:
 def _by_opencv(camera: int) -> Moments:
     if hasattr(cv2.utils, "logging"):
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    opened = None
-    with contextlib.suppress(cv2.error):
-        opened = cv2.VideoCapture(camera)
-    if opened is None or not opened.isOpened():
+    opened = cv2.VideoCapture(camera)
+    if not opened.isOpened():
         raise Lost("cannot be opened; check the camera's number and permissions")
     began: Optional[float] = None
     while True:
