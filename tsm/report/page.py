@@ -14,7 +14,6 @@ import shlex
 from collections import Counter
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-import jinja2
 from markupsafe import Markup, escape
 
 from tsm.chain import tune
@@ -67,6 +66,8 @@ def about_model(metadata: Mapping[str, str]) -> List[str]:
 
 def rendered(template: str, title: str, values: Dict[str, Any]) -> str:
     """The page of a template."""
+    import jinja2  # here, as it takes a tenth of a second, which TSM_predict.py rarely needs
+
     loader = jinja2.PackageLoader("tsm.report")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
