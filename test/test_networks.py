@@ -15,7 +15,7 @@ from tsm.model import network as network_module
 from tsm.model import proof, surgery
 from tsm.model.graph import FLAT, RELU6, SHIFT, build, in_parts, layers, trunk_of
 from tsm.model.network import RESNET50, RESNET101, TSM, Structure, load_network, network_of, scores, structure_of, trunk_from
-from tsm.model.offline import one_frame, read_offline
+from tsm.model.offline import one_frame, one_view, read_offline
 from tsm.model.onnxfile import session, set_metadata, states_in
 from tsm.protocol import MOVES, SHIFTS, SSV2, fuse
 
@@ -355,6 +355,8 @@ def test_an_online_model_is_made_and_proved(causal, works, tmp_path, source, opt
     assert json.loads(model.metadata["tsm.labels"])[11] == "gesture 11"
     assert model.metadata.get("tsm.approximates") == (None if exported else "bi")
     assert one_frame(model).graph.output == model.proto.graph.output
+    with pytest.raises(UserError, match="online.onnx: is an online model; TSM_predict.py and TSM_stream.py run it"):
+        one_view(model)
     said = works("modify_onnx.py", "-m1", "online.onnx", "-m2", "again.onnx", cwd=tmp_path)
     assert "its proof is carried over" in said and (tmp_path / "again.onnx").read_bytes() == (tmp_path / "online.onnx").read_bytes()
 

@@ -60,8 +60,10 @@ def read_offline(path: str) -> Offline:
 
 
 def one_view(model: Offline) -> Any:
-    """The ONNX model of one view, [segments, 3, size, size] -> frame scores [segments, classes], of a modified offline
-    model; UserError if it is none, though its metadata may say so."""
+    """The ONNX model of one view, [segments, 3, size, size] -> frame scores [segments, classes], of a modified model; UserError if it is
+    none, though its metadata may say so, or an online one."""
+    if model.target == "online":
+        raise UserError("%s: is an online model; TSM_predict.py and TSM_stream.py run it" % model.path)
     return _written_again(model, "view", "one_view" if model.target == "cpu" else "")
 
 
