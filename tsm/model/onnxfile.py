@@ -87,7 +87,18 @@ def states_in(model: onnx.ModelProto, path: str) -> List[State]:
 
 def graph_digest(model: onnx.ModelProto) -> str:
     """Hex SHA-256 of the model's graph, serialised: its nodes and constants, without its metadata."""
-    return hashlib.sha256(model.graph.SerializeToString()).hexdigest()
+    digest = hashlib.sha256()
+    for field, values in model.graph.ListFields():  # piece by piece, each behind its number and its length, as all of it is written
+        for value in [values] if isinstance(values, str) else values:
+            piece = value.encode() if isinstance(value, str) else value.SerializeToString()
+            digest.update(_varint(field.number << 3 | 2) + _varint(len(piece)))
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _varint(number: int) -> bytes:
+    """A number as protobuf writes it: seven bits a byte, the lowest first."""
+    return (bytes([number & 127 | 128]) + _varint(number >> 7)) if number > 127 else bytes([number])
 
 
 def signature(model: onnx.ModelProto, path: str) -> Tuple[str, Tuple[Any, ...], np.dtype]:
