@@ -71,7 +71,10 @@ def given(args: argparse.Namespace, *names: str) -> List[str]:
 
 
 def call(tool: str, words: List[str], commands: List[str]) -> str:
-    """What a command prints; it is added to `commands`. Raises UserError: which tool failed, and its words."""
+    """What a command prints, of a script of the suite by its options; it is added to `commands`. Raises UserError: which tool failed,
+    and its words."""
+    if tool.endswith(".py"):
+        words = [sys.executable, os.path.join(SUITE, tool)] + words
     commands.append(" ".join(map(shlex.quote, words)))
     done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     said = done.stdout.decode("utf-8", "replace")
@@ -79,15 +82,6 @@ def call(tool: str, words: List[str], commands: List[str]) -> str:
         ended = "" if done.returncode > 0 else "ended by signal %d; " % -done.returncode
         raise UserError("%s: %s%s" % (tool, ended, why_it_failed(said)))
     return said
-
-
-def tensors(args: argparse.Namespace, kind: str, commands: List[str]) -> str:
-    """The folder of the tensors of the first videos, made."""
-    folder = os.path.join(TUNING, kind)
-    call("TSM_preprocess.py", [sys.executable, os.path.join(SUITE, "TSM_preprocess.py"), "--data_root", args.data_root, "--ann_file",
-                               args.ann_file, "--range", "0:%d" % TRIED, "--on_error", "skip", "--dtype", kind, "--output_dir", folder]
-         + given(args, "protocol", "filename_tmpl", "start_index"), commands)
-    return os.path.join(folder, BINS)
 
 
 def compiled_answers(base: str, options: List[str], chip: str, inputs: str, commands: List[str]) -> Dict[str, np.ndarray]:
@@ -106,12 +100,14 @@ def compiled_answers(base: str, options: List[str], chip: str, inputs: str, comm
 
 def timed(args: argparse.Namespace, form: str, kind: str, source: str, commands: List[str]) -> Tuple[Dict[str, np.ndarray], List[float]]:
     """(a candidate's answers, its milliseconds a batch: computing, to the chip, from it). Raises UserError."""
-    base = os.path.join(TUNING, "%s_%s" % (form, kind))
-    call("modify_onnx.py", [sys.executable, os.path.join(SUITE, "modify_onnx.py"), "-m1", source, "-m2", base + ".onnx", "-bs",
-                            str(args.batch_size), "--target", "ascend", "--form", form, "--input_dtype", kind]
-         + given(args, "protocol", "fusion"), commands)
+    base, tensors = os.path.join(TUNING, "%s_%s" % (form, kind)), os.path.join(TUNING, INPUTS[kind])
+    call("modify_onnx.py", ["-m1", source, "-m2", base + ".onnx", "-bs", str(args.batch_size), "--target", "ascend", "--form", form,
+                            "--input_dtype", kind] + given(args, "protocol", "fusion"), commands)
+    call("TSM_preprocess.py", ["--data_root", args.data_root, "--ann_file", args.ann_file, "--range", "0:%d" % TRIED, "--on_error", "skip",
+                               "--dtype", INPUTS[kind], "--output_dir", tensors]
+         + given(args, "protocol", "filename_tmpl", "start_index"), commands)
     options = atc_options(base + ".cfg" if kind == "aipp" else "", args.precision_mode, args.precision_mode_v2)
-    answers = compiled_answers(base, options, args.chip, tensors(args, INPUTS[kind], commands), commands)
+    answers = compiled_answers(base, options, args.chip, os.path.join(tensors, BINS), commands)
     said = call("ais_bench", BENCH + [base + ".om", "--loop", str(args.loop), "--batchsize", str(args.batch_size),
                                       "--display_all_summary", "1"], commands)  # else it does not tell the transfer
     means = dict(re.findall(r"(\w+) \(ms\):.*?mean = ([0-9.eE+-]+)", said))

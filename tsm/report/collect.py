@@ -115,8 +115,15 @@ def collect(
 
 def checks_of(report: Dict[str, Any], tested_by: Protocol, counted: Accuracy, state: str) -> List[Dict[str, str]]:
     """The checks that a report allows; `tested_by` is the model's protocol, `state` that of the published accuracy."""
-    found = (_joined(report, counted), _labels(report), _proved(report), _same_protocol(report, tested_by), _nothing_skipped(report),
-             _precision(report), check("published accuracy", state, report["comparison"]), _no_ties(report))
+    videos, skipped, ties = report["accuracy"]["videos"], len(report["skipped"]), report["accuracy"]["verdicts_on_ties"]
+    label, answer = (np.array(report["findings"]["videos"][name]) for name in ("label", "answer"))
+    another, words = another_order(label, answer, report["protocol"]["classes"], report["names"])
+    found = (
+        _joined(report, counted), check(ORDER, FAIL if another else PASS, words), _proved(report), _same_protocol(report, tested_by),
+        check("skipped videos", NOTE if skipped else PASS, "%d of %d could not be read and do not count" % (skipped, skipped + videos)
+              if skipped else "none: all videos of the list were measured"),
+        _precision(report), check("published accuracy", state, report["comparison"]),
+        check("ties", NOTE, "%d verdicts hang on equal scores; NPY and BIN results keep more digits" % ties if ties else ""))
     return [entry for entry in found if entry["text"]]
 
 
@@ -145,12 +152,6 @@ def _joined(report: Dict[str, Any], counted: Accuracy) -> Dict[str, str]:
     return check("results", PASS, "%d results joined with %d labels by id, none missing, none twice" % (videos, videos))
 
 
-def _labels(report: Dict[str, Any]) -> Dict[str, str]:
-    label, answer = (np.array(report["findings"]["videos"][name]) for name in ("label", "answer"))
-    found, words = another_order(label, answer, report["protocol"]["classes"], report["names"])
-    return check(ORDER, FAIL if found else PASS, words)
-
-
 def _proved(report: Dict[str, Any]) -> Dict[str, str]:
     try:
         proof = json.loads(report["model"]["tsm.proof"])
@@ -174,12 +175,6 @@ def _same_protocol(report: Dict[str, Any], tested_by: Protocol) -> Dict[str, str
                  else "tensors and model: %d segments, %d views, %d pixels" % (made.segments, made.views, made.size))
 
 
-def _nothing_skipped(report: Dict[str, Any]) -> Dict[str, str]:
-    count = len(report["skipped"])
-    return check("skipped videos", NOTE if count else PASS, "%d of %d could not be read and do not count" % (
-        count, count + report["accuracy"]["videos"]) if count else "none: all videos of the list were measured")
-
-
 def _precision(report: Dict[str, Any]) -> Dict[str, str]:
     agreement, device = report["agreement"], report["device"]
     if agreement:
@@ -194,11 +189,6 @@ def _precision(report: Dict[str, Any]) -> Dict[str, str]:
     if device["kind"] == "cpu" and device["precision"] == "fp32":
         return check("precision", PASS, "computed in fp32")
     return check("agreement with fp32", NOTE, "not measured")
-
-
-def _no_ties(report: Dict[str, Any]) -> Dict[str, str]:
-    ties = report["accuracy"]["verdicts_on_ties"]
-    return check("ties", NOTE, "%d verdicts hang on equal scores; NPY and BIN results keep more digits" % ties if ties else "")
 
 
 def verdict(report: Dict[str, Any]) -> str:

@@ -119,7 +119,10 @@ def report_values(report: Dict[str, Any]) -> Dict[str, Any]:
         "r": report, "accuracy": accuracy, "found": found, "subject": subject(report), "low": low, "high": high, "verdict": verdict(report),
         "about": about_model(report["model"]), "classes": report["protocol"]["classes"],
         "name": lambda number: name_of(number, names), "views": protocol_from(report["protocol"], "report.json").views,
-        "engine": report["inference"][OWN].get("engine"), "workers": worker_rows(report["inference"][OWN].get("workers") or []),
+        "engine": report["inference"][OWN].get("engine"),
+        "workers": [["host", "device", "chunks", "videos", "seconds", "videos per second"]] + [
+            [one["host"], one["device"], str(one["chunks"]), str(one["videos"]), "%.1f" % one["seconds"], "%.2f" % one["videos_per_second"]]
+            for one in report["inference"][OWN].get("workers") or []],
         "speeds": sorted((int(batch), speed) for batch, speed in report["throughput"].items()),
         "speed_rows": [row[:2] + row[4:] for row in closing_rows(report) if row[4]],
         "tuned": tune_rows(report["tune"]) if report["tune"] else [],
@@ -168,13 +171,6 @@ def _card(entry: Dict[str, Any], videos: Columns) -> Dict[str, Any]:
         mark = "\u2713 answer" if label == number == answer else {"good": "\u2713 truth", "wrong": "\u2717 answer"}.get(kind, "")
         rows.append({"number": number, "probability": probability, "kind": kind, "mark": mark})
     return dict(entry, rows=rows, video=videos["video"][place], views_agree=videos["views_agree"][place])
-
-
-def worker_rows(workers: Sequence[Dict[str, Any]]) -> List[List[str]]:
-    """The cells of the table of who computed what, after a heading."""
-    return [["host", "device", "chunks", "videos", "seconds", "videos per second"]] + [
-        [one["host"], one["device"], str(one["chunks"]), str(one["videos"]), "%.1f" % one["seconds"], "%.2f" % one["videos_per_second"]]
-        for one in workers]
 
 
 def tune_rows(found: Dict[str, Any]) -> List[List[str]]:
