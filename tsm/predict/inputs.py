@@ -61,11 +61,8 @@ def expand(inputs: Sequence[str], within: Tuple[str, ...] = (), lists: Optional[
     Each input is one of: a video file; a folder, searched for videos by their suffix, recursively; a folder of frames; a
     quoted pattern (**, *, ?, []); @FILE, which has one input per line; an address. A path that does not exist is kept, so
     that it is reported beside the others; so is, with its error, a folder, a pattern or a list that gives nothing. What an
-    earlier run drew labels into is no input of a folder or a pattern; a warning says so.
-
-    Args:
-        within: the lists that the inputs are from, by their real paths.
-        lists: the files of lists are added to it, also those within lists.
+    earlier run drew labels into is no input of a folder or a pattern; a warning says so. `within` are the lists that the inputs
+    are from, by their real paths; the files of lists are added to `lists`, also those within lists.
     """
     found: List[Input] = []
     for given in inputs:

@@ -71,12 +71,8 @@ def collect(
     arguments: Dict[str, Any], model: Offline, summary: Dict[str, Any], manifest: Dict[str, Any], accuracy: Accuracy,
     names: Optional[List[str]], found: Dict[str, Any], counted: Accuracy,
 ) -> Dict[str, Any]:
-    """Everything that the table and the page show and what made it, as report.json holds it.
-
-    Args:
-        arguments: TSM_report.py's. accuracy: that is reported.
-        found: tsm.report.findings.findings(), and `counted`, the accuracy of the same results.
-    """
+    """Everything that the table and the page show and what made it, as report.json holds it. `arguments` are TSM_report.py's, `accuracy`
+    is the one that is reported, `found` findings(), and `counted` the accuracy of the same results."""
     facts = {key: value for key, value in model.metadata.items() if key.startswith("tsm.")}
     fusion, device, precision = model.fusion or "score", arguments["device"], arguments["precision"]  # score: an online model's, of views
     digest = facts.get("tsm.checkpoint_sha256", sha256(arguments["checkpoint"]) if arguments["checkpoint"] else None)
