@@ -130,19 +130,17 @@ def examined(args: argparse.Namespace, videos: List[Video]) -> List[Video]:
 
 def lists_of(args: argparse.Namespace, good: List[Video]) -> Tuple[Dict[str, List[str]], Optional[Naming]]:
     """({kind of list: its lines}, how frames are called where the videos are folders of them)."""
-    folders = [video for video in good if video.naming]
-    if folders and (len(folders) < len(good) or args.rawframes):
-        raise UserError("%s: %s is a folder of frames%s; lists are of folders or of videos" % (
-            args.videos, folders[0].file, ", and has no video for --rawframes" if args.rawframes else " among videos"))
-    names = {video.naming for video in good}
-    if len(names) > 1:
-        raise UserError("%s: frames are called in %d ways, as in %s; one list can have one" % (
-            args.videos, len(names), " and ".join(sorted(naming.name(0) for naming in names if naming)[:2])))
-    rawframes = ["%s %d %d\n" % (video.file if folders else video.id, video.frames, video.label) for video in good]
-    videos = ["%s %d\n" % (video.file, video.label) for video in good]
-    if folders:
-        return {"rawframes": rawframes}, names.pop()
-    return dict({"videos": videos}, **({"rawframes": rawframes} if args.rawframes else {})), None
+    kinds = {video.naming: video.file for video in good}
+    if len(kinds) > 1:
+        raise UserError("%s: %s and %s are no one list; that is of videos, or of folders whose frames are called in one way"
+                        % ((args.videos,) + tuple(kinds.values())[:2]))
+    (naming,) = kinds
+    if naming and args.rawframes:
+        raise UserError("%s: holds folders of frames, and --rawframes is for videos" % args.videos)
+    lists = {} if naming else {"videos": ["%s %d\n" % (video.file, video.label) for video in good]}
+    if naming or args.rawframes:
+        lists["rawframes"] = ["%s %d %d\n" % (video.file if naming else video.id, video.frames, video.label) for video in good]
+    return lists, naming
 
 
 def main() -> None:

@@ -362,7 +362,10 @@ def test_two_videos_of_one_name_do_not_share_their_frames_nor_frames_and_videos_
     (tmp_path / "videos" / "f").mkdir()
     shutil.copy(str(repo / "test/data/square_00.jpg"), str(tmp_path / "videos" / "f" / "00001.jpg"))
     (tmp_path / "own.csv").write_text("a b.mp4,zebra\nf,ant\n")
-    assert "f is a folder of frames among videos" in fails(*wrong, "--output_dir", "other", cwd=tmp_path)
+    assert "videos: a b.mp4 and f are no one list" in fails(*wrong, "--output_dir", "other", cwd=tmp_path)
+    (tmp_path / "own.csv").write_text("f,ant\n")
+    assert "holds folders of frames, and --rawframes is for videos" in fails(
+        *wrong, "--rawframes", "frames", "--output_dir", "other", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("names, suffix", [(("a, b.webm", "c, d.mp4"), ""), (("f, g", "h; i, j"), " 12")])
