@@ -50,11 +50,11 @@ def read_classes(path: str) -> Tuple[List[str], int]:
         found = _of_rows([list(found[0])] + [[str(entry.get(key)) for key in found[0]] for entry in found])
     if isinstance(found, dict):
         turned = all(map(is_number, found)) and not all(map(is_number, found.values()))
-        found, first = ordered([(value, key) if turned else (key, value) for key, value in found.items()], path)
+        found = [(value, key) if turned else (key, value) for key, value in found.items()]
     elif isinstance(found, list):
         found = [" ".join(entry) if isinstance(entry, list) and _are_texts(entry) else entry for entry in found]
-        if found and all(isinstance(entry, tuple) for entry in found):
-            found, first = ordered(found, path)
+    if isinstance(found, list) and found and all(isinstance(entry, tuple) for entry in found):
+        found, first = ordered(found, path)
     if not isinstance(found, list) or not found or not _are_texts(found):
         raise UserError("%s: not label names; wanted: a JSON object {name: class}, a JSON list, one name per line, or a CSV of "
                         "names and numbers" % path)
