@@ -130,14 +130,13 @@ def read_info(path: str, classes: int) -> Dict[int, int]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             words = line.split()
-            where = "%s, line %d" % (path, number)
             if not words:
                 continue
             whole = len(words) == 2 and all(word.isdigit() and len(word) < 10 for word in words)
             index, label = map(int, words) if whole else (0, classes)
             if label >= classes or index in labels:
-                raise UserError("%s: expected '<index> <label>', an index of its own and one of %d classes, found %r; run "
-                                "TSM_preprocess.py again" % (where, classes, line[:80]))
+                raise UserError("%s, line %d: expected '<index> <label>', an index of its own and one of %d classes, found %r; run "
+                                "TSM_preprocess.py again" % (path, number, classes, line[:80]))
             labels[index] = label
     if not labels:
         raise UserError("%s: no videos in it; run TSM_preprocess.py first" % path)

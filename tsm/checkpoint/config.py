@@ -92,8 +92,8 @@ def facts(config: Dict[str, Any], where: str, network: str = "") -> Dict[str, An
     found["shift_div"] = _number("shift_div", config, where, "model", "backbone", "shift_div") or silent
     found["shift"] = get(config, "model", "backbone", "shift")  # no option of mmaction2's, whose shift is bi: for networks of one's own
     places = ("model", "cls_head"), ("model", "test_cfg"), ("test_cfg",)
-    found["average_clips"] = next((get(config, *place, "average_clips") for place in places
-                                   if get(config, *place, "average_clips") is not None), None)
+    said = [get(config, *place, "average_clips") for place in places]
+    found["average_clips"] = next((value for value in said if value is not None), None)
     _check_options(dict(average_clips=found["average_clips"]), dict(average_clips=(None, "prob", "score")), where, "its test")
     found.update(_test(config, where))
     return {name: value for name, value in found.items() if value is not None}

@@ -70,8 +70,7 @@ class Foreign(NamedTuple):
     def append(self, _: Any) -> None:
         """What a pickle puts into an object is passed over."""
 
-    def extend(self, _: Any) -> None:
-        """Likewise."""
+    extend = append
 
 
 class _Storage(NamedTuple):
