@@ -133,7 +133,7 @@ def check(fails, works, folder, arguments, line, source, words):
     (b"", ["no videos in it"]), (b"\n\n", ["no videos in it"]), (b"1\n", ["line 1", "expected"]),
     (b"clip\n", ["line 1", "expected '<file> <label>' or '<folder> <frames> <label>'"]),
     (b"clip,1\n", ["line 1", "expected '<file> <label>'", "clip,1"]), (b"8 1\n", ["line 1", "no such file"]),  # a video called 8
-    (b"clip 8 1\nclip.webm 1\n", ["line 2", "or '<folder> <frames> <label>', as the first line is", "clip.webm 1"]),
+    (b"clip 8 1\nclip.webm 1\n", ["line 2", "expected '<folder> <frames> <label>'", "clip.webm 1"]),
     (b"clip 8 1 1\n", ["line 1: clip 8: no such file"]),  # a folder called `clip 8`
     (b"clip eight 1\n", ["line 1: clip eight: no such file"]), (b"clip 0 1\n", ["line 1", "expected"]),
     (b"clip 8 1\nclip 8 174\n", ["line 2", "label 174"]), (b"clip 8 -1\n", ["line 1", "-1"]),

@@ -70,7 +70,8 @@ class Foreign(NamedTuple):
     def append(self, _: Any) -> None:
         """What a pickle puts into an object is passed over."""
 
-    extend = append
+    def extend(self, _: Any) -> None:
+        """Likewise."""
 
 
 class _Storage(NamedTuple):
