@@ -1,7 +1,7 @@
 """How every script of the suite meets its user: arguments, one-line errors, exit status, text in any locale.
 
-Exit status: 0 done; 1 the work failed, with one line on stderr; 2 bad usage, with one line on stderr; 128 + the signal's
-number if it was ended by Ctrl-C (130), SIGTERM (143) or SIGHUP (129), which all keep what was done.
+Exit status: 0 done; 1 the work failed, with one line on stderr; 2 bad usage, with one line on stderr; 128 + the
+signal's number if it was ended by Ctrl-C (130), SIGTERM (143) or SIGHUP (129), which all keep what was done.
 """
 
 import argparse
@@ -108,8 +108,8 @@ def folder_name(text: str) -> str:
 
 @contextlib.contextmanager
 def progress(total: int, what: str, unit: str, ready: int = 0) -> Iterator[Callable[..., None]]:
-    """A function to be told of what is done, as by tick(1); a note, as in tick(0, "host: 2"), stays until the next. Of `total` units,
-    `ready` were done before. On a terminal it moves a bar; elsewhere it prints a line per 10 %."""
+    """A function to be told of what is done, as by tick(1); a note, as in tick(0, "host: 2"), stays until the next. Of
+    `total` units, `ready` were done before. On a terminal it moves a bar; elsewhere it prints a line per 10 %."""
     from tqdm import tqdm
 
     done, out = ready, sys.stdout
@@ -168,9 +168,9 @@ def _stop(number: int, frame: object) -> NoReturn:
 def use_utf8() -> None:
     """Make names of files mean the same in every locale, and printing fail in none.
 
-    Lists, manifests and decoders hold names as UTF-8. Where Python would read the command line and the folders by another
-    encoding (the locale is ISO-8859-1, GB18030, or C without PEP 538 and 540), the script is started again in UTF-8 mode
-    (PEP 540), its output still in the locale's encoding. What that cannot show is escaped.
+    Lists, manifests and decoders hold names as UTF-8. Where Python would read the command line and the folders by
+    another encoding (the locale is ISO-8859-1, GB18030, or C without PEP 538 and 540), the script is started again in
+    UTF-8 mode (PEP 540), its output still in the locale's encoding. What that cannot show is escaped.
     """
     if codecs.lookup(sys.getfilesystemencoding()).name != "utf-8":
         output = codecs.lookup(getattr(sys.stdout, "encoding", None) or "ascii").name

@@ -25,8 +25,8 @@ SEAL = ("kind", "format", "digest")
 
 
 def part_name(path: str) -> str:
-    """The name a file has while it is being written: beside the final one, hidden, and always the same, so that the next run
-    overwrites what a killed one left behind."""
+    """The name a file has while it is being written: beside the final one, hidden, and always the same, so that the
+    next run overwrites what a killed one left behind."""
     folder, name = os.path.split(path)
     return os.path.join(folder, ".%s.part" % name)
 
@@ -60,8 +60,8 @@ def read_text(path: str) -> str:
 
 
 def write_text(path: str, text: Iterable[str]) -> None:
-    """Write `text`, or its pieces, as UTF-8, whole or not at all; names of files that are not UTF-8 keep their bytes. To `-` it is
-    printed."""
+    """Write `text`, or its pieces, as UTF-8, whole or not at all; names of files that are not UTF-8 keep their bytes.
+    To `-` it is printed."""
     pieces = [text] if isinstance(text, str) else text
     if path == "-":
         for piece in pieces:
@@ -95,8 +95,8 @@ def write_json(path: str, value: Any, kind: str = "") -> None:
 
 
 def read_json(path: str, kind: str = "") -> Any:
-    """The JSON value in `path`; of a `kind`, what was sealed. Raises UserError where it is not JSON in UTF-8, has a number that is not
-    finite, or is not as this version seals that kind."""
+    """The JSON value in `path`; of a `kind`, what was sealed. Raises UserError where it is not JSON in UTF-8, has a
+    number that is not finite, or is not as this version seals that kind."""
     text = read_text(path)
     try:
         value = json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_finite_int)

@@ -23,13 +23,13 @@ _NONE_LEFT = object()
 def each(work: Callable[[Any], Any], items: Iterable[Any], count: int, unrolled: bool = False) -> Generator[Tuple[Any, Any], None, None]:
     """(item, work(item)) for every item as it is done, in any order, computed in `count` processes.
 
-    The processes are forked before this returns, so call it before a library starts threads, whose locks a fork would copy.
-    If `unrolled`, work(item) gives many values, each of them is yielded, and a process waits until its last value was taken;
-    with a count of 1 items come in order.
+    The processes are forked before this returns, so call it before a library starts threads, whose locks a fork would
+    copy. If `unrolled`, work(item) gives many values, each of them is yielded, and a process waits until its last value
+    was taken; with a count of 1 items come in order.
 
-    A result may be a Corrupt: the one that work raised, or one that says how the process crashed or how long it hung, or a
-    Killed, also where the memory was not enough. Any other exception is raised here. Close the iterator (contextlib.closing)
-    to end the processes at once.
+    A result may be a Corrupt: the one that work raised, or one that says how the process crashed or how long it hung,
+    or a Killed, also where the memory was not enough. Any other exception is raised here. Close the iterator
+    (contextlib.closing) to end the processes at once.
     """
     results = _each(work, items, count, unrolled)
     next(results)

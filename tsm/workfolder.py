@@ -1,5 +1,5 @@
-"""What run_all.sh calls the files of a work folder, for all that make them or look for them there, and run.json, which says what a
-run is; paths from that folder."""
+"""What run_all.sh calls the files of a work folder, for all that make them or look for them there, and run.json, which
+says what a run is; paths from that folder."""
 
 import contextlib
 import datetime
@@ -73,8 +73,8 @@ def folder_of(ann_file: str) -> str:
 
 
 def clean(folder: str, everything: bool) -> List[str]:
-    """Delete the tensors in a work folder, or all that run_all.sh made there; what was deleted. Other files stay, and so does a
-    checkpoint that was fetched."""
+    """Delete the tensors in a work folder, or all that run_all.sh made there; what was deleted. Other files stay, and
+    so does a checkpoint that was fetched."""
     if not os.path.isdir(folder):
         return []
     with locked(folder):

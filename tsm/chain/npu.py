@@ -88,8 +88,8 @@ def check_path(folder: str) -> None:
 
 
 def prepare(folder: str) -> None:
-    """Take the rights away that ais_bench does not tolerate on models, tensors and results that `folder` already has. Raises UserError
-    for a symbolic link, the file of another user, and rights that cannot be changed."""
+    """Take the rights away that ais_bench does not tolerate on models, tensors and results that `folder` already has.
+    Raises UserError for a symbolic link, the file of another user, and rights that cannot be changed."""
     patterns = (COMPILED, *OUTPUTS, os.path.join("*", BINS), os.path.join("*", BINS, "*.bin"))
     for path in (path for pattern in patterns for path in glob.glob(os.path.join(glob.escape(folder), pattern))):
         refused = OTHERS_WRITE | stat.S_IRWXO if os.path.relpath(path, folder) in OUTPUTS else OTHERS_WRITE
@@ -115,9 +115,9 @@ def devices(listing: str) -> List[int]:
 def chips_in(listing: str) -> List[Tuple[str, Optional[int]]]:
     """(name, device) of each chip in the output of `npu-smi info`; None where the listing numbers no devices.
 
-    Two rows describe a chip: `| NPU  Name | Health | …` and `| Chip  Device | Bus-Id | …`, in which health and bus id may be
-    anything, also `-` and NA. The first follows a rule or the second row of the chip before; the table of processes,
-    whose rows look alike, comes last and is not read.
+    Two rows describe a chip: `| NPU  Name | Health | …` and `| Chip  Device | Bus-Id | …`, in which health and bus id
+    may be anything, also `-` and NA. The first follows a rule or the second row of the chip before; the table of
+    processes, whose rows look alike, comes last and is not read.
     """
     found: List[Tuple[str, Optional[int]]] = []
     name, name_is_next = "", True

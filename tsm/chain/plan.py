@@ -163,8 +163,8 @@ def absolute(path: str) -> str:
 
 
 def find_device(args: argparse.Namespace) -> Tuple[str, str]:
-    """(CANN's set_env.sh, how the device was chosen); sets the device where it is auto. CANN's tools decide, and the hardware
-    has a say. Tests put ASCEND_SYSROOT before the system's folders."""
+    """(CANN's set_env.sh, how the device was chosen); sets the device where it is auto. CANN's tools decide, and the
+    hardware has a say. Tests put ASCEND_SYSROOT before the system's folders."""
     root, home = os.environ.get("ASCEND_SYSROOT", ""), os.environ.get("HOME", "")
     found = npu.toolkits([root + "/usr/local/Ascend", home + "/Ascend"])
     set_env = absolute(os.environ.get("ASCEND_SET_ENV", "")) or (found or [""])[0]

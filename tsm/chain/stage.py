@@ -89,8 +89,8 @@ def code(command: List[str]) -> str:
 
 
 def execute(command: List[str], copies: List[str]) -> Tuple[int, str]:
-    """Run the command; (its exit status, as a shell would give it, what was shown of its stdout). All that it prints is added to
-    run.log, its stdout is what the `copies` hold. Signals meant for us reach the command too."""
+    """Run the command; (its exit status, as a shell would give it, what was shown of its stdout). All that it prints is
+    added to run.log, its stdout is what the `copies` hold. Signals meant for us reach the command too."""
     process: Optional["subprocess.Popen[bytes]"] = None
     told: List[int] = []
     shown: List[bytes] = []

@@ -71,8 +71,8 @@ def given(args: argparse.Namespace, *names: str) -> List[str]:
 
 
 def call(tool: str, words: List[str], commands: List[str]) -> str:
-    """What a command prints, of a script of the suite by its options; it is added to `commands`. Raises UserError: which tool failed,
-    and its words."""
+    """What a command prints, of a script of the suite by its options; it is added to `commands`. Raises UserError:
+    which tool failed, and its words."""
     if tool.endswith(".py"):
         words = [sys.executable, os.path.join(SUITE, tool)] + words
     commands.append(" ".join(map(shlex.quote, words)))
@@ -85,8 +85,8 @@ def call(tool: str, words: List[str], commands: List[str]) -> str:
 
 
 def compiled_answers(base: str, options: List[str], chip: str, inputs: str, commands: List[str]) -> Dict[str, np.ndarray]:
-    """What ais_bench answers to the tensors `inputs`, probabilities by the names of its files, once atc has compiled `base`.onnx to
-    `base`.om by these options. Raises UserError."""
+    """What ais_bench answers to the tensors `inputs`, probabilities by the names of its files, once atc has compiled
+    `base`.onnx to `base`.om by these options. Raises UserError."""
     call("atc", ["atc", "--model=%s.onnx" % base, "--framework=5", "--output=" + base] + options
          + ["--log=error", "--soc_version=Ascend" + re.sub("^Ascend", "", chip)], commands)
     shutil.rmtree(base, ignore_errors=True)
@@ -147,8 +147,8 @@ def fastest(rows: List[Candidate]) -> Optional[Candidate]:
 
 
 def tuned(chip: str, checkpoint: str, inputs: List[str]) -> Optional[Candidate]:
-    """What tune.json of this folder says is the fastest of these inputs on this chip; None where it is not of this chip, CANN and
-    checkpoint, which is said, or there is none."""
+    """What tune.json of this folder says is the fastest of these inputs on this chip; None where it is not of this
+    chip, CANN and checkpoint, which is said, or there is none."""
     try:
         found = read_json(TUNE, "tune")
     except FileNotFoundError:

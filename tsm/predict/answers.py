@@ -77,8 +77,8 @@ class Viewer(abc.ABC):
 def segments_of(answers: Sequence[Answer]) -> List[Segment]:
     """Windows in their order in time -> stretches of one label.
 
-    Each window speaks for the times that are nearer to its middle than to any other window's, the first from its start and
-    the last to its end, so the stretches cover the video once.
+    Each window speaks for the times that are nearer to its middle than to any other window's, the first from its start
+    and the last to its end, so the stretches cover the video once.
     """
     spans = [(answer.window.start or 0.0, answer.window.end or 0.0) for answer in answers]
     between = [round((start + end + after + until) / 4, 3) for (start, end), (after, until) in zip(spans, spans[1:])]
@@ -91,8 +91,8 @@ def segments_of(answers: Sequence[Answer]) -> List[Segment]:
 
 
 def lengthen(segments: List[Segment], weight: int, best: Ranked, start: float, end: float) -> int:
-    """Add a window's stretch to segments, in place: to the last one, which is of `weight` windows, if that has its label. The last one's
-    windows then."""
+    """Add a window's stretch to segments, in place: to the last one, which is of `weight` windows, if that has its
+    label. The last one's windows then."""
     if segments and segments[-1].label == best.label:
         last, weight = segments[-1], weight + 1
         segments[-1] = last._replace(end=end, probability=last.probability + (best.probability - last.probability) / weight)
@@ -118,8 +118,8 @@ def entry_of(viewer: Viewer, segments: Sequence[Segment], error: str) -> Dict[st
 def as_cards(entry: Dict[str, Any]) -> Dict[str, Any]:
     """An entry of --json for the page: {name, place, length, error, problem, figures, curve, cards: [{when, strip, top}]}.
 
-    A card is a segment of a long video, or else the whole of one; its film strip is made from the file, None where that is a
-    camera or cannot be read a second time, which `problem` tells. Frame by frame there is one card, of the last answer, and a curve.
+    A card is a segment of a long video, or else the whole of one; its film strip is made from the file, None where that is a camera
+    or cannot be read a second time, which `problem` tells. Frame by frame there is one card, of the last answer, and a curve.
     """
     path, windows, by_frame = entry["input"], entry["windows"], "every" in entry
     running = by_frame and entry["threshold"] is None
@@ -163,8 +163,8 @@ COLUMNS = ("input", "start", "end", "rank", "label", "class_id", "probability", 
 
 
 def csv_rows(entries: Iterable[Dict[str, Any]], approximates: str) -> Iterator[Sequence[Any]]:
-    """--csv: one row per input, window and rank, after COLUMNS as the heading; an input that failed is a row with its error. What a model
-    approximates is a column more."""
+    """--csv: one row per input, window and rank, after COLUMNS as the heading; an input that failed is a row with its
+    error. What a model approximates is a column more."""
     more = [approximates] if approximates else []
     yield [*COLUMNS, "approximates"] if approximates else COLUMNS
     for entry in entries:
@@ -177,8 +177,8 @@ def csv_rows(entries: Iterable[Dict[str, Any]], approximates: str) -> Iterator[S
 
 
 class Log:
-    """--jsonl: one JSON object per line, {time, input, error, start, end, top} and `more`, added whole to the file as each answer comes;
-    `failed` once one could not be."""
+    """--jsonl: one JSON object per line, {time, input, error, start, end, top} and `more`, added whole to the file as
+    each answer comes; `failed` once one could not be."""
 
     def __init__(self, path: Optional[str], more: Optional[Dict[str, Any]] = None) -> None:
         self.file, self.failed, self.more = open(path, "ab", buffering=0) if path else None, False, more or {}
@@ -196,8 +196,8 @@ class Log:
 
 
 def write_files(args: argparse.Namespace, facts: Dict[str, Any], entries: List[Dict[str, Any]]) -> bool:
-    """--json, --csv and --html, of a way's about() and the entries of --json; whether each could be written, for one that cannot costs no
-    other."""
+    """--json, --csv and --html, of a way's about() and the entries of --json; whether each could be written, for one
+    that cannot costs no other."""
     def write_page() -> None:
         write_text(args.html, page.predict_page({
             "model": os.path.basename(args.model), "about": page.about_model(facts["model"]), "engine": facts["engine"],
@@ -262,8 +262,8 @@ def annotate(output: str, viewer: Viewer, segments: Sequence[Segment]) -> None:
 
 
 def label_names(args: argparse.Namespace, model: Offline) -> Optional[List[str]]:
-    """The classes' names, from --labels or from the model; None, with a note, if there are none. What else is to be known of the
-    model before its answers is printed."""
+    """The classes' names, from --labels or from the model; None, with a note, if there are none. What else is to be
+    known of the model before its answers is printed."""
     for line in page.about_model(model.metadata):
         print("%s: %s" % (args.model, printable(line)), flush=True)
     classes = model.tested_by.classes

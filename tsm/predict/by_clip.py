@@ -96,8 +96,8 @@ def parts_of(
 ) -> Parts:
     """((number of the path, window), its tensor [1, frames, 3, size, size] or the Corrupt that says why there is none).
 
-    Without a window's `length`, in seconds, a path is one window, and paths come in any order; with it they come one after
-    the other, their windows in time. The processes that decode are forked before this returns, so call it before open_engine().
+    Without a window's `length`, in seconds, a path is one window, and paths come in any order; with it they come one after the
+    other, their windows in time. The processes that decode are forked before this returns, so call it before open_engine().
     """
     if length is None:
         videos: Generator[Tuple[int, Any], None, None] = decoded(

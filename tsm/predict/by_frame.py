@@ -27,8 +27,8 @@ PASSED_OVER = 0.1  # the share of frames from which their loss costs accuracy
 
 
 class ByFrame:
-    """How an online model answers: networks that hold the states, and the frames of files, (number of the path, (seconds, frame) or
-    Corrupt), path by path."""
+    """How an online model answers: networks that hold the states, and the frames of files, (number of the path,
+    (seconds, frame) or Corrupt), path by path."""
 
     long = True
 
@@ -77,8 +77,8 @@ class ByFrame:
 
 
 class Rows(List[Dict[str, Any]]):
-    """Answers as --json has them, each made when it is asked for; json takes it for the list of them. Kept are 16 bytes of each and 16 of
-    each of its classes, so that a day of a camera takes megabytes."""
+    """Answers as --json has them, each made when it is asked for; json takes it for the list of them. Kept are 16 bytes
+    of each and 16 of each of its classes, so that a day of a camera takes megabytes."""
 
     def __init__(self, names: Optional[Sequence[str]]) -> None:
         super().__init__()

@@ -25,8 +25,8 @@ Caption = Tuple[float, float, str]
 def write_captions(path: str, output: str, captions: Sequence[Caption]) -> None:
     """Copy a video to `output` (.mp4, H.264) with captions (start, end in seconds, text) drawn in, frame by frame; whole or not at all.
 
-    Each frame is shown when it is in the original, and sound is kept. Memory is bounded, whatever the length. Raises Corrupt, or
-    UserError or OSError where `output` cannot be written.
+    Each frame is shown when it is in the original, and sound is kept. Memory is bounded, whatever the length. Raises
+    Corrupt, or UserError or OSError where `output` cannot be written.
     """
     if av is None or "libx264" not in av.codecs_available or not hasattr(cv2, "FontFace"):
         raise Corrupt("labels are drawn into videos by PyAV, with H.264, and OpenCV 5; get them: "

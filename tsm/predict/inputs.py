@@ -26,8 +26,8 @@ SIDECARS = (".txt", ".md", ".json", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".h
 class Input(NamedTuple):
     """A video, folder of frames, address or camera.
 
-    `path` is what every output shows of it, without an address's password; `live` is the address itself, or a camera's number;
-    `error` says why it is none, if it is not.
+    `path` is what every output shows of it, without an address's password; `live` is the address itself, or a camera's
+    number; `error` says why it is none, if it is not.
     """
 
     path: str
@@ -43,8 +43,8 @@ def is_address(text: str) -> bool:
 def without_password(address: str) -> str:
     """An address to show: rtsp://admin:***@host/…, or ***@ where what stands before @ has no colon and may be a token.
 
-    A password may hold /, ?, # and @ although it should be escaped; so where the text up to the first of them is no host with
-    a port, all up to the last @ counts as user and password. What follows the host, as in ?token=…, is shown as it is.
+    A password may hold /, ?, # and @ although it should be escaped; so where the text up to the first of them is no host
+    with a port, all up to the last @ counts as user and password. What follows the host, as in ?token=…, is shown as it is.
     """
     scheme, rest = address.split("://", 1)
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
@@ -61,8 +61,8 @@ def expand(inputs: Sequence[str], within: Tuple[str, ...] = (), lists: Optional[
     Each input is one of: a video file; a folder, searched for videos by their suffix, recursively; a folder of frames; a
     quoted pattern (**, *, ?, []); @FILE, which has one input per line; an address. A path that does not exist is kept, so
     that it is reported beside the others; so is, with its error, a folder, a pattern or a list that gives nothing. What an
-    earlier run drew labels into is no input of a folder or a pattern; a warning says so. `within` are the lists that the inputs
-    are from, by their real paths; the files of lists are added to `lists`, also those within lists.
+    earlier run drew labels into is no input of a folder or a pattern; a warning says so. `within` are the lists that the
+    inputs are from, by their real paths; the files of lists are added to `lists`, also those within lists.
     """
     found: List[Input] = []
     for given in inputs:
@@ -129,9 +129,9 @@ def _listed(given: str, within: Tuple[str, ...], lists: Optional[List[str]]) -> 
 def _inside(folder: str) -> List[Input]:
     """The videos under a folder, in natural order; else the folders of frames under it, itself included.
 
-    Links to folders are followed; a folder that is met again, by a link or in a loop, is passed over, and so is all that
-    _is_aside(). One warning counts, by suffix, the other files that may have been meant. A folder that cannot be read is an
-    input with an error.
+    Links to folders are followed; a folder that is met again, by a link or in a loop, is passed over, and so is all
+    that _is_aside(). One warning counts, by suffix, the other files that may have been meant. A folder that cannot be
+    read is an input with an error.
     """
     videos: List[str] = []
     frames: List[str] = []
@@ -170,8 +170,8 @@ def _inside(folder: str) -> List[Input]:
 
 
 def find_model(given: Optional[str]) -> str:
-    """The model to run: a file that is given, or that of a work folder, which is given, or the first of: the current folder, work/ in it,
-    and these beside the script."""
+    """The model to run: a file that is given, or that of a work folder, which is given, or the first of: the current
+    folder, work/ in it, and these beside the script."""
     if given and not os.path.isdir(given):
         return given
     beside = os.path.dirname(os.path.abspath(sys.argv[0]))
@@ -187,8 +187,8 @@ def find_model(given: Optional[str]) -> str:
 
 
 def annotated_names(folder: str, paths: Sequence[str], inputs: Iterable[str]) -> List[str]:
-    """Where each video goes with its labels drawn in: FOLDER/<name>.mp4, no two to the same, and never onto another file than
-    an earlier run's output; if that is one of the `inputs`, not onto it either."""
+    """Where each video goes with its labels drawn in: FOLDER/<name>.mp4, no two to the same, and never onto another
+    file than an earlier run's output; if that is one of the `inputs`, not onto it either."""
     read = {identity(path) for path in inputs}
     names: Dict[str, None] = {}  # in their order
     for path in paths:
@@ -202,8 +202,8 @@ def annotated_names(folder: str, paths: Sequence[str], inputs: Iterable[str]) ->
 
 
 def check_paths(args: argparse.Namespace, files: Sequence[str], live: Sequence[Input], lists: List[str], int8_model: str) -> List[str]:
-    """Refuse, before any work, options that do not fit the inputs, outputs that cannot be written and those that would overwrite
-    what is read: inputs, `lists` of them, the model; where --annotate writes each file."""
+    """Refuse, before any work, options that do not fit the inputs, outputs that cannot be written and those that would
+    overwrite what is read: inputs, `lists` of them, the model; where --annotate writes each file."""
     if args.annotate is not None and live:
         fail("--annotate is for videos, not for %s (see --help)" % live[0].path, status=2)
     weights = weights_file(int8_model) if int8_model.endswith(".xml") else ""

@@ -45,8 +45,8 @@ Moments = Iterator[Tuple[float, float, np.ndarray]]
 
 
 def capture(source: Union[int, str]) -> Moments:
-    """(seconds since the first frame, likewise by the source's own clock, frame RGB uint8 [H, W, 3]) of a camera by its number, or
-    an address, as it runs.
+    """(seconds since the first frame, likewise by the source's own clock, frame RGB uint8 [H, W, 3]) of a camera by its
+    number, or an address, as it runs.
 
     What tells its length is a recording, and is held to its own speed. All else is live, and is taken as it comes. Raises
     Corrupt, and Lost where it may help to try again; a recording's end is none, and that of anything else is Lost.
@@ -206,12 +206,12 @@ class _Reader(threading.Thread):
 def watched(
     sources: Sequence[Tuple[str, Any]], seconds: float, stride: float, protocol: Protocol, reconnect: float = 0.0
 ) -> Generator[Tuple[int, Union[Recent, Corrupt]], None, None]:
-    """(number of the source, its newest `seconds`) of `sources`, once every `stride` seconds until all have ended. A source is what
-    warnings call it, and its address or a camera's number; one that is Lost is tried again for `reconnect` seconds.
+    """(number of the source, its newest `seconds`) of `sources`, once every `stride` seconds until all have ended. A source
+    is what warnings call it, and its address or a camera's number; one that is Lost is tried again for `reconnect` seconds.
 
     Each is read in a thread of its own and never waits: frames that arrive while the caller computes push the oldest out, so an
-    answer is never about the past. Frames are kept resized, MOST_FRAMES of a window, so memory is bounded; the newest alone for 0
-    seconds. A source that ends gives its last frames, then the Corrupt that says why, unless it is a recording that is over.
+    answer is never about the past. Frames are kept resized, MOST_FRAMES of a window, so memory is bounded; the newest alone for
+    0 seconds. A source that ends gives its last frames, then the Corrupt that says why, unless it is a recording that is over.
     """
     arrived = threading.Condition()
     readers = [_Reader(name, source, seconds, stride, protocol, reconnect, arrived) for name, source in sources]

@@ -71,8 +71,8 @@ def collect(
     arguments: Dict[str, Any], model: Offline, summary: Dict[str, Any], manifest: Dict[str, Any], accuracy: Accuracy,
     names: Optional[List[str]], found: Dict[str, Any], counted: Accuracy,
 ) -> Dict[str, Any]:
-    """Everything that the table and the page show and what made it, as report.json holds it. `arguments` are TSM_report.py's, `accuracy`
-    is the one that is reported, `found` findings(), and `counted` the accuracy of the same results."""
+    """Everything that the table and the page show and what made it, as report.json holds it. `arguments` are TSM_report.py's,
+    `accuracy` is the one that is reported, `found` findings(), and `counted` the accuracy of the same results."""
     facts = {key: value for key, value in model.metadata.items() if key.startswith("tsm.")}
     fusion, device, precision = model.fusion or "score", arguments["device"], arguments["precision"]  # score: an online model's, of views
     digest = facts.get("tsm.checkpoint_sha256", sha256(arguments["checkpoint"]) if arguments["checkpoint"] else None)
@@ -124,8 +124,8 @@ def checks_of(report: Dict[str, Any], tested_by: Protocol, counted: Accuracy, st
 
 
 def latency(times: Any) -> Optional[Dict[str, Any]]:
-    """Percentiles of the batches' times in ms, and counts in equal bins, the last of which has all that is slower than 99.5 %; None
-    without a list of numbers."""
+    """Percentiles of the batches' times in ms, and counts in equal bins, the last of which has all that is slower than
+    99.5 %; None without a list of numbers."""
     if not isinstance(times, list) or not times or not all(map(is_time, times)):
         return None
     values = np.array(times, np.float64)

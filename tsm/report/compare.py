@@ -33,8 +33,8 @@ class Measured(NamedTuple):
 
 
 def load_run(path: str) -> Measured:
-    """A run from its work folder or its report.json: its result files if they are there, and else what report.json keeps of every
-    video. Raises UserError, or OSError, that names what is missing."""
+    """A run from its work folder or its report.json: its result files if they are there, and else what report.json
+    keeps of every video. Raises UserError, or OSError, that names what is missing."""
     report: Dict[str, Any] = {}
     name, folder = os.path.normpath(path), path if os.path.isdir(path) else os.path.dirname(path)
     given = os.path.join(path, REPORT) if os.path.isdir(path) else path
@@ -87,8 +87,8 @@ def _keys(columns: Columns) -> Dict[Tuple[str, int], int]:
 def _join(a: Columns, b: Columns) -> Tuple[List[Tuple[int, int]], int]:
     """(the places in both of each video that both have, in the order of A; how many of them have another name in B).
 
-    Names that are not the same are those of one video where their ends are, without the suffix: the longest end that only one video
-    of each run has. So a list of videos is joined with one of frames, and with one that starts from another folder.
+    Names that are not the same are those of one video where their ends are, without the suffix: the longest end that only one
+    video of each run has. So a list of videos is joined with one of frames, and with one that starts from another folder.
     """
     keys = _keys(a), _keys(b)
     pairs = {place: keys[1][key] for key, place in keys[0].items() if key in keys[1]}

@@ -1,5 +1,5 @@
-"""Which stage of a run is to blame for a low accuracy: a few of its videos go through the chain again, and each stage is
-compared with what it should have given. The reference is the suite's own: PyTorch, and ONNX Runtime in fp32.
+"""Which stage of a run is to blame for a low accuracy: a few of its videos go through the chain again, and each stage
+is compared with what it should have given. The reference is the suite's own: PyTorch, and ONNX Runtime in fp32.
 """
 
 import glob
@@ -56,9 +56,9 @@ class Stage(NamedTuple):
 class Chain:
     """A run's files, as far as they are known (a path that is empty is not), and its model in ONNX Runtime and fp32.
 
-    `given` are the paths that the user names: data_root, ann_file, checkpoint, exported, model; what is None is taken from run.json, and
-    of a run by hand, which has none, from run_all.sh's names. Raises UserError, or OSError, for a work folder without a modified model,
-    labels or a manifest, and where these are not of one run.
+    `given` are the paths that the user names: data_root, ann_file, checkpoint, exported, model; what is None is taken
+    from run.json, and of a run by hand, which has none, from run_all.sh's names. Raises UserError, or OSError, for a
+    work folder without a modified model, labels or a manifest, and where these are not of one run.
     """
 
     def __init__(self, folder: str, given: Dict[str, Optional[str]]) -> None:

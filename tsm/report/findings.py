@@ -1,7 +1,7 @@
 """What a run found, video by video and class by class: from class scores and labels to what the page and the tables show.
 
-Everything here is plain values, ready for JSON; shares and probabilities are 0..1, classes are numbers. Per-video facts are
-columns of equal length (`Columns`), one place per video, in the order of the ids.
+Everything here is plain values, ready for JSON; shares and probabilities are 0..1, classes are numbers. Per-video facts
+are columns of equal length (`Columns`), one place per video, in the order of the ids.
 """
 
 import base64
@@ -67,8 +67,8 @@ def confusion(columns: Columns, classes: int) -> np.ndarray:
 
 
 def class_rows(columns: Columns, counts: np.ndarray) -> List[Dict[str, Any]]:
-    """Per class, those without a video too: its videos, how many are right and in the first five, the 95 % interval of the
-    share that is right, how often it was the answer, and what it was most often taken for."""
+    """Per class, those without a video too: its videos, how many are right and in the first five, the 95 % interval of
+    the share that is right, how often it was the answer, and what it was most often taken for."""
     label, rank = np.array(columns["label"]), np.array(columns["rank"])
     rows = []
     for number, row in enumerate(counts):
@@ -84,8 +84,8 @@ def class_rows(columns: Columns, counts: np.ndarray) -> List[Dict[str, Any]]:
 
 
 def confused_pairs(counts: np.ndarray, reverse: Mapping[int, int]) -> List[Dict[str, Any]]:
-    """The PAIRS most frequent confusions: truth, answer, count, share of the truth's videos, the other direction's count,
-    and whether the answer is the truth's action played backwards."""
+    """The PAIRS most frequent confusions: truth, answer, count, share of the truth's videos, the other direction's
+    count, and whether the answer is the truth's action played backwards."""
     off = counts - np.diag(np.diag(counts))
     order = np.argsort(-off, axis=None, kind="stable")[:PAIRS]
     pairs = [divmod(int(place), len(counts)) for place in order]
@@ -133,8 +133,8 @@ def confidence(columns: Columns) -> Dict[str, Any]:
 
 
 def reverses(names: Optional[Sequence[str]]) -> Dict[int, int]:
-    """{class: the class of the same action played backwards}, for the names that say so by their words: "… up" and "… down",
-    "opening" and "closing", "from left to right" and "from right to left" (SWAPS). Both directions are in it."""
+    """{class: the class of the same action played backwards}, for the names that say so by their words: "… up" and "…
+    down", "opening" and "closing", "from left to right" and "from right to left" (SWAPS). Both directions are in it."""
     plain = {" ".join(name.lower().split()): number for number, name in enumerate(names or ())}
     plain = {name: number for name, number in plain.items() if name not in POSES}
     swaps: Dict[str, List[str]] = {}  # what may stand in the place of a phrase: itself, or an opposite
@@ -153,8 +153,8 @@ def reverses(names: Optional[Sequence[str]]) -> Dict[int, int]:
 
 
 def another_order(truth: np.ndarray, answers: np.ndarray, classes: int, names: Optional[Sequence[str]]) -> Tuple[bool, str]:
-    """(does another order of the labels explain the accuracy, in words), of labels and answers int [videos]: the best of other_orders()
-    does if it gains GAIN of top-1 by a p below MOST_P."""
+    """(does another order of the labels explain the accuracy, in words), of labels and answers int [videos]: the best
+    of other_orders() does if it gains GAIN of top-1 by a p below MOST_P."""
     given = "top-1 is %.4f with the labels as they are" % (answers == truth).mean()
     *known, learnt = other_orders(truth, answers, classes, names)
     for found, before, words in sorted(known, key=lambda one: -one[0].mean()) + [learnt]:
@@ -168,8 +168,8 @@ def another_order(truth: np.ndarray, answers: np.ndarray, classes: int, names: O
 def other_orders(
     truth: np.ndarray, answers: np.ndarray, classes: int, names: Optional[Sequence[str]]
 ) -> List[Tuple[np.ndarray, np.ndarray, str]]:
-    """(which videos are right, bool; which of them were with the labels as they are; the order in words) for the known ways to number
-    classes otherwise (_orders) and, last, for the order that one half of the videos teaches, on the other half."""
+    """(which videos are right, bool; which of them were with the labels as they are; the order in words) for the known ways to
+    number classes otherwise (_orders) and, last, for the order that one half of the videos teaches, on the other half."""
     right = answers == truth
     measured, found = permutation(truth, answers)
     return [(answers == order[truth], right, words) for order, words in _orders(truth, classes, names)] + [
@@ -198,8 +198,8 @@ def _orders(truth: np.ndarray, classes: int, names: Optional[Sequence[str]]) -> 
 
 
 def permutation(truth: np.ndarray, answers: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """(the videos that it is measured on, bool; of these, which are right if each class is called what it is mostly answered as, which
-    is learnt on the other half of each class's videos; a name is given once)."""
+    """(the videos that it is measured on, bool; of these, which are right if each class is called what it is mostly
+    answered as, which is learnt on the other half of each class's videos; a name is given once)."""
     measured = np.zeros(len(truth), bool)
     for number in np.unique(truth):
         measured[np.flatnonzero(truth == number)[1::2]] = True
@@ -223,11 +223,11 @@ def findings(columns: Columns, classes: int, names: Optional[Sequence[str]]) -> 
 def gallery(
     columns: Columns, scores: Mapping[int, np.ndarray], most: int, data_root: Optional[str]
 ) -> Dict[str, List[Dict[str, Any]]]:
-    """At most `most` videos of each kind, as report.json has them: failures, the most certain first; near misses, where the truth came
-    second and closest; successes, drawn at random by a fixed seed.
+    """At most `most` videos of each kind, as report.json has them: failures, the most certain first; near misses, where
+    the truth came second and closest; successes, drawn at random by a fixed seed.
 
-    Each has its `place` in the columns, its `top` [class, probability] and its `strip`, a data URI, or None without a data root;
-    `problem` says why a video has none.
+    Each has its `place` in the columns, its `top` [class, probability] and its `strip`, a data URI, or None without a
+    data root; `problem` says why a video has none.
     """
     rank, margin, probability = (np.array(columns[name]) for name in ("rank", "margin", "probability"))
     failures = [int(place) for place in np.argsort(-probability, kind="stable") if rank[place] > 1][:most]
@@ -253,8 +253,8 @@ def strip_of(data_root: Optional[str], source: str) -> Tuple[Optional[str], Opti
 
 
 def strips_of(path: str, spans: Sequence[Tuple[Optional[float], Optional[float]]]) -> Tuple[List[Optional[str]], str]:
-    """(a film strip, as a data URI, of each span of the video or folder of frames at `path`; why some are None, if they are). Spans are
-    (start, end) in seconds, in their order in time; (None, None) is the whole."""
+    """(a film strip, as a data URI, of each span of the video or folder of frames at `path`; why some are None, if they
+    are). Spans are (start, end) in seconds, in their order in time; (None, None) is the whole."""
     from tsm.video.windows import Window, strips
 
     made: List[Optional[str]] = []
@@ -269,8 +269,8 @@ def strips_of(path: str, spans: Sequence[Tuple[Optional[float], Optional[float]]
 def write_csv(path: str, rows: Iterator[Sequence[Any]], bom: bool = False) -> None:
     """A CSV file in UTF-8, whole or not at all; bytes of a name that are not UTF-8 are escaped.
 
-    A text that a spreadsheet would compute, for it begins with = + - @, a tab or a return, gets a ' before it. With `bom` the
-    file begins with a byte order mark, by which Excel knows UTF-8.
+    A text that a spreadsheet would compute, for it begins with = + - @, a tab or a return, gets a ' before it. With
+    `bom` the file begins with a byte order mark, by which Excel knows UTF-8.
     """
     with replacing(path) as part, open(part, "w", encoding="utf-8-sig" if bom else "utf-8", errors="backslashreplace", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([_as_text(cell) for cell in row] for row in rows)

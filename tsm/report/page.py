@@ -1,8 +1,8 @@
 """The pages: a report, two runs compared, answers for one's own videos; each is one HTML file that needs no network.
 
-They are drawn from plain values alone, and equal values give equal bytes. Whatever comes from the data is escaped (Jinja2's
-autoescape, and its JSON, of which no character can end a script); the page's own policy forbids every request and every script but
-its own.
+They are drawn from plain values alone, and equal values give equal bytes. Whatever comes from the data is escaped
+(Jinja2's autoescape, and its JSON, of which no character can end a script); the page's own policy forbids every request
+and every script but its own.
 """
 
 import base64

@@ -1,9 +1,9 @@
 """Why an accuracy is low where no stage departs: a run's videos under one change at a time of what its weights may have been made for.
 
-One view of a video is computed per change, but for fusion, as more views never explain more than a few points. The changes race: all of
-them run on the first of ROUNDS videos, the better half goes on, then the best three, and none that cannot catch up. Each is held against
-the run as it was on the same videos by McNemar's exact test, Holm's correction (Scand. J. Stat. 6, 1979) being made for the number of
-changes that were tried.
+One view of a video is computed per change, but for fusion, as more views never explain more than a few points. The
+changes race: all of them run on the first of ROUNDS videos, the better half goes on, then the best three, and none that
+cannot catch up. Each is held against the run as it was on the same videos by McNemar's exact test, Holm's correction
+(Scand. J. Stat. 6, 1979) being made for the number of changes that were tried.
 """
 
 import os
@@ -236,8 +236,8 @@ class Hunt:
         return sorted((one for one in alive if one.name in names), key=lambda one: names.index(one.name))
 
     def compute(self, suspects: Sequence[Suspect], videos: Sequence[int], tick: Callable[..., None]) -> None:
-        """Whether each suspect, the base being the first, is right on each video: one network after the other, and each of these over
-        all videos. The pixels that the base takes are kept for the networks that take the same: 1.5 MB a video."""
+        """Whether each suspect, the base being the first, is right on each video: one network after the other, and each of
+        these over all videos. The pixels that the base takes are kept for the networks that take the same: 1.5 MB a video."""
         groups: Dict[Any, List[Suspect]] = {}
         for one in suspects:
             groups.setdefault((one.protocol, one.sample, one.precision), []).append(one)
@@ -274,8 +274,8 @@ class Hunt:
                 self.unread[index] = str(error)
 
     def take(self, one: Suspect, index: int, views: List[np.ndarray], scores: np.ndarray) -> None:
-        """Add frame scores [segments, classes] to those of a video's views, and keep whether all of them are right, fused as it was and
-        as it is suspected; called by the engine's threads."""
+        """Add frame scores [segments, classes] to those of a video's views, and keep whether all of them are right,
+        fused as it was and as it is suspected; called by the engine's threads."""
         views.append(scores.mean(0))
         if len(views) == one.protocol.views:
             for fusion in [one.fusion] if one.before == AS_IT_WAS else FUSIONS:
