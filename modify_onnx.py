@@ -105,7 +105,8 @@ def surgery(given: Any, args: argparse.Namespace, protocol: Protocol, stated: bo
     folded, rules["fold"] = fold_constants(given, args.model1, scratch)
     source = read_source(folded, args.model1, protocol, stated)
     trunk, counts, found = lift(source, protocol)
-    online, protocol = args.target == "online", shift_to_write(args.model1, protocol, found, stated, args.target == "online", args.shift)
+    online = args.target == "online"
+    protocol = shift_to_write(args.model1, protocol, found, stated, online, args.shift)
     graphs, applied = proved_forms(trunk, args, protocol)
     rules.update(counts, **applied)
     if online:

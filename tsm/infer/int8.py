@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -90,13 +91,11 @@ def quantise(view: Any, views: List[np.ndarray], floating: Sequence[str] = ()) -
     import openvino as ov
 
     nncf.set_log_level(logging.ERROR)
-    fed = 0
+    calls = itertools.count()
     with progress(len(views), "quantisation", "clip") as tick, contextlib.redirect_stdout(io.StringIO()):  # NNCF has a bar of its own
 
         def feed(x: np.ndarray) -> Dict[str, np.ndarray]:
-            nonlocal fed
-            fed += 1
-            tick(int(fed <= len(views)))
+            tick(int(next(calls) < len(views)))  # NNCF reads them more than once
             return {"input": x}
 
         network = ov.Core().read_model(view.SerializeToString())

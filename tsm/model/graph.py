@@ -573,13 +573,13 @@ def build(
     """Write a trunk out as a model.
 
     Args:
-        form: of a batch of videos, `input` [batch, frames, 3, size, size] -> `output` [batch, classes], or, where fusion is None, per view
-            [batch * views, classes]: ascend (as the guide's graph shifts, for ATC), ascend_parts or ascend_mask (the shift taken apart,
-            over all views at once; see mover()), cpu (by Pad).
-            Of one view, [segments, 3, size, size] -> the frame scores [segments, classes], whatever batch, fusion and softmax: view
-            (the shift taken apart, see _Parts, which says where not), clip (by Split, Pad, Concat).
-            Of one frame, [1, 3, size, size] and the states -> [1, classes] and the new states: online (clip with a state in the place
-            of each Pad), online_parts (view likewise; what an engine may run in its place).
+        form: of a batch of videos, `input` [batch, frames, 3, size, size] -> `output` [batch, classes], or, where fusion is
+            None, per view [batch * views, classes]: ascend (as the guide's graph shifts, for ATC), ascend_parts or
+            ascend_mask (the shift taken apart, over all views at once; see mover()), cpu (by Pad).
+            Of one view, [segments, 3, size, size] -> the frame scores [segments, classes], whatever batch, fusion and
+            softmax: view (the shift taken apart, see _Parts, which says where not), clip (by Split, Pad, Concat).
+            Of one frame, [1, 3, size, size] and the states -> [1, classes] and the new states: online (clip with a state in
+            the place of each Pad), online_parts (view likewise; what an engine may run in its place).
         fusion: one of tsm.protocol.FUSIONS, or None.
         softmax: for fusion None: probabilities per view instead of class scores.
         dtype: float32, or uint8 (RGB 0..255, normalised in the graph), or aipp (float32, and frame by frame, [batch * frames, 3, size,
