@@ -606,7 +606,7 @@ def _of_trunk(change):
 
 @pytest.mark.parametrize("change, says", [
     (_clip_at(3), "conv1.relu6 keeps values between 0 and 3, where TSM keeps those above 0 or between 0 and 6"),
-    (_clip_of_a_computed_bound, "conv1.relu6"), (_attention, "has non-local blocks"), (_pooled, "or temporal pooling"),
+    (_clip_of_a_computed_bound, "conv1.relu6"), (_attention, "has non-local blocks"), (_pooled, "has temporal pooling"),
     (_of_trunk(_without("layer2.1.conv.0")), "9 temporal shifts, where this network has 10"),
     (_of_trunk(_without(*["layer%d.%d.conv.0" % (stage, block) for stage, blocks in enumerate(MOBILENET.blocks, 1)
                           for block in range(1, blocks)])), "0 temporal shifts, where this network has 10"),

@@ -23,7 +23,7 @@ from tsm import __version__
 
 MOST_SECONDS = 10**6  # of a window: eleven days
 AGREE_ON = 64  # videos whose answers are held against fp32's, unless --agreement says otherwise
-# Options of 1.0, taken for one more version; so are dashes where an underscore stands now.
+# Options of before 1.0, taken until the next version; so are dashes where an underscore stands now.
 RENAMED = {"--page": "--html", "--stride": "--every"}
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # how a user, a container, a scheduler and a closed terminal end a run
 _SPACE = " \t\r\n\v\f"  # not those that a name may hold, such as U+00A0 and U+3000

@@ -113,8 +113,8 @@ def test_a_network_is_mmaction2_s(name, works, tell, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("config, says", [
-    ("tsm_nl_embedded_gaussian_r50_1x1x8_50e_kinetics400_rgb", "non-local blocks"),
-    ("tsm_temporal_pool_r50_1x1x8_50e_kinetics400_rgb", "temporal pooling"),
+    ("tsm_nl_embedded_gaussian_r50_1x1x8_50e_kinetics400_rgb", "has non-local blocks"),
+    ("tsm_temporal_pool_r50_1x1x8_50e_kinetics400_rgb", "has temporal pooling"),
 ])
 def test_its_other_networks_are_refused_by_name(config, says, fails, tmp_path):
     """Their graphs by mmaction2's own exporter, and their weights."""
@@ -123,8 +123,7 @@ def test_its_other_networks_are_refused_by_name(config, says, fails, tmp_path):
     torch.save(dict(state_dict=model.state_dict(), meta=dict(config=text)), str(tmp_path / "model.pth"))
     (tmp_path / "protocol.json").write_text(json.dumps(protocol._asdict()))
     export(model, protocol, tmp_path / "export.onnx")
-    assert "has non-local blocks or temporal pooling" in fails(
-        "modify_onnx.py", "-m1", "export.onnx", "-m2", "new.onnx", "--protocol", "protocol.json", cwd=tmp_path)
-    with pytest.raises(UserError, match=says[:-1]):
+    assert says in fails("modify_onnx.py", "-m1", "export.onnx", "-m2", "new.onnx", "--protocol", "protocol.json", cwd=tmp_path)
+    with pytest.raises(UserError, match=says[len("has "):-1]):
         load_network(str(tmp_path / "model.pth"))
     assert not (tmp_path / "new.onnx").exists()

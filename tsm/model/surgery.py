@@ -393,13 +393,15 @@ def walk(source: Source, end: str) -> Tuple[List[NodeProto], Dict[str, np.ndarra
 
 
 def check_family(source: Source) -> None:
-    """UserError where the graph is of a TSM with more: what was computed times what was computed, or pooling in
-    time."""
-    for node in source.model.graph.node:
-        if (node.op_type == "MatMul" and not any(name in source.weights for name in node.input)
-                or node.op_type == "MaxPool" and len(attributes(node)["kernel_shape"]) > 2):
-            raise UserError("%s: has non-local blocks or temporal pooling (%s); pass a TSM without"
-                            % (source.path, node.name or node.output[0]))
+    """UserError where the graph is of a TSM that has more than TSM itself: non-local blocks or temporal pooling."""
+    nodes = source.model.graph.node
+    products = [node for node in nodes if node.op_type == "MatMul" and not any(name in source.weights for name in node.input)]
+    pools = [node for node in nodes if node.op_type == "MaxPool" and len(attributes(node)["kernel_shape"]) > 2]
+    if products:  # some have pools, too
+        raise UserError("%s: has non-local blocks (%s multiplies what was computed by what was computed); pass a TSM without"
+                        % (source.path, products[0].name or products[0].output[0]))
+    if pools:
+        raise UserError("%s: has temporal pooling (%s); pass a TSM without" % (source.path, pools[0].name or pools[0].output[0]))
 
 
 def lift(source: Source, protocol: Protocol) -> Tuple[Trunk, Dict[str, int], str]:
