@@ -30,12 +30,12 @@ from tsm.machine import keep_freed_memory
 from tsm.model import aipp
 from tsm.model.graph import build, trunk_of
 from tsm.model.onnxfile import metadata, protocol_of, read_onnx, set_metadata
-from tsm.model.proof import check_tolerance, in_words, prove, prove_online, still_holds, to_prove
+from tsm.model.proof import ALSO_PROVED, check_tolerance, in_words, prove, prove_online, still_holds, to_prove
 from tsm.model.surgery import auto_optimize, check_exported, fold_constants, lift, read_source, shift_to_write, weights_leave_inputs
 from tsm.protocol import FUSIONS, Protocol, differences, read_protocol
 
 CHOICES = {"target": ("ascend", "cpu", "online"), "fusion": FUSIONS, "input_dtype": ("float32", "uint8", "aipp")}  # first: the default
-WRITTEN_AS = {"guide": "ascend", "parts": "ascend_parts", "mask": "ascend_mask"}  # of tsm.model.graph.build(); each is proved
+WRITTEN_AS = {"guide": "ascend", **ALSO_PROVED["ascend"]}  # forms of tsm.model.graph.build()
 FOR = {"ascend": "ATC", "cpu": "TSM_infer.py, TSM_stream.py and TSM_predict.py", "online": "TSM_predict.py and TSM_stream.py"}
 REMEDY = "pass the exported model instead"
 

@@ -191,12 +191,13 @@ def annotated_names(folder: str, paths: Sequence[str], inputs: Iterable[str]) ->
     file than an earlier run's output; if that is one of the `inputs`, not onto it either."""
     read = {identity(path) for path in inputs}
     names: Dict[str, None] = {}  # in their order
+    tried: Dict[str, int] = Counter()  # of each stem, so that thousands of one name take no longer than others
     for path in paths:
         stem = os.path.join(folder, os.path.splitext(os.path.basename(path))[0])
-        name, number = stem + ".mp4", 1
-        while name in names or os.path.lexists(name) and (identity(name) in read or not has_captions(name)):
-            number += 1
-            name = "%s_%d.mp4" % (stem, number)
+        name = ""
+        while not name or name in names or os.path.lexists(name) and (identity(name) in read or not has_captions(name)):
+            tried[stem] += 1
+            name = stem + ("_%d" % tried[stem] if tried[stem] > 1 else "") + ".mp4"
         names[name] = None
     return list(names)
 

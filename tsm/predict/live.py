@@ -104,8 +104,8 @@ def _by_av(address: str) -> Moments:
         kind = type(error).__name__
         if began is None and time.monotonic() > asked + SILENCE:  # FFmpeg calls the silence of RTSP something else
             kind = "ExitError"
-        words = "it sends no frames" if kind == "ExitError" else first_line(error.strerror).lower()
-        words = "the connection failed" if error.errno == errno.EIO else words
+        words = "the connection failed" if error.errno == errno.EIO else (
+            "it sends no frames" if kind == "ExitError" else first_line(error.strerror).lower())
         if kind in HOPELESS or began is None and kind == "InvalidDataError":
             raise Corrupt("cannot be opened: " + words)
         lasting = Lost if began is None or length <= 0 else Corrupt
